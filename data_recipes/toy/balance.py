@@ -1,0 +1,164 @@
+"""How much can be guessed without looking, without listening, or without both? Measured on the test split.
+
+Guessers are fitted on the training rows: the majority answer of each cell (wording, wording and slot, number of events,
+...), and a decision tree and a forest on all that the stream's true script says, a perfect eye or ear.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+import numpy as np
+from rich.table import Table
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.tree import DecisionTreeClassifier
+
+from toy.questions import CHOICES, WORDINGS
+from toy.scripting import COLOURS, DIRECTIONS, KINDS, PITCHES, SHAPES, SIZES
+
+BLIND_LIMIT, STREAM_LIMIT = 0.05, 0.08
+
+
+def blind_features(row: dict, clip: dict) -> list[float]:
+    """The wording, the slot and the length of the clip."""
+    slot = row["meta"].get("slot")
+    return [row["meta"]["wording"], SHAPES.index(slot) if slot else -1, clip["duration"]]
+
+
+def padded(values: list[float], size: int) -> list[float]:
+    """The first `size` values, -1 where there are fewer."""
+    return [*values[:size], *[-1.0] * (size - len(values))]
+
+
+def video_features(row: dict, clip: dict) -> list[float]:
+    """All that a perfect eye tells of the clip, besides the blind features."""
+    events, things = clip["events"], clip["objects"]
+    first = things[0]
+    direction = list(DIRECTIONS).index(clip["direction"]) if clip["direction"] else -1
+    kinds = [SHAPES.index(first["shape"]), list(COLOURS).index(first["colour"]), list(SIZES).index(first["size"])]
+    bounces, gone = events["bounces"], events["vanishes"]
+    gaps = np.diff(bounces).tolist()
+    times = [events["appears"], -1.0 if gone is None else gone, *padded(bounces, 3), *padded(gaps, 2)]
+    return [*blind_features(row, clip), len(things), direction, *kinds, len(bounces), *times, first["x"][0], first["y"][0]]
+
+
+def audio_features(row: dict, clip: dict) -> list[float]:
+    """All that a perfect ear tells of the clip, besides the blind features."""
+    clicks = clip["clicks"]
+    values = [len(clicks), *padded(clicks, 3), *padded(np.diff(clicks).tolist(), 2)]
+    for s in clip["sounds"][:1]:
+        values += [list(KINDS).index(s["kind"]), list(PITCHES).index(s["pitch"]), s["start"], s["end"], len(s["pulses"])]
+    return [*blind_features(row, clip), *values]
+
+
+FEATURES: dict[str, Callable[[dict, dict], list[float]]] = {
+    "blind": blind_features,
+    "video": video_features,
+    "audio": audio_features,
+}
+
+
+def majority_guess(keys: list, answers: list[str], new_keys: list) -> list[str]:
+    """The most frequent training answer of each key, of all answers where the key is new."""
+    cells: dict = defaultdict(Counter)
+    for key, answer in zip(keys, answers, strict=True):
+        cells[key][answer] += 1
+    usual = Counter(answers).most_common(1)[0][0]
+    return [cells[k].most_common(1)[0][0] if k in cells else usual for k in new_keys]
+
+
+def guesses(train: np.ndarray, answers: list[str], test: np.ndarray) -> dict[str, list[str]]:
+    """The answers of every guesser to the test rows. Features (rows, columns)."""
+    found = {}
+    for name, columns in {"wording": [0], "slot": [1], "wording and slot": [0, 1], "length": [2]}.items():
+        keys, new_keys = ([tuple(r) for r in x[:, columns].round(1).tolist()] for x in (train, test))
+        found[f"majority by {name}"] = majority_guess(keys, answers, new_keys)
+    leaf = max(5, min(20, len(answers) // 50))
+    tree = DecisionTreeClassifier(min_samples_leaf=leaf, max_leaf_nodes=24, random_state=0)
+    forest = RandomForestClassifier(30, min_samples_leaf=leaf, random_state=0, n_jobs=1)
+    found["tree"] = tree.fit(train, answers).predict(test).tolist()
+    found["forest"] = forest.fit(train, answers).predict(test).tolist()
+    return found
+
+
+def best_guess(kind: str, view: str, rows: dict[str, list[dict]], clips: dict[str, dict]) -> tuple[str, float]:
+    """The best guesser of this view and its accuracy on the test split."""
+    features = {
+        s: np.asarray([FEATURES[view](row, clips[row["meta"]["clip"]]) for row in rows[s]], np.float64) for s in rows
+    }
+    answers = {s: [answer_of(row) for row in rows[s]] for s in rows}
+    found = guesses(features["train"], answers["train"], features["test"])
+    right = {name: float(np.mean([g == a for g, a in zip(v, answers["test"], strict=True)])) for name, v in found.items()}
+    name = max(right, key=right.__getitem__)
+    return name, right[name]
+
+
+def answer_of(row: dict) -> str:
+    """The answer's text."""
+    return row["messages"][1]["content"][0]["text"]
+
+
+def views_of(kind: str) -> list[str]:
+    """What must not tell the answer: nothing at all, and the stream (or each of the two) that is not asked about."""
+    return ["blind", *{"seen": ["audio"], "heard": ["video"], "both": ["video", "audio"]}[kind.split(".")[0]]]
+
+
+def both_streams(row: dict, clips: dict[str, dict]) -> bool:
+    """Is the row's clip one with picture and sound?"""
+    return clips[row["meta"]["clip"]]["form"] == "av"
+
+
+def kind_report(kind: str, rows: dict[str, list[dict]], clips: dict[str, dict]) -> dict:
+    """One line of the report."""
+    report: dict = {"n_train": len(rows["train"]), "n_test": len(rows["test"])}
+    if kind not in CHOICES:
+        usual = float(np.median([r["seconds"] for r in rows["train"]]))
+        return report | {"blind_mae_s": round(float(np.mean([abs(r["seconds"] - usual) for r in rows["test"]])), 3)}
+    frequent = Counter(answer_of(r) for r in rows["test"])
+    report |= {"answers": len(frequent), "chance": round(max(frequent.values()) / len(rows["test"]), 4)}
+    for view in views_of(kind):
+        seen = rows if view == "blind" else {s: [r for r in v if both_streams(r, clips)] for s, v in rows.items()}
+        name, accuracy = best_guess(kind, view, seen, clips)
+        report[view] = {"guesser": name, "accuracy": round(accuracy, 4), "n": len(seen["test"])}
+    return report
+
+
+def balance_report(scripts: dict[str, list[dict]], questions: dict[str, list[dict]]) -> dict[str, dict]:
+    """For each kind: n, number of answers, chance (the most frequent answer), the best guesses."""
+    clips = {c["id"]: c for split in scripts.values() for c in split}
+    rows: dict = {kind: {"train": [], "test": []} for kind in WORDINGS}
+    for split in ("train", "test"):
+        for row in questions[split]:
+            if row["kind"] in rows:
+                rows[row["kind"]][split].append(row)
+    return {kind: kind_report(kind, rows[kind], clips) for kind in WORDINGS if all(rows[kind].values())}
+
+
+def over_limits(report: dict[str, dict]) -> list[str]:
+    """What can be guessed too well, by more than two standard errors over the limit."""
+    problems = []
+    for kind, line in report.items():
+        for view in ("blind", "video", "audio"):
+            if view not in line:
+                continue
+            limit = line["chance"] + (BLIND_LIMIT if view == "blind" else STREAM_LIMIT)
+            slack = 2 * (limit * (1 - min(limit, 1.0)) / line[view]["n"]) ** 0.5
+            if line[view]["accuracy"] > limit + slack:
+                problems.append(
+                    f"{kind} is answered right in {line[view]['accuracy']:.1%} of {line[view]['n']} test rows by "
+                    f"{line[view]['guesser']} from {view}; chance {line['chance']:.1%}, limit {limit + slack:.1%}"
+                )
+    return problems
+
+
+def balance_table(report: dict[str, dict]) -> Table:
+    """The report for the terminal."""
+    table = Table(title="Toy world: what can be guessed on the test split")
+    for name in ("kind", "train", "test", "answers", "chance", "blind", "video", "audio"):
+        table.add_column(name, justify="left" if name == "kind" else "right", no_wrap=True)
+    for kind, line in report.items():
+        cells = [f"{line[v]['accuracy']:.1%}" if v in line else "" for v in ("blind", "video", "audio")]
+        if "blind_mae_s" in line:
+            cells[0] = f"MAE {line['blind_mae_s']:.2f} s"
+        chance = f"{line['chance']:.1%}" if "chance" in line else ""
+        table.add_row(kind, str(line["n_train"]), str(line["n_test"]), str(line.get("answers", "")), chance, *cells)
+    return table

@@ -1,0 +1,275 @@
+"""Questions, answers and captions from the scripts, balanced so that the words and the clip's length tell nothing."""
+
+import zlib
+from collections import defaultdict
+
+import numpy as np
+
+from toy.scripting import COLOURS, DIRECTIONS, KINDS, PITCHES, PULSES, SHAPES, SIZES, SPLITS
+
+REFUSAL = "unanswerable"
+CHOICES: dict[str, list[str]] = {
+    "seen.colour": list(COLOURS),
+    "seen.shape": list(SHAPES),
+    "seen.size": list(SIZES),
+    "seen.number": ["1", "2", "3", "4"],
+    "seen.named_colour": list(COLOURS),
+    "seen.direction": list(DIRECTIONS),
+    "seen.bounces": ["0", "1", "2", "3"],
+    "heard.kind": list(KINDS),
+    "heard.pitch": list(PITCHES),
+    "heard.pulses": [str(n) for n in PULSES],
+    "both.first": ["sound", "thing"],
+    "both.sync": ["yes", "no"],
+    "both.silent": ["0", "1", "2"],
+}
+WORDINGS: dict[str, list[str]] = {
+    "seen.colour": ["What colour is the thing?", "Which colour does the thing have?", "Name the colour of the thing."],
+    "seen.shape": ["What shape is the thing?", "Which shape does the thing have?", "Name the shape of the thing."],
+    "seen.size": ["What size is the thing?", "Which size does the thing have?", "Is the thing small or big?"],
+    "seen.number": ["How many things are there?", "What is the number of things?", "Count the things."],
+    "seen.named_colour": [
+        "What colour is the {slot}?", "Which colour does the {slot} have?", "Name the colour of the {slot}.",
+    ],
+    "seen.direction": [
+        "Which way does the moving thing go?", "In which direction does the moving thing travel?",
+        "Where does the moving thing head?",
+    ],
+    "seen.bounces": [
+        "How many times does the moving thing bounce?", "How many bounces are there?", "Count the bounces.",
+    ],
+    "heard.kind": ["What kind of sound is it?", "Which kind of sound do you hear?", "Name the kind of sound."],
+    "heard.pitch": ["How high is the sound?", "Which pitch does the sound have?", "Name the pitch of the sound."],
+    "heard.pulses": ["How many pulses do you hear?", "What is the number of pulses?", "Count the pulses."],
+    "both.first": [
+        "What comes first, the sound or the thing?", "Which starts first, the thing or the sound?",
+        "Does the sound or the thing come first?",
+    ],
+    "both.sync": [
+        "Does a click come at each bounce?", "Is there a click at every bounce?", "Do all bounces have a click?",
+    ],
+    "both.silent": ["How many bounces are silent?", "How many bounces have no click?", "Count the silent bounces."],
+    "when.sound": ["When does the sound start?", "At which second does the sound start?", "Give the start of the sound."],
+    "when.thing": [
+        "When does the moving thing appear?", "At which second does the moving thing appear?",
+        "Give the second at which the moving thing appears.",
+    ],
+}  # fmt: skip
+REPEATS = {"seen.direction": 2, "seen.bounces": 3, "both.first": 3, "both.sync": 3, "both.silent": 3}  # training only
+UNANSWERABLE_SHARE = 0.09  # of the answerable rows of each kind
+
+
+def answers_of(clip: dict) -> list[tuple[str, str, str | None, tuple]]:
+    """All well-posed (kind, answer, slot, cell) of a clip. Answers are balanced within a cell: what one stream shows."""
+    return [*seen_answers(clip), *heard_answers(clip), *both_answers(clip)]
+
+
+def seen_answers(clip: dict) -> list[tuple[str, str, str | None, tuple]]:
+    """What the picture tells."""
+    things, events, rows = clip["objects"], clip["events"], []
+    if not things:
+        return []
+    rows.append(("seen.number", str(len(things)), None, ()))
+    if len(things) == 1:
+        rows += [(f"seen.{k}", things[0][k], None, ()) for k in ("colour", "shape", "size")]
+    else:
+        rows += [("seen.named_colour", t["colour"], t["shape"], (t["shape"], t["colour"])) for t in things]
+    if clip["form"] == "jpg":
+        return rows
+    shown = (events["vanishes"] or clip["duration"]) - events["appears"]
+    if shown >= 1.2:
+        rows.append(("seen.direction", clip["direction"], None, ()))
+    if clip["program"] == "bounce":
+        rows.append(("seen.bounces", str(len(events["bounces"])), None, ()))
+    if clip["program"] == "when":
+        rows.append(("when.thing", f"{events['appears']:.1f}", None, ()))
+    return rows
+
+
+def heard_answers(clip: dict) -> list[tuple[str, str, str | None, tuple]]:
+    """What the sound tells. Where what comes first was drawn, the start is tied to the picture: no question on it."""
+    rows = []
+    for sound in clip["sounds"]:
+        rows.append(("heard.pitch", sound["pitch"], None, ()))
+        if clip["program"] != "first":  # there a late start leaves no room for many pulses
+            rows.append(("heard.kind", sound["kind"], None, ()))
+            rows.append(("when.sound", f"{sound['start']:.1f}", None, ()))
+            if sound["kind"] == "pulse":
+                rows.append(("heard.pulses", str(len(sound["pulses"])), None, ()))
+    return rows
+
+
+def both_answers(clip: dict) -> list[tuple[str, str, str | None, tuple]]:
+    """What only the two together tell."""
+    if clip["form"] != "av":
+        return []
+    if clip["program"] == "first":
+        early = clip["sounds"][0]["start"] < clip["events"]["appears"]
+        return [("both.first", "sound" if early else "thing", None, ())]
+    bounces, silent = len(clip["events"]["bounces"]), clip["silent_bounces"]
+    rows = []
+    if bounces:
+        rows.append(("both.sync", "no" if silent else "yes", None, (bounces,)))
+    if bounces >= 2:
+        rows.append(("both.silent", str(silent), None, (bounces,)))
+    return rows
+
+
+def balance(rows: list[dict], unseen: bool, rng: np.random.Generator) -> list[dict]:
+    """Drop rows of one kind until every answer is equally frequent within every cell (times: nothing is dropped)."""
+    if not rows or rows[0]["kind"] not in CHOICES:
+        return rows
+    named = rows[0]["kind"] == "seen.named_colour"
+    cells: dict = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        cell, answer = ((), row["cell"]) if named else (row["cell"], row["answer"])
+        cells[cell][answer].append(row)
+    kept = []
+    for cell in sorted(cells):
+        n = min(len(v) for v in cells[cell].values())
+        for answer in sorted(cells[cell]):
+            group = cells[cell][answer]
+            kept += group if unseen and named else [group[i] for i in sorted(rng.permutation(len(group))[:n])]
+    return kept
+
+
+def word(rows: list[dict], repeats: int, rng: np.random.Generator) -> list[dict]:
+    """Deal the wordings out evenly within each (cell, answer); `repeats` different wordings a row."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[(row["cell"], row["answer"] if row["kind"] in CHOICES else "")].append(row)
+    worded = []
+    for key in sorted(groups, key=str):
+        offset = int(rng.integers(3))
+        for i, j in enumerate(rng.permutation(len(groups[key]))):
+            worded += [{**groups[key][j], "wording": (i + offset + k) % 3} for k in range(repeats)]
+    return worded
+
+
+def refusals(kind: str, n: int, clips: list[dict], rng: np.random.Generator) -> list[dict]:
+    """`n` questions of `kind` put to clips that lack a stream it asks about, wordings in equal numbers."""
+    lacking = {"seen": ("wav",), "heard": ("mute", "jpg"), "both": ("mute", "jpg", "wav")}
+    lacking |= {"when": ("wav",) if kind == "when.thing" else ("mute", "jpg")}
+    without = [c["index"] for c in clips if c["form"] in lacking[kind.split(".")[0]]]
+    slots = list(SHAPES) if kind == "seen.named_colour" else [None]
+    # turn after turn over the clips, each turn in the next wording; slots in equal numbers
+    asked = [(i, turn % 3, turn // 3) for turn in range(3 * len(slots)) for i in rng.permutation(without)]
+    per_wording = [[a for a in asked if a[1] == w][: -(-n // 3)] for w in range(3)]
+    chosen = [a for trio in zip(*per_wording, strict=True) for a in trio][:n]
+    order = rng.permutation(len(chosen))
+    return [
+        {"clip": int(i), "kind": kind, "answer": REFUSAL, "slot": slots[order[k] % len(slots)], "cell": (), "wording": w}
+        for k, (i, w, _) in enumerate(chosen)
+    ]
+
+
+def question_rows(clips: list[dict], split: str, seed: int) -> list[dict]:
+    """The manifest rows of one split, those of one clip side by side."""
+    candidates = defaultdict(list)
+    for clip in clips:
+        for kind, answer, slot, cell in answers_of(clip):
+            row = {"clip": clip["index"], "kind": kind, "answer": answer, "slot": slot, "cell": cell}
+            candidates[kind].append(row)
+    rows = []
+    for kind in WORDINGS:
+        rng = np.random.default_rng([seed, SPLITS.index(split), 4, zlib.crc32(kind.encode())])
+        kept = balance(candidates[kind], split == "unseen", rng)
+        kept = word(kept, REPEATS.get(kind, 1) if split == "train" else 1, rng)
+        rows += kept + refusals(kind, round(UNANSWERABLE_SHARE * len(kept)), clips, rng)
+    rng = np.random.default_rng([seed, SPLITS.index(split), 5])
+    rows = [rows[i] for i in rng.permutation(len(rows))]
+    rows.sort(key=lambda r: r["clip"])
+    counted: dict = defaultdict(int)
+    out = []
+    for row in rows:
+        out.append(manifest_row(row, clips[row["clip"]], counted[row["clip"]]))
+        counted[row["clip"]] += 1
+    return out
+
+
+def media_part(clip: dict) -> dict:
+    """The media part of a message."""
+    kind = {"wav": "audio", "jpg": "image"}.get(clip["form"], "video")
+    return {"type": kind, kind: clip["file"]}
+
+
+def manifest_row(row: dict, clip: dict, number: int) -> dict:
+    """One question in the manifest's form."""
+    text = WORDINGS[row["kind"]][row["wording"]].format(slot=row["slot"])
+    refused = row["answer"] == REFUSAL
+    sample = {
+        "id": f"toy-{clip['id']}-q{number}",
+        "source": "toy_world",
+        "kind": REFUSAL if refused else row["kind"],
+        "messages": [
+            {"role": "user", "content": [media_part(clip), {"type": "text", "text": text}]},
+            {"role": "assistant", "content": [{"type": "text", "text": row["answer"]}]},
+        ],
+    }
+    if not refused and row["kind"] in CHOICES:
+        sample["choices"] = CHOICES[row["kind"]]
+    if not refused and row["kind"].startswith("when."):
+        starts = clip["sounds"][0]["start"] if row["kind"] == "when.sound" else clip["events"]["appears"]
+        sample["seconds"] = round(starts, 3)
+    meta = {"clip": clip["id"], "form": clip["form"], "asked": row["kind"], "wording": row["wording"]}
+    sample["meta"] = meta | ({"slot": row["slot"]} if row["slot"] else {})
+    sample["licence"] = "CC0-1.0"
+    return sample
+
+
+def caption(clip: dict, rng: np.random.Generator) -> str:
+    """The whole script in a few regular sentences; one of three ways of saying it."""
+    style = int(rng.integers(3))
+    parts = []
+    if clip["objects"]:
+        parts.append(caption_moving(clip, style))
+        parts += [f"a {t['size']} {t['colour']} {t['shape']} stands still" for t in clip["objects"][1:]]
+    for sound in clip["sounds"]:
+        name = {"noise": "noise burst", "pulse": f"train of {len(sound['pulses'])} pulses"}.get(sound["kind"], sound["kind"])
+        verbs = (("starts at", "ends at"), ("is heard from", "to"), ("sounds from", "until"))[style]
+        parts.append(f"a {sound['pitch']} {name} {verbs[0]} {sound['start']:.1f} {verbs[1]} {sound['end']:.1f}")
+    if clip["clicks"] and not clip["events"]["bounces"]:
+        parts.append(f"clicks {', '.join(f'{t:.1f}' for t in clip['clicks'])}")
+    if clip["form"] == "av" and style == 1:
+        parts = [*parts[len(clip["objects"]) :], *parts[: len(clip["objects"])]]
+    return " ".join(p[0].upper() + p[1:] + "." for p in parts)
+
+
+def caption_moving(clip: dict, style: int) -> str:
+    """The sentence on the first thing."""
+    thing, events = clip["objects"][0], clip["events"]
+    text = f"a {thing['size']} {thing['colour']} {thing['shape']}"
+    if clip["form"] == "jpg":
+        return text + (" is there", " can be seen", " is in the picture")[style]
+    if events["appears"] > 0:
+        text += f" appears at {events['appears']:.1f} and"
+    text += (" moves ", " goes ", " travels ")[style] + clip["direction"]
+    n = len(events["bounces"])
+    if n:
+        times = "once" if n == 1 else f"{n} times"
+        text += f" and bounces {times} at {', '.join(f'{t:.1f}' for t in events['bounces'])}"
+        if clip["silent_bounces"] is not None:
+            text += f", {clip['silent_bounces']} silent"
+    if events["vanishes"] is not None:
+        text += f" and vanishes at {events['vanishes']:.1f}"
+    return text
+
+
+def caption_rows(clips: list[dict], split: str, seed: int, taken: set[str]) -> list[dict]:
+    """One caption row a clip; a caption that is in `taken` or came before in this split is left out outside training."""
+    rows, seen = [], set()
+    for clip in clips:
+        text = caption(clip, np.random.default_rng([seed, SPLITS.index(split), 6, clip["index"]]))
+        if text in seen or text in taken:
+            if split != "train":
+                continue
+        seen.add(text)
+        rows.append({
+            "id": f"toy-{clip['id']}-caption", "source": "toy_world", "kind": "caption",
+            "messages": [
+                {"role": "user", "content": [media_part(clip)]},
+                {"role": "assistant", "content": [{"type": "text", "text": text}]},
+            ],
+            "meta": {"clip": clip["id"], "form": clip["form"]}, "licence": "CC0-1.0",
+        })  # fmt: skip
+    return rows

@@ -1,0 +1,251 @@
+"""What happens in each clip of the toy world: pure scripts (plain dicts), drawn from (seed, split, index) alone.
+
+Independence is built in here. The bounces and the clicks of a clip are subsets of the same five slots of time, so that
+each of the two is a uniform subset whatever their overlap is: neither stream alone says how many bounces are silent.
+What comes first is drawn over nearly the whole clip, since an event at the very start always is the first of two.
+"""
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test", "unseen")
+SHARES = {"train": 0.745, "validation": 0.02, "test": 0.17, "unseen": 0.065}
+FPS, SIDE, RATE = 8, 96, 16000
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+COLOURS = {
+    "red": (225, 40, 40),
+    "green": (40, 190, 60),
+    "blue": (50, 80, 235),
+    "yellow": (240, 220, 50),
+    "purple": (175, 60, 210),
+    "white": (245, 245, 245),
+}
+SIZES = {"small": 7.0, "big": 13.0}  # radius in pixels
+DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 1), "up": (1, -1)}  # axis, sign
+KINDS = {"tone": 0.21, "chirp": 0.21, "noise": 0.21, "pulse": 0.37}  # pulse trains have a question of their own
+PITCHES = {"low": 220.0, "middle": 660.0, "high": 2000.0}  # Hz
+TIMBRES = ("sine", "square", "saw")
+PULSES = (2, 3, 4, 5)
+UNSEEN_THINGS = {
+    ("circle", "red"), ("square", "green"), ("triangle", "blue"),
+    ("cross", "yellow"), ("ring", "purple"), ("circle", "white"),
+}  # fmt: skip
+# kind and pitch; pulse trains: kind and timbre, so that the pitches stay equally frequent in training
+UNSEEN_SOUNDS = {("tone", "high"), ("chirp", "low"), ("noise", "middle"), ("pulse", "square")}
+FORMS = {"av": 0.80, "mute": 0.055, "silent": 0.025, "wav": 0.06, "jpg": 0.06}
+SUFFIX = {"av": "mp4", "mute": "mp4", "silent": "mp4", "wav": "wav", "jpg": "jpg"}
+PROGRAMS = {
+    "av": {"bounce": 0.55, "first": 0.25, "when": 0.20},
+    "mute": {"bounce": 0.5, "when": 0.5},
+    "silent": {"bounce": 0.5, "when": 0.5},
+    "wav": {"when": 1.0},
+    "jpg": {"still": 1.0},
+}
+# (bounces, silent bounces); shares chosen so that little is thrown away when the answers are balanced
+BOUNCE_CELLS = {
+    (0, 0): 0.20,
+    (1, 0): 0.11, (1, 1): 0.11,
+    (2, 0): 0.11, (2, 1): 0.09, (2, 2): 0.09,
+    (3, 0): 0.11, (3, 1): 0.09, (3, 2): 0.09,
+}  # fmt: skip
+SLOTS, CLICKS, SLOT_GAP = 5, 3, 0.5
+CORRIDOR = 60  # pixels between the two walls
+FRAME = 1.0 / FPS
+
+
+def deal(shares: dict, n: int, rng: np.random.Generator) -> list:
+    """A shuffled list of `n` keys in the given shares, each within one of its exact number."""
+    keys = list(shares)
+    edges = np.round(np.cumsum([shares[k] for k in keys]) / sum(shares.values()) * n).astype(int)
+    dealt = [k for k, count in zip(keys, np.diff(edges, prepend=0), strict=True) for _ in range(count)]
+    return [dealt[i] for i in rng.permutation(n)]
+
+
+def split_sizes(clips: int) -> dict[str, int]:
+    """How many of `clips` go into each split."""
+    edges = np.round(np.cumsum([SHARES[s] for s in SPLITS]) * clips).astype(int)
+    return {s: int(n) for s, n in zip(SPLITS, np.diff(edges, prepend=0), strict=True)}
+
+
+def script_split(seed: int, split: str, n: int) -> list[dict]:
+    """The scripts of one split. Forms, programs, bounces and orders are dealt, everything else is drawn per clip."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), 1])
+    cells: list = [None] * n
+    forms = deal(FORMS, n, rng)
+    for form in FORMS:
+        of_form = [i for i in range(n) if forms[i] == form]
+        programs = deal(PROGRAMS[form], len(of_form), rng)
+        for program in PROGRAMS[form]:
+            chosen = [i for i, p in zip(of_form, programs, strict=True) if p == program]
+            details = {"bounce": BOUNCE_CELLS, "first": {"sound": 0.5, "thing": 0.5}}.get(program, {None: 1.0})
+            for i, detail in zip(chosen, deal(details, len(chosen), rng), strict=True):
+                cells[i] = (form, program, detail)
+    return [script_clip(seed, split, i, *cell) for i, cell in enumerate(cells)]
+
+
+def script_clip(seed: int, split: str, index: int, form: str, program: str, detail: object) -> dict:
+    """The ground truth of one clip; see `data_recipes/README.md` or world.json for the fields."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), 2, index])
+    unseen = split == "unseen"
+    timing = draw_timing(program, detail, rng)
+    clip = {
+        "id": f"{split}-{index:06d}", "split": split, "index": index, "form": form, "program": program,
+        "file": f"clips/{split}-{index:06d}.{SUFFIX[form]}",
+        "duration": timing["duration"], "fps": FPS, "rate": RATE,
+        "objects": [], "direction": None, "walls": None, "background": None,
+        "events": {"bounces": [], "appears": None, "vanishes": None},
+        "sounds": [], "clicks": [], "click_at_bounce": [], "silent_bounces": None,
+    }  # fmt: skip
+    # both are drawn in every form, so that a stream's script does not depend on the other stream's being there
+    picture = draw_picture(program, timing, unseen, rng)
+    sound = draw_sound(timing, unseen, rng)
+    if form != "wav":
+        clip.update(picture)
+    if form in ("av", "wav"):
+        clip.update(sound)
+    if form == "av" and program == "bounce":
+        clip["silent_bounces"] = len(set(timing["bounces"]) - set(timing["clicks"]))
+    if form == "av":
+        clip["click_at_bounce"] = [t in timing["bounces"] for t in sound["clicks"]]
+    return clip
+
+
+def draw_timing(program: str, detail: object, rng: np.random.Generator) -> dict:
+    """When things happen, seconds, on the grid of the frames: at 8 fps a bounce between two frames is not seen."""
+    shortest = {"bounce": 3.625, "first": 5.0, "when": 2.0, "still": 0.0}[program]
+    frames = 0 if program == "still" else int(rng.integers(round(shortest * FPS), 6 * FPS + 1))
+    timing: dict = {"duration": frames * FRAME, "bounces": [], "clicks": [], "appears": 0.0, "starts": None}
+    if program == "bounce":
+        bounces, silent = detail  # type: ignore[misc]
+        timing["bounces"], timing["clicks"] = draw_slots(frames, bounces, silent, rng)
+    elif program == "first":
+        gap = int(rng.choice([4, 5]))  # 0.5 or 0.625 s
+        early = int(rng.integers(2, frames - 4 - gap + 1))
+        early_late = (early * FRAME, (early + gap) * FRAME)
+        timing["starts"], timing["appears"] = early_late if detail == "sound" else early_late[::-1]
+    elif program == "when":
+        timing["appears"] = int(rng.integers(2, frames - 8 + 1)) * FRAME
+    if program in ("first", "when"):
+        count = int(rng.integers(0, 3))
+        slots = spaced(frames, 2, 4, rng)
+        timing["clicks"] = sorted(float(t) for t in rng.choice(slots, size=count, replace=False))
+    return timing
+
+
+def spaced(frames: int, count: int, gap: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` random times, seconds, at least `gap` frames apart and 3 frames from both ends."""
+    free = frames - 6 - (count - 1) * gap
+    offsets = np.sort(rng.integers(0, free + 1, size=count))
+    return (3 + offsets + gap * np.arange(count)) * FRAME
+
+
+def draw_slots(frames: int, bounces: int, silent: int, rng: np.random.Generator) -> tuple[list, list]:
+    """Times of the bounces and of the clicks: each a uniform subset of five slots, whatever the number of silent ones."""
+    order = rng.permutation(spaced(frames, SLOTS, round(SLOT_GAP * FPS), rng))
+    at_bounce = bounces - silent
+    clicks = [*order[:at_bounce], *order[bounces : bounces + CLICKS - at_bounce]]
+    return sorted(float(t) for t in order[:bounces]), sorted(float(t) for t in clicks)
+
+
+def draw_things(count: int, unseen: bool, rng: np.random.Generator) -> list[dict]:
+    """`count` things of different shapes and colours; with `unseen` the first is of a held-out combination."""
+    held = sorted(UNSEEN_THINGS)
+    while True:
+        shapes = [str(s) for s in rng.permutation(SHAPES)[:count]]
+        colours = [str(c) for c in rng.permutation(list(COLOURS))[:count]]
+        if unseen:
+            shapes[0], colours[0] = held[rng.integers(len(held))]
+        pairs = list(zip(shapes, colours, strict=True))
+        distinct = len(set(shapes)) == count == len(set(colours))
+        if distinct and all((p in UNSEEN_THINGS) == (unseen and i == 0) for i, p in enumerate(pairs)):
+            break
+    sizes = [str(rng.choice(list(SIZES))) for _ in pairs]
+    return [{"shape": s, "colour": c, "size": z} for (s, c), z in zip(pairs, sizes, strict=True)]
+
+
+def draw_picture(program: str, timing: dict, unseen: bool, rng: np.random.Generator) -> dict:
+    """Things, walls, path and background. The first thing is the moving one; the others stand on the other side of a wall."""
+    count = int(rng.choice([1, 2, 3, 4], p=[0.52, 0.16, 0.16, 0.16]))
+    things = draw_things(count, unseen, rng)
+    direction = str(rng.choice(list(DIRECTIONS)))
+    axis, sign = DIRECTIONS[direction]
+    band = SIDE - CORRIDOR
+    low = int(rng.choice([0, band])) if count > 1 else int(rng.integers(0, band + 1))
+    duration, appears = timing["duration"], timing["appears"]
+    vanishes = None
+    if program == "when" and duration - appears >= 2.0 and rng.random() < 0.4:
+        vanishes = float(rng.integers(round(appears * FPS) + 12, round(duration * FPS) - 2)) * FRAME
+    span = (appears, duration if vanishes is None else vanishes)
+    times, along, across = draw_path(things[0], span, timing["bounces"], low, rng)
+    along = along if sign > 0 else [SIDE - v for v in along]
+    frame_times = np.arange(max(1, round(duration * FPS))) * FRAME
+    still = {"along": rng.permutation([16, 48, 80]), "across": band / 2 + (0 if low else CORRIDOR)}
+    for i, thing in enumerate(things):
+        if i == 0:
+            a, c = np.interp(frame_times, times, along), np.interp(frame_times, times, across)
+            seen = (frame_times >= span[0] - 1e-9) & ((frame_times < span[1] - 1e-9) | (vanishes is None))
+        else:
+            a = np.full(len(frame_times), still["along"][i - 1] + rng.uniform(-2, 2))
+            c = np.full(len(frame_times), still["across"] + rng.uniform(-3, 3))
+            seen = np.ones(len(frame_times), bool)
+        xy = (a, c) if axis == 0 else (c, a)
+        thing |= {"x": rounded(xy[0]), "y": rounded(xy[1]), "visible": seen.astype(int).tolist()}
+    return {
+        "objects": things,
+        "direction": None if program == "still" else direction,
+        "walls": {"axis": "y" if axis == 0 else "x", "at": [low, low + CORRIDOR]},
+        "background": {"drift": rounded(rng.uniform(-6, 6, size=2))},
+        "events": {"bounces": timing["bounces"], "appears": appears, "vanishes": vanishes},
+    }
+
+
+def draw_path(thing: dict, span: tuple, bounces: list, low: int, rng: np.random.Generator) -> tuple[list, list, list]:
+    """Knots of a path: seconds, pixels along the direction of travel, pixels across it (between the walls)."""
+    radius = SIZES[thing["size"]]
+    room = SIDE - 2 * radius - 4
+    travel = min(rng.uniform(40, 60), room, 40 * (span[1] - span[0]))
+    start = radius + 2 + rng.uniform(0, room - travel)
+    times = [span[0], *bounces, max(span[1], span[0] + FRAME)]
+    along = np.interp(times, [times[0], times[-1]], [start, start + travel])
+    if bounces:
+        side = int(rng.integers(2))
+        across = [rng.uniform(0.3, 0.7), *((side + i) % 2 for i in range(len(bounces))), rng.uniform(0.3, 0.7)]
+    else:
+        first = rng.uniform(0.25, 0.75)
+        across = [first, float(np.clip(first + rng.uniform(-0.25, 0.25), 0.25, 0.75))]
+    reach = CORRIDOR - 2 * radius
+    return times, along.tolist(), [low + radius + reach * f for f in across]
+
+
+def draw_sound(timing: dict, unseen: bool, rng: np.random.Generator) -> dict:
+    """One sound of a kind, a pitch and a timbre, and the clicks. Independent of the picture but for what `timing` ties."""
+    kinds = list(KINDS)
+    while True:
+        kind, pitch = str(rng.choice(kinds, p=list(KINDS.values()))), str(rng.choice(list(PITCHES)))
+        timbre = str(rng.choice(TIMBRES))
+        if bool({(kind, pitch), (kind, timbre)} & UNSEEN_SOUNDS) == unseen:
+            break
+    count = int(rng.choice(PULSES))
+    gap, length = float(rng.uniform(0.4, 0.44)), float(rng.uniform(0.6, 1.6))
+    duration, start = timing["duration"], timing["starts"]
+    if duration == 0:
+        return {"sounds": [], "clicks": []}
+    if start is None:
+        length = min((count - 1) * gap + 0.09 if kind == "pulse" else length, duration - 0.25)
+        start = float(rng.uniform(0.2, duration - length - 0.05))
+    elif kind == "pulse":
+        gap = 0.4
+        count = min(count, 1 + int((duration - start - 0.091) / gap))
+    end = min(start + ((count - 1) * gap + 0.09 if kind == "pulse" else length), duration)
+    sound = {
+        "kind": kind, "pitch": pitch, "timbre": timbre,
+        "frequency": round(PITCHES[pitch] * float(rng.uniform(0.93, 1.07)), 2),
+        "sweep": int(rng.choice([-1, 1])), "level": round(float(rng.uniform(0.14, 0.28)), 3),
+        "start": round(start, 4), "end": round(end, 4),
+        "pulses": rounded(start + gap * np.arange(count), 4) if kind == "pulse" else [],
+    }  # fmt: skip
+    return {"sounds": [sound], "clicks": timing["clicks"]}
+
+
+def rounded(values: np.ndarray, digits: int = 2) -> list[float]:
+    """Plain floats for JSON."""
+    return [round(float(v), digits) for v in values]
