@@ -1,0 +1,266 @@
+"""Media files to tensors: frames and sound of the same interval, on one clock, the same on every call.
+
+The clip's second 0 is the interval's start. ``media_open.py``, ``media_frames.py``, ``media_sound.py`` and
+``media_backends.py`` do the work; everything else in the package calls the functions here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from avllm.data.media_backends import BACKENDS, read_with
+from avllm.data.media_frames import Window, display_matrix, first_frame, read_frames, read_window, rotation
+from avllm.data.media_open import (
+    MAX_PIXELS,
+    REASONS,
+    MediaError,
+    OpenMedia,
+    file_duration,
+    open_media,
+    require_file,
+    stream_end,
+)
+from avllm.data.media_sound import read_sound
+from avllm.data.sampling import Sampling, centres
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "BACKENDS",
+    "REASONS",
+    "Clip",
+    "Frames",
+    "MediaError",
+    "MediaInfo",
+    "Sampling",
+    "Sound",
+    "load_audio",
+    "load_image",
+    "load_video",
+    "probe",
+]
+
+SOUND_MODES = ("auto", "on", "off")
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Pictures of a clip.
+
+    Attributes:
+        x: uint8 RGB, ``(T, H, W, 3)``.
+        span: float32 ``(T, 2)``, start and end of each step in seconds of the clip; contiguous, the last ends with the
+            clip.
+    """
+
+    x: Tensor
+    span: Tensor
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Sound of a clip.
+
+    Attributes:
+        x: float32 ``(S,)``, the mean of all channels, full scale 1.
+        rate: samples a second.
+        start: second of the clip at which ``x[0]`` stands; above 0 when the track starts late.
+    """
+
+    x: Tensor
+    rate: int
+    start: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What was read of one file; ``duration`` in seconds."""
+
+    frames: Frames | None
+    sound: Sound | None
+    duration: float
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a file's headers and its first frame say. Seconds, pixels as displayed (after rotation), Hz."""
+
+    duration: float
+    has_video: bool
+    has_audio: bool
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    num_frames: int | None = None
+    rotation: int = 0
+    video_codec: str | None = None
+    audio_rate: int | None = None
+    audio_channels: int | None = None
+    audio_start: float | None = None
+    audio_duration: float | None = None
+    audio_codec: str | None = None
+    edit_list: bool = False
+
+
+def load_video(
+    path: str | Path,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    sampling: Sampling | None,
+    rate: int | None,
+    sound: Literal["auto", "on", "off"] = "auto",
+    backend: str = "auto",
+    timeout: float = 60.0,
+    threads: int = 1,
+) -> Clip:
+    """Read frames and sound of the same interval of a file, with one open.
+
+    Args:
+        path: a file with a video track.
+        start: seconds of the file; None = its beginning.
+        end: seconds of the file; None, or later than the file's end = its end.
+        sampling: which frames; None = no frames.
+        rate: samples a second of the sound; None = no sound.
+        sound: ``auto`` = when the file has any in the interval, ``on`` = must have, ``off`` = not decoded.
+        backend: one of ``BACKENDS``; all give the same frames, ``auto`` is the fastest.
+        timeout: seconds.
+        threads: of the decoder.
+
+    Raises:
+        MediaError: with the reason; see ``REASONS``.
+    """
+    if sound not in SOUND_MODES:
+        raise ValueError(f"sound={sound!r}; expected one of {', '.join(SOUND_MODES)}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r}; expected one of {', '.join(BACKENDS)}")
+    with open_media(path, timeout, threads) as media:
+        if media.video is None and sampling is not None:
+            raise MediaError(path, "no_video", "the file has no video track; give it as an audio part")
+        first, last = media.interval(start, end)
+        frames = None if sampling is None else _frames(media, first, last, sampling, backend, threads)
+        heard = None if rate is None or sound == "off" else _sound(media, first, last, rate, sound == "on")
+    return Clip(frames, heard, last - first)
+
+
+def load_audio(
+    path: str | Path, *, rate: int, start: float | None = None, end: float | None = None, timeout: float = 60.0
+) -> Clip:
+    """Read the sound of a file or of an interval of it (seconds of the file); ``frames`` is None.
+
+    Raises:
+        MediaError: with the reason; ``no_audio`` when the file has no sound in the interval.
+    """
+    with open_media(path, timeout) as media:
+        first, last = media.interval(start, end)
+        return Clip(None, _sound(media, first, last, rate, required=True), last - first)
+
+
+def load_image(path: str | Path) -> Clip:
+    """Read a still image as a clip of one frame, ``span`` [[0, 0]] and duration 0; turned as its EXIF data says.
+
+    Transparent pixels become white. Animations give their first frame.
+
+    Raises:
+        MediaError: missing, zero_byte, undecodable, truncated.
+    """
+    require_file(path)
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                seen = f"{image.width}x{image.height} pixels; the limit is {MAX_PIXELS} in all"
+                raise MediaError(path, "undecodable", seen)
+            pixels = _rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # Pillow's ways to say "broken"
+        reason = "truncated" if "truncated" in str(error) else "undecodable"
+        raise MediaError(path, reason, str(error)) from error
+    x = torch.from_numpy(pixels)[None]  # (1, H, W, 3)
+    return Clip(Frames(x, torch.zeros(1, 2)), None, 0.0)
+
+
+def probe(path: str | Path, timeout: float = 60.0) -> MediaInfo:
+    """Headers of a video or sound file, and its first frame for the rotation.
+
+    Raises:
+        MediaError: missing, zero_byte, undecodable, truncated, timeout; ``no_video`` when there is neither video nor
+            sound in the file.
+    """
+    with open_media(path, timeout) as media:
+        if media.video is None and media.audio is None:
+            raise MediaError(path, "no_video", "the file has neither a video nor a sound track")
+        duration = file_duration(media)
+        fields = {**_video_info(media), **_audio_info(media)}
+    return MediaInfo(duration, media.video is not None, media.audio is not None, **fields)
+
+
+def _frames(media: OpenMedia, first: float, last: float, sampling: Sampling, backend: str, threads: int) -> Frames:
+    spans = sampling.spans(last - first)
+    moments = [first + centre for centre in centres(spans)]
+    if backend in ("auto", "pyav"):
+        pixels = read_frames(media, moments, last, sampling)
+    else:
+        pixels = read_with(backend, media, moments, last, sampling, threads)
+    return Frames(torch.from_numpy(pixels), torch.tensor(spans, dtype=torch.float32))
+
+
+def _sound(media: OpenMedia, first: float, last: float, rate: int, required: bool) -> Sound | None:
+    found = None if media.audio is None else read_sound(media, first, last, rate)
+    if found is None:
+        if required:
+            what = "the file has no sound track" if media.audio is None else "the sound track is empty"
+            raise MediaError(media.path, "no_audio", f"{what} between {first:.3f} and {last:.3f} s")
+        return None
+    return Sound(found[0], rate, max(0.0, found[1] - first))
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion cuts everything above 255 to white
+        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, -1)  # (H, W, 3)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))  # (H, W, 3)
+
+
+def _video_info(media: OpenMedia) -> dict[str, object]:
+    if media.video is None:
+        return {}
+    window: Window = read_window(media, 0.0, 0.0)
+    frame = first_frame(media, window)
+    turn = rotation(display_matrix(frame))
+    size = (frame.width, frame.height) if turn % 180 == 0 else (frame.height, frame.width)
+    rate = media.video.average_rate
+    return {
+        "width": size[0],
+        "height": size[1],
+        "fps": float(rate) if rate else None,
+        "num_frames": media.video.frames or None,
+        "rotation": turn,
+        "video_codec": media.video.codec_context.name,
+        "edit_list": window.cut,
+    }
+
+
+def _audio_info(media: OpenMedia) -> dict[str, object]:
+    if media.audio is None:
+        return {}
+    stream = media.audio
+    start = float((stream.start_time or 0) * (stream.time_base or Fraction(1))) - media.origin
+    end = stream_end(media, stream)
+    return {
+        "audio_rate": stream.codec_context.sample_rate,
+        "audio_channels": stream.codec_context.layout.nb_channels,
+        "audio_start": start,
+        "audio_duration": None if end is None else end - start,
+        "audio_codec": stream.codec_context.name,
+    }

@@ -1,0 +1,179 @@
+"""The sound of an interval: every channel decoded, their mean taken, placed by timestamps, resampled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+import torch
+import torchaudio
+
+from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, stream_end
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from torch import Tensor
+
+SEEK_FROM = 20.0  # seconds; before that, packets are read and dropped undecoded, which is exact in every container
+PREROLL = 0.5  # seconds decoded before the interval: codecs need the packets before the first that is wanted
+MARGIN = 0.05  # seconds kept on both sides for the resampler's filter
+JITTER = 0.005  # seconds by which a timestamp may be off (milliseconds in matroska) before it counts as a gap
+TAIL_SECONDS = 0.1  # sound that may be missing at the end before a file counts as truncated
+MAX_BAD_SHARE = 0.05  # of packets that cannot be decoded; above it the track is called undecodable
+# Elementary streams: their timestamps after a seek are estimates.
+UNSEEKABLE = {"mp3", "aac", "ac3", "eac3", "amr", "mpeg", "mpegvideo"}
+
+
+@dataclass
+class Placed:
+    """Decoded mono pieces with the index of their first sample on the file's clock (sample 0 = second 0)."""
+
+    first: int  # samples before this one are dropped
+    last: int  # samples from this one on are dropped
+    rate: int
+    pieces: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    expected: int | None = None  # index at which the next piece belongs if nothing is missing
+
+    def add(self, at: int | None, x: np.ndarray) -> None:
+        """Place ``x`` (samples,) at index ``at``; timestamps within the jitter continue the piece before."""
+        if self.expected is not None and (at is None or abs(at - self.expected) <= JITTER * self.rate):
+            at = self.expected
+        at = 0 if at is None else at
+        self.expected = at + len(x)
+        low, high = max(0, self.first - at), min(len(x), self.last - at)
+        if low < high:
+            self.pieces.append((at + low, x[low:high]))
+
+    def joined(self) -> tuple[int, np.ndarray]:
+        """Index of the first sample and all samples; a hole inside the track is silence, as a player plays it."""
+        first = min(at for at, _ in self.pieces)
+        last = max(at + len(x) for at, x in self.pieces)
+        if all(a + len(x) == b for (a, x), (b, _) in zip(self.pieces[:-1], self.pieces[1:], strict=True)):
+            return first, np.concatenate([x for _, x in self.pieces])
+        whole = np.zeros(last - first, np.float32)
+        for at, x in self.pieces:
+            whole[at - first : at - first + len(x)] = x
+        return first, whole
+
+
+def read_sound(media: OpenMedia, first: float, last: float, rate: int) -> tuple[Tensor, float] | None:
+    """The sound of the seconds ``first`` to ``last`` of the file.
+
+    The samples are those that a resampling of the whole file would give: the grid starts at second 0 of the file.
+
+    Returns:
+        float32 ``(S,)`` at ``rate`` Hz and the second of the file at which it starts (later than ``first`` when the
+        track starts late; the track is never padded); None when the track has no sample in the interval.
+
+    Raises:
+        MediaError: undecodable, truncated, timeout.
+    """
+    placed = _decode_interval(media, first, last)
+    if placed is None or not placed.pieces:
+        return None
+    start, x = placed.joined()
+    end = start + len(x)
+    ratio = Fraction(placed.rate, rate).limit_denominator(1000)  # exact for all usual rates; within 1e-6 for odd ones
+    pad = start % ratio.numerator  # begin on a sample that both grids share; what is padded is cut off again below
+    y = resample(torch.from_numpy(np.pad(x, (pad, 0)) if pad else x), ratio)
+    origin = (start - pad) // ratio.numerator * ratio.denominator  # index of y[0] at the new rate
+    low = max(math.ceil(first * rate - 1e-6), math.ceil(start / ratio))
+    high = min(math.ceil(last * rate - 1e-6), math.ceil(end / ratio))
+    if high <= low:
+        return None
+    return y[low - origin : high - origin].clone(), low / rate
+
+
+def resample(x: Tensor, ratio: Fraction) -> Tensor:
+    """``x`` (samples,) with ``ratio`` old samples to a new one, by torchaudio's windowed sinc."""
+    return x if ratio == 1 else _resampler(ratio.numerator, ratio.denominator)(x)
+
+
+@lru_cache(maxsize=16)
+def _resampler(old: int, new: int) -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(old, new)  # functional.resample with its kernel kept
+
+
+def _decode_interval(media: OpenMedia, first: float, last: float) -> Placed | None:
+    placed: Placed | None = None
+    for frame in _frames(media, first, last):
+        if placed is None:
+            rate = frame.sample_rate
+            placed = Placed(math.floor((first - MARGIN) * rate), math.ceil((last + MARGIN) * rate), rate)
+            if (placed.last - placed.first) * 4 > MAX_BYTES:
+                raise MediaError(media.path, "undecodable", f"{last - first:.0f} s of sound at {rate} Hz are too much")
+        if frame.sample_rate != placed.rate:
+            seen = f"{frame.sample_rate} Hz after {placed.rate} Hz"
+            raise MediaError(media.path, "undecodable", f"the sampling rate changes within the track: {seen}")
+        time = None if frame.pts is None else float(frame.pts * frame.time_base) - media.origin
+        placed.add(None if time is None else round(time * placed.rate), mono(frame))
+    if placed is not None:
+        _check_tail(media, placed, last)
+    return placed
+
+
+def mono(frame: AudioFrame) -> np.ndarray:
+    """The mean of all channels of a decoded frame: float32 ``(samples,)``, full scale = 1."""
+    x = frame.to_ndarray()  # planar (C, samples); packed (1, samples * C)
+    channels = frame.layout.nb_channels
+    if not frame.format.is_planar:
+        x = x.reshape(-1, channels).T  # (C, samples)
+    if x.dtype.kind == "f":
+        scaled = x.astype(np.float32, copy=False)
+    elif x.dtype == np.uint8:
+        scaled = (x.astype(np.float32) - 128) / 128
+    else:
+        scaled = x.astype(np.float32) / -float(np.iinfo(x.dtype).min)
+    return scaled[0] if channels == 1 else scaled.mean(0, dtype=np.float32)
+
+
+def _frames(media: OpenMedia, first: float, last: float) -> Iterator[AudioFrame]:
+    """Decoded frames from a little before ``first`` to a little after ``last``."""
+    assert media.audio is not None
+    decoder, seen, bad = media.audio.codec_context, 0, 0
+    decoder.flush_buffers()
+    for packet in _packets(media, first, last):
+        seen += 1
+        try:
+            yield from decoder.decode(packet)
+        except av.error.InvalidDataError:
+            bad += 1
+    yield from decoder.decode(None)
+    decoder.flush_buffers()
+    if bad > MAX_BAD_SHARE * seen:
+        raise MediaError(media.path, "undecodable", f"{bad} of {seen} sound packets cannot be decoded")
+
+
+def _packets(media: OpenMedia, first: float, last: float) -> Iterator[av.Packet]:
+    assert media.audio is not None
+    stream, container = media.audio, media.container
+    offset = 0
+    if first > SEEK_FROM and container.format.name not in UNSEEKABLE:
+        offset = int((first - PREROLL + media.origin) / stream.time_base)
+    container.seek(min(offset, stream.start_time or 0) if offset == 0 else offset, stream=stream, backward=True)
+    for packet in container.demux(stream):
+        media.deadline.check()
+        if not packet.size:
+            continue
+        time = None if packet.pts is None else float(packet.pts * stream.time_base) - media.origin
+        if time is not None and time > last + MARGIN:
+            return
+        if time is None or time >= first - PREROLL:
+            yield packet
+
+
+def _check_tail(media: OpenMedia, placed: Placed, last: float) -> None:
+    """Raise ``truncated`` when the sound ends well before both the interval and the track should."""
+    assert media.audio is not None
+    expected = stream_end(media, media.audio)
+    if expected is None or placed.expected is None:
+        return
+    end, expected = placed.expected / placed.rate, min(expected, last)
+    if expected - end > TAIL_SECONDS:
+        raise MediaError(media.path, "truncated", f"the sound ends at {end:.3f} s; expected {expected:.3f} s")

@@ -1,0 +1,62 @@
+"""Which moments of a clip are looked at: pure arithmetic on seconds, no file in sight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many frames of a clip, and how large.
+
+    Exactly one of ``num_frames`` and ``fps`` is given.
+
+    Attributes:
+        num_frames: this many, uniform over the clip, each at the centre of its segment.
+        fps: this many a second, each at the centre of its step.
+        max_frames: with ``fps``: a clip that would have more gets this many, uniform over the whole clip.
+        short_side: pixels of the picture's shorter side; larger pictures are shrunk while decoding, smaller ones stay.
+    """
+
+    num_frames: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+    short_side: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.num_frames is None) == (self.fps is None):
+            raise ValueError(f"num_frames={self.num_frames} and fps={self.fps}: give exactly one of the two")
+        for name in ("num_frames", "fps", "max_frames", "short_side"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value}: expected a number above 0")
+
+    def count(self, duration: float) -> int:
+        """Number of steps T of a clip of ``duration`` seconds; 1 for a clip without duration."""
+        if duration <= 0:
+            return 1
+        if self.num_frames is not None:
+            return self.num_frames
+        # Rounded, so that a clip of 10.01 s at 1 fps has no eleventh step of 10 ms.
+        steps = max(1, round(duration * float(self.fps or 0)))
+        return steps if self.max_frames is None else min(steps, self.max_frames)
+
+    def spans(self, duration: float) -> list[tuple[float, float]]:
+        """Start and end in seconds of each of the T steps: contiguous, from 0 to ``duration``."""
+        steps = self.count(duration)
+        capped = self.fps is None or steps < round(duration * self.fps)
+        step = duration / steps if capped else 1.0 / float(self.fps or 1)
+        edges = [i * step for i in range(steps)] + [duration]
+        return list(zip(edges[:-1], edges[1:], strict=True))
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after shrinking to ``short_side``, aspect kept."""
+        short = min(width, height)
+        if self.short_side is None or self.short_side >= short:
+            return width, height
+        return round(width * self.short_side / short), round(height * self.short_side / short)
+
+
+def centres(spans: list[tuple[float, float]]) -> list[float]:
+    """The moment of each step: its centre."""
+    return [(first + last) / 2 for first, last in spans]
