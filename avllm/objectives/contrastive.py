@@ -1,0 +1,177 @@
+"""Contrastive alignment of what the connector says about a clip with what its text says.
+
+Symmetric InfoNCE (van den Oord et al. 2018, arXiv:1807.03748; Radford et al. 2021, arXiv:2103.00020) between the pooled
+connector tokens of each stream, and of both together, and the text, over the rows of all processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avllm.distributed import gather_with_grad
+from avllm.objectives._text import TextSide
+from avllm.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from avllm.data.collate import Batch
+    from avllm.tokens import Tokens
+
+STREAMS_OF = {"video-text": ("video",), "audio-text": ("audio",), "av-text": ("video", "audio")}
+
+
+def info_nce(anchors: Tensor, keys: Tensor, own: Tensor, same: Tensor, scale: Tensor | float) -> Tensor:
+    """Cross-entropy of each anchor's own key among all keys.
+
+    Args:
+        anchors: ``(n, D)`` unit vectors; keys: ``(N, D)`` unit vectors.
+        own: ``(n,)`` long, the place of each anchor's key among the keys.
+        same: ``(n, N)`` bool, keys that mean the same as the anchor's: they are no negatives.
+        scale: inverse temperature.
+
+    Returns:
+        ``(n,)``: ``-scale * s_own + log sum_j exp(scale * s_j)`` over its own key and the negatives.
+    """
+    logits = scale * anchors @ keys.T  # (n, N)
+    mine = F.one_hot(own, keys.shape[0]).bool()  # (n, N)
+    logits = logits.masked_fill(same & ~mine, -torch.inf)
+    return F.cross_entropy(logits, own, reduction="none")
+
+
+def symmetric_info_nce(media: Tensor, text: Tensor, ids: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
+    """InfoNCE from media to text and back, over all processes, summed over this process's rows.
+
+    Args:
+        media, text: ``(n, D)`` unit vectors of this process's pairs; n may be 0, every process has to call.
+        ids: ``(n,)`` long; equal ids = equal texts, which are not negatives of each other.
+        scale: inverse temperature.
+
+    Returns:
+        The sum over rows of the mean of both directions, and how many rows found their own text (or an equal one)
+        first: both scalars.
+    """
+    all_media, first = gather_with_grad(media)  # (N, D)
+    all_text, _ = gather_with_grad(text)  # (N, D)
+    all_ids, _ = gather_with_grad(ids)  # (N,)
+    own = first + torch.arange(media.shape[0], device=media.device)  # (n,)
+    same = ids[:, None] == all_ids[None]  # (n, N)
+    if all_text.shape[0] == 0:
+        return (all_media.sum() + all_text.sum()) * scale, all_media.new_zeros(())
+    losses = 0.5 * (info_nce(media, all_text, own, same, scale) + info_nce(text, all_media, own, same, scale))
+    with torch.no_grad():
+        best = (media @ all_text.T).argmax(1) if len(own) else own
+        hits = same[torch.arange(len(own), device=own.device), best].float().sum()
+    # the empty sum of a process without rows would cut the gather off the graph, and with it the others' backward
+    return losses.sum() + 0.0 * (all_media.sum() + all_text.sum()), hits
+
+
+def pool_rows(streams: dict[str, Tokens], names: tuple[str, ...], clip_row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Mean of the real tokens of the named streams over all clips of each row; streams weigh the same.
+
+    Args:
+        streams: connector output, Tokens with x ``(B, T, P, D)``.
+        clip_row: ``(B,)`` the row of each clip.
+        rows: R.
+
+    Returns:
+        ``(R, D)``, zero where nothing is real, and ``(R,)`` bool, True where **every** named stream is there.
+    """
+    sums, there = [], []
+    for name in names:
+        x, mask = streams[name].flat()  # (B, N, D), (B, N)
+        total = x.new_zeros(rows, x.shape[-1]).index_add(0, clip_row, (x * mask[..., None]).sum(1))  # (R, D)
+        count = x.new_zeros(rows).index_add(0, clip_row, mask.sum(1).to(x.dtype))  # (R,)
+        sums.append(total / count.clamp(min=1)[:, None])
+        there.append(count > 0)
+    return torch.stack(sums).mean(0), torch.stack(there).all(0)
+
+
+def text_id(text: str) -> int:
+    """A 63-bit number that equal texts share on every process and in every run."""
+    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "little") >> 1
+
+
+def text_ids(batch: Batch) -> Tensor:
+    """``(R,)`` the text id of each row's answer."""
+    ids = [text_id("\n".join(row)) for row in batch.targets]
+    return torch.tensor(ids, dtype=torch.long, device=batch.labels.device)
+
+
+class Contrastive(Objective):
+    """Align pooled connector tokens with the caption (the row's answer).
+
+    Args:
+        model: an AVLLM; only its widths are read here.
+        pairs: of ``video-text``, ``audio-text``, ``av-text``. A row takes part in a pair when it has all its streams.
+        text: ``llm`` (last hidden states of the frozen LLM), ``llm_embeddings`` (its input embeddings), or the name
+            or folder of any HF text encoder.
+        dim: width of the common space.
+        temperature: at the start; learned, and clamped to ``[min_temperature, 1]``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        pairs: list[str] | None = None,
+        text: str = "llm",
+        dim: int = 256,
+        temperature: float = 0.07,
+        min_temperature: float = 0.01,
+    ) -> None:
+        super().__init__(model)
+        self.pairs = list(pairs or STREAMS_OF)
+        unknown = [p for p in self.pairs if p not in STREAMS_OF]
+        if unknown:
+            raise ValueError(f"objectives: contrastive: unknown pair {unknown[0]!r}; choose among {list(STREAMS_OF)}")
+        self.text = TextSide(model, text)
+        self.text_projection = nn.Linear(self.text.dim, dim)
+        self.media_projection = nn.ModuleDict({p: nn.Linear(model.llm.get_input_embeddings().embedding_dim, dim) for p in self.pairs})
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.min_temperature = min_temperature
+
+    @property
+    def scale(self) -> Tensor:
+        """The inverse temperature."""
+        return self.log_temperature.clamp(math.log(self.min_temperature), 0.0).neg().exp()
+
+    def weight(self, batch: Batch) -> float:
+        """The number of (row, pair) terms that the batch has."""
+        return float(sum(int(self._rows_of(batch, pair).sum()) for pair in self.pairs))
+
+    def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over (row, pair) of the symmetric loss; ``hits_<pair>``: rows whose own text came first in the batch."""
+        streams = model.connect(model.encode_media(batch))
+        text = F.normalize(self.text_projection(self.text(model, batch)).float(), dim=-1)  # (R, dim)
+        ids = text_ids(batch)
+        loss, metrics = text.sum() * 0.0, {}
+        for pair in self.pairs:
+            names = STREAMS_OF[pair]
+            if any(name not in streams for name in names):
+                continue  # single process only: with several, the model lets absent streams pass as masked dummies
+            pooled, _ = pool_rows(streams, names, batch.clip_row, text.shape[0])  # (R, D)
+            keep = self._rows_of(batch, pair)
+            media = F.normalize(self.media_projection[pair](pooled).float(), dim=-1)[keep]  # (n, dim)
+            term, hits = symmetric_info_nce(media, text[keep], ids[keep], self.scale)
+            loss, metrics[f"hits_{pair}"] = loss + term, hits
+        return loss, metrics
+
+    def _rows_of(self, batch: Batch, pair: str) -> Tensor:
+        """``(R,)`` bool: rows with a text and with every stream of the pair, told from the encoder's masks."""
+        rows = (batch.labels >= 0).any(1)
+        for name in STREAMS_OF[pair]:
+            rows = rows & _has_stream(batch, name)
+        return rows
+
+
+def _has_stream(batch: Batch, name: str) -> Tensor:
+    rows = torch.zeros(batch.labels.shape[0], dtype=torch.bool, device=batch.labels.device)
+    if name in batch.streams:
+        present = batch.streams[name].mask.flatten(1).any(1)  # (B,)
+        rows[batch.clip_row[present]] = True
+    return rows

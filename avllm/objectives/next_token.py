@@ -1,0 +1,63 @@
+"""Next-token cross-entropy on the tokens that a row trains on: captioning and instructions alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avllm.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from avllm.data.collate import Batch
+
+IGNORE = -100
+
+
+def targets(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the targets are predicted from, and what they are.
+
+    Args:
+        labels: ``(R, L)`` long, -100 = not trained on.
+
+    Returns:
+        ``(R, L)`` bool, True at the place **before** each target, and ``(n,)`` the targets, row by row.
+    """
+    at = torch.zeros_like(labels, dtype=torch.bool)
+    at[:, :-1] = labels[:, 1:] != IGNORE
+    return at, labels[:, 1:][labels[:, 1:] != IGNORE]
+
+
+def next_token_loss(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy summed over targets, and how many of them are the likeliest token.
+
+    Args:
+        logits: ``(n, V)`` at the places that :func:`targets` gives; wanted: ``(n,)``.
+
+    Returns:
+        two float32 scalars; zero (still on the graph of ``logits``) when n is 0.
+    """
+    loss = F.cross_entropy(logits.float(), wanted, reduction="sum")
+    with torch.no_grad():
+        hits = (logits.argmax(-1) == wanted).float().sum() if len(wanted) else loss.new_zeros(())
+    return loss, hits
+
+
+class NextToken(Objective):
+    """Cross-entropy of each target given what stands before it; its weight is the number of targets."""
+
+    def weight(self, batch: Batch) -> float:
+        """Target tokens that have a predecessor."""
+        return float((batch.labels[:, 1:] != IGNORE).sum())
+
+    def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed cross-entropy, and ``hits``: targets that were the likeliest token.
+
+        Only the hidden states at targets go through the LLM's head, so that ``(R, L, V)`` never exists.
+        """
+        at, wanted = targets(batch.labels)
+        logits = model.logits_at(batch, at)  # (n, V)
+        loss, hits = next_token_loss(logits, wanted)
+        return loss, {"hits": hits}

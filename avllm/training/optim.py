@@ -1,0 +1,157 @@
+"""What trains, and how fast: the list of ``[regex, learning rate or null]``, AdamW, warm-up and decay."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+Rules = Sequence[tuple[str, float | None]]
+
+
+class RuleError(ValueError):
+    """The list of rules and the parameters do not go together."""
+
+
+@dataclass
+class Share:
+    """What one rule decides.
+
+    Attributes:
+        pattern: searched (``re.search``) in the parameter's name.
+        lr: its peak learning rate, None = frozen.
+        names: the parameters that no earlier rule took.
+    """
+
+    pattern: str
+    lr: float | None
+    names: list[str] = field(default_factory=list)
+
+
+def assign(names: Iterable[str], rules: Rules) -> list[Share]:
+    """Give each parameter to the first rule that matches its name.
+
+    Raises:
+        RuleError: a parameter that no rule matches, or a rule that gets no parameter.
+    """
+    shares = [Share(pattern, lr) for pattern, lr in rules]
+    names = list(names)
+    for name in names:
+        taker = next((s for s in shares if re.search(s.pattern, name)), None)
+        if taker is None:
+            raise RuleError(
+                f"no rule of `trainable` matches the parameter {name!r}; rules: {[p for p, _ in rules]}. "
+                "Say what is to happen to it, e.g. end the list with ['.*', null] to freeze the rest"
+            )
+        taker.names.append(name)
+    for share in shares:
+        if not share.names:
+            raise RuleError(_why_empty(share, names))
+    return shares
+
+
+def _why_empty(share: Share, names: list[str]) -> str:
+    matched = [n for n in names if re.search(share.pattern, n)]
+    if matched:
+        return (
+            f"the rule {share.pattern!r} of `trainable` gets nothing: the rules above it have taken all "
+            f"{len(matched)} parameters that it matches (e.g. {matched[0]!r}). Move it up or delete it"
+        )
+    heads = sorted({".".join(n.split(".")[:2]) for n in names})
+    return f"the rule {share.pattern!r} of `trainable` matches no parameter; names begin with {', '.join(heads)}"
+
+
+def parameter_name(name: str) -> str:
+    """The name that rules and tables use: the model's own parameters stand without the ``model.`` of the task."""
+    return name.removeprefix("model.")
+
+
+def named_parameters(task: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters of a task under the names that the rules speak of."""
+    return {parameter_name(name): p for name, p in task.named_parameters()}
+
+
+def apply_rules(task: nn.Module, rules: Rules) -> list[Share]:
+    """Freeze and unfreeze the parameters of the task as the rules say; the shares tell which rule took what.
+
+    Raises:
+        RuleError: see :func:`assign`; also when a rule wants to train what cannot be trained (quantized weights).
+    """
+    parameters = named_parameters(task)
+    shares = assign(parameters, rules)
+    for share in shares:
+        for name in share.names:
+            p = parameters[name]
+            if share.lr is not None and not p.is_floating_point():
+                raise RuleError(f"the rule {share.pattern!r} trains {name!r}, which is stored as {p.dtype}; freeze it")
+            p.requires_grad_(share.lr is not None)
+    return shares
+
+
+def rule_table(task: nn.Module, shares: Sequence[Share]) -> Table:
+    """The table printed at the start: rule, tensors, parameters, learning rate."""
+    parameters = named_parameters(task)
+    table = Table(title="what trains")
+    table.add_column("rule")
+    for title in ("tensors", "parameters", "learning rate"):
+        table.add_column(title, justify="right")
+    for share in shares:
+        count = sum(_numel(parameters[n]) for n in share.names)
+        rate = "frozen" if share.lr is None else f"{share.lr:g}"
+        table.add_row(share.pattern, str(len(share.names)), f"{count:,}", rate)
+    return table
+
+
+def _numel(p: nn.Parameter) -> int:
+    return int(getattr(p, "ds_numel", p.numel()))  # ZeRO-3 leaves an empty shell where a parameter was
+
+
+def parameter_groups(task: nn.Module, shares: Sequence[Share], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups, one a rule and kind of parameter: biases, norms and scalars (fewer than two axes) do not decay."""
+    parameters = named_parameters(task)
+    groups = []
+    for share in shares:
+        if share.lr is None:
+            continue
+        for decays in (True, False):
+            chosen = [parameters[n] for n in share.names if (parameters[n].dim() >= 2) is decays]
+            if chosen:
+                decay = weight_decay if decays else 0.0
+                groups.append({"params": chosen, "lr": share.lr, "peak_lr": share.lr, "weight_decay": decay})
+    if not groups:
+        raise RuleError("no rule of `trainable` has a learning rate: nothing would train")
+    return groups
+
+
+def build_optimizer(
+    task: nn.Module, shares: Sequence[Share], *, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over the parameters that the rules train."""
+    return torch.optim.AdamW(parameter_groups(task, shares, weight_decay), lr=0.0, betas=betas)
+
+
+def lr_factor(step: int, *, total: int, warmup: int, schedule: str = "cosine", floor: float = 0.0) -> float:
+    """The share of the peak learning rate at optimizer step ``step`` (from 0): a function of the step and of no state.
+
+    Linear from 1/warmup over ``warmup`` steps, then ``constant``, or half a ``cosine`` down to ``floor`` at ``total``.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    if schedule != "cosine":
+        raise ValueError(f"schedule is {schedule!r}; choose cosine or constant")
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_lr(optimizer: Any, factor: float) -> None:
+    """Set every group to its peak times ``factor``."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
