@@ -6,12 +6,14 @@ comparison, and for machines where they are not.
 
 from __future__ import annotations
 
+import bisect
 import importlib.util
+import math
 
 import numpy as np
 import torch
 
-from avllm.data.media_frames import TICK, display_matrix, first_frame, orient, read_frames, read_window
+from avllm.data.media_frames import TICK, Window, display_matrix, first_frame, orient, read_frames, read_window
 from avllm.data.media_open import MediaError, OpenMedia
 from avllm.data.sampling import Sampling
 
@@ -27,32 +29,34 @@ def read_with(
     """
     if importlib.util.find_spec(backend) is None:
         raise ModuleNotFoundError(f"backend={backend!r} is not installed; expected: pip install {backend}, or 'auto'")
-    window = read_window(media, 0.0, 0.0)
-    if backend == "decord" and not decord_is_right(media, window.cut):
+    if backend == "torchcodec":
+        return _torchcodec(media.path, [moment + media.origin for moment in moments], sampling, threads)
+    window = read_window(media, 0.0, math.inf)
+    if not decord_is_right(media, window):
         return read_frames(media, moments, end, sampling)
+    # decord's own timestamps are wrong where a track does not begin at 0; the packets' are not.
+    seconds = [second for second, _ in window.displayed()]
+    indices = [max(0, bisect.bisect_right(seconds, moment + TICK) - 1) for moment in moments]
     frame = first_frame(media, window)
-    size = sampling.size(frame.width, frame.height)
-    seconds = [moment + media.origin for moment in moments]
-    if backend == "decord":
-        pictures = _decord(media.path, seconds, size, threads)
-        matrix = display_matrix(frame)
-        return np.ascontiguousarray(np.stack([orient(picture, matrix) for picture in pictures]))
-    return _torchcodec(media.path, seconds, sampling, threads)
+    pictures = _decord(media.path, len(seconds), indices, sampling.size(frame.width, frame.height), threads)
+    matrix = display_matrix(frame)
+    return np.ascontiguousarray(np.stack([orient(picture, matrix) for picture in pictures]))
 
 
-def decord_is_right(media: OpenMedia, cut: bool) -> bool:
-    """Whether decord gives this file's true frames."""
-    return media.video is not None and not cut and media.video.codec_context.name not in ("av1", "libdav1d")
+def decord_is_right(media: OpenMedia, window: Window) -> bool:
+    """Whether decord gives this file's true frames; ``window`` is the whole file."""
+    blind = media.video is None or media.video.codec_context.name in ("av1", "libdav1d")
+    return not blind and window.timed and not any(packet.is_discard for packet in window.packets)
 
 
-def _decord(path: str, seconds: list[float], size: tuple[int, int], threads: int) -> np.ndarray:
+def _decord(path: str, length: int, indices: list[int], size: tuple[int, int], threads: int) -> np.ndarray:
     import decord
 
     try:
         reader = decord.VideoReader(path, num_threads=threads, width=size[0], height=size[1])
-        begins = reader.get_frame_timestamp(range(len(reader)))[:, 0]
-        at = np.searchsorted(begins, np.asarray(seconds) + TICK, side="right") - 1
-        return reader.get_batch(at.clip(0)).asnumpy()
+        if len(reader) != length:
+            raise MediaError(path, "undecodable", f"decord finds {len(reader)} frames; the container has {length}")
+        return reader.get_batch(indices).asnumpy()
     except decord.DECORDError as error:
         raise MediaError(path, "undecodable", f"decord: {error}") from error
 

@@ -9,6 +9,7 @@ file are sought one by one.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -313,7 +314,7 @@ def _longest_gap(seconds: list[float], media: OpenMedia) -> float:
     """The longest time between frames: what "one frame" means where the rate varies."""
     assert media.video is not None
     usual = 1.0 / float(media.video.average_rate or 25)
-    return max([usual, *(b - a for a, b in zip(seconds[:-1], seconds[1:], strict=True))])
+    return max([usual, *(b - a for a, b in itertools.pairwise(seconds))])
 
 
 def _check_memory(media: OpenMedia, steps: int, sampling: Sampling) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 
@@ -47,7 +48,7 @@ class Sampling:
         capped = self.fps is None or steps < round(duration * self.fps)
         step = duration / steps if capped else 1.0 / float(self.fps or 1)
         edges = [i * step for i in range(steps)] + [duration]
-        return list(zip(edges[:-1], edges[1:], strict=True))
+        return list(itertools.pairwise(edges))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after shrinking to ``short_side``, aspect kept."""
