@@ -1,0 +1,206 @@
+"""What all families share: a transformers model behind the encoder's interface, loaded without a key left over."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
+
+from avllm.encoders.base import Encoder
+
+logger = logging.getLogger(__name__)
+
+
+class Backbone(Encoder):
+    """A transformers model as an encoder.
+
+    Layers are counted as in transformers' ``hidden_states``: 0 is the embedding, i the output of block i, negative ones
+    count from the end; -1 is the backbone's own last output (its final norm applied, where it has one). The **last**
+    listed layer is the main stream and has the name ``""``; the others are named by their number as it was written:
+    ``layers=[4, 8, -1]`` gives ``{"4": .., "8": .., "": ..}``, and ``layers=[-2]`` makes the penultimate block the main
+    stream, as LLaVA does.
+
+    Args:
+        config: the tower's config, a full (dual-tower) config that contains it, or either as a dict. No weights are
+            read; they are random.
+        layers: layers to give out; None means ``[-1]``.
+        preprocessing: the checkpoint's ``preprocessor_config.json`` as a dict; None means the family's usual values.
+
+    Raises:
+        ValueError: a config of another family, a mistyped config field, or a layer that the backbone does not have.
+    """
+
+    config_class: ClassVar[type[PretrainedConfig]]
+    model_class: ClassVar[type[PreTrainedModel]]
+    tower: ClassVar[str | None] = None  # where the tower's config stands in a full checkpoint's config
+    key_mapping: ClassVar[dict[str, str]] = {}  # checkpoint key pattern -> replacement, beyond transformers' own
+    other_keys: ClassVar[tuple[str, ...]] = ()  # keys of the other towers and heads, which are not ours to load
+
+    def __init__(
+        self,
+        config: PretrainedConfig | dict[str, Any],
+        *,
+        layers: list[int] | None = None,
+        preprocessing: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone_config = self.read_config(config)
+        self.preprocessing = preprocessing
+        self.backbone = self.build(self.backbone_config)
+        self.layers = [-1] if layers is None else list(layers)
+        self.layer_names = self._name_layers()
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks: the last valid layer number."""
+        return int(self.backbone_config.num_hidden_layers)
+
+    @property
+    def out_dims(self) -> dict[str, int]:
+        """Width of each layer given out, by its name; ``out_dim`` is that of the main stream."""
+        return dict.fromkeys(self.layer_names, int(self.backbone_config.hidden_size))
+
+    @property
+    def out_dim(self) -> int:  # type: ignore[override]
+        """D of the main stream."""
+        return self.out_dims[""]
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments that, with ``backbone_config``, build this encoder again."""
+        return {"layers": list(self.layers), "preprocessing": self.preprocessing}
+
+    @classmethod
+    def build(cls, config: PretrainedConfig) -> PreTrainedModel:
+        """The backbone with random weights."""
+        return cls.model_class(config)
+
+    @classmethod
+    def read_config(cls, config: PretrainedConfig | dict[str, Any]) -> PretrainedConfig:
+        """The tower's config, out of whatever holds it; a copy."""
+        if isinstance(config, PretrainedConfig):
+            config = config.to_dict()
+        kind = config.get("model_type", cls.config_class.model_type)
+        if kind != cls.config_class.model_type and cls.tower and isinstance(config.get(cls.tower), dict):
+            return cls.read_config(config[cls.tower])
+        if kind != cls.config_class.model_type:
+            raise ValueError(
+                f"{cls.__name__}: the config is of model_type {kind!r}; expected {cls.config_class.model_type!r}"
+                f"{f' or a full model with a {cls.tower}' if cls.tower else ''}. Choose the encoder of that family"
+            )
+        config = copy.deepcopy(config)
+        if "transformers_version" not in config:  # written by hand: a mistyped field would otherwise pass unseen
+            cls._refuse_unknown_fields(config)
+        return cls.config_class.from_dict(config)
+
+    @classmethod
+    def _refuse_unknown_fields(cls, config: dict[str, Any]) -> None:
+        known = set(cls.config_class().to_dict()) | {"model_type"}
+        unknown = sorted(set(config) - known)
+        if unknown:
+            raise ValueError(
+                f"{cls.config_class.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        layers: list[int] | None = None,
+        dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        **options: Any,
+    ) -> Backbone:
+        """Load the tower from a hub name or a folder, out of a checkpoint of the tower alone or of the full model.
+
+        Args:
+            name_or_path: hub name or local folder.
+            layers: see the class.
+            dtype: of the weights; None keeps the checkpoint's own.
+            revision: branch, tag or commit on the hub.
+            options: the family's own keyword arguments.
+
+        Raises:
+            ValueError: the checkpoint lacks weights of the tower, or holds some that nobody knows.
+        """
+        config = cls.read_config(AutoConfig.from_pretrained(name_or_path, revision=revision))
+        if "preprocessing" not in options:
+            options["preprocessing"] = read_preprocessing(name_or_path, revision)
+        with torch.device("meta"):
+            encoder = cls(config, layers=layers, **options)
+        encoder.backbone, report = cls.model_class.from_pretrained(
+            name_or_path,
+            config=encoder.backbone_config,
+            dtype="auto" if dtype is None else dtype,
+            revision=revision,
+            key_mapping=cls.key_mapping or None,
+            output_loading_info=True,
+        )
+        cls._check_keys(name_or_path, report)
+        return encoder.eval()
+
+    @classmethod
+    def _check_keys(cls, name: str, report: dict[str, Any]) -> None:
+        """Missing, misshapen or unknown weights are errors: a half-loaded backbone would train without complaint."""
+        missing = sorted(report["missing_keys"])
+        wrong = sorted(str(k) for k in report["mismatched_keys"])
+        unknown = sorted(k for k in report["unexpected_keys"] if not any(re.match(p, k) for p in cls.other_keys))
+        if missing or wrong or unknown:
+            raise ValueError(
+                f"{name} does not fit {cls.model_class.__name__}: missing {_some(missing)}, wrong shape {_some(wrong)}, "
+                f"unexpected {_some(unknown)}; is this a checkpoint of the {cls.__name__} family?"
+            )
+
+    def _name_layers(self) -> list[str]:
+        bad = [i for i in self.layers if not -self.depth - 1 <= i <= self.depth]
+        if bad or not self.layers:
+            raise ValueError(
+                f"{type(self).__name__}: layers {self.layers}; expected at least one, each from {-self.depth - 1} to "
+                f"{self.depth} ({self.depth} blocks; 0 is the embedding, -1 the last output)"
+            )
+        if len({i % (self.depth + 1) for i in self.layers}) < len(self.layers):
+            raise ValueError(f"{type(self).__name__}: layers {self.layers} name one layer twice; list each once")
+        return [str(i) for i in self.layers[:-1]] + [""]
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """The backbone's inputs ``(U, ...)`` -> ``{layer: (U, S, P, D)}``."""
+        dtype = next(self.backbone.parameters()).dtype
+        cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        last = self.depth
+        inner = any(i % (last + 1) != last for i in self.layers)
+        out = self.backbone(**cast, **self.call_options(), output_hidden_states=inner)
+        chosen = [out.last_hidden_state if i % (last + 1) == last else out.hidden_states[i] for i in self.layers]
+        return {name: self.arrange(x, out) for name, x in zip(self.layer_names, chosen, strict=True)}
+
+    def call_options(self) -> dict[str, Any]:
+        """Further arguments of the backbone's forward."""
+        return {}
+
+    def arrange(self, x: Tensor, out: Any) -> Tensor:
+        """One layer as the backbone gives it -> ``(U, S, P, D)``."""
+        raise NotImplementedError(f"{type(self).__name__}.arrange")
+
+
+def _some(keys: list[str], most: int = 5) -> str:
+    shown = ", ".join(keys[:most]) or "nothing"
+    return shown + (f" and {len(keys) - most} more" if len(keys) > most else "")
+
+
+def read_preprocessing(name_or_path: str, revision: str | None = None) -> dict[str, Any] | None:
+    """The preprocessing that a checkpoint was trained with, or None (logged) where it brings none."""
+    for file in ("preprocessor_config.json", "processor_config.json"):
+        path = cached_file(name_or_path, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if path is None:
+            continue
+        with open(path, encoding="utf-8") as f:
+            found = json.load(f)
+        return found.get("image_processor") or found.get("feature_extractor") or found
+    logger.warning("%s has no preprocessor_config.json; the family's usual preprocessing is used", name_or_path)
+    return None

@@ -1,0 +1,31 @@
+"""EVA-ViT-g, as BLIP-2 carries it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import Blip2VisionConfig, Blip2VisionModel
+
+from avllm.encoders._visual import BICUBIC, CLIP_MEAN, CLIP_STD, VisualBackbone
+
+
+class EVA(VisualBackbone):
+    """EVA-CLIP ViT-g/14 (Fang et al. 2022, arXiv:2211.07636) in BLIP-2's layout (arXiv:2301.12597).
+
+    Loads out of a full BLIP-2 checkpoint as well. All tokens, the class token first, are the default: BLIP-2's
+    Q-Former was trained on them. Arguments: see :class:`~avllm.encoders._visual.VisualBackbone`.
+    """
+
+    config_class = Blip2VisionConfig
+    model_class = Blip2VisionModel
+    tower = "vision_config"
+    key_mapping: ClassVar[dict[str, str]] = {r"^vision_model\.": ""}
+    other_keys = (
+        r"(qformer|language_model|language_projection|embeddings\.word_embeddings)\.",
+        r"query_tokens$",
+        r"(vision|text)_projection\.",
+        r"itm_head\.",
+        r"embeddings\.(word|position)_embeddings\.",
+    )
+    default_feature = "all"
+    defaults: ClassVar[dict[str, Any]] = {"resample": BICUBIC, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}

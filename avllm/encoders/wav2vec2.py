@@ -1,0 +1,88 @@
+"""wav2vec 2.0, on the waveform itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2Config, Wav2Vec2Model
+
+from avllm.encoders._audio import WaveformPreprocessor, window_steps
+from avllm.encoders._backbone import Backbone
+
+
+class Wav2Vec2(Backbone):
+    """wav2vec 2.0 (Baevski et al. 2020, arXiv:2006.11477): 50 steps a second, one token each.
+
+    A step sees 25 ms and moves by 20 ms, so a window is handed the few samples behind its end that its last step sees.
+    Windows have one length, so that clips share a batch: a short sound is padded, and the padding is hidden from the
+    attention in checkpoints trained that way (``feat_extract_norm="layer"``), silence in the others. SpecAugment is off:
+    it draws from numpy's global generator, which no resume restores.
+
+    Args:
+        config, layers, preprocessing: see :class:`~avllm.encoders._backbone.Backbone`.
+        window: seconds of sound in a window, rounded down to whole steps; short clips want a short one, for the
+            padding costs time.
+
+    Raises:
+        ValueError: the config has an adapter behind the transformer (``add_adapter``), which changes the clock.
+    """
+
+    stream = "audio"
+    config_class = Wav2Vec2Config
+    model_class = Wav2Vec2Model
+    other_keys = (
+        r"(wav2vec2\.)?(quantizer|project_q|project_hid)\.",
+        r"(lm_head|projector|classifier|feature_extractor_head)\.",
+        r"layer_weights$",
+        r"(\w+\.)?masked_spec_embed$",  # SpecAugment's filling, absent where the config never masks
+    )
+
+    def __init__(
+        self,
+        config: PretrainedConfig | dict[str, Any],
+        *,
+        layers: list[int] | None = None,
+        window: float = 30.0,
+        preprocessing: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(config, layers=layers, preprocessing=preprocessing)
+        c = self.backbone_config
+        if getattr(c, "add_adapter", False):
+            raise ValueError(f"{type(self).__name__}: the config has add_adapter=True; load the backbone without it")
+        self.window = window
+        self.rate = int((preprocessing or {}).get("sampling_rate", 16_000))
+        self.step_samples = math.prod(c.conv_stride)
+        unlimited = int(window * self.rate / self.step_samples + 1e-6)
+        self.steps = window_steps(window, self.rate, self.step_samples, max(unlimited, 1), type(self).__name__)
+
+    @classmethod
+    def build(cls, config: PretrainedConfig) -> PreTrainedModel:
+        """The backbone with random weights and without SpecAugment."""
+        config.apply_spec_augment = False
+        return super().build(config)
+
+    def options(self) -> dict[str, Any]:
+        """See :meth:`Backbone.options`."""
+        return {**super().options(), "window": self.window}
+
+    def preprocessor(self) -> WaveformPreprocessor:
+        """The waveform, normalised as the checkpoint says."""
+        found, c = self.preprocessing or {}, self.backbone_config
+        receptive, jump = 1, 1
+        for kernel, stride in zip(c.conv_kernel, c.conv_stride, strict=True):
+            receptive, jump = receptive + (kernel - 1) * jump, jump * stride
+        return WaveformPreprocessor(
+            rate=self.rate,
+            unit_samples=self.steps * self.step_samples,
+            steps=self.steps,
+            tokens=1,
+            receptive=receptive,
+            normalise=bool(found.get("do_normalize", True)),
+            attention_mask=bool(found.get("return_attention_mask", c.feat_extract_norm == "layer")),
+        )
+
+    def arrange(self, x: Tensor, out: Any) -> Tensor:
+        """``(U, S, D)`` -> ``(U, S, 1, D)``."""
+        return x[:, :, None]

@@ -1,0 +1,73 @@
+"""Whisper's encoder."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import PretrainedConfig, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from avllm.encoders._audio import MelPreprocessor, window_steps
+from avllm.encoders._backbone import Backbone
+
+
+class Whisper(Backbone):
+    """The encoder of Whisper (Radford et al. 2022, arXiv:2212.04356): 50 steps a second, one token each.
+
+    Sound is cut into windows, and each is padded with silence to the length that the position embedding has: 3,000 mel
+    frames (30 s) in every released model, ``2 * max_source_positions`` in general. A shorter ``window`` costs the same
+    and keeps sounds apart that 30 s would put side by side.
+
+    Args:
+        config, layers, preprocessing: see :class:`~avllm.encoders._backbone.Backbone`.
+        window: seconds of sound in a window; None means all that the backbone takes.
+    """
+
+    stream = "audio"
+    config_class = WhisperConfig
+    model_class = WhisperEncoder
+    key_mapping: ClassVar[dict[str, str]] = {r"^(model\.)?encoder\.": ""}
+    other_keys = (r"(model\.)?decoder\.", r"proj_out\.", r"projector\.", r"classifier\.", r"layer_weights$")
+    stride = 2  # of the second convolution, in mel frames
+
+    def __init__(
+        self,
+        config: PretrainedConfig | dict[str, Any],
+        *,
+        layers: list[int] | None = None,
+        window: float | None = None,
+        preprocessing: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(config, layers=layers, preprocessing=preprocessing)
+        self.window = window
+        found = preprocessing or {}
+        self.rate, self.hop = int(found.get("sampling_rate", 16_000)), int(found.get("hop_length", 160))
+        most = int(self.backbone_config.max_source_positions)
+        self.steps = window_steps(window, self.rate, self.stride * self.hop, most, "Whisper")
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return int(self.backbone_config.encoder_layers)
+
+    def options(self) -> dict[str, Any]:
+        """See :meth:`Backbone.options`."""
+        return {**super().options(), "window": self.window}
+
+    def preprocessor(self) -> MelPreprocessor:
+        """Log-mel, from the config and the checkpoint's own settings."""
+        return MelPreprocessor(
+            rate=self.rate,
+            unit_samples=self.steps * self.stride * self.hop,
+            steps=self.steps,
+            tokens=1,
+            mels=int(self.backbone_config.num_mel_bins),
+            frames=self.stride * int(self.backbone_config.max_source_positions),
+            hop=self.hop,
+            n_fft=int((self.preprocessing or {}).get("n_fft", 400)),
+        )
+
+    def arrange(self, x: Tensor, out: Any) -> Tensor:
+        """``(U, positions, D)`` -> ``(U, S, 1, D)``: the steps of the window, without those of its padding."""
+        return x[:, : self.steps, None]
