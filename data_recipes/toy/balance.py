@@ -11,7 +11,6 @@ import numpy as np
 from rich.table import Table
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier
-
 from toy.questions import CHOICES, WORDINGS
 from toy.scripting import COLOURS, DIRECTIONS, KINDS, PITCHES, SHAPES, SIZES
 
@@ -38,7 +37,16 @@ def video_features(row: dict, clip: dict) -> list[float]:
     bounces, gone = events["bounces"], events["vanishes"]
     gaps = np.diff(bounces).tolist()
     times = [events["appears"], -1.0 if gone is None else gone, *padded(bounces, 3), *padded(gaps, 2)]
-    return [*blind_features(row, clip), len(things), direction, *kinds, len(bounces), *times, first["x"][0], first["y"][0]]
+    return [
+        *blind_features(row, clip),
+        len(things),
+        direction,
+        *kinds,
+        len(bounces),
+        *times,
+        first["x"][0],
+        first["y"][0],
+    ]
 
 
 def audio_features(row: dict, clip: dict) -> list[float]:
@@ -46,7 +54,13 @@ def audio_features(row: dict, clip: dict) -> list[float]:
     clicks = clip["clicks"]
     values = [len(clicks), *padded(clicks, 3), *padded(np.diff(clicks).tolist(), 2)]
     for s in clip["sounds"][:1]:
-        values += [list(KINDS).index(s["kind"]), list(PITCHES).index(s["pitch"]), s["start"], s["end"], len(s["pulses"])]
+        values += [
+            list(KINDS).index(s["kind"]),
+            list(PITCHES).index(s["pitch"]),
+            s["start"],
+            s["end"],
+            len(s["pulses"]),
+        ]
     return [*blind_features(row, clip), *values]
 
 
@@ -87,7 +101,9 @@ def best_guess(kind: str, view: str, rows: dict[str, list[dict]], clips: dict[st
     }
     answers = {s: [answer_of(row) for row in rows[s]] for s in rows}
     found = guesses(features["train"], answers["train"], features["test"])
-    right = {name: float(np.mean([g == a for g, a in zip(v, answers["test"], strict=True)])) for name, v in found.items()}
+    right = {
+        name: float(np.mean([g == a for g, a in zip(v, answers["test"], strict=True)])) for name, v in found.items()
+    }
     name = max(right, key=right.__getitem__)
     return name, right[name]
 

@@ -4,7 +4,6 @@ import zlib
 from collections import defaultdict
 
 import numpy as np
-
 from toy.scripting import COLOURS, DIRECTIONS, KINDS, PITCHES, PULSES, SHAPES, SIZES, SPLITS
 
 REFUSAL = "unanswerable"
@@ -158,7 +157,14 @@ def refusals(kind: str, n: int, clips: list[dict], rng: np.random.Generator) -> 
     chosen = [a for trio in zip(*per_wording, strict=True) for a in trio][:n]
     order = rng.permutation(len(chosen))
     return [
-        {"clip": int(i), "kind": kind, "answer": REFUSAL, "slot": slots[order[k] % len(slots)], "cell": (), "wording": w}
+        {
+            "clip": int(i),
+            "kind": kind,
+            "answer": REFUSAL,
+            "slot": slots[order[k] % len(slots)],
+            "cell": (),
+            "wording": w,
+        }
         for k, (i, w, _) in enumerate(chosen)
     ]
 
@@ -225,7 +231,9 @@ def caption(clip: dict, rng: np.random.Generator) -> str:
         parts.append(caption_moving(clip, style))
         parts += [f"a {t['size']} {t['colour']} {t['shape']} stands still" for t in clip["objects"][1:]]
     for sound in clip["sounds"]:
-        name = {"noise": "noise burst", "pulse": f"train of {len(sound['pulses'])} pulses"}.get(sound["kind"], sound["kind"])
+        name = {"noise": "noise burst", "pulse": f"train of {len(sound['pulses'])} pulses"}.get(
+            sound["kind"], sound["kind"]
+        )
         verbs = (("starts at", "ends at"), ("is heard from", "to"), ("sounds from", "until"))[style]
         parts.append(f"a {sound['pitch']} {name} {verbs[0]} {sound['start']:.1f} {verbs[1]} {sound['end']:.1f}")
     if clip["clicks"] and not clip["events"]["bounces"]:
@@ -260,9 +268,8 @@ def caption_rows(clips: list[dict], split: str, seed: int, taken: set[str]) -> l
     rows, seen = [], set()
     for clip in clips:
         text = caption(clip, np.random.default_rng([seed, SPLITS.index(split), 6, clip["index"]]))
-        if text in seen or text in taken:
-            if split != "train":
-                continue
+        if (text in seen or text in taken) and split != "train":
+            continue
         seen.add(text)
         rows.append({
             "id": f"toy-{clip['id']}-caption", "source": "toy_world", "kind": "caption",

@@ -1,0 +1,244 @@
+"""The toy world: the same bytes from the same seed, no shortcut, and files that say what the script says."""
+
+import copy
+import hashlib
+import importlib
+import json
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+RECIPES = Path(__file__).resolve().parents[1] / "data_recipes"
+if str(RECIPES) not in sys.path:
+    sys.path.insert(0, str(RECIPES))
+
+toy_world = importlib.import_module("toy_world")
+balance = importlib.import_module("toy.balance")
+questions = importlib.import_module("toy.questions")
+rendering = importlib.import_module("toy.rendering")
+scripting = importlib.import_module("toy.scripting")
+
+CLIPS = 100
+
+
+def world(out: Path, *options: str) -> Path:
+    toy_world.main([str(out), "--clips", str(CLIPS), *options])
+    return out
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def text(row: dict) -> str:
+    return row["messages"][1]["content"][0]["text"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    return world(tmp_path_factory.mktemp("toy") / "one", "--workers", "2")
+
+
+@pytest.fixture(scope="module")
+def scripts() -> dict[str, list[dict]]:
+    """Scripts of a whole-size world; no file is needed to count what they say."""
+    return {s: scripting.script_split(0, s, n) for s, n in scripting.split_sizes(3000).items()}
+
+
+@pytest.fixture(scope="module")
+def rows(scripts) -> dict[str, list[dict]]:
+    return {s: questions.question_rows(clips, s, 0) for s, clips in scripts.items()}
+
+
+def test_bytes_follow_from_the_seed_and_not_from_the_workers(made, tmp_path):
+    again = hashes(world(tmp_path / "again", "--workers", "1"))
+    assert again == hashes(made)
+    other = hashes(world(tmp_path / "other", "--seed", "1"))
+    media = [name for name in again if name.startswith("clips/")]
+    assert not {again[n] for n in media} & set(other.values())
+
+
+def test_a_whole_world_is_kept_and_a_half_one_completed(made, tmp_path, capsys):
+    before = hashes(made)
+    stamp = (made / "script.jsonl").stat().st_mtime_ns
+    world(made)
+    assert "already" in capsys.readouterr().out
+    assert (made / "script.jsonl").stat().st_mtime_ns == stamp
+    for clip in list((made / "clips").iterdir())[::3]:
+        clip.unlink()
+    assert hashes(world(made)) == before
+    with pytest.raises(SystemExit, match="other settings"):
+        toy_world.main([str(made), "--clips", "50"])
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="not empty"):
+        world(tmp_path)
+
+
+def test_manifests_are_valid_and_rows_of_a_clip_are_adjacent(made):
+    manifest = pytest.importorskip("avllm.data.manifest")
+    for split in scripting.SPLITS:
+        for name in (f"{split}.jsonl", f"captions_{split}.jsonl"):
+            for sample in manifest.read_manifest(made / name):
+                for part in sample.media:
+                    assert (made / part.path).exists()
+        order = [r["meta"]["clip"] for r in jsonl(made / f"{split}.jsonl")]
+        assert len(set(order)) == 1 + sum(a != b for a, b in zip(order, order[1:], strict=False))
+
+
+def test_no_file_and_no_caption_is_shared_between_the_splits(made):
+    files = hashes(made / "clips")
+    assert len(set(files.values())) == len(files) == CLIPS
+    captions = {s: [text(r) for r in jsonl(made / f"captions_{s}.jsonl")] for s in scripting.SPLITS}
+    assert not set(captions["train"]) & set(captions["test"])
+    assert all(len(set(captions[s])) == len(captions[s]) for s in ("validation", "test", "unseen"))
+
+
+def decoded_sound(path: Path) -> np.ndarray:
+    """Samples by their time stamps, by a plain decode; what lies before 0 is dropped."""
+    with av.open(str(path)) as file:
+        chunks = [(f.pts, f.to_ndarray().reshape(-1)) for f in file.decode(audio=0)]
+    x = np.zeros(max(at + len(y) for at, y in chunks))
+    for at, y in chunks:
+        x[max(at, 0) : at + len(y)] = y[max(-at, 0) :]
+    return x
+
+
+def test_a_click_written_at_one_second_is_found_there(tmp_path):
+    audio = np.zeros(3 * scripting.RATE, np.float32)
+    audio[scripting.RATE : scripting.RATE + 160] = 0.8
+    path = tmp_path / "click.mp4"
+    rendering.write_mp4(path, np.full((24, 96, 96, 3), 90, np.uint8), audio)
+    found = np.argmax(np.abs(decoded_sound(path)) > 0.4) / scripting.RATE
+    assert found == pytest.approx(1.0, abs=0.010)
+    with av.open(str(path)) as file:
+        assert [f.time for f in file.decode(video=0)] == [i / 8 for i in range(24)]
+    media = pytest.importorskip("avllm.data.media")
+    clip = media.load_video(path, sampling=media.Sampling(fps=8), rate=scripting.RATE)
+    found = clip.sound.start + int((clip.sound.x.abs() > 0.4).int().argmax()) / clip.sound.rate
+    assert found == pytest.approx(1.0, abs=0.010)
+    assert clip.frames.span[0, 0] == 0
+
+
+def test_every_click_of_a_script_is_heard_at_its_time(made):
+    clips = [s for s in jsonl(made / "script.jsonl") if s["form"] in ("av", "wav") and s["clicks"]]
+    assert len(clips) > 20
+    for script in clips:
+        x = np.abs(decoded_sound(made / script["file"])) / 32768 ** (script["form"] == "wav")
+        for click in script["clicks"]:
+            at = round(click * scripting.RATE)
+            loudest = at - 800 + int(np.argmax(x[at - 800 : at + 800]))
+            assert loudest / scripting.RATE == pytest.approx(click, abs=0.010), script["id"]
+
+
+def test_forms_are_what_they_say(made):
+    for script in jsonl(made / "script.jsonl"):
+        with av.open(str(made / script["file"])) as file:
+            streams = Counter(s.type for s in file.streams)
+        expected = {"av": (1, 1), "mute": (1, 0), "silent": (1, 1), "wav": (0, 1), "jpg": (1, 0)}[script["form"]]
+        assert (streams["video"], streams["audio"]) == expected
+        if script["form"] == "silent":
+            assert np.abs(decoded_sound(made / script["file"])).max() == 0
+
+
+def test_bounces_are_where_the_path_turns_at_a_wall(scripts):
+    checked = 0
+    for script in (s for s in scripts["train"] if s["objects"] and s["form"] != "jpg"):
+        thing, walls = script["objects"][0], script["walls"]
+        across, radius = np.asarray(thing[walls["axis"]]), scripting.SIZES[thing["size"]]
+        room = np.minimum(across - radius - walls["at"][0], walls["at"][1] - radius - across)
+        touching = [i / 8 for i in np.flatnonzero((np.abs(room) < 0.02) & np.asarray(thing["visible"], bool))]
+        assert touching == script["events"]["bounces"], script["id"]
+        bounces = script["events"]["bounces"]
+        assert all(b - a >= 0.5 for a, b in zip(bounces, bounces[1:], strict=False))
+        for click, at_bounce in zip(script["clicks"], script["click_at_bounce"], strict=False):
+            off = [abs(click - t) for t in bounces]
+            assert (min(off) == 0) if at_bounce else (not off or min(off) >= 0.35)
+        checked += len(bounces)
+    assert checked > 1000
+
+
+def test_direction_is_the_net_movement_of_the_drawn_thing(scripts):
+    for script in (s for s in scripts["test"] if s["form"] == "av" and s["direction"]):
+        thing = script["objects"][0]
+        shown = np.flatnonzero(thing["visible"])
+        dx, dy = (thing[a][shown[-1]] - thing[a][shown[0]] for a in "xy")
+        if shown[-1] - shown[0] >= 8:
+            seen = ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
+            assert seen == script["direction"]
+
+
+def test_frames_show_the_thing_where_the_script_says(scripts):
+    clips = [s for s in scripts["train"] if s["form"] == "av" and s["program"] == "when" and len(s["objects"]) == 1]
+    for script in clips[:8]:
+        frames = rendering.render_frames(script, np.random.default_rng(0)).astype(int)
+        thing = script["objects"][0]
+        near = np.abs(frames - scripting.COLOURS[thing["colour"]]).max(axis=-1) < 20
+        assert (near.sum(axis=(1, 2)) > 20).tolist() == [bool(v) for v in thing["visible"]]
+        for t in np.flatnonzero(thing["visible"]):
+            ys, xs = np.nonzero(near[t])
+            assert abs(xs.mean() + 0.5 - thing["x"][t]) < 1.5
+            assert abs(ys.mean() + 0.5 - thing["y"][t]) < 0.15 * scripting.SIZES[thing["size"]] + 1.5
+
+
+def test_held_out_combinations_are_in_unseen_alone(scripts):
+    for split, clips in scripts.items():
+        for clip in clips:
+            held = [(t["shape"], t["colour"]) in scripting.UNSEEN_THINGS for t in clip["objects"]]
+            sounds = [{(s["kind"], s["pitch"]), (s["kind"], s["timbre"])} for s in clip["sounds"]]
+            assert held == [split == "unseen" and i == 0 for i in range(len(held))]
+            assert all(bool(s & scripting.UNSEEN_SOUNDS) == (split == "unseen") for s in sounds)
+
+
+def test_answers_are_balanced_overall_and_within_every_wording(rows):
+    for split in ("train", "test"):
+        answers, worded = defaultdict(Counter), defaultdict(Counter)
+        for row in rows[split]:
+            if row["kind"] in questions.CHOICES:
+                answers[row["kind"]][text(row)] += 1
+                worded[row["kind"], row["meta"]["wording"]][text(row)] += 1
+        for kind, counts in answers.items():
+            assert set(counts) == set(questions.CHOICES[kind])
+            assert max(counts.values()) - min(counts.values()) <= 0.02 * sum(counts.values()), (split, kind, counts)
+            for wording in range(3):
+                here = worded[kind, wording]
+                assert set(here) == set(counts)
+                spread = max(here.values()) - min(here.values())
+                assert spread <= max(6, 0.02 * sum(here.values())), (split, kind, wording, here)
+
+
+def test_refusals_use_the_same_words_in_the_same_share(rows, scripts):
+    forms = {c["id"]: c["form"] for c in scripts["train"]}
+    asked, refused = Counter(), Counter()
+    for row in rows["train"]:
+        key = (row["meta"]["asked"], row["meta"]["wording"])
+        asked[key] += 1
+        if row["kind"] == "unanswerable":
+            refused[key] += 1
+            assert forms[row["meta"]["clip"]] in ("wav", "jpg", "mute") and text(row) == questions.REFUSAL
+    share = {key: refused[key] / asked[key] for key in asked}
+    assert len(share) == 45 and max(share.values()) - min(share.values()) < 0.02
+
+
+def test_nothing_can_be_guessed_and_every_kind_is_there(rows, scripts):
+    report = balance.balance_report(scripts, rows)
+    assert balance.over_limits(report) == []
+    assert len(report) == len(questions.WORDINGS) and min(line["n_test"] for line in report.values()) >= 100
+    assert len(rows["train"]) >= 25000
+    assert {k for k in report} <= {row["kind"] for row in rows["unseen"]}
+
+
+def test_the_check_finds_a_shortcut(rows, scripts):
+    """A world whose wording gives the size away does not pass."""
+    spoiled = {s: copy.deepcopy([r for r in rows[s] if r["kind"] == "seen.size"]) for s in ("train", "test")}
+    for row in (r for split in spoiled.values() for r in split):
+        row["meta"]["wording"] = int(text(row) == "big")
+    assert "seen.size" in balance.over_limits(balance.balance_report(scripts, spoiled))[0]
