@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
-from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, stream_end
+from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, rewind, stream_end
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -178,10 +178,10 @@ def read_window(media: OpenMedia, first: float, last: float) -> Window:
 def _read_from(media: OpenMedia, seek_to: float, last: float) -> Window:
     assert media.video is not None
     stream, container = media.video, media.container
-    offset = int((max(0.0, seek_to) + media.origin) / stream.time_base)
-    if seek_to <= 0:  # the very beginning, wherever the stream puts it
-        offset = min(0, stream.start_time or 0)
-    container.seek(offset, stream=stream, backward=True)
+    if seek_to <= 0:
+        rewind(media, stream)
+    else:
+        container.seek(int((seek_to + media.origin) / stream.time_base), stream=stream, backward=True)
     window = Window([], [], complete=False)
     for packet in container.demux(stream):
         media.deadline.check()

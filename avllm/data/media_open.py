@@ -138,6 +138,14 @@ def require_file(path: str | Path) -> None:
         raise MediaError(path, "zero_byte", "the file is empty")
 
 
+def rewind(media: OpenMedia, stream: VideoStream | AudioStream) -> None:
+    """Go to the very first packet of a stream."""
+    try:  # 0 would pass over the priming packets of a sound track, which stand before it
+        media.container.seek(int(-1 / stream.time_base), stream=stream)
+    except av.error.PermissionError:  # how AVI and FLV refuse a time before their first packet
+        media.container.seek(0, stream=stream)
+
+
 def file_duration(media: OpenMedia) -> float:
     """Seconds from the container's start to its end, from the header or else from its packets."""
     if media.container.duration:
@@ -147,7 +155,7 @@ def file_duration(media: OpenMedia) -> float:
         media.deadline.check()
         if packet.pts is not None and packet.time_base is not None:
             last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base) - media.origin)
-    media.container.seek(0)
+    media.container.seek(0)  # leaves the state of "end of file"; the readers find their own place
     return last
 
 

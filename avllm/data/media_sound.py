@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torchaudio
 
-from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, stream_end
+from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, rewind, stream_end
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -153,10 +153,10 @@ def _frames(media: OpenMedia, first: float, last: float) -> Iterator[AudioFrame]
 def _packets(media: OpenMedia, first: float, last: float) -> Iterator[av.Packet]:
     assert media.audio is not None
     stream, container = media.audio, media.container
-    offset = 0
     if first > SEEK_FROM and container.format.name not in UNSEEKABLE:
-        offset = int((first - PREROLL + media.origin) / stream.time_base)
-    container.seek(min(offset, stream.start_time or 0) if offset == 0 else offset, stream=stream, backward=True)
+        container.seek(int((first - PREROLL + media.origin) / stream.time_base), stream=stream, backward=True)
+    else:
+        rewind(media, stream)
     for packet in container.demux(stream):
         media.deadline.check()
         if not packet.size:

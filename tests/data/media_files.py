@@ -1,0 +1,153 @@
+"""Writes the media files of the tests with PyAV: every frame shows its number, every sound has clicks at known times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.video.frame import VideoFrame
+
+WIDTH, HEIGHT, BITS = 160, 96, 10
+QUIET = {"libx265": {"x265-params": "log-level=none"}, "libsvtav1": {"preset": "10"}}
+
+
+def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """RGB (H, W, 3): the number in black and white columns on the upper half, red left and green right below."""
+    x = np.zeros((height, width, 3), np.uint8)
+    for bit in range(BITS):
+        x[: height // 2, bit * width // BITS : (bit + 1) * width // BITS] = 255 * (number >> bit & 1)
+    x[height // 2 :, : width // 2] = (255, 0, 0)
+    x[height // 2 :, width // 2 :] = (0, 255, 0)
+    return x
+
+
+def number_of(frame: np.ndarray) -> int:
+    """The number that a frame (H, W, 3) shows."""
+    height, width = frame.shape[:2]
+    row = frame[height // 4].mean(-1)
+    return sum(1 << bit for bit in range(BITS) if row[int((bit + 0.5) * width / BITS)] > 127)
+
+
+def numbers(frames: object) -> list[int]:
+    """The numbers that frames (T, H, W, 3) show."""
+    return [number_of(np.asarray(frame)) for frame in frames]  # type: ignore[attr-defined]
+
+
+def clicks(seconds: float, rate: int, at: Sequence[float], channels: int = 1) -> np.ndarray:
+    """float32 (C, S): silence with 2 ms of tone at each of the times."""
+    x = np.zeros((channels, round(seconds * rate)), np.float32)
+    tone = 0.8 * np.sin(2 * np.pi * 1000 * np.arange(round(0.002 * rate)) / rate + 0.5).astype(np.float32)
+    for time in at:
+        first = round(time * rate)
+        x[:, first : first + len(tone)] = tone[: x.shape[1] - first]
+    return x
+
+
+def write_clip(
+    path: Path,
+    *,
+    times: Sequence[float] | None = None,
+    seconds: float = 4.0,
+    fps: int = 25,
+    codec: str = "libx264",
+    gop: int = 50,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    options: dict[str, str] | None = None,
+    rotate: int | None = None,
+    sound: np.ndarray | None = None,
+    rate: int = 48_000,
+    sound_codec: str = "aac",
+    sound_start: float = 0.0,
+    layout: str = "mono",
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """Write a clip; ``times`` (seconds of each frame) makes the frame rate variable, ``sound`` is (C, S) float32."""
+    pts = [round(t * 1000) for t in times] if times else list(range(round(seconds * fps)))
+    base = Fraction(1, 1000) if times else Fraction(1, fps)
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        video = container.add_stream(codec, rate=fps, options=options or QUIET.get(codec, {}))
+        video.width, video.height, video.pix_fmt, video.gop_size = *size, "yuv420p", gop
+        video.codec_context.time_base = base
+        video.codec_context.thread_count = 1
+        if rotate is not None:
+            video.set_display_rotation(rotate)
+        audio = None if sound is None else container.add_stream(sound_codec, rate=rate, layout=layout)
+        for number, at in enumerate(pts):
+            frame = VideoFrame.from_ndarray(picture(number, *size), "rgb24")
+            frame.pts, frame.time_base = at, base
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if audio is not None and sound is not None:
+            write_sound(container, audio, sound, rate, layout, sound_start)
+    return path
+
+
+def write_sound(container, audio, sound: np.ndarray, rate: int, layout: str, start: float = 0.0) -> None:
+    """Encode (C, S) float32 into an open container; explicit timestamps let the encoder signal its priming."""
+    resampler = av.AudioResampler(audio.codec_context.format.name, layout, rate)
+    size = audio.codec_context.frame_size or 1024
+    for first in range(0, sound.shape[1], size):
+        frame = AudioFrame.from_ndarray(np.ascontiguousarray(sound[:, first : first + size]), "fltp", layout)
+        frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+        frame.pts = first + round(start * rate)
+        for ready in resampler.resample(frame):
+            container.mux(audio.encode(ready))
+    container.mux(audio.encode(None))
+
+
+def write_audio(path: Path, sound: np.ndarray, rate: int, codec: str = "pcm_s16le", layout: str = "mono") -> Path:
+    """Write a file with sound only."""
+    with av.open(str(path), "w") as container:
+        write_sound(container, container.add_stream(codec, rate=rate, layout=layout), sound, rate, layout)
+    return path
+
+
+def cut_copy(source: Path, target: Path, start: float) -> Path:
+    """Cut without re-encoding, as most data sets are: an edit list hides the frames from the key frame to ``start``."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        video = read.streams.video[0]
+        copy = write.add_stream_from_template(video)
+        shift = round(start / video.time_base)
+        read.seek(shift, stream=video)
+        for packet in read.demux(video):
+            if packet.size:
+                packet.pts -= shift
+                packet.dts -= shift
+                packet.stream = copy
+                write.mux(packet)
+    return target
+
+
+def drop_sound_packets(source: Path, target: Path, first: float, last: float) -> Path:
+    """Copy a file without the sound packets between two times: a hole in the track."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        copies = {s.index: write.add_stream_from_template(s) for s in read.streams}
+        for packet in read.demux():
+            inside = packet.pts is not None and first <= packet.pts * packet.time_base < last
+            if packet.size and not (packet.stream.type == "audio" and inside):
+                packet.stream = copies[packet.stream.index]
+                write.mux(packet)
+    return target
+
+
+def spoil_sound(source: Path, target: Path) -> Path:
+    """Copy a file with every sound packet replaced by noise."""
+    noise = np.random.default_rng(0)
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        copies = {s.index: write.add_stream_from_template(s) for s in read.streams}
+        for packet in read.demux():
+            if not packet.size:
+                continue
+            if packet.stream.type == "audio":
+                bad = av.Packet(noise.bytes(packet.size))
+                bad.pts, bad.dts, bad.time_base = packet.pts, packet.dts, packet.time_base
+                bad.stream = copies[packet.stream.index]
+                write.mux(bad)
+            else:
+                packet.stream = copies[packet.stream.index]
+                write.mux(packet)
+    return target
