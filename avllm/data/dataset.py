@@ -10,12 +10,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from avllm.data.collate import Row
 from avllm.data.manifest import read_manifest
-from avllm.data.media import MediaError
+from avllm.data.media import Clip, MediaError
 from avllm.data.packing import pack_rows
-from avllm.data.schema import Sample
+from avllm.data.schema import RowError, Sample
+from avllm.tokens import EncoderInput
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Bad:
     """A row that was left out.
 
     Attributes:
-        reason: ``missing``, ``zero_byte``, ``undecodable``, ... (see ``MediaError``), ``too_long``, ``empty_text``,
-            ``no_answer``.
+        reason: ``missing``, ``zero_byte``, ``undecodable``, ... (see ``MediaError``), or of
+            ``RowError``: ``too_long``, ``empty_answer``, ...
         detail: what was seen.
     """
 
@@ -43,7 +45,7 @@ class Bad:
 class Loaded:
     """What one item became: token rows (fewer than ``seen`` where rows were packed), and the rows that were left out."""
 
-    rows: list[Any]
+    rows: list[Row]
     bad: list[Bad]
     seen: int
 
@@ -51,21 +53,19 @@ class Loaded:
 class Reader(Protocol):
     """What the dataset wants of a processor (AVProcessor has it)."""
 
-    def load_clips(self, sample: Sample, root: Path | None) -> list[Any]:
+    max_length: int
+
+    def load_clips(self, sample: Sample, root: Path | None) -> list[Clip]:
         """Decode the media of a sample."""
         ...
 
-    def row(self, sample: Sample, clips: list[Any]) -> Any:
-        """Tokenize a sample."""
+    def prepare(self, clip: Clip) -> dict[str, EncoderInput]:
+        """Each stream of a clip as its encoder takes it."""
         ...
 
-
-class RowError(ValueError):
-    """A row that is well-formed and still of no use for training; ``reason`` is a word to count by."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+    def row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]]) -> Row:
+        """Tokenize a sample."""
+        ...
 
 
 class SampleDataset:
@@ -74,7 +74,6 @@ class SampleDataset:
     Args:
         manifests: JSONL files.
         processor: decodes and tokenizes; picklable and without weights, since it travels to the loader's workers.
-        max_length: a longer row is bad: something would have to be cut away.
         pack: group rows with the same media behind one copy of it.
         max_packed: most rows in one group.
 
@@ -87,11 +86,10 @@ class SampleDataset:
         manifests: Sequence[str | Path],
         processor: Reader,
         *,
-        max_length: int,
         pack: bool = False,
         max_packed: int = 32,
     ) -> None:
-        self.processor, self.max_length = processor, max_length
+        self.processor = processor
         self.manifests = [Path(m) for m in manifests]
         self.samples: list[tuple[int, Sample]] = []
         self.items: list[list[int]] = []
@@ -110,11 +108,9 @@ class SampleDataset:
     def __getitem__(self, item: int) -> Loaded:
         """Decode the item's media once, make its rows, and pack them when they are several."""
         places = self.items[item]
-        manifest, first = self.samples[places[0]]
-        root = self.manifests[manifest].parent
         try:
-            clips = self.processor.load_clips(first, root)
-        except MediaError as error:
+            clips = self.clips(places[0])
+        except (MediaError, RowError) as error:
             return Loaded([], [self._bad(i, error.reason, str(error)) for i in places], len(places))
         rows, bad = [], []
         for place in places:
@@ -122,16 +118,22 @@ class SampleDataset:
                 rows.append(self._row(self.samples[place][1], clips))
             except RowError as error:
                 bad.append(self._bad(place, error.reason, str(error)))
-        rows = pack_rows(rows, self.max_length, self.processor.media_ids) if len(rows) > 1 else rows
+        rows = pack_rows(rows, self.processor.max_length) if len(rows) > 1 else rows
         return Loaded(rows, bad, len(places))
 
-    def _row(self, sample: Sample, clips: list[Any]) -> Any:
-        check_text(sample)
+    def clips(self, place: int) -> list[dict[str, EncoderInput]]:
+        """The media of a sample, decoded and prepared for the encoders.
+
+        Raises:
+            MediaError: a file cannot be decoded. RowError: the model has no encoder for it.
+        """
+        manifest, sample = self.samples[place]
+        loaded = self.processor.load_clips(sample, self.manifests[manifest].parent)
+        return [self.processor.prepare(clip) for clip in loaded]
+
+    def _row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]]) -> Row:
         row = self.processor.row(sample, clips)
-        if len(row.input_ids) > self.max_length:
-            detail = f"{len(row.input_ids)} tokens; max_length is {self.max_length} and the answer would be cut away"
-            raise RowError("too_long", detail)
-        if not bool((row.labels >= 0).any()):
+        if row.num_targets == 0:
             raise RowError("no_answer", "no token of this row is trained on")
         return row
 
@@ -154,16 +156,3 @@ class SampleDataset:
 def media_key(sample: Sample) -> str:
     """Equal for samples that show the same media in the same order."""
     return json.dumps([part.model_dump(mode="json") for part in sample.media], sort_keys=True)
-
-
-def check_text(sample: Sample) -> None:
-    """Refuse a row that teaches nothing.
-
-    Raises:
-        RowError: no assistant turn, or an empty one.
-    """
-    answers = [m.text for m in sample.messages if m.role == "assistant"]
-    if not answers:
-        raise RowError("no_answer", "the row has no assistant turn")
-    if not all(text.strip() for text in answers):
-        raise RowError("empty_text", f"an assistant turn is {min(answers, key=len)!r}")

@@ -1,0 +1,166 @@
+"""What an adapter is: a trainable step of the connector, ``dict[str, Tokens] -> dict[str, Tokens]``.
+
+An adapter tells, without weights, how many tokens it makes and when they happened (:meth:`Adapter.output_grid`), so that
+loader workers can lay out the LLM's sequence. Its own keyword arguments are its options in YAML.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from avllm.tokens import Grid, Tokens
+
+
+class Prompt(NamedTuple):
+    """The embedded text of the request that each clip belongs to, for conditioned adapters.
+
+    Attributes:
+        x: ``(B, L, D_llm)`` the LLM's embeddings of the text before the first answer.
+        mask: ``(B, L)`` bool.
+    """
+
+    x: Tensor
+    mask: Tensor
+
+
+class Adapter(nn.Module):
+    """A step of the connector over all streams.
+
+    Args:
+        widths: the width of each stream that comes in.
+        llm_dim: the width of the LLM's embeddings, the default width to project to.
+
+    Attributes:
+        out_widths: the width of each stream that goes out; a stream that is missing here is consumed.
+        conditioned: True where :meth:`forward` needs the prompt.
+    """
+
+    conditioned: ClassVar[bool] = False
+
+    def __init__(self, widths: dict[str, int], llm_dim: int) -> None:
+        super().__init__()
+        self.in_widths = dict(widths)
+        self.out_widths = dict(widths)
+        self.llm_dim = llm_dim
+
+    def forward(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
+        """All streams in, all streams out; a clip whose mask is all False must give finite numbers."""
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
+        """The clock and token count of each stream that :meth:`forward` will make of one clip. No weights are touched."""
+        raise NotImplementedError(f"{type(self).__name__}.output_grid")
+
+    def require(self, stream: str) -> int:
+        """The width of a stream that this adapter reads.
+
+        Raises:
+            ValueError: no such stream arrives here.
+        """
+        if stream not in self.in_widths:
+            raise ValueError(
+                f"{type(self).__name__} reads stream {stream!r}; the streams that reach it are {sorted(self.in_widths)}"
+            )
+        return self.in_widths[stream]
+
+
+class StreamAdapter(Adapter):
+    """An adapter that touches one stream: implement :meth:`adapt` and :meth:`grid`."""
+
+    def __init__(self, widths: dict[str, int], llm_dim: int, stream: str) -> None:
+        super().__init__(widths, llm_dim)
+        self.stream = stream
+        self.in_dim = self.require(stream)
+
+    def set_out_dim(self, dim: int) -> None:
+        """Declare the width that goes out."""
+        self.out_widths[self.stream] = dim
+
+    def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
+        """``(B, T, P, D)`` -> ``(B, T', P', D')``."""
+        raise NotImplementedError(f"{type(self).__name__}.adapt")
+
+    def grid(self, grid: Grid) -> Grid:
+        """Clock and token count of :meth:`adapt`'s result for one clip; by default unchanged."""
+        return grid
+
+    def forward(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
+        if self.stream not in streams:
+            return streams
+        return {**streams, self.stream: self.adapt(streams[self.stream], prompt)}
+
+    def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
+        if self.stream not in grids:
+            return grids
+        return {**grids, self.stream: self.grid(grids[self.stream])}
+
+
+def masked_mean(x: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """Mean of ``x (..., D)`` over ``dim`` where ``mask (...)`` is True; zeros where nothing is real."""
+    weight = mask.unsqueeze(-1).to(x.dtype)
+    return (x * weight).sum(dim) / weight.sum(dim).clamp(min=1)
+
+
+class Windows(NamedTuple):
+    """Which steps fall into which window of the clips' time.
+
+    Attributes:
+        index: ``(B, W, K)`` long, the steps of each window in time order (padded with 0).
+        mask: ``(B, W, K)`` bool.
+        span: ``(B, W, 2)`` seconds, the nominal window (without overlap), its end clipped to the clip's end.
+    """
+
+    index: Tensor
+    mask: Tensor
+    span: Tensor
+
+
+def time_windows(span: Tensor, real: Tensor, seconds: float, context: float | None = None) -> Windows:
+    """Cut the clocks of a batch of clips into windows of equal length.
+
+    Args:
+        span: ``(B, T, 2)`` steps in time order.
+        real: ``(B, T)`` bool, the steps that exist.
+        seconds: length and distance of the windows.
+        context: a step belongs to each window whose centre is nearer than ``context / 2`` seconds to the step's own
+            centre; None gives windows that do not overlap, in which each step stands exactly once.
+
+    Returns:
+        a window for each ``seconds`` between the first start and the last end of each clip.
+    """
+    t = span.shape[1]
+    start = torch.where(real, span[..., 0], torch.inf).amin(1).nan_to_num(posinf=0.0)  # (B,)
+    end = torch.where(real, span[..., 1], -torch.inf).amax(1).nan_to_num(neginf=0.0)  # (B,)
+    # A hair less than the length, so that 4.0000001 s of 0.25 s make 16 windows and not 17.
+    count = ((end - start - 1e-4) / seconds).ceil().clamp(min=1)  # (B,)
+    number = torch.arange(int(count.max()), device=span.device)  # (W,)
+    low = start[:, None] + seconds * number  # (B, W)
+    nominal = torch.stack([low, low + seconds], dim=-1).minimum(end[:, None, None].maximum(start[:, None, None]))
+    centre = span.mean(-1)  # (B, T)
+    if context is None:
+        owner = ((centre - start[:, None]) / seconds + 1e-4).floor().clamp(min=0).minimum(count[:, None] - 1)  # (B, T)
+        member = owner[:, None] == number[:, None]  # (B, W, T)
+    else:
+        member = (centre[:, None] - (low + seconds / 2)[..., None]).abs() <= context / 2 + 1e-4  # (B, W, T)
+        member &= (number < count[:, None])[..., None]
+    member &= real[:, None]
+    width = max(1, int(member.sum(-1).max()))
+    order = torch.where(member, torch.arange(t, device=span.device), t).sort(-1).values[..., :width]  # (B, W, K)
+    mask = order < t
+    return Windows(torch.where(mask, order, 0), mask, nominal)
+
+
+def gather_steps(tokens: Tokens, windows: Windows) -> tuple[Tensor, Tensor]:
+    """Tokens of each window: features ``(B, W, K, P, D)`` and mask ``(B, W, K, P)``."""
+    rows = torch.arange(tokens.x.shape[0], device=tokens.x.device)[:, None, None]
+    keep = tokens.mask[rows, windows.index] & windows.mask[..., None]  # (B, W, K, P)
+    return tokens.x[rows, windows.index], keep  # (B, W, K, P, D)
+
+
+def window_grid(grid: Grid, seconds: float, context: float | None = None) -> tuple[Windows, Tensor]:
+    """:func:`time_windows` of one clip and the mask ``(W, K, P)`` of the tokens in each window."""
+    windows = time_windows(grid.span[None], grid.mask.any(-1)[None], seconds, context)
+    return windows, grid.mask[windows.index[0]] & windows.mask[0, ..., None]

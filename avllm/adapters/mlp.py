@@ -1,0 +1,46 @@
+"""A multi-layer perceptron on every token (LLaVA 1.5, arXiv 2310.03744)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from avllm.adapters.base import Prompt, StreamAdapter
+from avllm.tokens import Tokens
+
+
+class MLP(StreamAdapter):
+    """``depth`` linear layers with GELU between them on every token.
+
+    Args:
+        stream: the stream to project.
+        dim: width to project to; the LLM's width when not given.
+        hidden: width between the layers; ``dim`` when not given.
+        depth: number of linear layers, at least 1.
+        norm: LayerNorm before the first layer.
+    """
+
+    def __init__(
+        self,
+        widths: dict[str, int],
+        llm_dim: int,
+        *,
+        stream: str,
+        dim: int | None = None,
+        hidden: int | None = None,
+        depth: int = 2,
+        norm: bool = False,
+    ) -> None:
+        super().__init__(widths, llm_dim, stream)
+        if depth < 1:
+            raise ValueError(f"mlp on {stream!r} has depth {depth}; expected at least 1")
+        dim = dim or llm_dim
+        sizes = [self.in_dim, *[hidden or dim] * (depth - 1), dim]
+        layers: list[nn.Module] = [nn.LayerNorm(self.in_dim)] if norm else []
+        for i, (d_in, d_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            layers += [nn.GELU()] if i else []
+            layers += [nn.Linear(d_in, d_out)]
+        self.layers = nn.Sequential(*layers)
+        self.set_out_dim(dim)
+
+    def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
+        return tokens.with_x(self.layers(tokens.x))  # (B, T, P, D_out)

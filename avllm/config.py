@@ -1,0 +1,266 @@
+"""Every setting of a run, typed, in one place. YAML plus ``key=value`` overrides; an unknown key names the right one.
+
+The options of a part (encoder, adapter, layout, objective) are that part's own keyword arguments: they are checked
+against its constructor and stand nowhere a second time.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from avllm.registry import suggest
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or has a value that it cannot have."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads `1e-4` (no dot) as a string; in a field that is a number it is one.
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+[eE][+-]?\d+", value) else value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+PartSpec = dict[str, Any]  # {"type": name, **options}
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters on the LLM (arXiv 2106.09685), through PEFT."""
+
+    r: int = Field(16, gt=0)
+    alpha: Number = 32
+    dropout: Number = Field(0.0, ge=0, lt=1)
+    targets: str | list[str] = "all-linear"
+
+
+class LLMConfig(_Section):
+    """The language model: any ``AutoModelForCausalLM``."""
+
+    name: str = Field(description="hub name or folder")
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantize: Literal["4bit", "8bit"] | None = None
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+
+class SamplingConfig(_Section):
+    """Which frames of a video are looked at: ``num_frames`` spread evenly, or ``fps`` with a cap."""
+
+    num_frames: int | None = Field(None, gt=0)
+    fps: Number | None = Field(None, gt=0)
+    max_frames: int | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> SamplingConfig:
+        if (self.num_frames is None) == (self.fps is None):
+            raise ValueError(f"num_frames is {self.num_frames} and fps is {self.fps}; give exactly one of the two")
+        return self
+
+
+class ModelConfig(_Section):
+    """What the model is made of."""
+
+    llm: LLMConfig
+    encoders: dict[Literal["video", "audio"], PartSpec] = Field(min_length=1)
+    connector: list[PartSpec] = Field(min_length=1)
+    layout: PartSpec = Field(default_factory=lambda: {"type": "concat"})
+    sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig(num_frames=8))
+    system: str | None = Field(None, description="system prompt put before chats that bring none")
+    media_text: dict[Literal["video", "audio", "image"], str] = Field(
+        default_factory=dict, description="text around the tokens of a media part, for example '<Video>{media}</Video>'"
+    )
+
+    @field_validator("connector")
+    @classmethod
+    def _numbers(cls, value: list[PartSpec]) -> list[PartSpec]:
+        return [{k: _number(v) for k, v in spec.items()} for spec in value]
+
+
+class SourceConfig(_Section):
+    """One manifest of a mixture."""
+
+    manifest: str
+    weight: Number = Field(1.0, gt=0, description="how often a row is drawn, relative to the other sources")
+
+
+def _sources(value: Any) -> Any:
+    value = value if isinstance(value, list) else [value]
+    return [{"manifest": v} if isinstance(v, str) else v for v in value]
+
+
+Sources = Annotated[list[SourceConfig], BeforeValidator(_sources)]
+
+
+class DataConfig(_Section):
+    """What is read and how."""
+
+    train: Sources
+    validation: Sources = Field(default_factory=list)
+    max_length: int = Field(2048, gt=0, description="longest sequence; a row whose answer would be cut is a bad row")
+    pack: bool = Field(False, description="rows about the same media stand behind one copy of it, blind to each other")
+    max_packed: int = Field(32, gt=0, description="most rows behind one copy")
+    num_workers: int = Field(2, ge=0)
+    max_skip_rate: Number = Field(0.01, ge=0, le=1, description="share of bad rows above which the run stops")
+    cache: str | None = Field(None, description="folder in which features of frozen encoders are kept")
+    timeout: Number = Field(60.0, gt=0, description="seconds after which decoding a file is given up")
+
+
+class TrainConfig(_Section):
+    """How long and how fast."""
+
+    max_steps: int | None = Field(None, gt=0)
+    epochs: Number | None = Field(None, gt=0)
+    batch_size: int = Field(8, gt=0, description="rows in a micro-step of one process")
+    accumulate: int = Field(1, gt=0, description="micro-steps in an optimizer step")
+    warmup: Number = Field(0.03, ge=0, description="steps, or a share of all steps when below 1")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr_ratio: Number = Field(0.0, ge=0, le=1)
+    clip: Number | None = Field(1.0, gt=0, description="largest gradient norm")
+    weight_decay: Number = Field(0.0, ge=0)
+    betas: tuple[Number, Number] = (0.9, 0.98)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    validate_every: int | None = Field(None, gt=0)
+    validate_rows: int | None = Field(None, gt=0, description="most validation rows looked at each time")
+    save_every: int | None = Field(None, gt=0)
+    keep: int = Field(2, gt=0, description="how many resume points stay on disk")
+    log_every: int = Field(10, gt=0)
+    trackers: list[str] = Field(default_factory=lambda: ["tensorboard"])
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError(f"max_steps is {self.max_steps} and epochs is {self.epochs}; give exactly one of the two")
+        return self
+
+
+Rule = tuple[str, Number | None]
+Stage = Literal["align", "caption", "instruct"]
+
+
+class RunConfig(_Section):
+    """One stage of training, as a preset file holds it."""
+
+    stage: Stage
+    output: str = Field(description="the run's folder")
+    model: ModelConfig | None = Field(None, description="stage 1 (or init_from_scratch) only; later stages take init's")
+    init: str | None = Field(None, description="run folder of the stage before")
+    init_from_scratch: bool = False
+    lora: LoraConfig | None = Field(None, description="adapters that this stage adds to the LLM")
+    trainable: list[Rule] = Field(min_length=1, description="[regex, learning rate or null]; the first match wins")
+    objectives: list[PartSpec] = Field(min_length=1)
+    data: DataConfig
+    train: TrainConfig
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_start(self) -> RunConfig:
+        if self.model is None and self.init is None:
+            raise ValueError("neither model nor init is given; stage 1 describes a model, later stages say init: RUN")
+        if self.model is not None and self.init is not None:
+            raise ValueError("both model and init are given; the model is described in stage 1 only")
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a preset and apply ``section.key=value`` overrides (values are YAML).
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or a key or a value is wrong; the message names the right key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path} is not a file; expected a preset in YAML")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}; expected a mapping of settings")
+    for override in overrides or []:
+        _override(data, override)
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {text!r}; expected section.key=value, for example train.max_steps=100")
+    *parents, last = key.split(".")
+    node: Any = data
+    for name in parents:
+        node = _descend(node, name, text)
+    if isinstance(node, list):
+        node[_position(node, last, text)] = yaml.safe_load(value)
+    else:
+        node[last] = yaml.safe_load(value)
+
+
+def _descend(node: Any, name: str, text: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, name, text)]
+    child = node.setdefault(name, {})
+    if child is None:
+        child = node[name] = {}
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"override {text!r}: {name} is {child!r}, which has no keys")
+    return child
+
+
+def _position(node: list[Any], name: str, text: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise ConfigError(
+            f"override {text!r}: {name!r} is no place in a list of {len(node)}; expected 0 to {len(node) - 1}"
+        )
+    return int(name)
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(k) for k in item["loc"]) or "preset"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key {where}; {suggest(str(item['loc'][-1]), _keys_at(item['loc'][:-1]))}")
+        elif item["type"] == "missing":
+            lines.append(f"{where} is missing")
+        else:
+            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')} (seen: {_short(item.get('input'))})")
+    return "; ".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    """The keys that are known at a place of the settings."""
+    section: type[BaseModel] = RunConfig
+    for name in place:
+        for inner in _sections_in(section.model_fields[name].annotation) if name in section.model_fields else []:
+            section = inner
+    return list(section.model_fields)
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [s for arg in getattr(annotation, "__args__", ()) for s in _sections_in(arg)]
+
+
+def dump_config(config: BaseModel, path: str | Path) -> None:
+    """Write resolved settings as YAML."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    Path(path).write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Manifests, media and loading: from rows of JSONL to tensors on one clock."""

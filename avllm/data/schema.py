@@ -1,0 +1,156 @@
+"""The Sample: one row of a manifest, which is also a chat request, an API request and a batch-inference row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Interval(_Strict):
+    start: float | None = Field(None, ge=0, description="seconds of the file where the clip begins")
+    end: float | None = Field(None, gt=0, description="seconds of the file where the clip ends")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> _Interval:
+        if self.end is not None and self.end <= (self.start or 0.0):
+            raise ValueError(f"end {self.end} is not behind start {self.start or 0.0}; both are seconds of the file")
+        return self
+
+
+class TextPart(_Strict):
+    """A piece of text."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class VideoPart(_Interval):
+    """A video file, or an interval of it; ``sound`` says whether its own sound track is used."""
+
+    type: Literal["video"] = "video"
+    video: str
+    sound: Literal["auto", "on", "off"] = "auto"
+
+    @property
+    def path(self) -> str:
+        """The file, as the row names it."""
+        return self.video
+
+
+class AudioPart(_Interval):
+    """A sound file, or the sound of a video file."""
+
+    type: Literal["audio"] = "audio"
+    audio: str
+
+    @property
+    def path(self) -> str:
+        """The file, as the row names it."""
+        return self.audio
+
+
+class ImagePart(_Strict):
+    """A picture."""
+
+    type: Literal["image"] = "image"
+    image: str
+
+    @property
+    def path(self) -> str:
+        """The file, as the row names it."""
+        return self.image
+
+
+MediaPart = VideoPart | AudioPart | ImagePart
+Part = Annotated[TextPart | VideoPart | AudioPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(_Strict):
+    """One turn: a role and content parts; a plain string stands for one text part."""
+
+    role: Literal["system", "user", "assistant"]
+    content: list[Part]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _media_is_asked_about(self) -> Message:
+        if self.role != "user" and any(not isinstance(p, TextPart) for p in self.content):
+            raise ValueError(f"a {self.role} turn holds media; media stands in user turns")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "".join(p.text for p in self.content if isinstance(p, TextPart))
+
+
+class Sample(_Strict):
+    """One row: an id and messages, and what evaluation and bookkeeping need to know of it."""
+
+    id: str = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
+    source: str = "unknown"
+    kind: str | None = Field(None, description="kind of question, for results by kind")
+    choices: list[str] | None = Field(None, description="closed set of answers")
+    answers: list[str] | None = Field(None, description="further accepted answers")
+    seconds: float | None = Field(None, description="the answer is this time; scored by absolute error")
+    licence: str | None = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("messages")
+    @classmethod
+    def _turns(cls, messages: list[Message]) -> list[Message]:
+        roles = [m.role for m in messages if m.role != "system"]
+        expected = ["user", "assistant"] * len(roles)
+        if not roles or roles != expected[: len(roles)]:
+            raise ValueError(f"roles are {roles}; expected user and assistant in turn, beginning with user")
+        if any(m.role == "system" for m in messages[1:]):
+            raise ValueError("a system turn stands behind another turn; it may only be the first")
+        return messages
+
+    @property
+    def media(self) -> list[MediaPart]:
+        """The media parts of all turns, in order."""
+        return [p for m in self.messages for p in m.content if not isinstance(p, TextPart)]
+
+    @property
+    def answer(self) -> str | None:
+        """The text of the last turn when it is the assistant's, else None."""
+        last = self.messages[-1]
+        return last.text if last.role == "assistant" else None
+
+    def question(self) -> Sample:
+        """The same row without its last answer: what a model is asked."""
+        last = self.messages[-1]
+        return self if last.role != "assistant" else self.model_copy(update={"messages": self.messages[:-1]})
+
+
+def resolve(part: MediaPart, root: Path | None) -> Path:
+    """The file of a media part; a relative path is relative to ``root``, the manifest's folder."""
+    path = Path(part.path).expanduser()
+    return path if path.is_absolute() or root is None else root / path
+
+
+class RowError(ValueError):
+    """A sample that is well-formed and still cannot become a row.
+
+    Attributes:
+        reason: one word to count by: ``too_long``, ``empty_answer``, ``reserved_text``, ``no_encoder``, ...
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)  # both, so that it survives the way out of a loader worker
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return self.detail

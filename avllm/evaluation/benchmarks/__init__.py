@@ -1,0 +1,1 @@
+"""Benchmarks: samples, prompt and score, one a file."""

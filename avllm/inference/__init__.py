@@ -1,0 +1,1 @@
+"""Chat and batch inference, without a user interface."""

@@ -1,0 +1,26 @@
+"""Tokens of all streams in the order in which they happened (AVicuna, arXiv 2403.16276; video-SALMONN interleaves too)."""
+
+from __future__ import annotations
+
+from avllm.layouts.base import Layout
+from avllm.tokens import Grid
+
+
+class Interleave(Layout):
+    """Steps sorted by their start second; at the same second the streams stand in the order given.
+
+    Args:
+        streams: the order at equal times; streams that are not named follow in the connector's order.
+    """
+
+    def __init__(self, *, streams: list[str] | None = None) -> None:
+        self.streams = streams or ["video", "audio"]
+
+    def order(self, grids: dict[str, Grid]) -> list[str]:
+        names = [s for s in self.streams if s in grids] + [s for s in grids if s not in self.streams]
+        steps = [
+            (round(float(grids[name].span[t, 0]), 4), rank, t, name)  # rounded: 0.1 + 0.2 is the same second as 0.3
+            for rank, name in enumerate(names)
+            for t in range(grids[name].steps)
+        ]
+        return [name for _, _, t, name in sorted(steps) for _ in range(int(grids[name].mask[t].sum()))]

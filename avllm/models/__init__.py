@@ -1,0 +1,1 @@
+"""The composed model, its processor and its checkpoints."""

@@ -1,0 +1,247 @@
+"""A checkpoint is one folder: config, processor, trained weights, LoRA in PEFT's own form, and a manifest.
+
+    config.json, tokenizer and processor files
+    trained.safetensors       the connector, and every part whose own weights ever trained
+    lora/                     adapter_config.json, adapter_model.safetensors
+    manifest.json             name, revision and hash of each frozen backbone, the chain of stages with their settings
+
+Frozen backbones are not copied: they are loaded from where their names point, and their hash is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from avllm.config import LLMConfig
+from avllm.models.configuration_avllm import AVConfig
+from avllm.models.llm import load_llm
+
+if TYPE_CHECKING:
+    from avllm.models.modeling_avllm import AVLLM
+    from avllm.models.processing_avllm import AVProcessor
+
+TRAINED, LORA, MANIFEST = "trained.safetensors", "lora", "manifest.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder that is incomplete or does not fit."""
+
+
+def mark_trained(model: AVLLM) -> None:
+    """Note the parts in which something trains now: from here on the checkpoint holds them whole."""
+    parts = set(model.config.trained)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_" not in name:
+            parts.add(part_of(name))
+    model.config.trained = sorted(parts)
+
+
+def part_of(name: str) -> str:
+    """``encoders.audio.backbone...`` -> ``encoders.audio``; ``connector.0...`` -> ``connector``."""
+    pieces = name.split(".")
+    return ".".join(pieces[:2]) if pieces[0] == "encoders" else pieces[0]
+
+
+def trained_state(model: AVLLM) -> dict[str, Tensor]:
+    """Every tensor of the parts that hold weights of their own, without LoRA's (they are saved in PEFT's form)."""
+    parts = set(model.config.trained)
+    return {
+        name: tensor for name, tensor in model.state_dict().items() if part_of(name) in parts and "lora_" not in name
+    }
+
+
+def save_model(model: AVLLM, folder: str | Path) -> None:
+    """Write config.json, trained.safetensors and lora/."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    # Tied weights share their storage, which safetensors refuses; a clone is the same numbers.
+    state = {k: v.detach().cpu().clone().contiguous() for k, v in trained_state(model).items()}
+    write_tensors(state, folder / TRAINED)
+    if model.config.lora:
+        model.llm.save_pretrained(folder / LORA)
+
+
+def write_tensors(state: dict[str, Tensor], path: Path) -> None:
+    """Write tensors so that a kill leaves the old file or the new one, never half of one."""
+    partial = path.with_name(path.name + ".partial")
+    save_file(state, partial, metadata={"format": "pt"})
+    partial.replace(path)
+
+
+def save_checkpoint(model: AVLLM, processor: AVProcessor, folder: str | Path, stages: list[dict[str, Any]]) -> None:
+    """Write the whole folder.
+
+    Args:
+        model, processor: what to save.
+        folder: where to.
+        stages: the chain, oldest first; each ``{"stage", "settings", "steps", "data", ...}``.
+    """
+    folder = Path(folder)
+    save_model(model, folder)
+    processor.save_pretrained(folder)
+    manifest = {"format": 1, "backbones": backbones(model.config), "stages": stages}
+    partial = folder / (MANIFEST + ".partial")
+    partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
+    partial.replace(folder / MANIFEST)
+
+
+def read_manifest_of(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: the folder has none.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {MANIFEST}; expected the folder of a finished avllm run")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def backbones(config: AVConfig) -> dict[str, dict[str, Any]]:
+    """Name, revision and hash of each backbone whose weights stay where they are."""
+    records = {"llm": config.llm, **{f"encoders.{s}": r for s, r in config.encoders.items()}}
+    return {
+        part: {"name": r.get("name"), "revision": r.get("revision"), "sha256": fingerprint(r.get("name"))}
+        for part, r in records.items()
+        if part not in config.trained
+    }
+
+
+_known: dict[tuple[str, int, int], str] = {}
+
+
+def fingerprint(name: str | None) -> str | None:
+    """SHA-256 over the weight files of a local folder; None for a hub name, whose revision says it."""
+    if name is None or not Path(name).is_dir():
+        return None
+    total = hashlib.sha256()
+    for path in sorted(p for p in Path(name).iterdir() if p.suffix in (".safetensors", ".bin")):
+        stat = path.stat()
+        key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+        if key not in _known:
+            with path.open("rb") as file:
+                _known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.name}:{_known[key]}\n".encode())
+    return total.hexdigest()
+
+
+def load_model(
+    cls: type[AVLLM],
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | None = None,
+    quantize: str | None = None,
+    backbones: dict[str, str] | None = None,
+) -> AVLLM:
+    """Read a checkpoint folder: backbones from where their names point, then the trained weights, then LoRA.
+
+    Args:
+        cls: the model class.
+        folder: a checkpoint.
+        device: where to put it.
+        dtype: of the LLM, instead of the one it was trained with.
+        quantize: ``4bit`` or ``8bit`` for the LLM, instead of what it was trained with.
+        backbones: other places of backbones, ``{"llm": FOLDER, "encoders.audio": FOLDER}``.
+
+    Raises:
+        CheckpointError: missing or unexpected weights, or a backbone whose hash is not the recorded one.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json; expected an avllm checkpoint folder")
+    config = AVConfig.from_pretrained(folder)
+    _move_backbones(config, folder, backbones or {})
+    settings = {k: v for k, v in config.llm.items() if k != "config"}
+    settings |= {k: v for k, v in {"dtype": dtype, "quantize": quantize}.items() if v is not None}
+    llm = _load_llm(config, LLMConfig(**settings))
+    model = cls(_without_lora(config), llm=llm, encoders=_load_encoders(config))
+    _load_trained(model, folder)
+    lora = AVConfig.from_pretrained(folder).lora
+    if lora:
+        import peft
+
+        model.llm = peft.PeftModel.from_pretrained(model.llm, folder / LORA, is_trainable=True)
+        model.config.lora = lora
+    return model.freeze().eval().to(device)
+
+
+def _without_lora(config: AVConfig) -> AVConfig:
+    config.lora = None  # PEFT builds them out of its own folder
+    return config
+
+
+def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> None:
+    recorded = read_manifest_of(folder)["backbones"] if (folder / MANIFEST).is_file() else {}
+    for part, record in {"llm": config.llm, **{f"encoders.{s}": r for s, r in config.encoders.items()}}.items():
+        record["name"] = places.get(part, record.get("name"))
+        if part in config.trained:
+            continue
+        seen, expected = fingerprint(record["name"]), recorded.get(part, {}).get("sha256")
+        if expected and seen is None:
+            raise CheckpointError(
+                f"{folder}: the {part} backbone was {record['name']!r}, which is not there any more; "
+                f"say where it is: backbones={{{part!r}: FOLDER}}"
+            )
+        if expected and seen != expected:
+            raise CheckpointError(
+                f"{folder}: the {part} backbone in {record['name']!r} has hash {seen[:12]}, recorded was {expected[:12]}; "
+                "the connector was trained on other weights"
+            )
+
+
+def _load_llm(config: AVConfig, settings: LLMConfig) -> Any:
+    if "llm" not in config.trained:
+        return load_llm(settings)[0]
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    inner = AutoConfig.for_model(**config.llm["config"])
+    dtype = getattr(torch, settings.dtype)
+    return AutoModelForCausalLM.from_config(inner, dtype=dtype, attn_implementation=settings.attention)
+
+
+def _load_encoders(config: AVConfig) -> dict[str, Any]:
+    from avllm.models.modeling_avllm import build_encoder, load
+
+    encoders = {}
+    for stream, record in config.encoders.items():
+        if f"encoders.{stream}" in config.trained or record.get("name") is None:
+            encoders[stream] = build_encoder(record)
+            continue
+        part = load("encoders", record["type"])
+        encoders[stream] = part.from_pretrained(
+            record["name"], revision=record.get("revision"), dtype=record.get("dtype"), **record["options"]
+        )
+    return encoders
+
+
+def _load_trained(model: AVLLM, folder: Path) -> None:
+    if not (folder / TRAINED).is_file():
+        raise CheckpointError(f"{folder} has no {TRAINED}; expected the folder of a finished avllm run")
+    saved = load_file(folder / TRAINED)
+    expected = trained_state(model)
+    missing, unexpected = sorted(set(expected) - set(saved)), sorted(set(saved) - set(expected))
+    shapes = [k for k in saved if k in expected and saved[k].shape != expected[k].shape]
+    if missing or unexpected or shapes:
+        raise CheckpointError(
+            f"{folder / TRAINED} does not fit: missing {missing[:3]}, unexpected {unexpected[:3]}, other shape {shapes[:3]}; "
+            "config.json and the weights belong to different models"
+        )
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(saved[name])
+
+
+def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a finished checkpoint."""
+    return (Path(folder) / TRAINED).is_file() and (Path(folder) / "config.json").is_file()

@@ -1,0 +1,56 @@
+"""What a composed model is made of, as its config.json says it: enough to build it without any weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+
+class AVConfig(PretrainedConfig):
+    """Configuration of :class:`~avllm.models.modeling_avllm.AVLLM`.
+
+    Args:
+        llm: ``{"name", "revision", "config", "dtype", "quantize", "attention"}``; ``config`` is the LLM's own config as a
+            dict, ``name`` where its weights come from.
+        encoders: ``{stream: {"type", "name", "revision", "config", "options"}}``.
+        connector: adapters in order, ``[{"type", **options}]``.
+        layout: ``{"type", **options}``.
+        sampling: which frames are looked at (:class:`~avllm.config.SamplingConfig`).
+        media_token_ids: the placeholder's token id of each stream that the connector hands to the LLM.
+        lora: settings of the LoRA adapters on the LLM, or None.
+        trained: parts that hold weights of their own (``connector``, ``encoders.audio``, ``llm``): a checkpoint holds them whole.
+        system: system prompt for chats that bring none.
+        media_text: text around the run of a media part, by its type; ``{media}`` stands for the run.
+    """
+
+    model_type = "avllm"
+
+    def __init__(
+        self,
+        llm: dict[str, Any] | None = None,
+        encoders: dict[str, dict[str, Any]] | None = None,
+        connector: list[dict[str, Any]] | None = None,
+        layout: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | None = None,
+        media_token_ids: dict[str, int] | None = None,
+        lora: dict[str, Any] | None = None,
+        trained: list[str] | None = None,
+        system: str | None = None,
+        media_text: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.llm = llm or {}
+        self.encoders = encoders or {}
+        self.connector = connector or []
+        self.layout = layout or {"type": "concat"}
+        self.sampling = sampling or {"num_frames": 8}
+        self.media_token_ids = media_token_ids or {}
+        self.lora = lora
+        self.trained = trained or ["connector"]
+        self.system = system
+        self.media_text = media_text or {}
+        super().__init__(**kwargs)
+
+
+AutoConfig.register(AVConfig.model_type, AVConfig)

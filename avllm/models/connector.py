@@ -1,0 +1,63 @@
+"""The connector: a list of adapters between the encoders and the LLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from avllm.adapters.base import Adapter, Prompt
+from avllm.registry import build
+from avllm.tokens import Grid, Tokens
+
+
+class Connector(nn.ModuleList):
+    """Adapters in order; their parameters are named ``connector.<place>...``.
+
+    Args:
+        specs: ``[{"type", **options}]``.
+        widths: width of each stream that the encoders give (``video``, ``audio``, ``audio.4``, ...).
+        llm_dim: width of the LLM's embeddings, which every stream must have at the end.
+
+    Raises:
+        ValueError: an adapter reads a stream that does not arrive, or a stream ends with another width.
+    """
+
+    def __init__(self, specs: list[dict[str, Any]], widths: dict[str, int], llm_dim: int) -> None:
+        super().__init__()
+        for place, spec in enumerate(specs):
+            try:
+                adapter: Adapter = build("adapters", spec, widths, llm_dim)
+            except ValueError as error:
+                raise ValueError(f"connector[{place}] ({spec.get('type')}): {error}") from error
+            self.append(adapter)
+            widths = adapter.out_widths
+        wrong = {name: width for name, width in widths.items() if width != llm_dim}
+        if wrong:
+            raise ValueError(
+                f"the connector ends with widths {wrong}; the LLM's is {llm_dim}. "
+                "End each stream with a projection (linear, mlp) or consume it"
+            )
+        self.out_streams = list(widths)
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether any adapter reads the prompt."""
+        return any(adapter.conditioned for adapter in self)
+
+    def forward(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
+        """Fold the streams over the adapters."""
+        for adapter in self:
+            streams = adapter(streams, prompt)
+        return streams
+
+    def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
+        """The same fold over clocks and token counts alone, for one clip."""
+        for adapter in self:
+            grids = adapter.output_grid(grids)
+        return grids
+
+
+def stream_names(stream: str, layer_names: list[str]) -> list[str]:
+    """Names of the streams that an encoder gives: its own, and ``stream.layer`` for further layers."""
+    return [f"{stream}.{name}" if name else stream for name in layer_names]

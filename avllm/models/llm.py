@@ -1,0 +1,70 @@
+"""The language model: load by name, quantise, put LoRA on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from avllm.config import LLMConfig, LoraConfig
+
+
+def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Any causal LM by hub name or folder, and its record for the model's config.
+
+    Raises:
+        OSError: the name is neither a folder nor on the hub.
+    """
+    dtype = getattr(torch, settings.dtype)
+    llm = AutoModelForCausalLM.from_pretrained(
+        settings.name,
+        revision=settings.revision,
+        dtype=dtype,
+        attn_implementation=settings.attention,
+        quantization_config=quantization(settings.quantize, dtype),
+    )
+    if settings.quantize:
+        keep_quantised_layers_trainable(llm)
+    config = llm.config.to_dict()
+    config.pop("quantization_config", None)
+    return llm, {**settings.model_dump(), "config": config}
+
+
+def quantization(kind: str | None, compute: torch.dtype) -> BitsAndBytesConfig | None:
+    """QLoRA's settings (arXiv 2305.14314): NF4 with double quantisation, or LLM.int8()."""
+    if kind is None:
+        return None
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
+
+
+def keep_quantised_layers_trainable(llm: PreTrainedModel) -> None:
+    """Switch off the CPU repacking of 4-bit weights.
+
+    On CPUs with avx512_bf16 the first forward in eval mode without gradients repacks them for good: from then on the
+    gradients through the layer are zero and a merge is wrong, without any error.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in llm.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def add_lora(llm: PreTrainedModel, settings: LoraConfig) -> PreTrainedModel:
+    """The LLM wrapped by PEFT with low-rank adapters; only they train in it."""
+    import peft
+
+    targets = settings.targets
+    config = peft.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        task_type=peft.TaskType.CAUSAL_LM,
+    )
+    return peft.get_peft_model(llm, config)

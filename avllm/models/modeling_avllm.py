@@ -1,0 +1,335 @@
+"""The composed model: frozen encoders, a trainable connector, a causal LLM.
+
+Shapes have one alphabet throughout the project:
+
+    R rows of a batch, B clips in it, T time steps of a clip, P tokens of a step, N = T*P,
+    L length of the LLM's sequence, D width, S waveform samples, V vocabulary, U units that an encoder takes in
+    (frames, windows of sound). Masks are bool, True = real.
+
+The way of a batch: ``encode_media`` (files' tensors -> timed features), ``connect`` (features -> tokens in the LLM's space),
+``merge_media`` (tokens -> their places in the embedded text), then the LLM.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from avllm.adapters.base import Prompt
+from avllm.config import LoraConfig, ModelConfig
+from avllm.data.collate import IGNORE, Batch
+from avllm.encoders.base import Encoder
+from avllm.models.configuration_avllm import AVConfig
+from avllm.models.connector import Connector, stream_names
+from avllm.models.llm import add_lora, load_llm
+from avllm.registry import check_options, load, options
+from avllm.tokens import StreamBatch, Tokens
+
+
+class AVLLM(PreTrainedModel):
+    """An audio-visual language model out of any encoders, any adapters and any causal LLM of transformers.
+
+    ``AVLLM(config)`` builds all parts with random weights; :meth:`from_backbones` loads them by name;
+    :meth:`from_pretrained` reads a checkpoint folder.
+
+    Args:
+        config: what it is made of.
+        llm: the LLM, when it is already there.
+        encoders: the encoders by stream, when they are already there.
+    """
+
+    config_class = AVConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True
+
+    def __init__(
+        self, config: AVConfig, llm: PreTrainedModel | None = None, encoders: dict[str, Encoder] | None = None
+    ) -> None:
+        super().__init__(config)
+        self.llm = llm or AutoModelForCausalLM.from_config(AutoConfig.for_model(**config.llm["config"]))
+        parts = encoders or {s: build_encoder(spec) for s, spec in config.encoders.items()}
+        self.encoders = nn.ModuleDict(parts)
+        widths = {
+            name: encoder.out_dims[layer]
+            for stream, encoder in parts.items()
+            for layer, name in zip(encoder.layer_names, stream_names(stream, encoder.layer_names), strict=True)
+        }
+        self.connector = Connector(config.connector, widths, self.llm.get_input_embeddings().weight.shape[-1])
+        if config.lora and not hasattr(self.llm, "peft_config"):
+            self.llm = add_lora(self.llm, LoraConfig(**config.lora))
+        self.generation_config = self.llm.generation_config
+
+    # ---- building -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_backbones(cls, description: ModelConfig, media_token_ids: dict[str, int]) -> AVLLM:
+        """Load each backbone by the name that the description gives it; the connector starts from scratch.
+
+        Args:
+            description: the ``model`` section of a preset.
+            media_token_ids: placeholder ids by stream, from the processor.
+
+        Raises:
+            UnknownPartError: an unknown encoder, adapter or option. ValueError: parts that do not fit together.
+            OSError: a name that is neither a folder nor on the hub.
+        """
+        llm, llm_record = load_llm(description.llm)
+        encoders, records = {}, {}
+        for stream, spec in description.encoders.items():
+            encoders[stream], records[stream] = load_encoder(stream, spec)
+        config = AVConfig(
+            llm=llm_record,
+            encoders=records,
+            connector=description.connector,
+            layout=description.layout,
+            sampling=description.sampling.model_dump(),
+            media_token_ids=media_token_ids,
+            # An encoder that was made from a config alone exists nowhere else.
+            trained=["connector", *(f"encoders.{s}" for s, r in records.items() if r["name"] is None)],
+            system=description.system,
+            media_text=dict(description.media_text),
+        )
+        model = cls(config, llm=llm, encoders=encoders)
+        for adapter in model.connector:
+            if getattr(adapter, "init", None):
+                adapter.load_init()
+        return model.freeze()
+
+    def freeze(self) -> AVLLM:
+        """Nothing trains but the connector (and LoRA): the start of every stage before its rules are applied."""
+        self.encoders.requires_grad_(False)
+        for name, parameter in self.llm.named_parameters():
+            parameter.requires_grad_("lora_" in name and parameter.is_floating_point())
+        return self
+
+    def add_lora(self, settings: LoraConfig) -> AVLLM:
+        """Put low-rank adapters on the LLM, by PEFT.
+
+        Raises:
+            ValueError: there are some already.
+        """
+        if self.config.lora:
+            raise ValueError("the LLM has LoRA adapters already; leave out lora: to go on training them")
+        self.llm = add_lora(self.llm, settings)
+        self.config.lora = settings.model_dump()
+        return self
+
+    def train(self, mode: bool = True) -> AVLLM:
+        """As in torch, but an encoder in which nothing trains stays in eval mode: no dropout in what is frozen."""
+        super().train(mode)
+        for encoder in self.encoders.values():
+            if not any(p.requires_grad for p in encoder.parameters()):
+                encoder.eval()
+        return self
+
+    # ---- the way of a batch ---------------------------------------------------------------------------------------
+
+    def encode_media(self, streams: dict[str, StreamBatch]) -> dict[str, Tokens]:
+        """Media -> timed features, ``{stream or stream.layer: (B, T, P, D)}``; no graph where an encoder is frozen."""
+        found = {}
+        for name, batch in streams.items():
+            encoder = self.encoders[name]
+            trains = torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())
+            with torch.set_grad_enabled(trains):
+                layers = encoder.encode(batch)
+            found.update({f"{name}.{layer}" if layer else name: tokens for layer, tokens in layers.items()})
+        return found
+
+    def connect(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
+        """Features -> tokens in the LLM's own space, ``{stream: (B, T', P', D)}``."""
+        dtype = next(self.connector.parameters()).dtype
+        return self.connector({k: v.with_x(v.x.to(dtype)) for k, v in streams.items()}, prompt)
+
+    def merge_media(self, input_ids: Tensor, streams: dict[str, Tokens], batch: Batch | None = None) -> Tensor:
+        """Embed the text and put the media tokens where their placeholders stand.
+
+        Within a stream the k-th placeholder of the batch is the k-th real token of the batch's clips, in time order; how
+        the streams alternate is the layout's business and already decided in ``input_ids``.
+
+        Args:
+            input_ids: ``(R, L)``.
+            streams: connector output, ``(B, T, P, D)`` each.
+            batch: names the row in the error message.
+
+        Returns:
+            ``(R, L, D)``.
+
+        Raises:
+            ValueError: more or fewer placeholders than tokens.
+        """
+        ids = self.config.media_token_ids
+        is_media = torch.isin(input_ids, torch.tensor(list(ids.values()), device=input_ids.device))
+        embeds = self.llm.get_input_embeddings()(input_ids.masked_fill(is_media, 0))  # (R, L, D)
+        for name, token_id in ids.items():
+            place = input_ids == token_id  # (R, L)
+            if name not in streams:
+                if bool(place.any()):
+                    raise ValueError(f"{int(place.sum())} <|{name}|> placeholders but no {name} in the batch")
+                continue
+            tokens = streams[name].x[streams[name].mask]  # (M, D)
+            if int(place.sum()) != tokens.shape[0]:
+                raise ValueError(_mismatch(name, place, streams[name], batch))
+            embeds = embeds.masked_scatter(place.unsqueeze(-1), tokens.to(embeds.dtype))  # (R, L, D)
+        return embeds
+
+    def embed(self, batch: Batch) -> tuple[Tensor, dict[str, Tokens]]:
+        """A batch -> the LLM's input embeddings ``(R, L, D)`` and the connector's output by stream."""
+        features = self.encode_media(batch.streams)
+        streams = self.connect(features, self._prompt(batch) if self.connector.conditioned else None)
+        return self.merge_media(batch.input_ids, streams, batch), streams
+
+    def _prompt(self, batch: Batch) -> Prompt:
+        """The text before each row's first target, without media: what a conditioned adapter may read."""
+        media = torch.tensor(list(self.config.media_token_ids.values()), device=batch.input_ids.device)
+        is_media = torch.isin(batch.input_ids, media)
+        unanswered = (batch.labels != IGNORE).cumsum(1) == 0
+        keep = batch.attention_mask & unanswered & ~is_media  # (R, L)
+        x = self.llm.get_input_embeddings()(batch.input_ids.masked_fill(is_media, 0))
+        return Prompt(x[batch.clip_row], keep[batch.clip_row])
+
+    def forward(self, batch: Batch, keep: Tensor | None = None) -> CausalLMOutputWithPast:
+        """Logits of a batch.
+
+        Args:
+            batch: rows with their media.
+            keep: positions ``(K,)`` of the sequence for which logits are wanted; None for all.
+
+        Returns:
+            ``logits (R, K, V)``, K = L without ``keep``.
+        """
+        embeds, _ = self.embed(batch)
+        return self.run_llm(embeds, batch, keep)
+
+    def run_llm(self, embeds: Tensor, batch: Batch, keep: Tensor | None = None) -> CausalLMOutputWithPast:
+        """The LLM on embedded rows ``(R, L, D)``, with the batch's mask, positions and packing."""
+        wanted = {} if keep is None else {"logits_to_keep": keep}
+        return self.llm(**_llm_inputs(embeds, batch), **wanted)
+
+    def run_decoder(self, embeds: Tensor, batch: Batch) -> Tensor:
+        """The same without the head: last hidden states ``(R, L, D)``, for losses that need logits at few places."""
+        return self.llm.get_decoder()(**_llm_inputs(embeds, batch)).last_hidden_state
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Last hidden states ``(R, L, D)`` of the LLM on bare text, for text embeddings."""
+        decoder = self.llm.get_decoder()
+        return decoder(input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, **kwargs: Any) -> Tensor:
+        """Answer a batch of prompts (collated with ``padding_side="left"``); greedy unless told otherwise.
+
+        Args:
+            batch: rows that end where the answer begins.
+            kwargs: of transformers' ``generate``: ``max_new_tokens``, ``do_sample``, ``streamer``, ...
+
+        Returns:
+            ``(R, new tokens)`` long.
+        """
+        embeds, _ = self.embed(batch)
+        return self.llm.generate(
+            inputs_embeds=embeds,
+            attention_mask=batch.attention_mask.long(),
+            **{"do_sample": False, "max_new_tokens": 256, **kwargs},
+        )
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute the LLM's layers in the backward pass instead of keeping their activations."""
+        self.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs or {"use_reentrant": False})
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write config, trained weights and LoRA; frozen backbones stay where their names say (see models.checkpoint)."""
+        from avllm.models.checkpoint import save_model
+
+        if kwargs:
+            raise TypeError(f"AVLLM.save_pretrained takes a folder only, not {sorted(kwargs)}")
+        save_model(self, save_directory)
+
+    @classmethod
+    def from_pretrained(cls, folder: str, **kwargs: Any) -> AVLLM:  # type: ignore[override]
+        """Read a checkpoint folder: see :func:`avllm.models.checkpoint.load_model` for the arguments."""
+        from avllm.models.checkpoint import load_model
+
+        return load_model(cls, folder, **kwargs)
+
+
+def build_encoder(record: dict[str, Any]) -> Encoder:
+    """An encoder with random weights out of its record in the config."""
+    return load("encoders", record["type"])(record["config"], **record["options"])
+
+
+def load_encoder(stream: str, spec: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
+    """An encoder by ``{"type", "name" or "config", "revision", "dtype", **options}`` and its record for the config.
+
+    Raises:
+        ValueError: neither name nor config is given, or the encoder is of another stream.
+    """
+    given = {k: v for k, v in spec.items() if k not in ("type", "name", "config", "revision", "dtype")}
+    part = load("encoders", spec.get("type", ""))
+    if part.stream != stream:
+        raise ValueError(f"encoder {spec['type']!r} is for {part.stream}; it is given for {stream}")
+    known = {k: v for k, v in given.items() if k not in options(part)}
+    check_options(part, given if known else {}, f"encoder {spec['type']!r}")
+    if ("name" in spec) == ("config" in spec):
+        raise ValueError(
+            f"encoder {spec['type']!r} of {stream}: give a name (hub or folder) or a config (random weights)"
+        )
+    if "config" in spec:
+        encoder = part(spec["config"], **given)
+    else:
+        encoder = part.from_pretrained(spec["name"], revision=spec.get("revision"), dtype=spec.get("dtype"), **given)
+    record = {
+        "type": spec["type"],
+        "name": spec.get("name"),
+        "revision": spec.get("revision"),
+        "dtype": spec.get("dtype"),
+        "config": encoder.backbone_config.to_dict(),
+        "options": encoder.options(),
+    }
+    return encoder, record
+
+
+def _llm_inputs(embeds: Tensor, batch: Batch) -> dict[str, Any]:
+    mask: Tensor = batch.attention_mask.long()
+    if batch.segments is not None:
+        mask = block_mask(batch.segments, embeds.dtype)  # (R, 1, L, L)
+    return {
+        "inputs_embeds": embeds,
+        "attention_mask": mask,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+    }
+
+
+def block_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask ``(R, 1, L, L)`` of packed rows: causal, within a group, to the own part or the shared one.
+
+    Padding sees itself, so that no row of the softmax is empty.
+    """
+    group, part = segments.unbind(-1)  # (R, L)
+    length = group.shape[1]
+    same = group[:, :, None] == group[:, None, :]
+    visible = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
+    causal = torch.ones(length, length, dtype=torch.bool, device=group.device).tril()
+    allowed = same & visible & causal  # (R, L, L)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=group.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min).unsqueeze(1)  # (R, 1, L, L)
+
+
+def _mismatch(name: str, place: Tensor, tokens: Tokens, batch: Batch | None) -> str:
+    made = tokens.mask.flatten(1).sum(1)  # (B,)
+    wanted = place.sum(1)  # (R,)
+    if batch is not None:
+        by_row = torch.zeros_like(wanted).index_add_(0, batch.clip_row.to(made.device), made)
+        row = int((by_row != wanted).nonzero()[0])
+        seen = f"row {batch.ids[row]!r}: {int(wanted[row])} <|{name}|> tokens but the connector made {int(by_row[row])}"
+    else:
+        seen = f"{int(wanted.sum())} <|{name}|> tokens but the connector made {int(made.sum())}"
+    return f"{seen}; was the processor saved with another connector?"

@@ -1,0 +1,114 @@
+"""Parts by name: the file's name is the key, so that adding a part is adding a file.
+
+Listing a folder lists the choices and imports nothing. ``"my_pkg.my_module:MyAdapter"`` reaches a user's own class.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+_HOUSE = Path(__file__).parent
+_KINDS = {
+    "encoders": ("encoders", "Encoder"),
+    "adapters": ("adapters", "Adapter"),
+    "layouts": ("layouts", "Layout"),
+    "objectives": ("objectives", "Objective"),
+    "benchmarks": ("evaluation/benchmarks", "Benchmark"),
+}
+
+
+class UnknownPartError(ValueError):
+    """A part's name or one of its options is not known; the message names what is."""
+
+
+def kinds() -> list[str]:
+    """The kinds of parts that have a folder."""
+    return list(_KINDS)
+
+
+def choices(kind: str) -> list[str]:
+    """Names of the parts of a kind, from the file names alone."""
+    folder = _HOUSE / _KINDS[kind][0]
+    return sorted(p.stem for p in folder.glob("*.py") if p.stem != "base" and not p.stem.startswith("_"))
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """``did you mean 'x'? known: ...`` for error messages."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    start = f"did you mean {near[0]!r}? " if near else ""
+    return f"{start}known: {', '.join(sorted(known)) or 'none'}"
+
+
+def load(kind: str, name: str) -> type:
+    """The class behind a name.
+
+    Raises:
+        UnknownPartError: no such file, or the class of ``pkg.module:Class`` is not of this kind.
+    """
+    folder, base_name = _KINDS[kind]
+    package = "avllm." + folder.replace("/", ".")
+    base = getattr(import_module(package + ".base"), base_name)
+    if ":" in name:
+        module_name, _, class_name = name.partition(":")
+        part = getattr(import_module(module_name), class_name, None)
+        if not (inspect.isclass(part) and issubclass(part, base)):
+            raise UnknownPartError(f"{name!r} is {part!r}; expected a subclass of {base.__module__}.{base_name}")
+        return part
+    if name not in choices(kind):
+        raise UnknownPartError(f"unknown {kind[:-1]} {name!r}; {suggest(name, choices(kind))}")
+    module = import_module(f"{package}.{name}")
+    found = [c for c in vars(module).values() if _is_part(c, module.__name__, base)]
+    if len(found) != 1:
+        names = [c.__name__ for c in found]
+        raise UnknownPartError(f"{module.__name__} defines {names}; expected exactly one public {base_name}")
+    return found[0]
+
+
+def _is_part(value: Any, module: str, base: type) -> bool:
+    is_own = inspect.isclass(value) and value.__module__ == module and not value.__name__.startswith("_")
+    return is_own and issubclass(value, base)
+
+
+def options(part: type) -> dict[str, inspect.Parameter]:
+    """The keyword-only arguments of a part's constructor, inherited ones included: what its YAML section accepts."""
+    found: dict[str, inspect.Parameter] = {}
+    for cls in part.__mro__:
+        if "__init__" not in vars(cls) or cls is object:
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        found = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY} | found
+        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters):
+            break  # this constructor hands no further options on
+    return found
+
+
+def check_options(part: type, given: Mapping[str, Any], where: str) -> None:
+    """Refuse options that the part does not have, and name those that it has."""
+    known = options(part)
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise UnknownPartError(f"{where} has no option {unknown[0]!r}; {suggest(unknown[0], list(known))}")
+    missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in given]
+    if missing:
+        raise UnknownPartError(f"{where} needs {', '.join(repr(m) for m in missing)}, which was not given")
+
+
+def build(kind: str, spec: Mapping[str, Any], *args: Any) -> Any:
+    """Make a part out of ``{"type": name, **options}``; ``args`` are what the toolkit itself hands every part.
+
+    Raises:
+        UnknownPartError: unknown type or option, or a missing one.
+    """
+    if "type" not in spec:
+        raise UnknownPartError(
+            f"a part of {kind} is {dict(spec)}; expected a 'type'; known: {', '.join(choices(kind))}"
+        )
+    given = {k: v for k, v in spec.items() if k != "type"}
+    part = load(kind, spec["type"])
+    check_options(part, given, f"{kind[:-1]} {spec['type']!r}")
+    return part(*args, **given)
