@@ -23,7 +23,7 @@ from toy.rendering import render_clip
 from toy.scripting import SPLITS, script_split, split_sizes
 from tqdm import tqdm
 
-VERSION = 1  # raise it when the same settings give another world
+VERSION = 2  # raise it when the same settings give another world
 UNFINISHED = "unfinished.json"
 
 
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         world = read_json(args.out / "world.json") or {}
     else:
         world = make_world(args.out, settings, args.workers)
-    Console().print(balance_table(world["balance"]))
+    Console(width=96).print(balance_table(world["balance"]))
     problems = over_limits(world["balance"])
     for problem in problems:
         print(f"not balanced: {problem}", file=sys.stderr)

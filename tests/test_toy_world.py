@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -91,7 +92,7 @@ def test_manifests_are_valid_and_rows_of_a_clip_are_adjacent(made):
                 for part in sample.media:
                     assert (made / part.path).exists()
         order = [r["meta"]["clip"] for r in jsonl(made / f"{split}.jsonl")]
-        assert len(set(order)) == 1 + sum(a != b for a, b in zip(order, order[1:], strict=False))
+        assert len(set(order)) == 1 + sum(a != b for a, b in pairwise(order))
 
 
 def test_no_file_and_no_caption_is_shared_between_the_splits(made):
@@ -158,7 +159,7 @@ def test_bounces_are_where_the_path_turns_at_a_wall(scripts):
         touching = [i / 8 for i in np.flatnonzero((np.abs(room) < 0.02) & np.asarray(thing["visible"], bool))]
         assert touching == script["events"]["bounces"], script["id"]
         bounces = script["events"]["bounces"]
-        assert all(b - a >= 0.5 for a, b in zip(bounces, bounces[1:], strict=False))
+        assert all(b - a >= 0.5 for a, b in pairwise(bounces))
         for click, at_bounce in zip(script["clicks"], script["click_at_bounce"], strict=False):
             off = [abs(click - t) for t in bounces]
             assert (min(off) == 0) if at_bounce else (not off or min(off) >= 0.35)
@@ -231,7 +232,8 @@ def test_refusals_use_the_same_words_in_the_same_share(rows, scripts):
 def test_nothing_can_be_guessed_and_every_kind_is_there(rows, scripts):
     report = balance.balance_report(scripts, rows)
     assert balance.over_limits(report) == []
-    assert len(report) == len(questions.WORDINGS) and min(line["n_test"] for line in report.values()) >= 100
+    assert set(report) == {*questions.WORDINGS, "unanswerable"}
+    assert min(line["n_test"] for line in report.values()) >= 100
     assert len(rows["train"]) >= 25000
     assert {k for k in report} <= {row["kind"] for row in rows["unseen"]}
 

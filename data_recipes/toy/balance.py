@@ -146,7 +146,26 @@ def balance_report(scripts: dict[str, list[dict]], questions: dict[str, list[dic
         for row in questions[split]:
             if row["kind"] in rows:
                 rows[row["kind"]][split].append(row)
-    return {kind: kind_report(kind, rows[kind], clips) for kind in WORDINGS if all(rows[kind].values())}
+    report = {kind: kind_report(kind, rows[kind], clips) for kind in WORDINGS if all(rows[kind].values())}
+    return report | {"unanswerable": refusal_report(questions)}
+
+
+def refusal_report(questions: dict[str, list[dict]]) -> dict:
+    """Do the words tell that a question cannot be answered? Chance is never to refuse."""
+    keys, refused = {}, {}
+    for split in ("train", "test"):
+        metas = [row["meta"] for row in questions[split]]
+        keys[split] = [(m["asked"], m["wording"], m.get("slot")) for m in metas]
+        refused[split] = [str(row["kind"] == "unanswerable") for row in questions[split]]
+    found = majority_guess(keys["train"], refused["train"], keys["test"])
+    frequent = Counter(refused["test"])
+    n = len(found)
+    accuracy = sum(g == a for g, a in zip(found, refused["test"], strict=True)) / n
+    return {
+        "n_train": refused["train"].count("True"), "n_test": refused["test"].count("True"), "answers": 2,
+        "chance": round(max(frequent.values()) / n, 4),
+        "blind": {"guesser": "majority by kind, wording and slot", "accuracy": round(accuracy, 4), "n": n},
+    }  # fmt: skip
 
 
 def over_limits(report: dict[str, dict]) -> list[str]:

@@ -54,7 +54,11 @@ WORDINGS: dict[str, list[str]] = {
         "Give the second at which the moving thing appears.",
     ],
 }  # fmt: skip
-REPEATS = {"seen.direction": 2, "seen.bounces": 3, "both.first": 3, "both.sync": 3, "both.silent": 3}  # training only
+# wordings a clip, in training only: the hard kinds and those that few clips allow
+REPEATS = {
+    "seen.direction": 2, "seen.bounces": 3, "heard.pulses": 3, "when.sound": 2, "when.thing": 3,
+    "both.first": 3, "both.sync": 3, "both.silent": 3,
+}  # fmt: skip
 UNANSWERABLE_SHARE = 0.09  # of the answerable rows of each kind
 
 
