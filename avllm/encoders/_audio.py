@@ -157,12 +157,13 @@ class FbankPreprocessor(SoundPreprocessor):
 
 @dataclass(frozen=True)
 class ClapPreprocessor(SoundPreprocessor):
-    """CLAP's mel spectrogram in decibels (Wu et al. 2022), as ``ClapFeatureExtractor`` makes it for sound of one window.
+    """CLAP's mel spectrogram in decibels (Wu et al. 2022), as ``ClapFeatureExtractor`` makes it for one window.
 
     Attributes:
-        samples: what a window is filled up to. padding: ``repeatpad`` (repeat whole, then silence), ``repeat`` or ``pad``.
+        samples: what a window is filled up to.
+        padding: how: ``repeatpad`` (repeat whole, then silence), ``repeat`` or ``pad``.
         mels, hop, n_fft, low, high: of the spectrogram; low and high in Hz.
-        fusion: the checkpoint mixes four views of long sound; a window is never long, so its one view stands four times.
+        fusion: the checkpoint mixes four views of long sound; a window is never long, so one view stands four times.
     """
 
     samples: int = 480_000

@@ -154,8 +154,8 @@ class Backbone(Encoder):
         unknown = sorted(k for k in report["unexpected_keys"] if not any(re.match(p, k) for p in cls.other_keys))
         if missing or wrong or unknown:
             raise ValueError(
-                f"{name} does not fit {cls.model_class.__name__}: missing {_some(missing)}, wrong shape {_some(wrong)}, "
-                f"unexpected {_some(unknown)}; is this a checkpoint of the {cls.__name__} family?"
+                f"{name} does not fit {cls.model_class.__name__}: missing {_some(missing)}; wrong shape {_some(wrong)}; "
+                f"unexpected {_some(unknown)}. Is this a checkpoint of the {cls.__name__} family?"
             )
 
     def _name_layers(self) -> list[str]:

@@ -43,6 +43,14 @@ class VisualPreprocessor:
     std: tuple[float, ...] = HALF
     stream: ClassVar[str] = "video"
 
+    def __post_init__(self) -> None:
+        if self.shortest is not None and self.shortest < max(self.size):
+            raise ValueError(f"frames are resized to {self.shortest} pixels, too few for a crop of {self.size}")
+        if self.resample not in RESAMPLE:
+            raise ValueError(
+                f"resample={self.resample}; expected one of {sorted(RESAMPLE)} (nearest, bilinear, bicubic)"
+            )
+
     def __call__(self, media: Any, duration: float) -> EncoderInput:
         """Frames ``x`` uint8 (T, H, W, 3) and ``span`` (T, 2) -> ``pixel_values`` (T, 3, h, w)."""
         check_frames(media.x)
@@ -58,7 +66,8 @@ class VisualPreprocessor:
             long = int(self.shortest * max(height, width) / min(height, width))
             to = (self.shortest, long) if height <= width else (long, self.shortest)
         x = tvf.resize(x, list(to), interpolation=RESAMPLE[self.resample], antialias=True)
-        return tvf.center_crop(x, list(self.size))
+        top, left = ((have - want) // 2 for have, want in zip(x.shape[-2:], self.size, strict=True))
+        return x[..., top : top + self.size[0], left : left + self.size[1]]
 
     def settings(self) -> dict[str, Any]:
         """Every field, JSON-able, and the class that reads them."""

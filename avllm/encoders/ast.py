@@ -17,8 +17,8 @@ class AST(Backbone):
     """AST (Gong et al. 2021, arXiv:2104.01778): time patches x frequency patches.
 
     A step is one time stride (0.1 s in the released models), a token one frequency patch. The patches of a window end a
-    little before its 1,024 frames do, so windows follow each other after ``steps * time_stride`` frames (10.1 s) and the
-    overlapping frames are heard by both: no sound falls between two windows.
+    little before its 1,024 frames do, so windows follow each other after ``steps * time_stride`` frames (10.1 s) and
+    the overlapping frames are heard by both: no sound falls between two windows.
 
     Args:
         config, layers, preprocessing: see :class:`~avllm.encoders._backbone.Backbone`.
@@ -85,7 +85,7 @@ class AST(Backbone):
         )
 
     def arrange(self, x: Tensor, out: Any) -> Tensor:
-        """``(U, 2 + frequency * time, D)`` -> ``(U, S, P, D)``: the backbone lays out its grid frequency by frequency."""
+        """``(U, 2 + frequency * time, D)`` -> ``(U, S, P, D)``; the backbone's grid goes frequency by frequency."""
         if self.feature == "pooled":
             return out.pooler_output[:, None, None]  # (U, 1, 1, D)
         if self.feature == "cls":

@@ -17,8 +17,8 @@ class Wav2Vec2(Backbone):
 
     A step sees 25 ms and moves by 20 ms, so a window is handed the few samples behind its end that its last step sees.
     Windows have one length, so that clips share a batch: a short sound is padded, and the padding is hidden from the
-    attention in checkpoints trained that way (``feat_extract_norm="layer"``), silence in the others. SpecAugment is off:
-    it draws from numpy's global generator, which no resume restores.
+    attention in checkpoints trained that way (``feat_extract_norm="layer"``), silence in the others. SpecAugment is
+    off: it draws from numpy's global generator, which no resume restores.
 
     Args:
         config, layers, preprocessing: see :class:`~avllm.encoders._backbone.Backbone`.
@@ -36,7 +36,7 @@ class Wav2Vec2(Backbone):
         r"(wav2vec2\.)?(quantizer|project_q|project_hid)\.",
         r"(lm_head|projector|classifier|feature_extractor_head)\.",
         r"layer_weights$",
-        r"(\w+\.)?masked_spec_embed$",  # SpecAugment's filling, absent where the config never masks
+        r"(\w+\.)?masked_spec_embed$",  # SpecAugment's filling
     )
 
     def __init__(
@@ -60,7 +60,7 @@ class Wav2Vec2(Backbone):
     @classmethod
     def build(cls, config: PretrainedConfig) -> PreTrainedModel:
         """The backbone with random weights and without SpecAugment."""
-        config.apply_spec_augment = False
+        config.apply_spec_augment, config.mask_time_prob, config.mask_feature_prob = False, 0.0, 0.0
         return super().build(config)
 
     def options(self) -> dict[str, Any]:

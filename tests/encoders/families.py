@@ -1,0 +1,100 @@
+"""One tiny config a family, and media that the tests make up. A new family is one new row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "patch_size": 8,
+    "image_size": 32,
+    "initializer_range": 0.1,
+}
+SPEECH = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": [16, 16, 16],
+    "conv_kernel": [10, 8, 8],
+    "conv_stride": [5, 8, 8],
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+
+def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The config less some of its fields."""
+    return {k: v for k, v in config.items() if k not in keys}
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "clip": VIT,
+    "siglip": without(VIT, "initializer_range"),
+    "siglip2": {**without(VIT, "initializer_range", "image_size"), "num_patches": 16},
+    "eva": VIT,
+    "dinov2": without(VIT, "intermediate_size"),
+    "whisper": {
+        "d_model": 32,
+        "encoder_layers": 3,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "max_source_positions": 50,
+        "num_mel_bins": 40,
+    },
+    "ast": {**without(VIT, "image_size", "patch_size"), "max_length": 128, "num_mel_bins": 32},
+    "clap": {
+        "spec_size": 64,
+        "num_mel_bins": 16,
+        "depths": [1, 1, 1],
+        "num_attention_heads": [2, 2, 4],
+        "patch_embeds_hidden_size": 16,
+        "window_size": 2,
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+    },
+    "wav2vec2": SPEECH,
+    "hubert": {**SPEECH, "feat_extract_norm": "layer", "do_stable_layer_norm": True},
+}
+OPTIONS: dict[str, dict[str, Any]] = {"wav2vec2": {"window": 1.0}, "hubert": {"window": 1.0}}
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What an encoder sees of data.media.Frames."""
+
+    x: Tensor
+    span: Tensor
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What an encoder sees of data.media.Sound."""
+
+    x: Tensor
+    rate: int
+    start: float = 0.0
+
+
+def frames(count: int, height: int = 40, width: int = 60, seed: int = 0) -> Frames:
+    """Smooth coloured noise, half a second a frame."""
+    noise = torch.rand(count, 3, 5, 7, generator=torch.Generator().manual_seed(seed))
+    x = torch.nn.functional.interpolate(noise, (height, width), mode="bilinear") * 255
+    edges = torch.arange(count + 1) * 0.5
+    return Frames(x.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous(), torch.stack([edges[:-1], edges[1:]], 1))
+
+
+def sound(seconds: float, rate: int, start: float = 0.0, seed: int = 0) -> Sound:
+    """A tone that wanders in noise."""
+    n = round(seconds * rate)
+    t = torch.arange(n) / rate
+    noise = torch.randn(n, generator=torch.Generator().manual_seed(seed))
+    return Sound(0.3 * torch.sin(2 * torch.pi * (300 + 40 * t) * t) + 0.05 * noise, rate, start)

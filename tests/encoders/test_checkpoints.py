@@ -1,0 +1,214 @@
+"""Checkpoints of transformers, of one tower and of whole models, load without a key left over."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    ASTConfig,
+    ASTForAudioClassification,
+    ASTModel,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2VisionModel,
+    ClapAudioModel,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    HubertConfig,
+    HubertForCTC,
+    HubertModel,
+    OPTConfig,
+    Siglip2Config,
+    Siglip2Model,
+    Siglip2VisionModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+    Wav2Vec2ForPreTraining,
+    Wav2Vec2Model,
+    WhisperConfig,
+    WhisperForAudioClassification,
+    WhisperForConditionalGeneration,
+    WhisperModel,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from tests.encoders.families import CONFIGS, OPTIONS
+from tests.encoders.test_contract import encode, family, some_media
+
+torch.set_num_threads(1)
+TEXT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 20,
+    "projection_dim": 8,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+BERT = {**TEXT, "max_position_embeddings": 16}
+
+
+def dual(config_class, key, tower="vision_config", **more):
+    text = {k: v for k, v in TEXT.items() if k != "projection_dim" or "Siglip" not in config_class.__name__}
+    return config_class(**{tower: CONFIGS[key], "text_config": text, **more})
+
+
+def blip2():
+    qformer = {**BERT, "encoder_hidden_size": 32, "cross_attention_frequency": 1}
+    qformer.pop("projection_dim")
+    text = OPTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, vocab_size=20, word_embed_proj_dim=16
+    )
+    return Blip2Config(
+        vision_config=CONFIGS["eva"], qformer_config=qformer, text_config=text.to_dict(), num_query_tokens=2
+    )
+
+
+def clap():
+    return ClapConfig(audio_config=CONFIGS["clap"], text_config=BERT, projection_dim=8)
+
+
+def whisper():
+    decoder = {
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 16,
+        "vocab_size": 20,
+        "pad_token_id": 0,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+    return WhisperConfig(**CONFIGS["whisper"], **decoder)
+
+
+def speech(config_class, key):
+    quantizer = {"num_codevectors_per_group": 4, "codevector_dim": 8, "proj_codevector_dim": 8}
+    return config_class(**CONFIGS[key], vocab_size=20, **(quantizer if key == "wav2vec2" else {}))
+
+
+# family, the saved model, its config, where the tower stands in it
+CASES = [
+    ("clip", CLIPVisionModel, lambda: dual(CLIPConfig, "clip").vision_config, ""),
+    ("clip", CLIPVisionModelWithProjection, lambda: dual(CLIPConfig, "clip").vision_config, "vision_model"),
+    ("clip", CLIPModel, lambda: dual(CLIPConfig, "clip", projection_dim=8), "vision_model"),
+    ("siglip", SiglipVisionModel, lambda: dual(SiglipConfig, "siglip").vision_config, ""),
+    ("siglip", SiglipModel, lambda: dual(SiglipConfig, "siglip"), "vision_model"),
+    ("siglip2", Siglip2VisionModel, lambda: dual(Siglip2Config, "siglip2").vision_config, ""),
+    ("siglip2", Siglip2Model, lambda: dual(Siglip2Config, "siglip2"), "vision_model"),
+    ("eva", Blip2VisionModel, lambda: blip2().vision_config, ""),
+    ("eva", Blip2ForConditionalGeneration, blip2, "vision_model"),
+    ("dinov2", Dinov2Model, lambda: Dinov2Config(**CONFIGS["dinov2"]), ""),
+    ("dinov2", Dinov2ForImageClassification, lambda: Dinov2Config(**CONFIGS["dinov2"]), "dinov2"),
+    ("whisper", WhisperEncoder, whisper, ""),
+    ("whisper", WhisperModel, whisper, "encoder"),
+    ("whisper", WhisperForConditionalGeneration, whisper, "model.encoder"),
+    ("whisper", WhisperForAudioClassification, whisper, "encoder"),
+    ("ast", ASTModel, lambda: ASTConfig(**CONFIGS["ast"]), ""),
+    ("ast", ASTForAudioClassification, lambda: ASTConfig(**CONFIGS["ast"]), "audio_spectrogram_transformer"),
+    ("clap", ClapAudioModel, lambda: clap().audio_config, ""),
+    ("clap", ClapModel, clap, "audio_model"),
+    ("wav2vec2", Wav2Vec2Model, lambda: speech(Wav2Vec2Config, "wav2vec2"), ""),
+    ("wav2vec2", Wav2Vec2ForCTC, lambda: speech(Wav2Vec2Config, "wav2vec2"), "wav2vec2"),
+    ("wav2vec2", Wav2Vec2ForPreTraining, lambda: speech(Wav2Vec2Config, "wav2vec2"), "wav2vec2"),
+    ("hubert", HubertModel, lambda: speech(HubertConfig, "hubert"), ""),
+    ("hubert", HubertForCTC, lambda: speech(HubertConfig, "hubert"), "hubert"),
+]
+
+
+@pytest.mark.parametrize(("key", "saved", "config", "at"), CASES, ids=[f"{c[0]}-{c[1].__name__}" for c in CASES])
+def test_saved_by_transformers_loaded_by_us(tmp_path, key, saved, config, at):
+    torch.manual_seed(1)
+    model = saved(config()).eval()
+    model.save_pretrained(tmp_path)
+    encoder = family(key).from_pretrained(str(tmp_path), **OPTIONS.get(key, {}))
+    tower = model.get_submodule(at).state_dict()
+    ours = encoder.backbone.state_dict()
+    assert set(ours) == set(tower) - {"masked_spec_embed"}  # SpecAugment's, which is off
+    assert all(torch.equal(ours[k], tower[k]) for k in ours)
+    assert not encoder.training
+    assert not any(p.is_meta for p in encoder.parameters())
+
+    again = family(key)(encoder.backbone_config.to_dict(), **encoder.options()).eval()
+    again.load_state_dict(encoder.state_dict())
+    clips = [encoder.preprocessor()(some_media(encoder, 2), 1.0)]
+    assert torch.equal(encode(again, clips)[""], encode(encoder, clips)[""])
+
+
+def test_files_of_older_versions(tmp_path):
+    """Vision-only files from before transformers 5 carry a vision_model. prefix."""
+    model = SiglipVisionModel(dual(SiglipConfig, "siglip").vision_config)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    bare = {k.removeprefix("vision_model."): v for k, v in load_file(file).items()}
+    save_file({f"vision_model.{k}": v for k, v in bare.items()}, file, {"format": "pt"})
+    ours = family("siglip").from_pretrained(str(tmp_path)).backbone.state_dict()
+    assert all(torch.equal(ours[k], v) for k, v in model.state_dict().items())
+
+
+def test_the_checkpoints_own_preprocessing_is_used(tmp_path):
+    CLIPVisionModel(dual(CLIPConfig, "clip").vision_config).save_pretrained(tmp_path)
+    CLIPImageProcessor(
+        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3], resample=2
+    ).save_pretrained(tmp_path)
+    made = family("clip").from_pretrained(str(tmp_path)).preprocessor()
+    assert (made.shortest, made.size, made.resample, made.mean) == (40, (32, 32), 2, (0.1, 0.2, 0.3))
+
+
+def test_clap_reads_the_checkpoints_own_bands(tmp_path):
+    ClapAudioModel(clap().audio_config).save_pretrained(tmp_path)
+    ClapFeatureExtractor(feature_size=16, frequency_min=20, hop_length=240).save_pretrained(tmp_path)
+    made = family("clap").from_pretrained(str(tmp_path)).preprocessor()
+    assert (made.low, made.hop, made.mels) == (20.0, 240, 16)
+
+
+def test_a_checkpoint_without_preprocessing_says_so(tmp_path, caplog):
+    CLIPVisionModel(dual(CLIPConfig, "clip").vision_config).save_pretrained(tmp_path)
+    family("clip").from_pretrained(str(tmp_path))
+    assert "has no preprocessor_config.json" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["missing", "unknown", "shape"])
+def test_a_checkpoint_that_does_not_fit_is_an_error(tmp_path, damage):
+    WhisperEncoder(whisper()).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    if damage == "missing":
+        weights.pop("layers.1.fc1.weight")
+    elif damage == "unknown":
+        weights["layers.9.fc1.weight"] = torch.zeros(2)
+    else:
+        weights["layers.1.fc1.weight"] = torch.zeros(3, 3)
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises((ValueError, RuntimeError), match="fc1.weight|mismatched"):
+        family("whisper").from_pretrained(str(tmp_path))
+
+
+def test_another_familys_checkpoint_is_refused(tmp_path):
+    WhisperEncoder(whisper()).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "whisper"
+    with pytest.raises(ValueError, match="'whisper'"):
+        family("ast").from_pretrained(str(tmp_path))
+
+
+def test_dtype(tmp_path):
+    WhisperEncoder(whisper()).save_pretrained(tmp_path)
+    encoder = family("whisper").from_pretrained(str(tmp_path), dtype="bfloat16")
+    assert encoder.backbone.dtype == torch.bfloat16
