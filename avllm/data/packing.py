@@ -7,7 +7,7 @@ one by one, while the media passes through the LLM once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,20 +17,19 @@ if TYPE_CHECKING:
     from avllm.data.collate import Row
 
 
-def pack_rows(rows: Sequence[Row], max_length: int, media_ids: Collection[int]) -> list[Row]:
+def pack_rows(rows: Sequence[Row], max_length: int) -> list[Row]:
     """Pack rows with the same clips into as few sequences as ``max_length`` allows, in order.
 
     Args:
         rows: of one and the same media, each within ``max_length`` tokens.
         max_length: of a packed row.
-        media_ids: token ids of the placeholders.
 
     Returns:
         packed rows; the rows themselves where their common beginning does not hold all the media (a question that stands
         before its clip).
     """
     packed: list[Row] = []
-    shared = shared_length(rows, media_ids)
+    shared = shared_length(rows)
     if shared == 0:
         return list(rows)
     pending: list[Row] = []
@@ -46,7 +45,7 @@ def pack_rows(rows: Sequence[Row], max_length: int, media_ids: Collection[int]) 
     return packed
 
 
-def shared_length(rows: Sequence[Row], media_ids: Collection[int]) -> int:
+def shared_length(rows: Sequence[Row]) -> int:
     """Tokens that the rows begin with in common and that can stand once; 0 when the media would not all be among them.
 
     It ends one token before the first trained-on token at the latest: each segment has to bring the token that its
@@ -59,13 +58,13 @@ def shared_length(rows: Sequence[Row], media_ids: Collection[int]) -> int:
         length = int(differs[0]) if len(differs) else length
         targets = (row.labels >= 0).nonzero()
         length = min(length, int(targets[0]) - 1 if len(targets) else len(row.input_ids))
-    media_end = max(media_end_of(row, media_ids) for row in rows)
+    media_end = max(media_end_of(row) for row in rows)
     return length if length >= media_end else 0
 
 
-def media_end_of(row: Row, media_ids: Collection[int]) -> int:
+def media_end_of(row: Row) -> int:
     """The place behind the last media token of a row."""
-    places = torch.isin(row.input_ids, torch.tensor(list(media_ids), dtype=torch.long)).nonzero()
+    places = row.is_media.nonzero()
     return int(places[-1]) + 1 if len(places) else 0
 
 
@@ -82,6 +81,7 @@ def _join(rows: Sequence[Row], shared: int) -> Row:
         rows[0],
         input_ids=torch.cat([rows[0].input_ids[:shared], *(r.input_ids[shared:] for r in rows)]),
         labels=torch.cat([rows[0].labels[:shared], *(r.labels[shared:] for r in rows)]),
+        is_media=torch.cat([rows[0].is_media[:shared], *(r.is_media[shared:] for r in rows)]),
         segments=torch.stack([torch.zeros(shared + sum(tails), dtype=torch.long), torch.cat(parts)], dim=1),  # (L, 2)
         position_ids=torch.cat(positions),
         targets=[text for r in rows for text in r.targets],

@@ -145,11 +145,12 @@ class Contrastive(Objective):
         return float(sum(int(self._rows_of(batch, pair).sum()) for pair in self.pairs))
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over (row, pair) of the symmetric loss; ``hits_<pair>``: rows whose own text came first in the batch."""
-        streams = model.connect(model.encode_media(batch))
+        """Sum over (row, pair) of the symmetric loss; ``hits``: how many of them found their own text first."""
+        _, streams = model.embed(batch)
         text = F.normalize(self.text_projection(self.text(model, batch)).float(), dim=-1)  # (R, dim)
         ids = text_ids(batch)
-        loss, metrics = text.sum() * 0.0, {}
+        loss = text.sum() * 0.0
+        found = torch.zeros_like(loss)
         for pair in self.pairs:
             names = STREAMS_OF[pair]
             if any(name not in streams for name in names):
@@ -158,8 +159,8 @@ class Contrastive(Objective):
             keep = self._rows_of(batch, pair)
             media = F.normalize(self.media_projection[pair](pooled).float(), dim=-1)[keep]  # (n, dim)
             term, hits = symmetric_info_nce(media, text[keep], ids[keep], self.scale)
-            loss, metrics[f"hits_{pair}"] = loss + term, hits
-        return loss, metrics
+            loss, found = loss + term, found + hits
+        return loss, {"hits": found}
 
     def _rows_of(self, batch: Batch, pair: str) -> Tensor:
         """``(R,)`` bool: rows with a text and with every stream of the pair, told from the encoder's masks."""

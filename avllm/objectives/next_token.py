@@ -45,19 +45,43 @@ def next_token_loss(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return loss, hits
 
 
+def head_is_plain(llm: Any) -> bool:
+    """Whether the LLM's logits are its head applied to its last hidden states, with nothing behind (soft caps, scales).
+
+    Tried on two tokens rather than read off a list of architectures.
+    """
+    training = llm.training
+    llm.eval()
+    with torch.no_grad():
+        ids = torch.zeros(1, 2, dtype=torch.long, device=llm.get_input_embeddings().weight.device)
+        whole = llm(input_ids=ids, use_cache=False).logits
+        bare = llm.get_output_embeddings()(llm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+    llm.train(training)
+    return whole.shape == bare.shape and torch.allclose(whole.float(), bare.float(), rtol=1e-3, atol=1e-4)
+
+
 class NextToken(Objective):
     """Cross-entropy of each target given what stands before it; its weight is the number of targets."""
 
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.plain_head = head_is_plain(model.llm)
+
     def weight(self, batch: Batch) -> float:
         """Target tokens that have a predecessor."""
-        return float((batch.labels[:, 1:] != IGNORE).sum())
+        return float(batch.num_targets)
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed cross-entropy, and ``hits``: targets that were the likeliest token.
 
-        Only the hidden states at targets go through the LLM's head, so that ``(R, L, V)`` never exists.
+        Only the hidden states at targets go through the LLM's head, so that ``(R, L, V)`` never exists; where the LLM
+        does more to its logits than its head, all of them are made.
         """
-        at, wanted = targets(batch.labels)
-        logits = model.logits_at(batch, at)  # (n, V)
+        at, wanted = targets(batch.labels)  # (R, L), (n,)
+        embeds, _ = model.embed(batch)  # (R, L, D)
+        if self.plain_head:
+            logits = model.llm.get_output_embeddings()(model.run_decoder(embeds, batch)[at])  # (n, V)
+        else:
+            logits = model.run_llm(embeds, batch).logits[at]  # (n, V)
         loss, hits = next_token_loss(logits, wanted)
         return loss, {"hits": hits}

@@ -1,0 +1,66 @@
+"""Rows that could not be used: named in ``skipped.jsonl``, counted by reason and source, never replaced; too many stop the run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from avllm import distributed
+from avllm.data.dataset import Bad
+from avllm.log import logger
+from avllm.training.progress import keep_until
+
+LOG = logger(__name__)
+ENOUGH = 100
+"""Rows that have to be seen (or the whole epoch, if shorter) before the share of bad ones means something."""
+
+
+class SkipRateError(RuntimeError):
+    """More rows are bad than ``max_skip_rate`` allows."""
+
+
+class Skipped:
+    """The run's account of bad rows.
+
+    Args:
+        run: the run's folder.
+        max_rate: share of bad rows above which the run stops.
+        epoch: manifest rows in an epoch.
+        counts: by ``source/reason``, and seen: rows looked at, of a run that goes on; step: where it stands.
+    """
+
+    def __init__(self, run: Path, max_rate: float, epoch: int, counts: dict[str, int], seen: int, step: int) -> None:
+        self.path, self.max_rate, self.enough = run / "skipped.jsonl", max_rate, min(ENOUGH, epoch)
+        self.counts, self.seen = Counter(counts), seen
+        if distributed.is_main():
+            keep_until(self.path, step)
+
+    def add(self, bad: list[Bad], seen: int, step: int) -> None:
+        """Account for the rows of an optimizer step (of all processes).
+
+        Raises:
+            SkipRateError: too many are bad.
+        """
+        self.seen += seen
+        self.counts.update(f"{b.source}/{b.reason}" for b in bad)
+        if bad and distributed.is_main():
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"step": step, **b.to_dict()}, ensure_ascii=False) + "\n" for b in bad)
+            for b in bad:
+                LOG.warning("left out %s (%s): %s: %s", b.id, b.source, b.reason, b.detail)
+        self.check()
+
+    def check(self) -> None:
+        """Stop when the share of bad rows is too high, once enough rows were seen."""
+        total = sum(self.counts.values())
+        if self.seen >= self.enough and total > self.max_rate * self.seen:
+            raise SkipRateError(
+                f"{total} of {self.seen} rows are bad ({total / self.seen:.1%}), more than max_skip_rate = "
+                f"{self.max_rate:.1%}: {self.summary()}. They are named in {self.path}; repair the manifest, or raise "
+                "data.max_skip_rate"
+            )
+
+    def summary(self) -> str:
+        """``3 source/reason, 1 source/reason``."""
+        return ", ".join(f"{n} {key}" for key, n in self.counts.most_common()) or "none"

@@ -1,0 +1,133 @@
+"""Before the first step and after the last: lineage, model and processor, datasets, and the checkpoint with its chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from avllm import distributed
+from avllm.config import RunConfig, SourceConfig
+from avllm.data.collate import Row
+from avllm.data.dataset import SampleDataset
+from avllm.data.loader import Collate
+from avllm.data.manifest import digest
+from avllm.models.checkpoint import is_checkpoint, mark_trained, read_manifest_of, save_checkpoint
+from avllm.models.modeling_avllm import AVLLM
+from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+
+if TYPE_CHECKING:
+    from avllm.training.trainer import Trainer
+
+BEFORE = {"align": (), "caption": ("align",), "instruct": ("caption", "instruct")}
+"""The stages of which one has to stand at the end of the chain that a stage starts from."""
+
+
+class LineageError(ValueError):
+    """The folder that a stage starts from was not written by a stage that may stand before it."""
+
+
+@dataclass
+class Parts:
+    """What a stage starts with.
+
+    Attributes:
+        chain: records of the stages before, oldest first.
+    """
+
+    model: AVLLM
+    processor: AVProcessor
+    chain: list[dict[str, Any]]
+
+
+def lineage(config: RunConfig) -> list[dict[str, Any]]:
+    """The stages behind ``init``, checked against what this stage has to follow.
+
+    Raises:
+        LineageError: no such stage came before, and ``init_from_scratch`` is not set.
+    """
+    wanted = " or ".join(BEFORE[config.stage])
+    if config.init is None:
+        if wanted and not config.init_from_scratch:
+            raise LineageError(
+                f"stage {config.stage} starts from a {wanted} run, but no init is given; say init: RUN, "
+                "or init_from_scratch=true to train it on a fresh connector"
+            )
+        return []
+    if not is_checkpoint(config.init):
+        raise LineageError(f"init: {config.init} is no checkpoint folder; expected the folder of a finished {wanted} run")
+    chain = read_manifest_of(config.init)["stages"]
+    last = chain[-1]["stage"] if chain else "no stage"
+    if wanted and last not in BEFORE[config.stage] and not config.init_from_scratch:
+        raise LineageError(
+            f"stage {config.stage} starts from a {wanted} run, but {config.init} was written by {last}; "
+            "give another init, or init_from_scratch=true if that is meant"
+        )
+    return chain
+
+
+def build_parts(config: RunConfig) -> Parts:
+    """Model and processor of a stage: out of its ``model`` section, or out of the checkpoint that it starts from."""
+    chain = lineage(config)
+    if config.init is not None:
+        model, processor = AVLLM.from_pretrained(config.init), AVProcessor.from_pretrained(config.init)
+        processor.config = model.config
+    else:
+        assert config.model is not None
+        tokenizer, media_token_ids = load_tokenizer(config.model)
+        model = AVLLM.from_backbones(config.model, media_token_ids)
+        processor = AVProcessor.from_model(model, tokenizer)
+    if config.lora is not None:
+        model.add_lora(config.lora)
+    processor.max_length, processor.timeout = config.data.max_length, config.data.timeout
+    return Parts(model, processor, chain)
+
+
+def build_dataset(config: RunConfig, sources: Sequence[SourceConfig], parts: Parts) -> SampleDataset:
+    """The items of a list of manifests, as this stage's processor reads them."""
+    data = config.data
+    manifests = [s.manifest for s in sources]
+    return SampleDataset(manifests, parts.processor, pack=data.pack, max_packed=data.max_packed)
+
+
+def padding(parts: Parts, world_size: int) -> Collate:
+    """How rows become a batch: with several processes every stream is there on each of them, masked where absent."""
+    pad = int(parts.processor.tokenizer.pad_token_id)
+    ids = torch.tensor([pad, pad])
+    empty = Row("", ids, torch.full_like(ids, -100), [], torch.zeros(2, dtype=torch.bool), targets=[""])
+    return Collate(partial(parts.processor.collate, blanks=world_size > 1), empty)
+
+
+def export(trainer: Trainer, folder: Path) -> None:
+    """Write the checkpoint folder; under ZeRO-3 and FSDP the trained parts are brought together first."""
+    config, parts = trainer.config, trainer.parts
+    mark_trained(parts.model)
+    record = {
+        "stage": config.stage,
+        "init": config.init,
+        "steps": trainer.position.step,
+        "processes": distributed.world_size(),
+        "settings": config.model_dump(mode="json"),
+        "data": {s.manifest: digest(s.manifest) for s in config.data.train},
+        "skipped": trainer.position.skipped,
+    }
+    with gathered(trainer):
+        if distributed.is_main():
+            save_checkpoint(parts.model, parts.processor, folder, [*parts.chain, record])
+    distributed.barrier()
+
+
+def gathered(trainer: Trainer) -> AbstractContextManager[Any]:
+    """Whole parameters of everything that a checkpoint holds, for as long as the block lasts."""
+    if not trainer.is_deepspeed or trainer.task.zero_optimization_stage() < 3:
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    trained = tuple(trainer.parts.model.config.trained)
+    held = [p for n, p in trainer.parts.model.named_parameters() if n.startswith(trained) or "lora_" in n]
+    return GatheredParameters(held)

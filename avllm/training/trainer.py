@@ -1,0 +1,287 @@
+"""The loop. It knows batches, objectives by their sums and weights, and steps; it knows no objective by name."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from rich.console import Console
+from torch import Tensor
+
+from avllm import distributed
+from avllm.config import RunConfig, dump_config
+from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, OncePerItem, Order, build_loader
+from avllm.log import logger, set_up
+from avllm.training import optim
+from avllm.training.progress import Clock, Report
+from avllm.training.resume import Position, ResumePoints, check_same_run, latest, write_atomic
+from avllm.training.skipped import Skipped
+from avllm.training.start import Parts, build_dataset, build_parts, export, padding
+from avllm.training.task import Task
+
+LOG = logger(__name__)
+FINISHED = "finished.json"
+
+
+def run_stage(config: RunConfig) -> Path:
+    """Train one stage and write its checkpoint into the run's folder; a finished run is left as it is.
+
+    Started again after any interruption, the run goes on at its newest resume point and ends bit-identically (on CPU).
+
+    Returns:
+        the run's folder, which ``AVLLM.from_pretrained`` and the next stage's ``init`` read.
+
+    Raises:
+        ResumeError: the folder holds a run with other settings. LineageError: the stage before is missing.
+        SkipRateError: too many rows are bad. RuleError: the rules of ``trainable`` do not fit the parameters.
+    """
+    run = Path(config.output)
+    accelerator = make_accelerator(config, run)
+    set_up()
+    settings = config.model_dump(mode="json") | {"processes": distributed.world_size()}
+    check_same_run(run, settings)
+    if (run / FINISHED).is_file():
+        LOG.info("%s is a finished run; nothing to do. Delete the folder to train it again", run)
+        return run
+    if distributed.is_main():
+        dump_config(config, run / "config.yaml")
+    set_seed(config.seed)
+    parts = build_parts(config)
+    Trainer(config, parts, accelerator).train()
+    accelerator.end_training()
+    return run
+
+
+def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
+    """An Accelerator for the launcher that this process runs under, with DeepSpeed's share of the settings filled in."""
+    train = config.train
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision],
+        gradient_accumulation_steps=train.accumulate,
+        log_with=train.trackers or None,
+        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
+    )
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = train.batch_size
+        plugin.deepspeed_config["gradient_accumulation_steps"] = train.accumulate
+        plugin.deepspeed_config["gradient_clipping"] = train.clip or 0.0
+    return accelerator
+
+
+class Trainer:
+    """One stage, from its first step (or its newest resume point) to its checkpoint.
+
+    Args:
+        config: the stage.
+        parts: model, processor and the stages before.
+        accelerator: see :func:`make_accelerator`.
+    """
+
+    def __init__(self, config: RunConfig, parts: Parts, accelerator: Accelerator) -> None:
+        self.config, self.parts, self.accelerator = config, parts, accelerator
+        self.run, self.device = Path(config.output), accelerator.device
+        self._build_data()
+        self._build_task()
+        self._go_on()
+
+    def _build_data(self) -> None:
+        data, train = self.config.data, self.config.train
+        self.dataset = build_dataset(self.config, data.train, self.parts)
+        self.cut = Cut(train.batch_size, train.accumulate, distributed.world_size(), distributed.rank())
+        self.order = Order(self.dataset.sizes, [s.weight for s in data.train], self.config.seed)
+        self.steps = train.max_steps or math.ceil((train.epochs or 0) * self.order.epoch_length / self.cut.step_items)
+        self.warmup = round(train.warmup * self.steps) if train.warmup < 1 else round(train.warmup)
+        self.collate: Collate = padding(self.parts, distributed.world_size())
+        self.validation = build_dataset(self.config, data.validation, self.parts) if data.validation else None
+
+    def _build_task(self) -> None:
+        config, train = self.config, self.config.train
+        task = Task(self.parts.model, config.objectives)
+        self.shares = optim.apply_rules(task, config.trainable)
+        if train.gradient_checkpointing:
+            self.parts.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if distributed.is_main():
+            Console(stderr=True).print(optim.rule_table(task, self.shares))
+        optimizer = optim.build_optimizer(task, self.shares, weight_decay=train.weight_decay, betas=train.betas)
+        self.bare = task
+        self.task, self.optimizer = self.accelerator.prepare(task, optimizer)
+        self.is_deepspeed = self.accelerator.state.deepspeed_plugin is not None
+
+    def _go_on(self) -> None:
+        self.points = ResumePoints(self.run, self.accelerator, self.task, self.optimizer, self.config.train.keep)
+        point = latest(self.run)
+        self.position = self.points.load(point) if point else Position()
+        if point:
+            LOG.info("going on at step %d of %d, from %s", self.position.step, self.steps, point)
+        here, data = self.position, self.config.data
+        epoch_rows = len(self.dataset.samples)
+        self.skipped = Skipped(self.run, data.max_skip_rate, epoch_rows, here.skipped, here.seen, here.step)
+        self.report = Report(self.run, self.accelerator, self.steps, here.step)
+        self.clock = Clock()
+        if self.config.train.trackers:
+            self.accelerator.init_trackers("avllm")
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """All steps that are left, validation and resume points between them, and the checkpoint at the end."""
+        train = self.config.train
+        start = self.position.step
+        batches = MicroBatches(self.order, self.cut, start, self.steps)
+        micros = iter(build_loader(self.dataset, batches, self.collate, self.config.data.num_workers))
+        self.task.train()
+        for step in range(start, self.steps):
+            figures = self.step(step, self.fetch(micros))
+            done = self.position.step = step + 1
+            self.report.advance(done)
+            if figures and (done % train.log_every == 0 or done == self.steps):
+                self.report.write(done, figures | self.clock.read())
+            if self.validation and (done == self.steps or done % (train.validate_every or self.steps) == 0):
+                self.validate(done)
+            if done == self.steps or (train.save_every and done % train.save_every == 0):
+                self.points.save(self.position)
+        self.finish()
+
+    def fetch(self, micros: Iterator[MicroBatch]) -> list[MicroBatch]:
+        """The micro batches of one optimizer step: all of them first, since their targets have to be counted."""
+        began = time.perf_counter()
+        fetched = [next(micros) for _ in range(self.cut.accumulate)]
+        self.clock.waiting(time.perf_counter() - began)
+        return fetched
+
+    def step(self, step: int, micros: list[MicroBatch]) -> dict[str, float]:
+        """One optimizer step; nothing (an empty dict) when no row of it, on any process, has a target."""
+        totals = self.count(step, micros)
+        if sum(totals) == 0:
+            LOG.warning("step %d: no row with a target is left in it; passed over", step + 1)
+            return {}
+        factor = optim.lr_factor(
+            step,
+            total=self.steps,
+            warmup=self.warmup,
+            schedule=self.config.train.schedule,
+            floor=self.config.train.min_lr_ratio,
+        )
+        optim.set_lr(self.optimizer, factor)
+        sums: dict[str, Tensor] = {}
+        for number, micro in enumerate(micros):
+            # Every random number (dropout, sampled negatives) follows from the place: there is no state to resume.
+            set_seed(place_seed(self.config.seed, step, number, distributed.rank()))
+            last = number == len(micros) - 1
+            with self.gradients_stay_here(last):
+                losses, figures = self.task(micro.batch.to(self.device))
+                self.backward(self.combine(losses, totals) * distributed.world_size(), last)
+            _add(sums, losses, figures)
+        norm = self.update()
+        return self.figures(sums, totals) | {"lr": factor * _peak(self.optimizer), "grad_norm": norm}
+
+    def count(self, step: int, micros: list[MicroBatch]) -> list[float]:
+        """Each objective's targets in this step over all processes; bad rows are accounted for on the way."""
+        weights = [sum(w) for w in zip(*(self.bare.weights(m.batch) for m in micros), strict=True)]
+        bad = [b for m in micros for b in m.bad]
+        own = [*weights, len(bad), sum(m.seen for m in micros), sum(m.tokens for m in micros)]
+        sums = distributed.sum_over_processes(torch.tensor(own, dtype=torch.float64, device=self.device)).tolist()
+        *totals, num_bad, seen, tokens = sums
+        self.clock.tokens += tokens
+        everyones = [b for part in distributed.gather_objects(bad) for b in part] if num_bad else []
+        self.skipped.add(everyones, int(seen), step + 1)
+        self.position.seen, self.position.skipped = self.skipped.seen, dict(self.skipped.counts)
+        return totals
+
+    def combine(self, losses: dict[str, Tensor], totals: list[float]) -> Tensor:
+        """Sums by objective -> the loss: each over its total, added up by share."""
+        terms = [
+            self.bare.shares[key] * loss / max(total, 1.0)
+            for (key, loss), total in zip(losses.items(), totals, strict=True)
+        ]
+        return torch.stack([t.float() for t in terms]).sum()
+
+    def gradients_stay_here(self, last: bool) -> AbstractContextManager[Any]:
+        """Until the last micro-step, processes add up gradients without talking."""
+        return nullcontext() if last or self.is_deepspeed else self.accelerator.no_sync(self.task)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Gradients of a micro-step. DeepSpeed divides by its accumulation and steps by itself at the last one."""
+        if self.is_deepspeed:
+            wrapped = self.accelerator.deepspeed_engine_wrapped
+            wrapped.backward(loss * self.cut.accumulate, sync_gradients=last)
+        else:
+            loss.backward()
+
+    def update(self) -> float:
+        """Clip, step, forget the gradients; returns the norm before clipping."""
+        if self.is_deepspeed:
+            return float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
+        parameters = [p for p in self.task.parameters() if p.requires_grad]
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.train.clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def figures(self, sums: dict[str, Tensor], totals: list[float]) -> dict[str, float]:
+        """Loss and further means over all processes."""
+        values = distributed.sum_over_processes(torch.stack([v.detach().double() for v in sums.values()])).tolist()
+        by_name = dict(zip(sums, values, strict=True))
+        total_of = dict(zip(self.bare.shares, totals, strict=True))
+        loss = sum(self.bare.shares[k] * by_name[k] / max(t, 1.0) for k, t in total_of.items())
+        means = {name: value / max(total_of[name.partition("/")[0]], 1.0) for name, value in by_name.items()}
+        return {"loss": loss, **means}
+
+    # ---- between and after the steps ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self, step: int) -> None:
+        """The same figures on the validation rows, in eval mode; the best model so far is kept in ``best/``."""
+        self.task.eval()
+        dataset = self.validation
+        assert dataset is not None
+        count = min(len(dataset), self.config.train.validate_rows or len(dataset))
+        loader = build_loader(dataset, OncePerItem(count, self.cut), self.collate, self.config.data.num_workers)
+        sums: dict[str, Tensor] = {}
+        weights = torch.zeros(len(self.bare.shares), dtype=torch.float64, device=self.device)
+        for micro in loader:
+            weights += torch.tensor(self.bare.weights(micro.batch), dtype=torch.float64, device=self.device)
+            _add(sums, *self.task(micro.batch.to(self.device)))
+        figures = self.figures(sums, distributed.sum_over_processes(weights).tolist())
+        self.task.train()
+        self.report.write(step, {f"validation/{k}": v for k, v in figures.items()})
+        if self.position.best is None or figures["loss"] < self.position.best:
+            self.position.best = figures["loss"]
+            export(self, self.run / "best")
+
+    def finish(self) -> None:
+        """Write the checkpoint into the run's folder, the loss curve, and the mark that the run is done."""
+        self.skipped.check()
+        export(self, self.run)
+        self.report.close()
+        if distributed.is_main():
+            LOG.info("left out: %s", self.skipped.summary())
+            write_atomic(self.run / FINISHED, json.dumps({"steps": self.steps, "best_validation": self.position.best}))
+        distributed.barrier()
+
+
+def place_seed(seed: int, step: int, micro: int, rank: int) -> int:
+    """A 31-bit seed for one micro-step of one process (SplitMix64's mixing, so that neighbours have nothing in common)."""
+    value = (((seed * 1_000_003 + step) * 1_000_003 + micro) * 1_000_003 + rank) & (2**64 - 1)
+    for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
+        value = ((value ^ (value >> 30)) * factor) & (2**64 - 1)
+    return (value ^ (value >> 31)) & 0x7FFFFFFF
+
+
+def _add(sums: dict[str, Tensor], *parts: dict[str, Tensor]) -> None:
+    for part in parts:
+        for name, value in part.items():
+            sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+
+
+def _peak(optimizer: Any) -> float:
+    return max(group["peak_lr"] for group in optimizer.param_groups)
