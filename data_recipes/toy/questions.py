@@ -48,7 +48,9 @@ WORDINGS: dict[str, list[str]] = {
         "Does a click come at each bounce?", "Is there a click at every bounce?", "Do all bounces have a click?",
     ],
     "both.silent": ["How many bounces are silent?", "How many bounces have no click?", "Count the silent bounces."],
-    "when.sound": ["When does the sound start?", "At which second does the sound start?", "Give the start of the sound."],
+    "when.sound": [
+        "When does the sound start?", "At which second does the sound start?", "Give the start of the sound.",
+    ],
     "when.thing": [
         "When does the moving thing appear?", "At which second does the moving thing appear?",
         "Give the second at which the moving thing appears.",
@@ -63,7 +65,7 @@ UNANSWERABLE_SHARE = 0.09  # of the answerable rows of each kind
 
 
 def answers_of(clip: dict) -> list[tuple[str, str, str | None, tuple]]:
-    """All well-posed (kind, answer, slot, cell) of a clip. Answers are balanced within a cell: what one stream shows."""
+    """All well-posed (kind, answer, slot, cell) of a clip; answers get balanced within a cell, what one stream shows."""
     return [*seen_answers(clip), *heard_answers(clip), *both_answers(clip)]
 
 
@@ -268,7 +270,7 @@ def caption_moving(clip: dict, style: int) -> str:
 
 
 def caption_rows(clips: list[dict], split: str, seed: int, taken: set[str]) -> list[dict]:
-    """One caption row a clip; a caption that is in `taken` or came before in this split is left out outside training."""
+    """One caption row a clip; a caption that is in `taken` or came before is left out, but in training."""
     rows, seen = [], set()
     for clip in clips:
         text = caption(clip, np.random.default_rng([seed, SPLITS.index(split), 6, clip["index"]]))

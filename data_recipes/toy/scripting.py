@@ -148,7 +148,7 @@ def spaced(frames: int, count: int, gap: int, rng: np.random.Generator) -> np.nd
 
 
 def draw_slots(frames: int, bounces: int, silent: int, rng: np.random.Generator) -> tuple[list, list]:
-    """Times of the bounces and of the clicks: each a uniform subset of five slots, whatever the number of silent ones."""
+    """Times of the bounces and of the clicks: each a uniform subset of five slots, however many are silent."""
     order = rng.permutation(spaced(frames, SLOTS, round(SLOT_GAP * FPS), rng))
     at_bounce = bounces - silent
     clicks = [*order[:at_bounce], *order[bounces : bounces + CLICKS - at_bounce]]
@@ -172,7 +172,7 @@ def draw_things(count: int, unseen: bool, rng: np.random.Generator) -> list[dict
 
 
 def draw_picture(program: str, timing: dict, unseen: bool, rng: np.random.Generator) -> dict:
-    """Things, walls, path and background. The first thing is the moving one; the others stand on the other side of a wall."""
+    """Things, walls, path and background. The first thing moves; the others stand behind a wall."""
     count = int(rng.choice([1, 2, 3, 4], p=[0.52, 0.16, 0.16, 0.16]))
     things = draw_things(count, unseen, rng)
     direction = str(rng.choice(list(DIRECTIONS)))
@@ -226,7 +226,7 @@ def draw_path(thing: dict, span: tuple, bounces: list, low: int, rng: np.random.
 
 
 def draw_sound(timing: dict, unseen: bool, rng: np.random.Generator) -> dict:
-    """One sound of a kind, a pitch and a timbre, and the clicks. Independent of the picture but for what `timing` ties."""
+    """One sound of a kind, a pitch and a timbre, and the clicks. Only `timing` ties it to the picture."""
     kinds = list(KINDS)
     while True:
         kind, pitch = str(rng.choice(kinds, p=list(KINDS.values()))), str(rng.choice(list(PITCHES)))
