@@ -1,4 +1,4 @@
-"""A tiny world for tests, made on the spot: an LLM, a visual and an audio encoder of a few thousand weights, real media.
+"""A tiny world for tests, made on the spot: an LLM, two encoders of a few thousand weights, real media.
 
 `make_world(folder)` writes ordinary HF checkpoints and a manifest of real files; `settings(world, ...)` gives the
 settings of a stage on them, as a preset would hold them.

@@ -4,7 +4,7 @@
     accelerate launch --config_file train/launch/zero2.yaml train/stage3_instruct.py PRESET [key=value ...]
     torchrun --nproc_per_node 2 train/stage3_instruct.py PRESET [key=value ...]
 
-The preset says `init: RUN` (a finished stage 2 or 3), what trains (`lora:` adds adapters), on which manifests, for how long.
+The preset says `init: RUN` (a finished stage 2 or 3), what trains (`lora:` adds adapters), and the manifests.
 """
 
 import argparse

@@ -43,7 +43,7 @@ class Bad:
 
 @dataclass
 class Loaded:
-    """What one item became: token rows (fewer than ``seen`` where rows were packed), and the rows that were left out."""
+    """What one item became: token rows (fewer than ``seen`` where rows were packed), and the rows left out of it."""
 
     rows: list[Row]
     bad: list[Bad]

@@ -25,8 +25,8 @@ def pack_rows(rows: Sequence[Row], max_length: int) -> list[Row]:
         max_length: of a packed row.
 
     Returns:
-        packed rows; the rows themselves where their common beginning does not hold all the media (a question that stands
-        before its clip).
+        packed rows; the rows themselves where their common beginning does not hold all the media (a question that
+        stands before its clip).
     """
     packed: list[Row] = []
     shared = shared_length(rows)

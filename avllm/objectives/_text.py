@@ -19,7 +19,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def answer_tokens(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The trained-on tokens of each row moved to the front: ids ``(R, M)`` (0 where none) and mask ``(R, M)``, M >= 1."""
+    """The trained-on tokens of each row moved to the front: ids ``(R, M)`` (0 where none), mask ``(R, M)``, M >= 1."""
     real = labels >= 0
     count = real.sum(1)  # (R,)
     width = max(1, int(count.max()))

@@ -1,4 +1,4 @@
-"""What an objective is: something to make small, written as a sum over targets so that every way of cutting a batch agrees."""
+"""What an objective is: a sum over targets to make small, so that every way of cutting a batch agrees."""
 
 from __future__ import annotations
 

@@ -131,7 +131,8 @@ class Contrastive(Objective):
             raise ValueError(f"objectives: contrastive: unknown pair {unknown[0]!r}; choose among {list(STREAMS_OF)}")
         self.text = TextSide(model, text)
         self.text_projection = nn.Linear(self.text.dim, dim)
-        self.media_projection = nn.ModuleDict({p: nn.Linear(model.llm.get_input_embeddings().embedding_dim, dim) for p in self.pairs})
+        width = model.llm.get_input_embeddings().embedding_dim
+        self.media_projection = nn.ModuleDict({p: nn.Linear(width, dim) for p in self.pairs})
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         self.min_temperature = min_temperature
 

@@ -113,7 +113,7 @@ def _numel(p: nn.Parameter) -> int:
 
 
 def parameter_groups(task: nn.Module, shares: Sequence[Share], weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups, one a rule and kind of parameter: biases, norms and scalars (fewer than two axes) do not decay."""
+    """AdamW's groups, one a rule and kind of parameter: biases, norms, scalars (under two axes) do not decay."""
     parameters = named_parameters(task)
     groups = []
     for share in shares:

@@ -93,8 +93,8 @@ def check_same_run(run: Path, settings: dict[str, Any]) -> None:
     if differing:
         lines = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, old, new in differing)
         raise ResumeError(
-            f"{run} holds a run with other settings ({lines}). Give another `output`, or delete the folder to start anew; "
-            f"only {', '.join(sorted(FREE_KEYS))} may change on the way"
+            f"{run} holds a run with other settings ({lines}). Give another `output`, or delete the folder to start "
+            f"anew; only {', '.join(sorted(FREE_KEYS))} may change on the way"
         )
 
 
@@ -134,7 +134,7 @@ def load_trainable(task: nn.Module, state: dict[str, Tensor]) -> None:
     here = trainable_state(task)
     missing, unknown = sorted(here.keys() - state.keys()), sorted(state.keys() - here.keys())
     if missing or unknown:
-        raise ResumeError(f"the resume point lacks {missing[:3]} and has {unknown[:3]} too many; was the model changed?")
+        raise ResumeError(f"the resume point lacks {missing[:3]}, has {unknown[:3]} too many; was the model changed?")
     with torch.no_grad():
         for name, tensor in here.items():
             if tensor.shape != state[name].shape:

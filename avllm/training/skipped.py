@@ -1,4 +1,4 @@
-"""Rows that could not be used: named in ``skipped.jsonl``, counted by reason and source, never replaced; too many stop the run."""
+"""Rows that could not be used: named in ``skipped.jsonl``, counted, never replaced; too many stop the run."""
 
 from __future__ import annotations
 

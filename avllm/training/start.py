@@ -1,4 +1,4 @@
-"""Before the first step and after the last: lineage, model and processor, datasets, and the checkpoint with its chain."""
+"""Before the first step and after the last: lineage, model and processor, datasets, the checkpoint with its chain."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def lineage(config: RunConfig) -> list[dict[str, Any]]:
             )
         return []
     if not is_checkpoint(config.init):
-        raise LineageError(f"init: {config.init} is no checkpoint folder; expected the folder of a finished {wanted} run")
+        raise LineageError(f"init: {config.init} is no checkpoint; expected the folder of a finished {wanted} run")
     chain = read_manifest_of(config.init)["stages"]
     last = chain[-1]["stage"] if chain else "no stage"
     if wanted and last not in BEFORE[config.stage] and not config.init_from_scratch:

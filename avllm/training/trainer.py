@@ -61,7 +61,7 @@ def run_stage(config: RunConfig) -> Path:
 
 
 def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
-    """An Accelerator for the launcher that this process runs under, with DeepSpeed's share of the settings filled in."""
+    """An Accelerator for the launcher that this process runs under, with DeepSpeed's settings filled in."""
     train = config.train
     accelerator = Accelerator(
         mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision],
@@ -270,7 +270,7 @@ class Trainer:
 
 
 def place_seed(seed: int, step: int, micro: int, rank: int) -> int:
-    """A 31-bit seed for one micro-step of one process (SplitMix64's mixing, so that neighbours have nothing in common)."""
+    """A 31-bit seed for one micro-step of one process (mixed as in SplitMix64: neighbours share nothing)."""
     value = (((seed * 1_000_003 + step) * 1_000_003 + micro) * 1_000_003 + rank) & (2**64 - 1)
     for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
         value = ((value ^ (value >> 30)) * factor) & (2**64 - 1)
