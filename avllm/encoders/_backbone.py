@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ class Backbone(Encoder):
         dtype: torch.dtype | str | None = None,
         revision: str | None = None,
         **options: Any,
-    ) -> Backbone:
+    ) -> Self:
         """Load the tower from a hub name or a folder, out of a checkpoint of the tower alone or of the full model.
 
         Args:
@@ -135,14 +135,15 @@ class Backbone(Encoder):
             options["preprocessing"] = read_preprocessing(name_or_path, revision)
         with torch.device("meta"):
             encoder = cls(config, layers=layers, **options)
-        encoder.backbone, report = cls.model_class.from_pretrained(
+        loaded: Any = cls.model_class.from_pretrained(
             name_or_path,
             config=encoder.backbone_config,
             dtype="auto" if dtype is None else dtype,
-            revision=revision,
+            revision=revision or "main",
             key_mapping=cls.key_mapping or None,
             output_loading_info=True,
         )
+        encoder.backbone, report = loaded
         cls._check_keys(name_or_path, report)
         return encoder.eval()
 
@@ -154,8 +155,8 @@ class Backbone(Encoder):
         unknown = sorted(k for k in report["unexpected_keys"] if not any(re.match(p, k) for p in cls.other_keys))
         if missing or wrong or unknown:
             raise ValueError(
-                f"{name} does not fit {cls.model_class.__name__}: missing {_some(missing)}; wrong shape {_some(wrong)}; "
-                f"unexpected {_some(unknown)}. Is this a checkpoint of the {cls.__name__} family?"
+                f"{name} does not fit {cls.model_class.__name__}: missing {_some(missing)}; "
+                f"wrong shape {_some(wrong)}; unexpected {_some(unknown)}. Is it of the {cls.__name__} family?"
             )
 
     def _name_layers(self) -> list[str]:

@@ -76,7 +76,8 @@ class VisualPreprocessor:
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> VisualPreprocessor:
         """The inverse of :meth:`settings`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k != "part"})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k != "part"}
+        return cls(**fields)
 
 
 def check_frames(x: Tensor) -> None:

@@ -59,7 +59,8 @@ class NaFlexPreprocessor:
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> NaFlexPreprocessor:
         """The inverse of :meth:`settings`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k != "part"})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k != "part"}
+        return cls(**fields)
 
 
 def patches(x: Tensor, side: int) -> Tensor:

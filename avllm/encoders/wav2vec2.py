@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, Wav2Vec2Config, Wav2Vec2Model
@@ -30,9 +30,9 @@ class Wav2Vec2(Backbone):
     """
 
     stream = "audio"
-    config_class = Wav2Vec2Config
-    model_class = Wav2Vec2Model
-    other_keys = (
+    config_class: ClassVar[type[PretrainedConfig]] = Wav2Vec2Config
+    model_class: ClassVar[type[PreTrainedModel]] = Wav2Vec2Model
+    other_keys: ClassVar[tuple[str, ...]] = (
         r"(wav2vec2\.)?(quantizer|project_q|project_hid)\.",
         r"(lm_head|projector|classifier|feature_extractor_head)\.",
         r"layer_weights$",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from encoder_families import Sound, frames, sound
 from transformers import (
     ASTFeatureExtractor,
     BitImageProcessor,
@@ -26,7 +27,6 @@ from avllm.encoders.siglip import SigLIP
 from avllm.encoders.siglip2 import SigLIP2
 from avllm.encoders.wav2vec2 import Wav2Vec2
 from avllm.encoders.whisper import Whisper
-from tests.encoders.families import Sound, frames, sound
 
 torch.set_num_threads(1)
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

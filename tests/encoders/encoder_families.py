@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+import avllm.encoders
+from avllm.encoders.base import Encoder, EncoderInput, StreamBatch
 
 VIT = {
     "hidden_size": 32,
@@ -98,3 +103,48 @@ def sound(seconds: float, rate: int, start: float = 0.0, seed: int = 0) -> Sound
     t = torch.arange(n) / rate
     noise = torch.randn(n, generator=torch.Generator().manual_seed(seed))
     return Sound(0.3 * torch.sin(2 * torch.pi * (300 + 40 * t) * t) + 0.05 * noise, rate, start)
+
+
+FOLDER = Path(avllm.encoders.__file__).parent
+KEYS = sorted(f.stem for f in FOLDER.glob("*.py") if not f.stem.startswith("_") and f.stem != "base")
+SPEECH_KEYS = ["wav2vec2", "hubert"]
+SOUNDS = ["whisper", "ast", "clap", *SPEECH_KEYS]
+
+
+def family(key: str) -> type[Encoder]:
+    """The file's public encoder class."""
+    module = importlib.import_module(f"avllm.encoders.{key}")
+    (found,) = [
+        c
+        for n, c in vars(module).items()
+        if isinstance(c, type) and issubclass(c, Encoder) and c.__module__ == module.__name__ and n[0] != "_"
+    ]
+    return found
+
+
+def build(key: str, **options) -> Encoder:
+    """A tiny encoder with the same weights each time."""
+    torch.manual_seed(0)
+    return family(key)(CONFIGS[key], **{**OPTIONS.get(key, {}), **options}).eval()
+
+
+def some_media(encoder: Encoder, size: int):
+    """Media of two to four units, of another length and shape for each size."""
+    if encoder.stream == "video":
+        return frames(size, 40 + 10 * size, 60, seed=size)
+    return sound(0.45 * size, encoder.preprocessor().rate, seed=size)
+
+
+def collate(clips: list[EncoderInput]) -> StreamBatch:
+    """Units in a row, clocks and masks padded."""
+    steps = max(len(c.span) for c in clips)
+    span = torch.stack([torch.nn.functional.pad(c.span, (0, 0, 0, steps - len(c.span))) for c in clips])
+    mask = torch.stack([torch.nn.functional.pad(c.mask, (0, 0, 0, steps - len(c.mask))) for c in clips])
+    inputs = {k: torch.cat([c.inputs[k] for c in clips]) for k in clips[0].inputs}
+    units = torch.tensor([len(next(iter(c.inputs.values()))) for c in clips])
+    return StreamBatch(inputs, units, span, mask)
+
+
+@torch.no_grad()
+def encode(encoder: Encoder, clips: list[EncoderInput]) -> dict[str, Tensor]:
+    return {k: t.x * t.mask[..., None] for k, t in encoder.encode(collate(clips)).items()}

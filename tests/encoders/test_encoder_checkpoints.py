@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from encoder_families import CONFIGS, OPTIONS, encode, family, some_media
 from safetensors.torch import load_file, save_file
 from transformers import (
     ASTConfig,
@@ -46,9 +47,6 @@ from transformers import (
     WhisperModel,
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-from tests.encoders.families import CONFIGS, OPTIONS
-from tests.encoders.test_contract import encode, family, some_media
 
 torch.set_num_threads(1)
 TEXT = {

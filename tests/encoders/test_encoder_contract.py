@@ -2,65 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import pickle
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from encoder_families import (
+    CONFIGS,
+    KEYS,
+    SOUNDS,
+    SPEECH_KEYS,
+    build,
+    collate,
+    encode,
+    family,
+    frames,
+    some_media,
+    sound,
+)
 from torch import Tensor
 
-import avllm.encoders
 from avllm.encoders._audio import SoundPreprocessor
-from avllm.encoders.base import Encoder, EncoderInput, StreamBatch, preprocessor_from_settings
-from tests.encoders.families import CONFIGS, OPTIONS, frames, sound
+from avllm.encoders.base import Encoder, EncoderInput, preprocessor_from_settings
 
 torch.set_num_threads(1)
-FOLDER = Path(avllm.encoders.__file__).parent
-KEYS = sorted(f.stem for f in FOLDER.glob("*.py") if not f.stem.startswith("_") and f.stem != "base")
-SPEECH = ["wav2vec2", "hubert"]
-SOUNDS = ["whisper", "ast", "clap", *SPEECH]
-
-
-def family(key: str) -> type[Encoder]:
-    """The file's public encoder class."""
-    module = importlib.import_module(f"avllm.encoders.{key}")
-    (found,) = [
-        c
-        for n, c in vars(module).items()
-        if isinstance(c, type) and issubclass(c, Encoder) and c.__module__ == module.__name__ and n[0] != "_"
-    ]
-    return found
-
-
-def build(key: str, **options) -> Encoder:
-    """A tiny encoder with the same weights each time."""
-    torch.manual_seed(0)
-    return family(key)(CONFIGS[key], **{**OPTIONS.get(key, {}), **options}).eval()
-
-
-def some_media(encoder: Encoder, size: int):
-    """Media of two to four units, of another length and shape for each size."""
-    if encoder.stream == "video":
-        return frames(size, 40 + 10 * size, 60, seed=size)
-    return sound(0.45 * size, encoder.preprocessor().rate, seed=size)
-
-
-def collate(clips: list[EncoderInput]) -> StreamBatch:
-    """Units in a row, clocks and masks padded."""
-    steps = max(len(c.span) for c in clips)
-    span = torch.stack([torch.nn.functional.pad(c.span, (0, 0, 0, steps - len(c.span))) for c in clips])
-    mask = torch.stack([torch.nn.functional.pad(c.mask, (0, 0, 0, steps - len(c.mask))) for c in clips])
-    inputs = {k: torch.cat([c.inputs[k] for c in clips]) for k in clips[0].inputs}
-    units = torch.tensor([len(next(iter(c.inputs.values()))) for c in clips])
-    return StreamBatch(inputs, units, span, mask)
-
-
-@torch.no_grad()
-def encode(encoder: Encoder, clips: list[EncoderInput]) -> dict[str, Tensor]:
-    return {k: t.x * t.mask[..., None] for k, t in encoder.encode(collate(clips)).items()}
 
 
 def test_every_file_of_the_folder_is_in_the_table():
@@ -179,7 +145,7 @@ def before_mixing(encoder: Encoder, clip: EncoderInput) -> Tensor:
 def test_each_step_hears_the_sound_of_its_own_span(key, at):
     """Where a click is added, the step that changes most is the one whose span holds it, or its neighbour."""
     encoder = build(key, layers=[0])
-    made = replace(encoder.preprocessor(), normalise=False) if key in SPEECH else encoder.preprocessor()
+    made = replace(encoder.preprocessor(), normalise=False) if key in SPEECH_KEYS else encoder.preprocessor()
     quiet = sound(2.9, made.rate, seed=1)
     loud = quiet.x.clone()
     place = round(at * made.rate)
