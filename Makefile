@@ -1,0 +1,18 @@
+.PHONY: check lint types test format
+BIN := .venv/bin
+
+check: lint types test  ## what CI runs before the quickstart
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:
+	$(BIN)/mypy avllm
+
+test:
+	bash scripts/test.sh
+
+format:
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
