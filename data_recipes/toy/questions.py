@@ -65,7 +65,7 @@ UNANSWERABLE_SHARE = 0.09  # of the answerable rows of each kind
 
 
 def answers_of(clip: dict) -> list[tuple[str, str, str | None, tuple]]:
-    """All well-posed (kind, answer, slot, cell) of a clip; answers get balanced within a cell, what one stream shows."""
+    """All well-posed (kind, answer, slot, cell) of a clip; answers get balanced within a cell."""
     return [*seen_answers(clip), *heard_answers(clip), *both_answers(clip)]
 
 
