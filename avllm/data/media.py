@@ -16,7 +16,15 @@ import torch
 from PIL import Image, ImageOps
 
 from avllm.data.media_backends import BACKENDS, read_with
-from avllm.data.media_frames import Window, display_matrix, first_frame, read_frames, read_window, rotation
+from avllm.data.media_frames import (
+    Window,
+    display_matrix,
+    displayed_size,
+    first_frame,
+    read_frames,
+    read_window,
+    rotation,
+)
 from avllm.data.media_open import (
     MAX_PIXELS,
     REASONS,
@@ -237,15 +245,14 @@ def _video_info(media: OpenMedia) -> dict[str, object]:
         return {}
     window: Window = read_window(media, 0.0, 0.0)
     frame = first_frame(media, window)
-    turn = rotation(display_matrix(frame))
-    size = (frame.width, frame.height) if turn % 180 == 0 else (frame.height, frame.width)
+    width, height = displayed_size(frame)
     rate = media.video.average_rate
     return {
-        "width": size[0],
-        "height": size[1],
+        "width": width,
+        "height": height,
         "fps": float(rate) if rate else None,
         "num_frames": media.video.frames or None,
-        "rotation": turn,
+        "rotation": rotation(display_matrix(frame)),
         "video_codec": media.video.codec_context.name,
         "edit_list": window.cut,
     }

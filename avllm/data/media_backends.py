@@ -13,7 +13,7 @@ import math
 import numpy as np
 import torch
 
-from avllm.data.media_frames import TICK, Window, display_matrix, first_frame, orient, read_frames, read_window
+from avllm.data.media_frames import TICK, Window, displayed_size, first_frame, read_frames, read_window
 from avllm.data.media_open import MediaError, OpenMedia
 from avllm.data.sampling import Sampling
 
@@ -25,7 +25,8 @@ def read_with(
 ) -> np.ndarray:
     """The frame on the screen at each moment (seconds of the file), uint8 ``(T, H, W, 3)``, by another decoder.
 
-    decord plays stream-copied cuts wrongly and has no AV1 decoder; such files are read by PyAV.
+    decord plays stream-copied cuts and open groups of pictures wrongly and has no AV1 decoder; such files are read by
+    PyAV. It turns rotated pictures by itself.
     """
     if importlib.util.find_spec(backend) is None:
         raise ModuleNotFoundError(f"backend={backend!r} is not installed; expected: pip install {backend}, or 'auto'")
@@ -37,16 +38,14 @@ def read_with(
     # decord's own timestamps are wrong where a track does not begin at 0; the packets' are not.
     seconds = [second for second, _ in window.displayed()]
     indices = [max(0, bisect.bisect_right(seconds, moment + TICK) - 1) for moment in moments]
-    frame = first_frame(media, window)
-    pictures = _decord(media.path, len(seconds), indices, sampling.size(frame.width, frame.height), threads)
-    matrix = display_matrix(frame)
-    return np.ascontiguousarray(np.stack([orient(picture, matrix) for picture in pictures]))
+    width, height = displayed_size(first_frame(media, window))
+    return _decord(media.path, len(seconds), indices, sampling.size(width, height), threads)
 
 
 def decord_is_right(media: OpenMedia, window: Window) -> bool:
     """Whether decord gives this file's true frames; ``window`` is the whole file."""
     blind = media.video is None or media.video.codec_context.name in ("av1", "libdav1d")
-    return not blind and window.timed and not any(packet.is_discard for packet in window.packets)
+    return not blind and window.timed and not any(packet.is_discard for packet in window.packets) and window.closed
 
 
 def _decord(path: str, length: int, indices: list[int], size: tuple[int, int], threads: int) -> np.ndarray:
@@ -64,10 +63,15 @@ def _decord(path: str, length: int, indices: list[int], size: tuple[int, int], t
 def _torchcodec(path: str, seconds: list[float], sampling: Sampling, threads: int) -> np.ndarray:
     from torchcodec.decoders import VideoDecoder
 
-    decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=threads, seek_mode="exact")
-    first, last = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
-    inside = [min(max(second + TICK, first), last - TICK) for second in seconds]
-    pictures = decoder.get_frames_played_at(inside).data  # (T, H, W, 3)
+    try:
+        decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=threads, seek_mode="exact")
+        first, last = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
+        inside = [min(max(second + TICK, first), last - TICK) for second in seconds]
+        pictures = decoder.get_frames_played_at(inside).data  # (T, H, W, 3)
+    except RuntimeError as error:
+        if "Could not load libtorchcodec" in str(error):
+            raise ImportError("backend='torchcodec' found no FFmpeg libraries; install FFmpeg, or use 'auto'") from None
+        raise MediaError(path, "undecodable", f"torchcodec: {error}") from error
     return _resize(pictures, sampling).numpy()
 
 

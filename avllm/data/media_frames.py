@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
-from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, rewind, stream_end
+from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, read_packets, rewind, stream_end
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 SEEK_GAP = 20.0  # seconds; reading on over a shorter gap costs less than seeking
 MAX_WINDOW = 60.0  # seconds of packets that are held at a time
+UNTIMED_DELAY = 1.0  # seconds read beyond the last moment where packets do not say when they are displayed
 TICK = 1e-6  # seconds; a moment this close before a frame belongs to it
 TAIL_FRAMES = 2.5  # frames that may be missing at the end before a file counts as truncated
 
@@ -81,6 +83,17 @@ class Window:
         return any(packet.is_discard for packet in self.packets[:1])
 
     @property
+    def closed(self) -> bool:
+        """Whether no frame leans on a picture before the key frame that precedes it in the file."""
+        key = -math.inf
+        for packet, time in zip(self.packets, self.times, strict=True):
+            if packet.is_keyframe:
+                key = -math.inf if time is None else time
+            elif time is not None and time < key:
+                return False
+        return True
+
+    @property
     def timed(self) -> bool:
         """Whether every packet knows its time."""
         return all(time is not None for time in self.times)
@@ -112,6 +125,12 @@ def rotation(matrix: np.ndarray | None) -> int:
     if matrix is None:
         return 0
     return round(float(np.degrees(np.arctan2(float(matrix[0, 1]), float(matrix[0, 0]))))) % 360
+
+
+def displayed_size(frame: VideoFrame) -> tuple[int, int]:
+    """Width and height after rotation."""
+    upright = rotation(display_matrix(frame)) % 180 == 0
+    return (frame.width, frame.height) if upright else (frame.height, frame.width)
 
 
 def read_frames(media: OpenMedia, moments: list[float], end: float, sampling: Sampling) -> np.ndarray:
@@ -164,6 +183,8 @@ def window_moments(moments: list[float]) -> list[list[float]]:
 
 def read_window(media: OpenMedia, first: float, last: float) -> Window:
     """Packets from the key frame before second ``first`` to second ``last``."""
+    if media.video is not None and _is_untimed(media):
+        return _read_from(media, 0.0, last + UNTIMED_DELAY)
     back = 0.0
     while True:
         seek_to = first - back
@@ -175,24 +196,28 @@ def read_window(media: OpenMedia, first: float, last: float) -> Window:
         back = 2 * back + 2.0  # the key frame that the container found is displayed after `first`
 
 
+def _is_untimed(media: OpenMedia) -> bool:
+    """AVI stores the decoding order alone: where frames are reordered, libav's guess at their times is wrong."""
+    assert media.video is not None
+    return media.container.format.name == "avi" and media.video.codec_context.has_b_frames
+
+
 def _read_from(media: OpenMedia, seek_to: float, last: float) -> Window:
     assert media.video is not None
-    stream, container = media.video, media.container
+    stream, untimed = media.video, _is_untimed(media)
     if seek_to <= 0:
         rewind(media, stream)
     else:
-        container.seek(int((seek_to + media.origin) / stream.time_base), stream=stream, backward=True)
+        media.container.seek(int((seek_to + media.origin) / stream.time_base), stream=stream, backward=True)
     window = Window([], [], complete=False)
-    for packet in container.demux(stream):
-        media.deadline.check()
-        if not packet.size:
-            continue
+    for packet in read_packets(media, stream):
         if packet.dts is not None and float(packet.dts * stream.time_base) - media.origin > last + TICK:
             window.complete = True  # dts never exceeds pts: nothing that is displayed by `last` comes after this
             break
         if window.packets or packet.is_keyframe:
+            known = packet.pts is not None and not untimed
             window.packets.append(packet)
-            window.times.append(None if packet.pts is None else float(packet.pts * stream.time_base) - media.origin)
+            window.times.append(float(packet.pts * stream.time_base) - media.origin if known else None)
     return window
 
 
@@ -250,7 +275,8 @@ def _decode_all(media: OpenMedia, window: Window, moments: list[float], steps: l
     todo = list(zip(moments, steps, strict=True))
     shown: tuple[float, VideoFrame] | None = None
     for number, frame in enumerate(_decode(media, iter(window.packets), None)):
-        time = number / rate if frame.pts is None else float(frame.pts * media.video.time_base) - media.origin
+        known = frame.pts is not None and not _is_untimed(media)
+        time = float(frame.pts * media.video.time_base) - media.origin if known else number / rate
         while todo and shown is not None and time > todo[0][0] + TICK:
             _put_near(media, window, todo.pop(0), shown, canvas)
         shown = (time, frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 REASONS = (
@@ -29,7 +31,7 @@ MAX_SIDE = 16_384  # pixels; a header that declares more is refused before anyth
 MAX_PIXELS = 8_192 * 8_192
 MAX_BYTES = 8 * 2**30  # decoded frames, or decoded sound, of one clip
 
-# Containers that hold media themselves. Playlists and scripts (hls, concat, ...) could name other files and are not opened.
+# Containers that hold media themselves; playlists and scripts (hls, concat, ...) could name other files.
 FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,wav,w64,aiff,au,caf,mp3,aac,ac3,eac3,flac,amr,gif,h264,hevc,m4v,"
     "ivf,obu,dv,mxf,rm,nut,swf,mjpeg"
@@ -146,29 +148,54 @@ def rewind(media: OpenMedia, stream: VideoStream | AudioStream) -> None:
         media.container.seek(0, stream=stream)
 
 
+def read_packets(media: OpenMedia, stream: VideoStream | AudioStream | None = None) -> Iterator[Packet]:
+    """Packets with data from where the file stands, of one stream or of all; watches the deadline."""
+    while True:
+        try:
+            for packet in media.container.demux() if stream is None else media.container.demux(stream):
+                media.deadline.check()
+                if packet.size:
+                    yield packet
+            return
+        except IndexError:  # PyAV's answer to a packet of a stream that the header did not announce: read on behind it
+            media.deadline.check()
+
+
 def file_duration(media: OpenMedia) -> float:
-    """Seconds from the container's start to its end, from the header or else from its packets."""
+    """Seconds from the container's start to the end that its header, or else its last packet, says."""
     if media.container.duration:
-        return max(0.0, media.container.duration / av.time_base)
+        return max(0.0, media.container.duration / av.time_base) + _missing_seconds(media)
     last = 0.0
-    for packet in media.container.demux():
-        media.deadline.check()
+    for packet in read_packets(media):
         if packet.pts is not None and packet.time_base is not None:
             last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base) - media.origin)
-    media.container.seek(0)  # leaves the state of "end of file"; the readers find their own place
     return last
 
 
 def stream_end(media: OpenMedia, stream: VideoStream | AudioStream) -> float | None:
     """Second of the file at which the header says the stream ends; None when it does not say."""
     if stream.duration:
-        return float((stream.duration + (stream.start_time or 0)) * stream.time_base) - media.origin
+        end = float((stream.duration + (stream.start_time or 0)) * stream.time_base) - media.origin
+        return end + _missing_seconds(media)
     tag = stream.metadata.get("DURATION")  # how matroska files say it: 00:00:10.005000000
-    if tag and tag.count(":") == 2:
+    if tag and re.fullmatch(r"\d+:\d+:\d+(\.\d+)?", tag):
         hours, minutes, seconds = tag.split(":")
         return 3600 * float(hours) + 60 * float(minutes) + float(seconds) - media.origin
     alone = media.video is None or media.audio is None
     return media.container.duration / av.time_base if alone and media.container.duration else None
+
+
+def _missing_seconds(media: OpenMedia) -> float:
+    """Sound that a WAV header declares beyond the end of the file; libav itself goes by what is there."""
+    if media.container.format.name != "wav" or media.audio is None or not media.audio.codec_context.bit_rate:
+        return 0.0
+    with open(media.path, "rb") as file:
+        head = file.read(8)
+    declared = int.from_bytes(head[4:8], "little")
+    if declared in (0, 0xFFFFFFFF):  # written to a pipe: the length was not known
+        return 0.0
+    missing = declared + 8 - os.path.getsize(media.path)
+    return max(0, missing) * 8 / media.audio.codec_context.bit_rate
 
 
 def _open_container(path: str | Path, timeout: float) -> InputContainer:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torchaudio
 
-from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, rewind, stream_end
+from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, read_packets, rewind, stream_end
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -157,10 +157,7 @@ def _packets(media: OpenMedia, first: float, last: float) -> Iterator[av.Packet]
         container.seek(int((first - PREROLL + media.origin) / stream.time_base), stream=stream, backward=True)
     else:
         rewind(media, stream)
-    for packet in container.demux(stream):
-        media.deadline.check()
-        if not packet.size:
-            continue
+    for packet in read_packets(media, stream):
         time = None if packet.pts is None else float(packet.pts * stream.time_base) - media.origin
         if time is not None and time > last + MARGIN:
             return

