@@ -8,6 +8,7 @@ that no sample is lost between two windows. Steps that lie wholly behind the sou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
@@ -17,7 +18,8 @@ import torchaudio
 from torch import Tensor
 from torch.nn.functional import pad
 
-from avllm.encoders.base import EncoderInput, part_name
+from avllm.encoders.base import part_name
+from avllm.tokens import EncoderInput
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,7 @@ def power_spectrum(x: Tensor, n_fft: int, hop: int) -> Tensor:
     return torch.stft(x, n_fft, hop, window=window, return_complex=True).abs().square()
 
 
+@functools.lru_cache(maxsize=8)
 def mel_filters(n_fft: int, mels: int, low: float, high: float, rate: int, slaney: bool) -> Tensor:
     """(n_fft / 2 + 1, mels) triangular filters: Slaney's scale and area normalisation, or HTK's scale without."""
     make: Callable[..., Tensor] = torchaudio.functional.melscale_fbanks

@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import functional as tvf
 from transformers import PretrainedConfig
 
 from avllm.encoders._backbone import Backbone
-from avllm.encoders.base import EncoderInput, part_name
+from avllm.encoders.base import part_name
+from avllm.tokens import EncoderInput
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

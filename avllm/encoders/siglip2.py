@@ -14,7 +14,8 @@ from transformers import PretrainedConfig, Siglip2VisionConfig, Siglip2VisionMod
 
 from avllm.encoders._backbone import Backbone
 from avllm.encoders._visual import HALF, RESAMPLE, check_frames, normalise
-from avllm.encoders.base import EncoderInput, part_name
+from avllm.encoders.base import part_name
+from avllm.tokens import EncoderInput
 
 
 @dataclass(frozen=True)

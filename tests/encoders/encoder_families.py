@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import avllm.encoders
-from avllm.encoders.base import Encoder, EncoderInput, StreamBatch
+from avllm.encoders.base import Encoder
+from avllm.tokens import EncoderInput, StreamBatch
 
 VIT = {
     "hidden_size": 32,

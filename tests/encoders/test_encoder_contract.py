@@ -24,7 +24,8 @@ from encoder_families import (
 from torch import Tensor
 
 from avllm.encoders._audio import SoundPreprocessor
-from avllm.encoders.base import Encoder, EncoderInput, preprocessor_from_settings
+from avllm.encoders.base import Encoder, preprocessor_from_settings
+from avllm.tokens import EncoderInput
 
 torch.set_num_threads(1)
 
