@@ -54,6 +54,7 @@ class AVLLM(PreTrainedModel):
         super().__init__(config)
         self.llm = llm or AutoModelForCausalLM.from_config(AutoConfig.for_model(**config.llm["config"]))
         parts = encoders or {s: build_encoder(spec) for s, spec in config.encoders.items()}
+        parts = dict(sorted(parts.items()))  # config.json sorts them too: one order of parameters, before and after a save
         self.encoders = nn.ModuleDict(parts)
         widths = {
             name: encoder.out_dims[layer]
@@ -221,17 +222,18 @@ class AVLLM(PreTrainedModel):
         return decoder(input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False).last_hidden_state
 
     @torch.no_grad()
-    def generate(self, batch: Batch, **kwargs: Any) -> Tensor:
+    def generate(self, batch: Batch, streams: dict[str, Tokens] | None = None, **kwargs: Any) -> Tensor:
         """Answer a batch of prompts (collated with ``padding_side="left"``); greedy unless told otherwise.
 
         Args:
             batch: rows that end where the answer begins.
+            streams: the connector's output for the batch's clips, where it is already known.
             kwargs: of transformers' ``generate``: ``max_new_tokens``, ``do_sample``, ``streamer``, ...
 
         Returns:
             ``(R, new tokens)`` long.
         """
-        embeds, _ = self.embed(batch)
+        embeds = self.embed(batch)[0] if streams is None else self.merge_media(batch.input_ids, streams, batch)
         return self.llm.generate(
             inputs_embeds=embeds,
             attention_mask=batch.attention_mask.long(),
