@@ -210,3 +210,18 @@ def test_dtype(tmp_path):
     WhisperEncoder(whisper()).save_pretrained(tmp_path)
     encoder = family("whisper").from_pretrained(str(tmp_path), dtype="bfloat16")
     assert encoder.backbone.dtype == torch.bfloat16
+
+
+def test_weight_norm_of_older_versions(tmp_path):
+    """wav2vec 2.0 files on the hub name the positional convolution's weight norm weight_g and weight_v."""
+    model = Wav2Vec2ForCTC(speech(Wav2Vec2Config, "wav2vec2"))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    for new, old in (
+        ("parametrizations.weight.original0", "weight_g"),
+        ("parametrizations.weight.original1", "weight_v"),
+    ):
+        save_file({k.replace(new, old): v for k, v in load_file(file).items()}, file, {"format": "pt"})
+    assert any(k.endswith("weight_g") for k in load_file(file))
+    ours = family("wav2vec2").from_pretrained(str(tmp_path)).backbone.state_dict()
+    assert all(torch.equal(v, model.wav2vec2.state_dict()[k]) for k, v in ours.items())
