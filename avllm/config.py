@@ -111,6 +111,7 @@ class DataConfig(_Section):
     num_workers: int = Field(2, ge=0)
     max_skip_rate: Number = Field(0.01, ge=0, le=1, description="share of bad rows above which the run stops")
     cache: str | None = Field(None, description="folder in which features of frozen encoders are kept")
+    cache_dtype: Literal["float32", "float16", "bfloat16"] | None = Field(None, description="of kept features; as made")
     timeout: Number = Field(60.0, gt=0, description="seconds after which decoding a file is given up")
 
 
@@ -131,7 +132,7 @@ class TrainConfig(_Section):
     gradient_checkpointing: bool = False
     validate_every: int | None = Field(None, gt=0)
     validate_rows: int | None = Field(None, gt=0, description="most validation rows looked at each time")
-    save_every: int | None = Field(None, gt=0)
+    save_every: int | None = Field(500, gt=0, description="steps between resume points; null for the end only")
     keep: int = Field(2, gt=0, description="how many resume points stay on disk")
     log_every: int = Field(10, gt=0)
     trackers: list[str] = Field(default_factory=lambda: ["tensorboard"])

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from avllm.data.cache import FeatureCache, Place
 from avllm.data.collate import Row
 from avllm.data.manifest import read_manifest
 from avllm.data.media import Clip, MediaError
 from avllm.data.packing import pack_rows
-from avllm.data.schema import RowError, Sample
+from avllm.data.schema import MediaPart, RowError, Sample
 from avllm.tokens import EncoderInput
 
 
@@ -55,8 +56,8 @@ class Reader(Protocol):
 
     max_length: int
 
-    def load_clips(self, sample: Sample, root: Path | None) -> list[Clip]:
-        """Decode the media of a sample."""
+    def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
+        """Decode one media part."""
         ...
 
     def prepare(self, clip: Clip) -> dict[str, EncoderInput]:
@@ -70,6 +71,9 @@ class Reader(Protocol):
 
 class SampleDataset:
     """Items of several manifests, numbered one after the other.
+
+    Attributes:
+        cache: where features come from instead of files, once it was filled.
 
     Args:
         manifests: JSONL files.
@@ -90,6 +94,7 @@ class SampleDataset:
         max_packed: int = 32,
     ) -> None:
         self.processor = processor
+        self.cache: FeatureCache | None = None
         self.manifests = [Path(m) for m in manifests]
         self.samples: list[tuple[int, Sample]] = []
         self.items: list[list[int]] = []
@@ -122,14 +127,24 @@ class SampleDataset:
         return Loaded(rows, bad, len(places))
 
     def clips(self, place: int) -> list[dict[str, EncoderInput]]:
-        """The media of a sample, decoded and prepared for the encoders.
+        """The media of a sample, decoded and prepared for the encoders, or as the cache has them.
 
         Raises:
             MediaError: a file cannot be decoded. RowError: the model has no encoder for it.
         """
         manifest, sample = self.samples[place]
-        loaded = self.processor.load_clips(sample, self.manifests[manifest].parent)
-        return [self.processor.prepare(clip) for clip in loaded]
+        root = self.manifests[manifest].parent
+        read = self.prepare if self.cache is None else self.cache.get
+        return [read((root, part)) for part in sample.media]
+
+    def prepare(self, place: Place) -> dict[str, EncoderInput]:
+        """Decode one media part and prepare it for the encoders."""
+        root, part = place
+        return self.processor.prepare(self.processor.load_clip(part, root))
+
+    def places(self) -> list[Place]:
+        """Every media part of every row, as the feature cache addresses them."""
+        return [(self.manifests[m].parent, part) for m, sample in self.samples for part in sample.media]
 
     def _row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]]) -> Row:
         row = self.processor.row(sample, clips)

@@ -160,9 +160,8 @@ class AVProcessor:
 
     def order(self, clip: dict[str, EncoderInput]) -> list[str]:
         """The streams' names in the order of the LLM's sequence, one a token: the run that the clip becomes."""
-        grids: dict[str, Grid] = {}
-        for stream, item in clip.items():
-            grids |= {name: item.grid for name in self.widths if name.split(".")[0] == stream}
+        # in the order of the model's streams, not of the clip's: features out of a cache make the same row
+        grids: dict[str, Grid] = {n: clip[n.split(".")[0]].grid for n in self.widths if n.split(".")[0] in clip}
         return self.layout.order(self.connector.output_grid(grids)) if grids else []
 
     # ---- text -----------------------------------------------------------------------------------------------------

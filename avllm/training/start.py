@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 
 from avllm import distributed
 from avllm.config import RunConfig, SourceConfig
+from avllm.data.cache import FeatureCache, fill, recipe
 from avllm.data.collate import Row
 from avllm.data.dataset import SampleDataset
 from avllm.data.loader import Collate
@@ -93,6 +95,30 @@ def build_dataset(config: RunConfig, sources: Sequence[SourceConfig], parts: Par
     data = config.data
     manifests = [s.manifest for s in sources]
     return SampleDataset(manifests, parts.processor, pack=data.pack, max_packed=data.max_packed)
+
+
+def use_cache(config: RunConfig, parts: Parts, datasets: Sequence[SampleDataset], accelerator: Accelerator) -> None:
+    """Compute the features of all media that the cache lacks, and let the datasets read them; nothing without a cache.
+
+    Raises:
+        CacheError: an encoder trains.
+    """
+    if config.data.cache is None:
+        return
+    made_by = recipe(parts.processor, parts.model.encoders, config.train.precision, config.data.cache_dtype)
+    cache = FeatureCache(config.data.cache, made_by)
+    places = [place for dataset in datasets for place in dataset.places()]
+    fill(
+        cache,
+        places,
+        datasets[0].prepare,
+        parts.model.encoders,
+        device=accelerator.device,
+        num_workers=config.data.num_workers,
+        autocast=accelerator.autocast,
+    )
+    for dataset in datasets:
+        dataset.cache = cache
 
 
 def padding(parts: Parts, world_size: int) -> Collate:

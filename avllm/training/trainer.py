@@ -24,7 +24,7 @@ from avllm.training import optim
 from avllm.training.progress import Clock, Report
 from avllm.training.resume import Position, ResumePoints, check_same_run, latest, write_atomic
 from avllm.training.skipped import Skipped
-from avllm.training.start import Parts, build_dataset, build_parts, export, padding
+from avllm.training.start import Parts, build_dataset, build_parts, export, padding, use_cache
 from avllm.training.task import Task
 
 LOG = logger(__name__)
@@ -107,6 +107,7 @@ class Trainer:
         config, train = self.config, self.config.train
         task = Task(self.parts.model, config.objectives)
         self.shares = optim.apply_rules(task, config.trainable)
+        use_cache(config, self.parts, [d for d in (self.dataset, self.validation) if d], self.accelerator)
         if train.gradient_checkpointing:
             self.parts.model.gradient_checkpointing_enable({"use_reentrant": False})
         if distributed.is_main():
