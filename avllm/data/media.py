@@ -7,9 +7,8 @@ The clip's second 0 is the interval's start. ``media_open.py``, ``media_frames.p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from avllm.data.media_open import (
     MediaError,
     OpenMedia,
     file_duration,
+    no_track,
     open_media,
     require_file,
     stream_end,
@@ -152,7 +152,7 @@ def load_video(
         raise ValueError(f"backend={backend!r}; expected one of {', '.join(BACKENDS)}")
     with open_media(path, timeout, threads) as media:
         if media.video is None and sampling is not None:
-            raise MediaError(path, "no_video", "the file has no video track; give it as an audio part")
+            raise no_track(path, "no_video", "the file has no video track; give it as an audio part")
         first, last = media.interval(start, end)
         frames = None if sampling is None else _frames(media, first, last, sampling, backend, threads)
         heard = None if rate is None or sound == "off" else _sound(media, first, last, rate, sound == "on")
@@ -203,7 +203,7 @@ def probe(path: str | Path, timeout: float = 60.0) -> MediaInfo:
     """
     with open_media(path, timeout) as media:
         if media.video is None and media.audio is None:
-            raise MediaError(path, "no_video", "the file has neither a video nor a sound track")
+            raise no_track(path, "no_video", "the file has neither a video nor a sound track")
         duration = file_duration(media)
         fields = {**_video_info(media), **_audio_info(media)}
     return MediaInfo(duration, media.video is not None, media.audio is not None, **fields)
@@ -224,7 +224,7 @@ def _sound(media: OpenMedia, first: float, last: float, rate: int, required: boo
     if found is None:
         if required:
             what = "the file has no sound track" if media.audio is None else "the sound track is empty"
-            raise MediaError(media.path, "no_audio", f"{what} between {first:.3f} and {last:.3f} s")
+            raise no_track(media.path, "no_audio", f"{what} between {first:.3f} and {last:.3f} s")
         return None
     return Sound(found[0], rate, max(0.0, found[1] - first))
 
@@ -240,7 +240,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))  # (H, W, 3)
 
 
-def _video_info(media: OpenMedia) -> dict[str, object]:
+def _video_info(media: OpenMedia) -> dict[str, Any]:
     if media.video is None:
         return {}
     window: Window = read_window(media, 0.0, 0.0)
@@ -258,11 +258,11 @@ def _video_info(media: OpenMedia) -> dict[str, object]:
     }
 
 
-def _audio_info(media: OpenMedia) -> dict[str, object]:
+def _audio_info(media: OpenMedia) -> dict[str, Any]:
     if media.audio is None:
         return {}
     stream = media.audio
-    start = float((stream.start_time or 0) * (stream.time_base or Fraction(1))) - media.origin
+    start = media.second(stream.start_time or 0, stream.time_base)
     end = stream_end(media, stream)
     return {
         "audio_rate": stream.codec_context.sample_rate,

@@ -65,7 +65,8 @@ def _torchcodec(path: str, seconds: list[float], sampling: Sampling, threads: in
 
     try:
         decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=threads, seek_mode="exact")
-        first, last = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
+        first = decoder.metadata.begin_stream_seconds or 0.0
+        last = decoder.metadata.end_stream_seconds or math.inf
         inside = [min(max(second + TICK, first), last - TICK) for second in seconds]
         pictures = decoder.get_frames_played_at(inside).data  # (T, H, W, 3)
     except RuntimeError as error:

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -101,8 +101,8 @@ class Window:
 
 def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     """The container's 3x3 display matrix (ISO 14496-12), or None."""
-    data = frame.side_data.get("DISPLAYMATRIX")
-    return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    return None if data is None else np.frombuffer(data, np.int32).reshape(3, 3)
 
 
 def orient(picture: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
@@ -208,16 +208,16 @@ def _read_from(media: OpenMedia, seek_to: float, last: float) -> Window:
     if seek_to <= 0:
         rewind(media, stream)
     else:
-        media.container.seek(int((seek_to + media.origin) / stream.time_base), stream=stream, backward=True)
+        media.container.seek(media.ticks(seek_to, stream), stream=stream, backward=True)
     window = Window([], [], complete=False)
     for packet in read_packets(media, stream):
-        if packet.dts is not None and float(packet.dts * stream.time_base) - media.origin > last + TICK:
+        if packet.dts is not None and media.second(packet.dts, stream.time_base) > last + TICK:
             window.complete = True  # dts never exceeds pts: nothing that is displayed by `last` comes after this
             break
         if window.packets or packet.is_keyframe:
-            known = packet.pts is not None and not untimed
             window.packets.append(packet)
-            window.times.append(float(packet.pts * stream.time_base) - media.origin if known else None)
+            unknown = packet.pts is None or untimed
+            window.times.append(None if unknown else media.second(packet.pts or 0, stream.time_base))
     return window
 
 
@@ -275,8 +275,8 @@ def _decode_all(media: OpenMedia, window: Window, moments: list[float], steps: l
     todo = list(zip(moments, steps, strict=True))
     shown: tuple[float, VideoFrame] | None = None
     for number, frame in enumerate(_decode(media, iter(window.packets), None)):
-        known = frame.pts is not None and not _is_untimed(media)
-        time = float(frame.pts * media.video.time_base) - media.origin if known else number / rate
+        unknown = frame.pts is None or _is_untimed(media)
+        time = number / rate if unknown else media.second(frame.pts or 0, media.video.time_base)
         while todo and shown is not None and time > todo[0][0] + TICK:
             _put_near(media, window, todo.pop(0), shown, canvas)
         shown = (time, frame)
@@ -330,7 +330,7 @@ def _check_tail(media: OpenMedia, window: Window, end: float) -> None:
     last, index = shown[-1]
     gap = _longest_gap([t for t, _ in shown], media)
     packet = window.packets[index]
-    last += float((packet.duration or 0) * media.video.time_base)
+    last += media.second(packet.duration or 0, media.video.time_base) + media.origin
     expected = min(expected, end)
     if expected - last > TAIL_FRAMES * gap:
         raise MediaError(media.path, "truncated", f"the picture ends at {last:.3f} s; expected {expected:.3f} s")

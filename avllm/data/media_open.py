@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -83,6 +85,14 @@ class OpenMedia:
     origin: float
     deadline: Deadline
 
+    def second(self, ticks: int, base: Fraction | None) -> float:
+        """A timestamp in seconds of the file; ``base`` is its time base."""
+        return float(ticks * (base or Fraction(1))) - self.origin
+
+    def ticks(self, second: float, stream: VideoStream | AudioStream) -> int:
+        """A second of the file as a timestamp of a stream, rounded down."""
+        return math.floor((second + self.origin) / (stream.time_base or Fraction(1)))
+
     def interval(self, start: float | None, end: float | None) -> tuple[float, float]:
         """The asked interval within the file, in seconds of the file."""
         duration = file_duration(self)
@@ -95,6 +105,12 @@ class OpenMedia:
                 self.path, "empty_interval", f"{seen}; expected 0 <= start < end with start inside the file"
             )
         return first, last
+
+
+def no_track(path: str | Path, reason: str, detail: str) -> MediaError:
+    """The error for a track that is not there: a file that was cut short may have lost it."""
+    cut = _cut_short(path)
+    return MediaError(path, "truncated", cut) if cut else MediaError(path, reason, detail)
 
 
 @contextmanager
@@ -119,6 +135,9 @@ def open_media(path: str | Path, timeout: float, threads: int = 1) -> Iterator[O
     require_file(path)
     deadline = Deadline(path, timeout)
     with media_errors(path), _open_container(path, timeout) as container:
+        cut = _cut_box(path)
+        if cut and cut[0] == b"moov":  # libav reads on with the tracks that were left of the header
+            raise MediaError(path, "truncated", f"{cut[1]} bytes of the header, which stands last, are missing")
         video = next((s for s in container.streams.video if not _is_cover(s)), None)
         audio = next((s for s in container.streams.audio if s.codec_context is not None), None)
         for stream in (video, audio):
@@ -143,7 +162,7 @@ def require_file(path: str | Path) -> None:
 def rewind(media: OpenMedia, stream: VideoStream | AudioStream) -> None:
     """Go to the very first packet of a stream."""
     try:  # 0 would pass over the priming packets of a sound track, which stand before it
-        media.container.seek(int(-1 / stream.time_base), stream=stream)
+        media.container.seek(media.ticks(-1.0 - media.origin, stream), stream=stream)
     except av.error.PermissionError:  # how AVI and FLV refuse a time before their first packet
         media.container.seek(0, stream=stream)
 
@@ -164,19 +183,19 @@ def read_packets(media: OpenMedia, stream: VideoStream | AudioStream | None = No
 def file_duration(media: OpenMedia) -> float:
     """Seconds from the container's start to the end that its header, or else its last packet, says."""
     if media.container.duration:
-        return max(0.0, media.container.duration / av.time_base) + _missing_seconds(media)
+        return max(0.0, media.container.duration / av.time_base * _stretch(media))
     last = 0.0
     for packet in read_packets(media):
-        if packet.pts is not None and packet.time_base is not None:
-            last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base) - media.origin)
+        if packet.pts is not None:
+            last = max(last, media.second(packet.pts + (packet.duration or 0), packet.time_base))
     return last
 
 
 def stream_end(media: OpenMedia, stream: VideoStream | AudioStream) -> float | None:
     """Second of the file at which the header says the stream ends; None when it does not say."""
     if stream.duration:
-        end = float((stream.duration + (stream.start_time or 0)) * stream.time_base) - media.origin
-        return end + _missing_seconds(media)
+        ticks = round(stream.duration * _stretch(media)) + (stream.start_time or 0)
+        return media.second(ticks, stream.time_base)
     tag = stream.metadata.get("DURATION")  # how matroska files say it: 00:00:10.005000000
     if tag and re.fullmatch(r"\d+:\d+:\d+(\.\d+)?", tag):
         hours, minutes, seconds = tag.split(":")
@@ -185,17 +204,15 @@ def stream_end(media: OpenMedia, stream: VideoStream | AudioStream) -> float | N
     return media.container.duration / av.time_base if alone and media.container.duration else None
 
 
-def _missing_seconds(media: OpenMedia) -> float:
-    """Sound that a WAV header declares beyond the end of the file; libav itself goes by what is there."""
-    if media.container.format.name != "wav" or media.audio is None or not media.audio.codec_context.bit_rate:
-        return 0.0
+def _stretch(media: OpenMedia) -> float:
+    """Declared size of a WAV or AVI file by its true one: libav cuts their durations down to what is there."""
+    if media.container.format.name not in ("wav", "avi"):
+        return 1.0
     with open(media.path, "rb") as file:
-        head = file.read(8)
-    declared = int.from_bytes(head[4:8], "little")
-    if declared in (0, 0xFFFFFFFF):  # written to a pipe: the length was not known
-        return 0.0
-    missing = declared + 8 - os.path.getsize(media.path)
-    return max(0, missing) * 8 / media.audio.codec_context.bit_rate
+        declared = int.from_bytes(file.read(8)[4:], "little") + 8
+    if declared >= 0xFFFFFFFF:  # written to a pipe: the length was not known
+        return 1.0
+    return max(1.0, declared / os.path.getsize(media.path))
 
 
 def _open_container(path: str | Path, timeout: float) -> InputContainer:
@@ -220,20 +237,25 @@ def _check_size(path: str | Path, video: VideoStream) -> None:
         raise MediaError(path, "undecodable", f"the header declares a picture of {width}x{height} pixels; {limit}")
 
 
-def _cut_short(path: str | Path) -> str:
-    """What is missing of an MP4 whose outermost boxes run past the end of the file; "" for all other files."""
-    size, position = os.path.getsize(path), 0
+def _cut_box(path: str | Path) -> tuple[bytes, int] | None:
+    """Kind of the outermost MP4 box that runs past the end of the file, and the bytes that are missing."""
+    size, position, kind = os.path.getsize(path), 0, b""
     with open(path, "rb") as file:
         while position + 8 <= size:
             file.seek(position)
             head = file.read(16)
             length, kind = int.from_bytes(head[:4], "big"), head[4:8]
             if position == 0 and kind != b"ftyp":
-                return ""
+                return None
             if length == 1:
                 length = int.from_bytes(head[8:16], "big")
             if length < 8:  # 0: the box reaches to the end of the file, whatever that is
-                return ""
+                return None
             position += length
-    missing = position - size
-    return f"{missing} bytes are missing at the end" if missing > 0 else ""
+    return (kind, position - size) if position > size else None
+
+
+def _cut_short(path: str | Path) -> str:
+    """What is missing of an MP4 that was cut short; "" for all other files."""
+    cut = _cut_box(path)
+    return f"{cut[1]} bytes are missing at the end" if cut else ""

@@ -111,7 +111,7 @@ def _decode_interval(media: OpenMedia, first: float, last: float) -> Placed | No
         if frame.sample_rate != placed.rate:
             seen = f"{frame.sample_rate} Hz after {placed.rate} Hz"
             raise MediaError(media.path, "undecodable", f"the sampling rate changes within the track: {seen}")
-        time = None if frame.pts is None else float(frame.pts * frame.time_base) - media.origin
+        time = None if frame.pts is None else media.second(frame.pts, frame.time_base)
         placed.add(None if time is None else round(time * placed.rate), mono(frame))
     if placed is not None:
         _check_tail(media, placed, last)
@@ -120,16 +120,17 @@ def _decode_interval(media: OpenMedia, first: float, last: float) -> Placed | No
 
 def mono(frame: AudioFrame) -> np.ndarray:
     """The mean of all channels of a decoded frame: float32 ``(samples,)``, full scale = 1."""
-    x = frame.to_ndarray()  # planar (C, samples); packed (1, samples * C)
+    x: np.ndarray = frame.to_ndarray()  # planar (C, samples); packed (1, samples * C)
     channels = frame.layout.nb_channels
     if not frame.format.is_planar:
         x = x.reshape(-1, channels).T  # (C, samples)
+    scaled: np.ndarray
     if x.dtype.kind == "f":
         scaled = x.astype(np.float32, copy=False)
-    elif x.dtype == np.uint8:
+    elif x.dtype.kind == "u":
         scaled = (x.astype(np.float32) - 128) / 128
     else:
-        scaled = x.astype(np.float32) / -float(np.iinfo(x.dtype).min)
+        scaled = x.astype(np.float32) / 2.0 ** (8 * x.itemsize - 1)
     return scaled[0] if channels == 1 else scaled.mean(0, dtype=np.float32)
 
 
@@ -154,11 +155,11 @@ def _packets(media: OpenMedia, first: float, last: float) -> Iterator[av.Packet]
     assert media.audio is not None
     stream, container = media.audio, media.container
     if first > SEEK_FROM and container.format.name not in UNSEEKABLE:
-        container.seek(int((first - PREROLL + media.origin) / stream.time_base), stream=stream, backward=True)
+        container.seek(media.ticks(first - PREROLL, stream), stream=stream, backward=True)
     else:
         rewind(media, stream)
     for packet in read_packets(media, stream):
-        time = None if packet.pts is None else float(packet.pts * stream.time_base) - media.origin
+        time = None if packet.pts is None else media.second(packet.pts, stream.time_base)
         if time is not None and time > last + MARGIN:
             return
         if time is None or time >= first - PREROLL:

@@ -1,18 +1,37 @@
-"""Writes the media files of the tests with PyAV: frames show their number, sounds have clicks at known times."""
+"""Writes the media files of the tests: frames show their number, sounds have clicks at known times; and reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import pytest
+import torch
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 
+from avllm.data.media import Clip, MediaError, Sampling, load_video
+
 WIDTH, HEIGHT, BITS = 160, 96, 10
+RATE = 16_000  # of the sound that is read
 QUIET = {"libx265": {"x265-params": "log-level=none"}, "libsvtav1": {"preset": "10"}}
+
+FORMATS: dict[str, tuple[str, dict[str, str]]] = {
+    "a.mp4": ("libx264", {}),
+    "a.mkv": ("libx264", {}),
+    "open.mp4": ("libx264", {"x264-params": "open-gop=1:bframes=3:keyint=25:scenecut=0"}),
+    "hevc.mp4": ("libx265", {"x265-params": "log-level=none:open-gop=1:keyint=25"}),
+    "vp9.webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
+    "mpeg4.avi": ("mpeg4", {}),
+    "h264.avi": ("libx264", {}),
+    "a.ts": ("libx264", {}),
+    "a.flv": ("libx264", {}),
+    "a.mpg": ("mpeg2video", {}),
+    "av1.mp4": ("libsvtav1", {"preset": "10"}),
+}
 
 
 def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
@@ -90,6 +109,13 @@ def write_clip(
     return path
 
 
+def write_format(folder: Path, name: str) -> Path:
+    """One of ``FORMATS``: 3 s with a key frame every second."""
+    codec, options = FORMATS[name]
+    path = folder / name
+    return path if path.exists() else write_clip(path, seconds=3, codec=codec, gop=25, options=options)
+
+
 def sound_frames(audio, sound: np.ndarray, rate: int, layout: str, start: float = 0.0) -> Iterator[AudioFrame]:
     """Frames of (C, S) float32 for an encoder; explicit timestamps let it signal its priming."""
     resampler = av.AudioResampler(audio.codec_context.format.name, layout, rate)
@@ -156,3 +182,24 @@ def spoil_sound(source: Path, target: Path) -> Path:
                 packet.stream = copies[packet.stream.index]
                 write.mux(packet)
     return target
+
+
+def reason(call: Callable[[], object]) -> str:
+    """The reason of the ``MediaError`` that a call must raise."""
+    with pytest.raises(MediaError) as caught:
+        call()
+    return caught.value.reason
+
+
+def click_times(found: Clip) -> list[float]:
+    """Seconds of the clip at which a click begins."""
+    assert found.sound is not None
+    loud = torch.nonzero(found.sound.x.abs() > 0.2).flatten().tolist()
+    firsts = [i for k, i in enumerate(loud) if k == 0 or i - loud[k - 1] > 0.1 * found.sound.rate]
+    return [found.sound.start + i / found.sound.rate for i in firsts]
+
+
+def video(path: Path, n: int = 8, **options) -> Clip:
+    """``n`` uniform frames, no sound."""
+    options = {"sampling": Sampling(num_frames=n), "rate": None, **options}
+    return load_video(path, **options)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,26 +10,28 @@ import numpy as np
 import pytest
 import torch
 import torchaudio
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))
-from media_files import (
+from data.media_files import (
+    FORMATS,
     HEIGHT,
+    RATE,
     WIDTH,
+    click_times,
     clicks,
     cut_copy,
     drop_sound_packets,
     numbers,
+    reason,
     spoil_sound,
+    video,
     write_audio,
     write_clip,
+    write_format,
 )
 
-from avllm.data.media import Clip, MediaError, Sampling, load_audio, load_image, load_video, probe
+from avllm.data.media import Sampling, load_audio, load_image, load_video, probe
 from avllm.data.media_sound import resample
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/data/media"
-RATE = 16_000
 
 
 @pytest.fixture(scope="module")
@@ -43,25 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(folder: Path) -> Path:
     """4 s, 25 frames a second, key frames every 2 s, clicks at 1 s and 3 s."""
     return write_clip(folder / "clip.mp4", sound=clicks(4, 48_000, [1, 3]))
-
-
-def reason(call) -> str:
-    with pytest.raises(MediaError) as caught:
-        call()
-    return caught.value.reason
-
-
-def click_times(found: Clip) -> list[float]:
-    """Seconds of the clip at which a click begins."""
-    assert found.sound is not None
-    loud = torch.nonzero(found.sound.x.abs() > 0.2).flatten().tolist()
-    firsts = [i for k, i in enumerate(loud) if k == 0 or i - loud[k - 1] > 0.1 * found.sound.rate]
-    return [found.sound.start + i / found.sound.rate for i in firsts]
-
-
-def video(path: Path, n: int = 8, **options) -> Clip:
-    options = {"sampling": Sampling(num_frames=n), "rate": None, **options}
-    return load_video(path, **options)
 
 
 # ---------------------------------------------------------------- which frames
@@ -146,24 +127,10 @@ def test_few_frames_of_a_long_file_are_sought(folder: Path) -> None:
 
 # ---------------------------------------------------------------- codecs, containers, back ends
 
-FORMATS = [
-    ("a.mp4", "libx264", {}),
-    ("a.mkv", "libx264", {}),
-    ("open.mp4", "libx264", {"x264-params": "open-gop=1:bframes=3:keyint=25:scenecut=0"}),
-    ("hevc.mp4", "libx265", {"x265-params": "log-level=none:open-gop=1:keyint=25"}),
-    ("vp9.webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
-    ("mpeg4.avi", "mpeg4", {}),
-    ("h264.avi", "libx264", {}),
-    ("a.ts", "libx264", {}),
-    ("a.flv", "libx264", {}),
-    ("a.mpg", "mpeg2video", {}),
-    ("av1.mp4", "libsvtav1", {"preset": "10"}),
-]
 
-
-@pytest.mark.parametrize(("name", "codec", "options"), FORMATS, ids=[f[0] for f in FORMATS])
-def test_selected_packets_give_the_frames_of_a_full_decode(folder: Path, name: str, codec: str, options: dict) -> None:
-    path = write_clip(folder / name, seconds=3, codec=codec, gop=25, options=options)
+@pytest.mark.parametrize("name", FORMATS)
+def test_selected_packets_give_the_frames_of_a_full_decode(folder: Path, name: str) -> None:
+    path = write_format(folder, name)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         origin = (container.start_time or 0) / 1e6
@@ -181,9 +148,10 @@ def test_selected_packets_give_the_frames_of_a_full_decode(folder: Path, name: s
             assert np.array_equal(x.numpy(), expected[-1])
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "a.mkv", "hevc.mp4", "vp9.webm", "av1.mp4"])
-def test_decord_gives_the_same_frames(folder: Path, clip: Path, name: str) -> None:
-    ours, decord = (video(folder / name, 7, backend=b).frames for b in ("pyav", "decord"))
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "hevc.mp4", "vp9.webm", "av1.mp4", "h264.avi"])
+def test_decord_gives_the_same_frames(folder: Path, name: str) -> None:
+    path = write_format(folder, name)
+    ours, decord = (video(path, 7, backend=b).frames for b in ("pyav", "decord"))
     assert ours is not None
     assert decord is not None
     assert torch.equal(ours.x, decord.x)
@@ -281,9 +249,9 @@ def test_an_interval_is_a_slice_of_the_whole(folder: Path) -> None:
 
 
 def test_resampling_is_torchaudios() -> None:
-    x = torch.randn(44_100)
+    x = torch.rand(44_100, generator=torch.Generator().manual_seed(0)) * 2 - 1
     theirs = torchaudio.functional.resample(x, 44_100, 16_000)
-    assert torch.allclose(resample(x, Fraction(441, 160)), theirs, atol=1e-5)
+    assert torch.allclose(resample(x, Fraction(441, 160)), theirs, atol=1e-4)  # their kernel is float32
 
 
 def test_mono_is_the_mean_of_all_channels(folder: Path) -> None:
@@ -328,159 +296,6 @@ def test_sound_only_in_a_video_container(folder: Path) -> None:
     assert click_times(load_audio(path, rate=RATE)) == pytest.approx([1.0], abs=0.01)
     assert reason(lambda: video(path)) == "no_video"
     assert not probe(path).has_video
-
-
-# ---------------------------------------------------------------- still images
-
-
-def test_images_of_every_mode(folder: Path) -> None:
-    red = Image.new("RGB", (6, 4), (255, 0, 0))
-    red.save(folder / "a.png")
-    red.quantize().save(folder / "palette.png")
-    for name in ("a.png", "palette.png"):
-        found = load_image(folder / name)
-        assert found.frames is not None
-        assert found.frames.x.shape == (1, 4, 6, 3)
-        assert found.duration == 0.0
-        assert found.frames.span.tolist() == [[0.0, 0.0]]
-        assert (found.frames.x == torch.tensor([255, 0, 0])).all()
-    Image.new("RGBA", (6, 4), (255, 0, 0, 0)).save(folder / "clear.png")
-    assert (load_image(folder / "clear.png").frames.x == 255).all()  # type: ignore[union-attr]
-    Image.fromarray(np.full((4, 6), 128 * 256, np.uint16)).save(folder / "deep.png")
-    assert (load_image(folder / "deep.png").frames.x == 128).all()  # type: ignore[union-attr]
-
-
-def test_exif_rotation_is_applied(folder: Path) -> None:
-    x = np.zeros((40, 60, 3), np.uint8)
-    x[:, :30] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned a quarter clockwise
-    Image.fromarray(x).save(folder / "exif.jpg", exif=exif, quality=95)
-    found = load_image(folder / "exif.jpg").frames
-    assert found is not None
-    assert found.x.shape == (1, 60, 40, 3)
-    assert found.x[0, :25].float().mean() > 250
-    assert found.x[0, 35:].float().mean() < 5
-
-
-def test_broken_images(folder: Path) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(folder / "full.jpg")
-    whole = (folder / "full.jpg").read_bytes()
-    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.jpg").write_text("no picture")
-    (folder / "empty.jpg").write_bytes(b"")
-    names = {"cut.jpg": "truncated", "text.jpg": "undecodable", "empty.jpg": "zero_byte", "none.jpg": "missing"}
-    for name, expected in names.items():
-        assert reason(lambda name=name: load_image(folder / name)) == expected
-    for seed in range(10):
-        flip(folder / "full.jpg", folder / "flipped.jpg", seed)
-        survives(lambda: load_image(folder / "flipped.jpg"))
-
-
-# ---------------------------------------------------------------- broken files
-
-
-def flip(source: Path, target: Path, seed: int, share: float = 0.01) -> None:
-    """Copy with some bytes replaced by random ones."""
-    draw = np.random.default_rng(seed)
-    data = np.frombuffer(source.read_bytes(), np.uint8).copy()
-    at = draw.integers(0, len(data), max(1, int(len(data) * share)))
-    data[at] = draw.integers(0, 256, len(at))
-    target.write_bytes(data.tobytes())
-
-
-def survives(call) -> str:
-    """Either a result or a ``MediaError``, never anything else; the reason, or "read"."""
-    try:
-        call()
-    except MediaError as error:
-        return error.reason
-    return "read"
-
-
-def test_files_that_are_not_media(folder: Path) -> None:
-    (folder / "text.mp4").write_text("this is not a video\n" * 100)
-    (folder / "zero.mp4").write_bytes(b"")
-    (folder / "list.mp4").write_text("#EXTM3U\n#EXTINF:4,\nclip.mp4\n#EXT-X-ENDLIST\n")
-    for name, expected in {
-        "text.mp4": "undecodable",
-        "zero.mp4": "zero_byte",
-        "no.mp4": "missing",
-        "list.mp4": "undecodable",
-    }.items():
-        for call in (lambda p: video(p), lambda p: load_audio(p, rate=RATE), probe):
-            assert reason(lambda call=call, name=name: call(folder / name)) == expected
-    assert reason(lambda: video(folder)) == "missing"
-
-
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
-@pytest.mark.parametrize("name", ["front.mp4", "clip.mp4", "t.mkv", "t.wav"])
-def test_truncated_files(folder: Path, clip: Path, name: str, share: float) -> None:
-    sound = 0.3 * np.random.default_rng(0).standard_normal((1, 4 * 48_000)).astype(np.float32)
-    if name == "t.wav":
-        whole = write_audio(folder / name, sound, 48_000)
-    elif name != "clip.mp4":
-        front = {"movflags": "faststart"} if name == "front.mp4" else None
-        whole = write_clip(folder / name, sound=sound, container_options=front)
-    else:
-        whole = clip
-    data = whole.read_bytes()
-    path = folder / f"truncated-{name}"
-    path.write_bytes(data[: int(len(data) * share)])
-    call = (lambda: load_audio(path, rate=RATE)) if name == "t.wav" else (lambda: video(path, rate=RATE))
-    assert reason(call) in ("truncated", "undecodable") if share < 0.1 else reason(call) == "truncated"
-
-
-def test_the_intact_part_of_a_truncated_file_can_be_read(folder: Path) -> None:
-    whole = write_clip(folder / "w.mp4", sound=clicks(4, 48_000, [0.5]), container_options={"movflags": "faststart"})
-    data = whole.read_bytes()
-    (folder / "half.mp4").write_bytes(data[: int(len(data) * 0.7)])
-    found = load_video(folder / "half.mp4", sampling=Sampling(num_frames=2), rate=RATE, end=0.8)
-    assert numbers(found.frames.x) == [5, 15]  # type: ignore[union-attr]
-    assert click_times(found) == pytest.approx([0.5], abs=0.01)
-
-
-@pytest.mark.parametrize("name", ["clip.mp4", "a.mkv", "vp9.webm", "mpeg4.avi", "a.ts"])
-def test_flipped_bytes_never_crash(folder: Path, clip: Path, name: str) -> None:
-    for seed in range(6):
-        flip(folder / name, folder / f"flipped-{name}", seed)
-        for call in (lambda p: video(p, rate=RATE, timeout=10), probe):
-            survives(lambda call=call: call(folder / f"flipped-{name}"))
-
-
-def test_huge_dimensions_in_the_header_are_refused(folder: Path) -> None:
-    image = b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
-    (folder / "huge.gif").write_bytes(b"GIF89a\xff\xff\xff\xff\x80\x00\x00\x00\x00\x00\xff\xff\xff" + image)
-    for call in (video, probe, load_image):
-        assert reason(lambda call=call: call(folder / "huge.gif")) == "undecodable"
-
-
-def test_more_pixels_than_memory_are_refused(clip: Path) -> None:
-    with pytest.raises(MediaError, match="fewer frames"):
-        video(clip, 10**6)
-
-
-def test_a_timeout_ends_the_decoding(clip: Path) -> None:
-    assert reason(lambda: video(clip, timeout=1e-9)) == "timeout"
-    assert reason(lambda: load_audio(clip, rate=RATE, timeout=1e-9)) == "timeout"
-
-
-def test_errors_cross_processes_and_name_everything() -> None:
-    error = pickle.loads(pickle.dumps(MediaError("a.mp4", "truncated", "ends at 1 s")))
-    assert (error.path, error.reason, error.detail) == ("a.mp4", "truncated", "ends at 1 s")
-    assert str(error) == "a.mp4: truncated: ends at 1 s"
-    assert isinstance(error, ValueError)
-
-
-def test_wrong_arguments_say_what_is_right(clip: Path) -> None:
-    with pytest.raises(ValueError, match="exactly one"):
-        Sampling()
-    with pytest.raises(ValueError, match="above 0"):
-        Sampling(num_frames=0)
-    with pytest.raises(ValueError, match="expected one of auto"):
-        video(clip, backend="opencv")
-    with pytest.raises(ValueError, match="expected one of auto"):
-        video(clip, sound="yes")
 
 
 # ---------------------------------------------------------------- headers and real files

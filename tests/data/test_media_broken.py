@@ -1,0 +1,180 @@
+"""Files that are not what they should be: each gives a ``MediaError`` with its reason, none crashes or hangs."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data.media_files import RATE, click_times, clicks, numbers, reason, video, write_audio, write_clip, write_format
+from PIL import Image
+
+from avllm.data.media import MediaError, Sampling, load_audio, load_image, load_video, probe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("media")
+
+
+@pytest.fixture(scope="module")
+def clip(folder: Path) -> Path:
+    """4 s, 25 frames a second, key frames every 2 s, clicks at 1 s and 3 s."""
+    return write_clip(folder / "clip.mp4", sound=clicks(4, 48_000, [1, 3]))
+
+
+# ---------------------------------------------------------------- still images
+
+
+def test_images_of_every_mode(folder: Path) -> None:
+    red = Image.new("RGB", (6, 4), (255, 0, 0))
+    red.save(folder / "a.png")
+    red.quantize().save(folder / "palette.png")
+    for name in ("a.png", "palette.png"):
+        found = load_image(folder / name)
+        assert found.frames is not None
+        assert found.frames.x.shape == (1, 4, 6, 3)
+        assert found.duration == 0.0
+        assert found.frames.span.tolist() == [[0.0, 0.0]]
+        assert (found.frames.x == torch.tensor([255, 0, 0])).all()
+    Image.new("RGBA", (6, 4), (255, 0, 0, 0)).save(folder / "clear.png")
+    assert (load_image(folder / "clear.png").frames.x == 255).all()  # type: ignore[union-attr]
+    Image.fromarray(np.full((4, 6), 128 * 256, np.uint16)).save(folder / "deep.png")
+    assert (load_image(folder / "deep.png").frames.x == 128).all()  # type: ignore[union-attr]
+
+
+def test_exif_rotation_is_applied(folder: Path) -> None:
+    x = np.zeros((40, 60, 3), np.uint8)
+    x[:, :30] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned a quarter clockwise
+    Image.fromarray(x).save(folder / "exif.jpg", exif=exif, quality=95)
+    found = load_image(folder / "exif.jpg").frames
+    assert found is not None
+    assert found.x.shape == (1, 60, 40, 3)
+    assert found.x[0, :25].float().mean() > 250
+    assert found.x[0, 35:].float().mean() < 5
+
+
+def test_broken_images(folder: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(folder / "full.jpg")
+    whole = (folder / "full.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "empty.jpg").write_bytes(b"")
+    names = {"cut.jpg": "truncated", "text.jpg": "undecodable", "empty.jpg": "zero_byte", "none.jpg": "missing"}
+    for name, expected in names.items():
+        assert reason(lambda name=name: load_image(folder / name)) == expected
+    for seed in range(10):
+        flip(folder / "full.jpg", folder / "flipped.jpg", seed)
+        survives(lambda: load_image(folder / "flipped.jpg"))
+
+
+# ---------------------------------------------------------------- broken files
+
+
+def flip(source: Path, target: Path, seed: int, share: float = 0.01) -> None:
+    """Copy with some bytes replaced by random ones."""
+    draw = np.random.default_rng(seed)
+    data = np.frombuffer(source.read_bytes(), np.uint8).copy()
+    at = draw.integers(0, len(data), max(1, int(len(data) * share)))
+    data[at] = draw.integers(0, 256, len(at))
+    target.write_bytes(data.tobytes())
+
+
+def survives(call) -> str:
+    """Either a result or a ``MediaError``, never anything else; the reason, or "read"."""
+    try:
+        call()
+    except MediaError as error:
+        return error.reason
+    return "read"
+
+
+def test_files_that_are_not_media(folder: Path) -> None:
+    (folder / "text.mp4").write_text("this is not a video\n" * 100)
+    (folder / "zero.mp4").write_bytes(b"")
+    (folder / "list.mp4").write_text("#EXTM3U\n#EXTINF:4,\nclip.mp4\n#EXT-X-ENDLIST\n")
+    for name, expected in {
+        "text.mp4": "undecodable",
+        "zero.mp4": "zero_byte",
+        "no.mp4": "missing",
+        "list.mp4": "undecodable",
+    }.items():
+        for call in (lambda p: video(p), lambda p: load_audio(p, rate=RATE), probe):
+            assert reason(lambda call=call, name=name: call(folder / name)) == expected
+    assert reason(lambda: video(folder)) == "missing"
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.8])
+@pytest.mark.parametrize("name", ["front.mp4", "clip.mp4", "t.mkv", "t.avi", "t.wav"])
+def test_truncated_files(folder: Path, clip: Path, name: str, share: float) -> None:
+    sound = 0.3 * np.random.default_rng(0).standard_normal((1, 4 * 48_000)).astype(np.float32)
+    if name == "t.wav":
+        whole = write_audio(folder / name, sound, 48_000)
+    elif name != "clip.mp4":
+        front = {"movflags": "faststart"} if name == "front.mp4" else None
+        avi = {"codec": "mpeg4", "sound_codec": "libmp3lame"} if name == "t.avi" else {}
+        whole = write_clip(folder / name, sound=sound, container_options=front, **avi)
+    else:
+        whole = clip
+    data = whole.read_bytes()
+    path = folder / f"truncated-{name}"
+    path.write_bytes(data[: int(len(data) * share)])
+    call = (lambda: load_audio(path, rate=RATE)) if name == "t.wav" else (lambda: video(path, rate=RATE))
+    assert reason(call) in ("truncated", "undecodable") if share < 0.1 else reason(call) == "truncated"
+
+
+def test_the_intact_part_of_a_truncated_file_can_be_read(folder: Path) -> None:
+    whole = write_clip(folder / "w.mp4", sound=clicks(4, 48_000, [0.5]), container_options={"movflags": "faststart"})
+    data = whole.read_bytes()
+    (folder / "half.mp4").write_bytes(data[: int(len(data) * 0.7)])
+    found = load_video(folder / "half.mp4", sampling=Sampling(num_frames=2), rate=RATE, end=0.8)
+    assert numbers(found.frames.x) == [5, 15]  # type: ignore[union-attr]
+    assert click_times(found) == pytest.approx([0.5], abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "vp9.webm", "mpeg4.avi", "a.ts", "av1.mp4"])
+def test_flipped_bytes_never_crash(folder: Path, name: str) -> None:
+    path = write_format(folder, name)
+    for seed in range(6):
+        flip(path, folder / f"flipped-{name}", seed)
+        for call in (lambda p: video(p, rate=RATE, timeout=10), probe):
+            survives(lambda call=call: call(folder / f"flipped-{name}"))
+
+
+def test_huge_dimensions_in_the_header_are_refused(folder: Path) -> None:
+    image = b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
+    (folder / "huge.gif").write_bytes(b"GIF89a\xff\xff\xff\xff\x80\x00\x00\x00\x00\x00\xff\xff\xff" + image)
+    for call in (video, probe, load_image):
+        assert reason(lambda call=call: call(folder / "huge.gif")) == "undecodable"
+
+
+def test_more_pixels_than_memory_are_refused(clip: Path) -> None:
+    with pytest.raises(MediaError, match="fewer frames"):
+        video(clip, 10**6)
+
+
+def test_a_timeout_ends_the_decoding(clip: Path) -> None:
+    assert reason(lambda: video(clip, timeout=1e-9)) == "timeout"
+    assert reason(lambda: load_audio(clip, rate=RATE, timeout=1e-9)) == "timeout"
+
+
+def test_errors_cross_processes_and_name_everything() -> None:
+    error = pickle.loads(pickle.dumps(MediaError("a.mp4", "truncated", "ends at 1 s")))
+    assert (error.path, error.reason, error.detail) == ("a.mp4", "truncated", "ends at 1 s")
+    assert str(error) == "a.mp4: truncated: ends at 1 s"
+    assert isinstance(error, ValueError)
+
+
+def test_wrong_arguments_say_what_is_right(clip: Path) -> None:
+    with pytest.raises(ValueError, match="exactly one"):
+        Sampling()
+    with pytest.raises(ValueError, match="above 0"):
+        Sampling(num_frames=0)
+    with pytest.raises(ValueError, match="expected one of auto"):
+        video(clip, backend="opencv")
+    with pytest.raises(ValueError, match="expected one of auto"):
+        video(clip, sound="yes")
