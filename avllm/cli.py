@@ -28,6 +28,14 @@ def main() -> None:
         raise SystemExit(1) from error
 
 
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    # main() reads the flag from the command line itself; declaring it here puts it into --help.
+    del debug
+
+
 @app.command()
 def ask(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
@@ -43,6 +51,9 @@ def ask(
     quantize: Annotated[str | None, typer.Option(help="Load the LLM in 4bit or 8bit.")] = None,
 ) -> None:
     """Ask about a clip; the answer streams to the terminal."""
+    from avllm.log import hush_libraries
+
+    hush_libraries()
     from avllm.inference.chat import Chat
 
     chat = Chat.load(checkpoint, device=device, quantize=quantize)

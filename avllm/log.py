@@ -37,3 +37,14 @@ def _handler() -> logging.Handler:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     return handler
+
+
+def hush_libraries() -> None:
+    """No loading bars and notices of transformers and DeepSpeed: for commands whose output a person reads."""
+    # DeepSpeed takes no level from outside; the filter is there before it makes its logger.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        set_verbosity_error()

@@ -1,0 +1,212 @@
+"""A conversation about media: history in, streamed text out. The terminal, the demo and the Python API stand on it."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+from avllm.data.media import SOUND_MODES, Clip, probe
+from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, Part, Sample, TextPart, VideoPart
+from avllm.inference.generation import Generation
+from avllm.inference.perceived import Perceived, perceive
+from avllm.inference.stream import stream_text
+from avllm.tokens import EncoderInput
+
+if TYPE_CHECKING:
+    from avllm.models.modeling_avllm import AVLLM
+    from avllm.models.processing_avllm import AVProcessor
+
+Files = str | Path | Sequence[str | Path] | None
+
+
+class Chat:
+    """One conversation with a model.
+
+    Args:
+        model: in eval mode, on its device.
+        processor: the one that was saved with it.
+
+    Attributes:
+        messages: the turns so far. A turn is added when its answer is complete or was stopped, not when it failed.
+    """
+
+    def __init__(self, model: AVLLM, processor: AVProcessor) -> None:
+        self.model, self.processor = model, processor
+        self.messages: list[Message] = []
+        self._stop = Event()
+        self._media: dict[MediaPart, tuple[Clip, dict[str, EncoderInput]]] = {}
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, device: str = "cpu", **options: Any) -> Chat:
+        """Read a checkpoint folder.
+
+        Args:
+            checkpoint: the folder of a trained model.
+            device: ``cpu``, ``cuda``, ``cuda:1``, ...
+            options: ``dtype``, ``quantize`` (``4bit`` or ``8bit``), ``backbones``: see
+                :func:`avllm.models.checkpoint.load_model`.
+
+        Raises:
+            CheckpointError: the folder is no checkpoint, or does not fit its backbones.
+        """
+        from avllm.models.modeling_avllm import AVLLM
+        from avllm.models.processing_avllm import AVProcessor
+
+        model = AVLLM.from_pretrained(str(checkpoint), device=device, **options)
+        return cls(model, AVProcessor.from_pretrained(checkpoint))
+
+    def ask(
+        self,
+        question: str | Sequence[Message | dict[str, Any]],
+        *,
+        video: Files = None,
+        audio: Files = None,
+        image: Files = None,
+        sound: str = "auto",
+        **generation: Any,
+    ) -> Iterator[str]:
+        """Ask the next question; the media are read before this returns, the answer comes as it is generated.
+
+        Args:
+            question: the text of the next turn, or all messages of a chat (Sample form), which replace the history.
+            video, audio, image: files that the question is about, in front of it.
+            sound: whether the videos' own sound is used: ``auto``, ``on`` or ``off``.
+            generation: ``max_new_tokens``, ``temperature`` (0 = greedy, the default), ``top_p``.
+
+        Returns:
+            Pieces of the answer. Closing the iterator, or :meth:`stop` from elsewhere, ends it early.
+
+        Raises:
+            MediaError: a file that cannot be read. RowError: no encoder for it, or more tokens than fit.
+            ValueError: a setting out of range, or no question.
+        """
+        settings = Generation(**generation)
+        parts = media_parts(video, audio, image, sound)
+        if isinstance(question, str):
+            if not question.strip():
+                raise ValueError("the question is empty; expected some text")
+            turn = Message(role="user", content=[*parts, TextPart(text=question)])
+            messages = [*self.messages, turn]
+        elif parts:
+            raise ValueError("media were given beside whole messages; put them into the messages as parts")
+        else:
+            messages = [Message.model_validate(m) for m in question]
+        return self._answer(messages, self._batch(messages), settings)
+
+    def _batch(self, messages: list[Message]) -> Any:
+        sample = Sample.model_validate({"id": "chat", "messages": messages}).question()
+        row = self.processor.row(sample, [self._prepared(p)[1] for p in sample.media], answer=False)
+        self._media = {p: self._media[p] for p in sample.media}  # forget what is not talked about any more
+        return self.processor.collate([row], padding_side="left").to(self.model.device)
+
+    def _prepared(self, part: MediaPart) -> tuple[Clip, dict[str, EncoderInput]]:
+        if part not in self._media:
+            clip = self.processor.load_clip(part, None)
+            self._media[part] = (clip, self.processor.prepare(clip))
+        return self._media[part]
+
+    def _answer(self, messages: list[Message], batch: Any, generation: Generation) -> Iterator[str]:
+        self._stop = stop = Event()
+        arguments = generation.arguments(self.model, self.processor)
+        tokenizer = self.processor.tokenizer
+
+        def decode(ids: list[int]) -> str:
+            return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+        said: list[str] = []
+        try:
+            for piece in stream_text(self.model.generate, decode, stop, batch=batch, **arguments):
+                said.append(piece)
+                yield piece
+        except GeneratorExit:  # the reader has gone: what it got is the turn
+            self._remember(messages, said)
+            raise
+        self._remember(messages, said)
+
+    def _remember(self, messages: list[Message], said: list[str]) -> None:
+        asked = messages if messages[-1].role == "user" else messages[:-1]
+        self.messages = [*asked, Message(role="assistant", content=[TextPart(text="".join(said))])]
+
+    def look(
+        self, *, video: Files = None, audio: Files = None, image: Files = None, sound: str = "auto"
+    ) -> list[Perceived]:
+        """Read media without asking yet: what the model would get of them. A question about them reads them no more.
+
+        Raises:
+            MediaError: a file that cannot be read. RowError: no encoder for it.
+        """
+        parts = media_parts(video, audio, image, sound)
+        for part in parts:
+            self._prepared(part)
+        return self._perceive(parts)
+
+    def use_sound(self, sound: str) -> None:
+        """Use the videos' own sound (``auto``, ``on``) or not (``off``) from the next question on, in all turns.
+
+        Raises:
+            ValueError: ``sound`` is none of the three.
+        """
+        _check_sound(sound)
+        self.messages = [
+            m.model_copy(update={"content": [_with_sound(part, sound) for part in m.content]}) for m in self.messages
+        ]
+
+    def stop(self) -> None:
+        """End the answer that is being generated, from any thread; what was said so far becomes the turn."""
+        self._stop.set()
+
+    def clear(self) -> None:
+        """Forget all turns and media."""
+        self.stop()
+        self.messages, self._media = [], {}
+
+    @property
+    def perceived(self) -> list[Perceived]:
+        """What the model really got of the chat's media, in their order; there as soon as :meth:`ask` has returned."""
+        return self._perceive(list(self._media))
+
+    def _perceive(self, parts: Sequence[MediaPart]) -> list[Perceived]:
+        preprocessors, order = self.processor.preprocessors, self.processor.order
+        found = [(part, *self._media[part]) for part in parts]
+        return [perceive(part, clip, inputs, preprocessors, order(inputs)) for part, clip, inputs in found]
+
+
+def media_kind(path: str | Path) -> str:
+    """``video``, ``audio`` or ``image``: pictures by their name, the others by what is in the file.
+
+    Raises:
+        MediaError: no picture by its name, and neither video nor sound can be found in it.
+    """
+    if (mimetypes.guess_type(path)[0] or "").startswith("image/"):
+        return "image"
+    return "video" if probe(path).has_video else "audio"
+
+
+def media_parts(video: Files, audio: Files, image: Files, sound: str = "auto") -> list[MediaPart]:
+    """Files -> media parts, videos first, then sounds, then pictures.
+
+    Raises:
+        ValueError: ``sound`` is none of ``auto``, ``on``, ``off``.
+    """
+    _check_sound(sound)
+    videos = [VideoPart.model_validate({"video": str(f), "sound": sound}) for f in _files(video)]
+    sounds = [AudioPart.model_validate({"audio": str(f)}) for f in _files(audio)]
+    return [*videos, *sounds, *(ImagePart(image=str(f)) for f in _files(image))]
+
+
+def _check_sound(sound: str) -> None:
+    if sound not in SOUND_MODES:
+        raise ValueError(f"sound={sound!r}; expected one of {', '.join(SOUND_MODES)}")
+
+
+def _with_sound(part: Part, sound: str) -> Part:
+    return part.model_copy(update={"sound": sound}) if isinstance(part, VideoPart) else part
+
+
+def _files(given: Files) -> list[str | Path]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | Path) else list(given)

@@ -1,0 +1,96 @@
+"""Text while it is generated: the LLM runs in a thread, its tokens come out as pieces of text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+REPLACEMENT = "\ufffd"  # how a tokenizer shows a character of which only some bytes are there yet
+
+
+class StopOn(StoppingCriteria):
+    """Ends the generation of all rows as soon as an event is set."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """``(R,)`` bool."""
+        return torch.full((input_ids.shape[0],), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+class TokenQueue(BaseStreamer):
+    """Hands generated token ids from the generating thread to the reading one; None is the end."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[list[int] | None] = SimpleQueue()
+
+    def put(self, value: Tensor) -> None:
+        """Called by ``generate``: first with the (empty) prompt, then with one token a step."""
+        self.queue.put(value.flatten().tolist())
+
+    def end(self) -> None:
+        """Called by ``generate`` when it is done; here the thread itself says so, also after an error."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while (ids := self.queue.get()) is not None:
+            yield ids
+
+
+def stream_text(
+    generate: Callable[..., Any], decode: Callable[[list[int]], str], stop: Event, **arguments: Any
+) -> Iterator[str]:
+    """Run ``generate`` in a thread and give its text piece by piece; joined, the pieces are ``decode`` of all ids.
+
+    All ids are decoded each time, since some tokenizers decode a token otherwise when more follow: what transformers'
+    own streamer gives can differ from the answer that is not streamed. Closing the iterator stops the thread.
+
+    Args:
+        generate: takes ``streamer``, ``stopping_criteria`` and ``arguments``.
+        decode: token ids -> text without surrounding white space.
+        stop: set it to end the answer early.
+
+    Raises:
+        Exception: whatever ``generate`` raised, in the reading thread.
+    """
+    tokens = TokenQueue()
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            generate(streamer=tokens, stopping_criteria=StoppingCriteriaList([StopOn(stop)]), **arguments)
+        except BaseException as error:  # noqa: BLE001 - raised again by the reader, below
+            failure.append(error)
+        finally:
+            tokens.queue.put(None)
+
+    thread = Thread(target=work, name="generate", daemon=True)
+    thread.start()
+    try:
+        yield from _pieces(tokens, decode)
+    finally:
+        stop.set()
+        thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _pieces(tokens: TokenQueue, decode: Callable[[list[int]], str]) -> Iterator[str]:
+    ids: list[int] = []
+    sent = ""
+    for new in tokens:
+        ids += new
+        text = decode(ids)
+        if text.startswith(sent) and len(text) > len(sent) and not text.endswith(REPLACEMENT):
+            yield text[len(sent) :]
+            sent = text
+    rest = decode(ids)[len(sent) :]
+    if rest:
+        yield rest

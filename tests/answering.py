@@ -1,0 +1,31 @@
+"""A tiny checkpoint that answers, and real media where there are some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tiny import World, make_llm, make_siglip, make_whisper
+
+SHARED = Path(__file__).resolve().parents[1] / "../shared/data/media"
+REAL_MEDIA = sorted(p for p in SHARED.glob("*") if p.suffix in (".mp4", ".wav", ".jpg")) if SHARED.is_dir() else []
+WHY_NOT = f"no real media in {SHARED.name} beside the repository"
+KIND = {".mp4": "video", ".wav": "audio", ".jpg": "image"}
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """Backbones with random weights and a connector, saved: an answer depends on what is seen and heard."""
+    from avllm.config import ModelConfig
+    from avllm.models.checkpoint import save_checkpoint
+    from avllm.models.modeling_avllm import AVLLM
+    from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+
+    torch.manual_seed(0)
+    backbones = folder / "backbones"
+    llm = make_llm(backbones / "llm", initializer_range=0.6)
+    world = World(folder, llm, make_siglip(backbones / "siglip"), make_whisper(backbones / "whisper"), folder, folder)
+    description = ModelConfig(**world.model)
+    tokenizer, ids = load_tokenizer(description)
+    model = AVLLM.from_backbones(description, ids)
+    save_checkpoint(model, AVProcessor.from_model(model, tokenizer), folder / "checkpoint", [])
+    return folder / "checkpoint"
