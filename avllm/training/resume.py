@@ -148,13 +148,15 @@ class ResumePoints:
     Args:
         run: the run's folder.
         accelerator: accelerate's Accelerator.
-        task: the prepared (wrapped) task; optimizer: the prepared optimizer.
+        task: the prepared (wrapped) task; bare: the task within it; optimizer: the prepared optimizer.
         keep: how many points stay.
     """
 
-    def __init__(self, run: Path, accelerator: Any, task: nn.Module, optimizer: Any, keep: int) -> None:
-        self.folder, self.accelerator, self.keep = run / "checkpoints", accelerator, keep
-        self.task, self.optimizer = task, optimizer
+    def __init__(
+        self, run: Path, accelerator: Any, task: nn.Module, bare: nn.Module, optimizer: Any, keep: int
+    ) -> None:
+        self.folder, self.keep = run / "checkpoints", keep
+        self.task, self.bare, self.optimizer = task, bare, optimizer
         self.kind = str(accelerator.distributed_type).rsplit(".", 1)[-1]
 
     def save(self, position: Position) -> None:
@@ -202,8 +204,7 @@ class ResumePoints:
 
             model, optimizer = get_state_dict(self.task, self.optimizer.optimizer, options=_full())
             return {"model": model, "optimizer": optimizer}
-        task = self.accelerator.unwrap_model(self.task)
-        return {"model": trainable_state(task), "optimizer": self.optimizer.optimizer.state_dict()}
+        return {"model": trainable_state(self.bare), "optimizer": self.optimizer.optimizer.state_dict()}
 
     def _load_plain(self, saved: dict[str, Any]) -> None:
         if self.kind == "FSDP":
@@ -212,7 +213,7 @@ class ResumePoints:
             parts = {"model_state_dict": saved["model"], "optim_state_dict": saved["optimizer"]}
             set_state_dict(self.task, self.optimizer.optimizer, **parts, options=_full())
             return
-        load_trainable(self.accelerator.unwrap_model(self.task), saved["model"])
+        load_trainable(self.bare, saved["model"])
         self.optimizer.optimizer.load_state_dict(saved["optimizer"])
 
     def _drop_old(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -64,11 +65,18 @@ def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
     """An Accelerator for the launcher that this process runs under, with DeepSpeed's settings filled in."""
     train = config.train
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else accelerate starts no process group under torchrun on CPUs
         mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision],
         gradient_accumulation_steps=train.accumulate,
         log_with=train.trackers or None,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
     )
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if distributed.world_size() != asked:
+        raise RuntimeError(
+            f"the launcher started {asked} processes, but {distributed.world_size()} found each other; "
+            "start CPU processes with torchrun (accelerate's --cpu starts one)"
+        )
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = train.batch_size
@@ -118,7 +126,9 @@ class Trainer:
         self.is_deepspeed = self.accelerator.state.deepspeed_plugin is not None
 
     def _go_on(self) -> None:
-        self.points = ResumePoints(self.run, self.accelerator, self.task, self.optimizer, self.config.train.keep)
+        self.points = ResumePoints(
+            self.run, self.accelerator, self.task, self.bare, self.optimizer, self.config.train.keep
+        )
         point = latest(self.run)
         self.position = self.points.load(point) if point else Position()
         if point:
