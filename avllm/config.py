@@ -100,6 +100,16 @@ def _sources(value: Any) -> Any:
 Sources = Annotated[list[SourceConfig], BeforeValidator(_sources)]
 
 
+class AugmentConfig(_Section):
+    """Changes to the sound of training clips, drawn anew each time; see :mod:`avllm.data.augment`."""
+
+    roll: bool = Field(False, description="begin at any moment; what stood before it follows the end")
+    speed: Number = Field(0.0, ge=0, le=1, description="octaves up to which a clip is played faster or slower")
+    gain: Number = Field(0.0, ge=0, description="decibels up to which a clip gets louder or softer")
+    silences: int = Field(0, ge=0, description="stretches that fall silent")
+    silence_seconds: Number = Field(0.5, gt=0, description="longest such stretch")
+
+
 class DataConfig(_Section):
     """What is read and how."""
 
@@ -113,6 +123,14 @@ class DataConfig(_Section):
     cache: str | None = Field(None, description="folder in which features of frozen encoders are kept")
     cache_dtype: Literal["float32", "float16", "bfloat16"] | None = Field(None, description="of kept features; as made")
     timeout: Number = Field(60.0, gt=0, description="seconds after which decoding a file is given up")
+    keep_decoded: Number = Field(0.0, ge=0, description="MB of decoded clips that a loader process keeps")
+    augment: AugmentConfig | None = Field(None, description="changes to training clips; not with data.cache")
+
+    @model_validator(mode="after")
+    def _no_cached_changes(self) -> DataConfig:
+        if self.augment is not None and self.cache is not None:
+            raise ValueError("both augment and cache are given; cached features cannot be changed. Leave one out")
+        return self
 
 
 class TrainConfig(_Section):

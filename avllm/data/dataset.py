@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from avllm.data.augment import Augment
 from avllm.data.cache import FeatureCache, Place
 from avllm.data.collate import Row
 from avllm.data.manifest import read_manifest
@@ -74,6 +75,8 @@ class SampleDataset:
 
     Attributes:
         cache: where features come from instead of files, once it was filled.
+        augment: changes to the clips of items that are asked for with their place in the run.
+        keep_decoded: MB of decoded clips that are kept in memory instead of being decoded again.
 
     Args:
         manifests: JSONL files.
@@ -95,6 +98,10 @@ class SampleDataset:
     ) -> None:
         self.processor = processor
         self.cache: FeatureCache | None = None
+        self.augment: Augment | None = None
+        self.keep_decoded = 0.0
+        self._kept: dict[Place, Clip] = {}
+        self._kept_mb = 0.0
         self.manifests = [Path(m) for m in manifests]
         self.samples: list[tuple[int, Sample]] = []
         self.items: list[list[int]] = []
@@ -110,11 +117,16 @@ class SampleDataset:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, item: int) -> Loaded:
-        """Decode the item's media once, make its rows, and pack them when they are several."""
+    def __getitem__(self, item: int | tuple[int, int]) -> Loaded:
+        """Decode the item's media once, make its rows, and pack them when they are several.
+
+        Args:
+            item: its number, or its number and its place in the run, which augmentation follows from.
+        """
+        item, drawn = item if isinstance(item, tuple) else (item, None)
         places = self.items[item]
         try:
-            clips = self.clips(places[0])
+            clips = self.clips(places[0], drawn)
         except (MediaError, RowError) as error:
             return Loaded([], [self._bad(i, error.reason, str(error)) for i in places], len(places))
         rows, bad = [], []
@@ -126,21 +138,37 @@ class SampleDataset:
         rows = pack_rows(rows, self.processor.max_length) if len(rows) > 1 else rows
         return Loaded(rows, bad, len(places))
 
-    def clips(self, place: int) -> list[dict[str, EncoderInput]]:
+    def clips(self, place: int, drawn: int | None = None) -> list[dict[str, EncoderInput]]:
         """The media of a sample, decoded and prepared for the encoders, or as the cache has them.
+
+        Args:
+            place: of the sample. drawn: its item's place in the run; None leaves the clips as they are.
 
         Raises:
             MediaError: a file cannot be decoded. RowError: the model has no encoder for it.
         """
         manifest, sample = self.samples[place]
         root = self.manifests[manifest].parent
+        if self.augment is not None and drawn is not None:
+            decoded = [self.decode((root, part)) for part in sample.media]
+            return [self.processor.prepare(self.augment(clip, drawn, n)) for n, clip in enumerate(decoded)]
         read = self.prepare if self.cache is None else self.cache.get
         return [read((root, part)) for part in sample.media]
 
     def prepare(self, place: Place) -> dict[str, EncoderInput]:
         """Decode one media part and prepare it for the encoders."""
-        root, part = place
-        return self.processor.prepare(self.processor.load_clip(part, root))
+        return self.processor.prepare(self.decode(place))
+
+    def decode(self, place: Place) -> Clip:
+        """Decode one media part, or take it from memory."""
+        if place in self._kept:
+            return self._kept[place]
+        clip = self.processor.load_clip(place[1], place[0])
+        size = sum(x.numel() * x.element_size() for s in (clip.frames, clip.sound) if s for x in [s.x]) / 1e6
+        if self._kept_mb + size <= self.keep_decoded:
+            self._kept[place] = clip
+            self._kept_mb += size
+        return clip
 
     def places(self) -> list[Place]:
         """Every media part of every row, as the feature cache addresses them."""

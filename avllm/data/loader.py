@@ -100,7 +100,10 @@ class Cut:
 
 
 class MicroBatches:
-    """Batch sampler: this process's micro batches of the steps from ``start`` up to ``stop``."""
+    """Batch sampler: this process's micro batches of the steps from ``start`` up to ``stop``.
+
+    Each entry is an item's number and its place in the endless sequence, which augmentation follows from.
+    """
 
     def __init__(self, order: Order, cut: Cut, start: int, stop: int) -> None:
         self.order, self.cut, self.start, self.stop = order, cut, start, stop
@@ -108,10 +111,12 @@ class MicroBatches:
     def __len__(self) -> int:
         return (self.stop - self.start) * self.cut.accumulate
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start, self.stop):
             for micro in range(self.cut.accumulate):
-                yield self.order.items(self.cut.first(step, micro), self.cut.batch_size)
+                first = self.cut.first(step, micro)
+                items = self.order.items(first, self.cut.batch_size)
+                yield [(item, first + n) for n, item in enumerate(items)]
 
 
 class OncePerItem:

@@ -96,9 +96,12 @@ def text_id(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "little") >> 1
 
 
-def text_ids(batch: Batch) -> Tensor:
-    """``(R,)`` the text id of each row's answer."""
-    ids = [text_id("\n".join(row)) for row in batch.targets]
+def text_ids(batch: Batch, same: str = "text") -> Tensor:
+    """``(R,)`` the id of each row's answer; with ``same="kind"`` that of its kind, where it has one."""
+    texts = ["\n".join(row) for row in batch.targets]
+    if same == "kind":
+        texts = [t if kind is None else f"kind {kind}" for t, kind in zip(texts, batch.kinds, strict=True)]
+    ids = [text_id(t) for t in texts]
     return torch.tensor(ids, dtype=torch.long, device=batch.labels.device)
 
 
@@ -111,6 +114,8 @@ class Contrastive(Objective):
         text: ``llm`` (last hidden states of the frozen LLM), ``llm_embeddings`` (its input embeddings), or the name
             or folder of any HF text encoder.
         dim: width of the common space.
+        same: which rows are no negatives of each other: those of equal ``text``, or those of equal ``kind`` (a class
+            whose captions are worded in several ways).
         temperature: at the start; learned, and clamped to ``[min_temperature, 1]``.
     """
 
@@ -121,6 +126,7 @@ class Contrastive(Objective):
         pairs: list[str] | None = None,
         text: str = "llm",
         dim: int = 256,
+        same: str = "text",
         temperature: float = 0.07,
         min_temperature: float = 0.01,
     ) -> None:
@@ -129,6 +135,9 @@ class Contrastive(Objective):
         unknown = [p for p in self.pairs if p not in STREAMS_OF]
         if unknown:
             raise ValueError(f"objectives: contrastive: unknown pair {unknown[0]!r}; choose among {list(STREAMS_OF)}")
+        if same not in ("text", "kind"):
+            raise ValueError(f"objectives: contrastive: same is {same!r}; expected 'text' or 'kind'")
+        self.same = same
         self.text = TextSide(model, text)
         self.text_projection = nn.Linear(self.text.dim, dim)
         width = model.llm.get_input_embeddings().embedding_dim
@@ -149,7 +158,7 @@ class Contrastive(Objective):
         """Sum over (row, pair) of the symmetric loss; ``hits``: how many of them found their own text first."""
         _, streams = model.embed(batch)
         text = F.normalize(self.text_projection(self.text(model, batch)).float(), dim=-1)  # (R, dim)
-        ids = text_ids(batch)
+        ids = text_ids(batch, self.same)
         loss = text.sum() * 0.0
         found = torch.zeros_like(loss)
         for pair in self.pairs:

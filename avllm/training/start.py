@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from avllm import distributed
 from avllm.config import RunConfig, SourceConfig
+from avllm.data.augment import Augment
 from avllm.data.cache import FeatureCache, fill, recipe
 from avllm.data.collate import Row
 from avllm.data.dataset import SampleDataset
@@ -94,7 +95,11 @@ def build_dataset(config: RunConfig, sources: Sequence[SourceConfig], parts: Par
     """The items of a list of manifests, as this stage's processor reads them."""
     data = config.data
     manifests = [s.manifest for s in sources]
-    return SampleDataset(manifests, parts.processor, pack=data.pack, max_packed=data.max_packed)
+    dataset = SampleDataset(manifests, parts.processor, pack=data.pack, max_packed=data.max_packed)
+    dataset.keep_decoded = data.keep_decoded
+    if data.augment is not None:  # validation asks for items without a place in the run: it is never augmented
+        dataset.augment = Augment(data.augment, config.seed)
+    return dataset
 
 
 def use_cache(config: RunConfig, parts: Parts, datasets: Sequence[SampleDataset], accelerator: Accelerator) -> None:

@@ -1,0 +1,75 @@
+"""Changes to a clip's sound in training: a function of the clip and of (seed, place in the run) alone, so a resumed run
+hears what the straight run heard, whatever the number of workers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from avllm.data.media import Clip, Sound
+
+if TYPE_CHECKING:
+    from avllm.config import AugmentConfig
+
+
+class Augment:
+    """Clip -> changed clip. Never applied in validation, evaluation or inference.
+
+    Args:
+        settings: which changes, and how strong.
+        seed: of the run.
+    """
+
+    def __init__(self, settings: AugmentConfig, seed: int) -> None:
+        self.settings, self.seed = settings, seed
+
+    def __call__(self, clip: Clip, place: int, part: int = 0) -> Clip:
+        """Change a clip.
+
+        Args:
+            clip: what was decoded.
+            place: of the item in the run's endless sequence: the same item is changed otherwise when it comes again.
+            part: number of the media part within its row.
+
+        Returns:
+            a new clip. Beside pictures only the loudness changes: ``roll`` and ``speed`` would move the sound away
+            from what is seen.
+        """
+        if clip.sound is None or clip.sound.x.numel() == 0:
+            return clip
+        rng = np.random.default_rng([self.seed, 3, place, part])
+        x, settings = clip.sound.x, self.settings
+        # every number is drawn whatever is switched on: one setting does not change what another does
+        turn, pitch, loud = float(rng.random()), float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1))
+        duration = clip.duration
+        if clip.frames is None:
+            if settings.speed:
+                x = change_speed(x, 2.0 ** (pitch * settings.speed))
+                duration *= x.shape[0] / clip.sound.x.shape[0]
+            if settings.roll:
+                x = torch.roll(x, int(turn * x.shape[0]))
+        x = x * 10.0 ** (loud * settings.gain / 20.0)
+        x = silence(x, clip.sound.rate, settings.silences, settings.silence_seconds, rng)
+        return replace(clip, sound=Sound(x, clip.sound.rate, clip.sound.start), duration=duration)
+
+
+def change_speed(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """Play ``x (S,)`` ``factor`` times as fast, as a tape does: shorter and higher, ``(S / factor,)``."""
+    samples = max(1, round(x.shape[0] / factor))
+    return interpolate(x[None, None], size=samples, mode="linear", align_corners=False)[0, 0]
+
+
+def silence(x: torch.Tensor, rate: int, count: int, seconds: float, rng: np.random.Generator) -> torch.Tensor:
+    """Put silence over ``count`` stretches of up to ``seconds`` each, none longer than a quarter of ``x (S,)``."""
+    x = x.clone() if count else x
+    for _ in range(count):
+        most = min(seconds, x.shape[0] / rate / 4)
+        width = math.floor(rng.random() * most * rate)
+        first = int(rng.integers(0, x.shape[0] - width + 1))
+        x[first : first + width] = 0.0
+    return x
