@@ -48,7 +48,9 @@ class Canvas:
         """Resize, rotate and store one frame at each of ``steps``."""
         if self.pixels is None:
             self.width, self.height = self.sampling.size(frame.width, frame.height)
-        picture = frame.reformat(self.width, self.height, "rgb24", interpolation="BILINEAR").to_ndarray()  # (H, W, 3)
+        # One thread: starting several for every frame takes longer than the work, above all beside other loaders.
+        frame_rgb = frame.reformat(self.width, self.height, "rgb24", interpolation="BILINEAR", threads=1)
+        picture = frame_rgb.to_ndarray()  # (H, W, 3)
         picture = orient(picture, display_matrix(frame))
         if self.pixels is None:
             self.pixels = np.empty((self.steps, *picture.shape), np.uint8)  # (T, H, W, 3)

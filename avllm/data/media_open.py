@@ -87,7 +87,7 @@ class OpenMedia:
 
     def second(self, ticks: int, base: Fraction | None) -> float:
         """A timestamp in seconds of the file; ``base`` is its time base."""
-        return float(ticks * (base or Fraction(1))) - self.origin
+        return (ticks * base.numerator / base.denominator if base else float(ticks)) - self.origin
 
     def ticks(self, second: float, stream: VideoStream | AudioStream) -> int:
         """A second of the file as a timestamp of a stream, rounded down."""
