@@ -86,7 +86,8 @@ class EncoderInput:
         span: ``(T, 2)`` seconds of the clip of each step that will come out.
         mask: ``(T, P)`` bool, which tokens will be real. T may be less than U * steps-a-unit: the tail of the last
             window of sound that lies behind the clip's end is cut off.
-        features: the encoder's own output ``{layer: (T, P, D)}`` where it is already known (cache); then ``inputs`` is empty.
+        features: the encoder's own output ``{layer: (T, P, D)}`` where it is already known (cache); then ``inputs`` is
+            empty.
     """
 
     inputs: dict[str, Tensor]

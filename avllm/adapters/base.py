@@ -1,7 +1,7 @@
 """What an adapter is: a trainable step of the connector, ``dict[str, Tokens] -> dict[str, Tokens]``.
 
-An adapter tells, without weights, how many tokens it makes and when they happened (:meth:`Adapter.output_grid`), so that
-loader workers can lay out the LLM's sequence. Its own keyword arguments are its options in YAML.
+An adapter tells, without weights, how many tokens it makes and when they happened (:meth:`Adapter.output_grid`), so
+that loader workers can lay out the LLM's sequence. Its own keyword arguments are its options in YAML.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Adapter(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
     def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
-        """The clock and token count of each stream that :meth:`forward` will make of one clip. No weights are touched."""
+        """The clock and mask of each stream that :meth:`forward` will make of one clip. No weights are touched."""
         raise NotImplementedError(f"{type(self).__name__}.output_grid")
 
     def require(self, stream: str) -> int:

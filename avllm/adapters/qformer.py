@@ -1,4 +1,4 @@
-"""Learned queries that read a stream by cross-attention: BLIP-2's Q-Former (arXiv 2301.12597), in transformers' own layers.
+"""Learned queries that read a stream by cross-attention: BLIP-2's Q-Former (arXiv 2301.12597), in transformers' layers.
 
 Per frame (BLIP-2, InstructBLIP), per window of time (SALMONN, arXiv 2310.13289), or over the whole clip (the video and
 audio Q-Formers of Video-LLaMA, arXiv 2306.02858).
@@ -124,7 +124,7 @@ class QFormer(StreamAdapter):
         if set(theirs) != ours or source.query_tokens.shape != self.query_tokens.shape:
             odd = sorted(set(theirs) ^ ours)[:3]
             raise ValueError(
-                f"qformer init {self.init!r}: query tokens {tuple(source.query_tokens.shape)} and {len(theirs)} tensors, "
+                f"qformer init {self.init!r}: query tokens {tuple(source.query_tokens.shape)}, {len(theirs)} tensors; "
                 f"expected {tuple(self.query_tokens.shape)} and {len(ours)} (differing: {odd}); "
                 "set dim, layers, heads, cross_every and num_queries to the checkpoint's"
             )

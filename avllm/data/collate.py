@@ -50,7 +50,7 @@ class Batch:
     Attributes:
         input_ids, labels, position_ids: ``(R, L)`` long.
         attention_mask: ``(R, L)`` bool, True = real.
-        segments: ``(R, L, 2)`` long or None. Position j is seen from i when j <= i, both are of the same group, and j is
+        segments: ``(R, L, 2)`` long or None. Position j is seen from i when j <= i, both are of one group, and j is
             of i's part or of part 0 (what all parts of a group share). Group -1 is padding.
         streams: one stream of all B clips each.
         clip_row: ``(B,)`` long, the row of each clip.

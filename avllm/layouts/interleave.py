@@ -1,4 +1,4 @@
-"""Tokens of all streams in the order in which they happened (AVicuna, arXiv 2403.16276; video-SALMONN interleaves too)."""
+"""Tokens of all streams in the order in which they happened (as AVicuna, arXiv 2403.16276, does)."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> N
             )
         if expected and seen != expected:
             raise CheckpointError(
-                f"{folder}: the {part} backbone in {record['name']!r} has hash {seen[:12]}, recorded was {expected[:12]}; "
+                f"{folder}: the {part} backbone in {record['name']!r} has hash {seen[:12]}, expected {expected[:12]}; "
                 "the connector was trained on other weights"
             )
 
@@ -234,7 +234,8 @@ def _load_trained(model: AVLLM, folder: Path) -> None:
     shapes = [k for k in saved if k in expected and saved[k].shape != expected[k].shape]
     if missing or unexpected or shapes:
         raise CheckpointError(
-            f"{folder / TRAINED} does not fit: missing {missing[:3]}, unexpected {unexpected[:3]}, other shape {shapes[:3]}; "
+            f"{folder / TRAINED} does not fit: missing {missing[:3]}, unexpected {unexpected[:3]}, "
+            f"other shape {shapes[:3]}; "
             "config.json and the weights belong to different models"
         )
     with torch.no_grad():

@@ -11,15 +11,16 @@ class AVConfig(PretrainedConfig):
     """Configuration of :class:`~avllm.models.modeling_avllm.AVLLM`.
 
     Args:
-        llm: ``{"name", "revision", "config", "dtype", "quantize", "attention"}``; ``config`` is the LLM's own config as a
-            dict, ``name`` where its weights come from.
+        llm: ``{"name", "revision", "config", "dtype", "quantize", "attention"}``; ``config`` is the LLM's own config
+            as a dict, ``name`` where its weights come from.
         encoders: ``{stream: {"type", "name", "revision", "config", "options"}}``.
         connector: adapters in order, ``[{"type", **options}]``.
         layout: ``{"type", **options}``.
         sampling: which frames are looked at (:class:`~avllm.config.SamplingConfig`).
         media_token_ids: the placeholder's token id of each stream that the connector hands to the LLM.
         lora: settings of the LoRA adapters on the LLM, or None.
-        trained: parts that hold weights of their own (``connector``, ``encoders.audio``, ``llm``): a checkpoint holds them whole.
+        trained: parts that hold weights of their own (``connector``, ``encoders.audio``, ``llm``): a checkpoint holds
+            them whole.
         system: system prompt for chats that bring none.
         media_text: text around the run of a media part, by its type; ``{media}`` stands for the run.
     """

@@ -6,8 +6,8 @@ Shapes have one alphabet throughout the project:
     L length of the LLM's sequence, D width, S waveform samples, V vocabulary, U units that an encoder takes in
     (frames, windows of sound). Masks are bool, True = real.
 
-The way of a batch: ``encode_media`` (files' tensors -> timed features), ``connect`` (features -> tokens in the LLM's space),
-``merge_media`` (tokens -> their places in the embedded text), then the LLM.
+The way of a batch: ``encode_media`` (files' tensors -> timed features), ``connect`` (features -> tokens in the LLM's
+space), ``merge_media`` (tokens -> their places in the embedded text), then the LLM.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class AVLLM(PreTrainedModel):
         super().__init__(config)
         self.llm = llm or AutoModelForCausalLM.from_config(AutoConfig.for_model(**config.llm["config"]))
         parts = encoders or {s: build_encoder(spec) for s, spec in config.encoders.items()}
-        parts = dict(sorted(parts.items()))  # config.json sorts them too: one order of parameters, before and after a save
+        parts = dict(sorted(parts.items()))  # config.json sorts them too: one order before and after a save
         self.encoders = nn.ModuleDict(parts)
         widths = {
             name: encoder.out_dims[layer]
@@ -150,8 +150,8 @@ class AVLLM(PreTrainedModel):
     def merge_media(self, input_ids: Tensor, streams: dict[str, Tokens], batch: Batch | None = None) -> Tensor:
         """Embed the text and put the media tokens where their placeholders stand.
 
-        Within a stream the k-th placeholder of the batch is the k-th real token of the batch's clips, in time order; how
-        the streams alternate is the layout's business and already decided in ``input_ids``.
+        Within a stream the k-th placeholder of the batch is the k-th real token of the batch's clips, in time order;
+        how the streams alternate is the layout's business and already decided in ``input_ids``.
 
         Args:
             input_ids: ``(R, L)``.
@@ -247,7 +247,7 @@ class AVLLM(PreTrainedModel):
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write config, trained weights and LoRA; frozen backbones stay where their names say (see models.checkpoint)."""
+        """Write config, trained weights and LoRA; frozen backbones stay where their names say."""
         from avllm.models.checkpoint import save_model
 
         if kwargs:
@@ -311,7 +311,7 @@ def _llm_inputs(embeds: Tensor, batch: Batch) -> dict[str, Any]:
 
 
 def block_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask ``(R, 1, L, L)`` of packed rows: causal, within a group, to the own part or the shared one.
+    """Additive attention mask ``(R, 1, L, L)`` of packed rows: causal, in one group, to the own part or the shared one.
 
     Padding sees itself, so that no row of the softmax is empty.
     """

@@ -1,7 +1,7 @@
 """From a sample to token ids, labels and prepared media: one processor for training, chat, batch, API and evaluation.
 
-It holds the tokenizer with its chat template, the encoders' preprocessors, a connector without weights (to count tokens)
-and the layout, and nothing heavy: loader workers carry it.
+It holds the tokenizer with its chat template, the encoders' preprocessors, a connector without weights (to count
+tokens) and the layout, and nothing heavy: loader workers carry it.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ class AVProcessor:
         if len(ids) > self.max_length:
             raise RowError(
                 "too_long",
-                f"{len(ids)} tokens; the longest row is {self.max_length} and answers are never cut. Raise data.max_length, or use fewer frames or queries",
+                f"{len(ids)} tokens; the longest row is {self.max_length} and answers are never cut. "
+                "Raise data.max_length, or use fewer frames or queries",
             )
         media = torch.isin(ids, torch.tensor(list(self.config.media_token_ids.values())))
         targets = [m.text for m in messages if m.role == "assistant"]
@@ -214,7 +215,7 @@ class AVProcessor:
             if not (whole.startswith(before) and whole.startswith(after.rstrip())):
                 raise RowError(
                     "chat_template",
-                    f"the chat template writes turn {place} otherwise when more turns follow; use one that only appends",
+                    f"the chat template rewrites turn {place} when more turns follow; use one that only appends",
                 )
             ranges.append((len(before), min(len(after), len(whole))))
         return whole, ranges
@@ -241,11 +242,9 @@ class AVProcessor:
         ids: list[int] = []
         labels: list[int] = []
         for a, _ in spans:
-            if text[a] == MARK:
-                piece = [self.config.media_token_ids[name] for name in next(pending)]
-            else:
-                piece = next(encoded)
-            on = text[a] != MARK and any(low <= a < high for low, high in trained)
+            is_run = text[a] == MARK
+            piece = [self.config.media_token_ids[name] for name in next(pending)] if is_run else next(encoded)
+            on = not is_run and any(low <= a < high for low, high in trained)
             ids += piece
             labels += piece if on else [IGNORE] * len(piece)
         return torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""The composed model on real files: places, labels, masks, mixed batches, generation, LoRA, quantisation, checkpoints."""
+"""The composed model on real files: places, labels, masks, mixed batches, generation, quantisation, checkpoints."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 from avllm.tokens import Tokens
 
 QUERIES = 3
+QFORMER = {"dim": 16, "layers": 2, "heads": 2, "cross_every": 1}
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,7 @@ def description(world: World, **changes: object) -> ModelConfig:
         {"type": "position", "stream": "video"},
         {"type": "temporal_pool", "stream": "video", "tokens": "mean"},
         {"type": "mlp", "stream": "video"},
-        {
-            **{"type": "qformer", "stream": "audio", "per": "window", "seconds": 0.5, "num_queries": QUERIES},
-            **{"dim": 16, "layers": 2, "heads": 2, "cross_every": 1},
-        },
+        {"type": "qformer", "stream": "audio", "per": "window", "seconds": 0.5, "num_queries": QUERIES} | QFORMER,
         {"type": "linear", "stream": "audio"},
     ]
     settings = world.model | {"connector": connector, "layout": {"type": "interleave"}, "sampling": {"num_frames": 4}}
@@ -132,9 +130,7 @@ def test_labels_are_the_answers_and_nothing_else(built: tuple[AVLLM, AVProcessor
 
 def test_a_prompt_is_the_beginning_of_its_row(built: tuple[AVLLM, AVProcessor], world: World) -> None:
     _, processor = built
-    for training, prompt in zip(
-        rows(processor, world, MIX), rows(processor, world, MIX, answer=False), strict=True
-    ):
+    for training, prompt in zip(rows(processor, world, MIX), rows(processor, world, MIX, answer=False), strict=True):
         length = len(prompt.input_ids)
         assert torch.equal(training.input_ids[:length], prompt.input_ids)
         assert bool((training.labels[:length] == IGNORE).all())
