@@ -122,20 +122,21 @@ class Demo:
         view = [self.facts, self.frames, self.spectrogram]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         looked = [self.chat, self.file, self.sound]
-        self.file.change(self.look, looked, [self.chat, self.video, self.audio, *view], **private)
-        self.sound.change(self.switch_sound, looked, [self.chat, *view], **private)
-        gr.on(
+        model = {**private, "concurrency_id": "model"}  # one at a time: they share the weights and the chat
+        self.file.change(self.look, looked, [self.chat, self.video, self.audio, *view], **model)
+        self.sound.change(self.switch_sound, looked, [self.chat, *view], **model)
+        asked = gr.on(
             [self.question.submit, self.send.click],
             self.ask,
             [*looked, self.question, self.history, self.temperature, self.top_p, self.most],
             [self.chat, self.history, self.question, self.send, self.stop],
-            **private,
+            **model,
         )
         self.stop.click(self.stop_answer, self.chat, queue=False, **private)
         # The file goes too, and look() hides the rest; the chat's own bin keeps the file.
-        self.clear.click(self.start_again, self.chat, [self.history, self.question, self.file], queue=False, **private)
-
-        self.history.clear(self.forget, self.chat, queue=False, **private)
+        buttons = [self.history, self.question, self.send, self.stop]
+        self.clear.click(self.start_again, self.chat, [*buttons, self.file], queue=False, cancels=asked, **private)
+        self.history.clear(self.forget, self.chat, buttons, queue=False, cancels=asked, **private)
 
     # ---- its events -----------------------------------------------------------------------------------------------
 
@@ -187,8 +188,7 @@ class Demo:
             self.chat: chat,
             self.history: shown,
             self.question: "",
-            self.send: gr.update(interactive=False),
-            self.stop: gr.update(interactive=True),
+            **self._ready(False),
         }
         answer = ""
         try:
@@ -203,22 +203,26 @@ class Demo:
             yield {self.history: [*shown, {"role": "assistant", "content": answer + failed(error)}]}
         finally:
             chat.stop()
-        yield {self.send: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
+        yield self._ready(True)
 
     def stop_answer(self, chat: Chat | None) -> None:
         """End the answer that is being made."""
         if chat is not None:
             chat.stop()
 
-    def forget(self, chat: Chat | None) -> None:
-        """Forget the turns."""
+    def forget(self, chat: Chat | None) -> Updates:
+        """Forget the turns; an answer that is being made is cancelled."""
         if chat is not None:
             chat.clear()
+        return {self.history: [], self.question: "", **self._ready(True)}
 
     def start_again(self, chat: Chat | None) -> Updates:
         """Forget the turns and the file."""
-        self.forget(chat)
-        return {self.history: [], self.question: "", self.file: None}
+        return self.forget(chat) | {self.file: None}
+
+    def _ready(self, ready: bool) -> Updates:
+        """Ask or stop: one of the two can be pressed."""
+        return {self.send: gr.update(interactive=ready), self.stop: gr.update(interactive=not ready)}
 
     def _view(self, seen: Perceived | None, problem: str = "") -> Updates:
         pictures = [] if seen is None or seen.frames is None else gallery(seen)

@@ -122,11 +122,13 @@ class Chat:
                 said.append(piece)
                 yield piece
         except GeneratorExit:  # the reader has gone: what it got is the turn
-            self._remember(messages, said)
+            self._remember(stop, messages, said)
             raise
-        self._remember(messages, said)
+        self._remember(stop, messages, said)
 
-    def _remember(self, messages: list[Message], said: list[str]) -> None:
+    def _remember(self, stop: Event, messages: list[Message], said: list[str]) -> None:
+        if stop is not self._stop:  # the chat was cleared, or asked something else, meanwhile
+            return
         asked = messages if messages[-1].role == "user" else messages[:-1]
         self.messages = [*asked, Message(role="assistant", content=[TextPart(text="".join(said))])]
 
@@ -161,7 +163,7 @@ class Chat:
     def clear(self) -> None:
         """Forget all turns and media."""
         self.stop()
-        self.messages, self._media = [], {}
+        self.messages, self._media, self._stop = [], {}, Event()
 
     @property
     def perceived(self) -> list[Perceived]:
