@@ -44,7 +44,7 @@ def suggest(name: str, known: list[str]) -> str:
     return f"{start}known: {', '.join(sorted(known)) or 'none'}"
 
 
-def load(kind: str, name: str) -> type:
+def load(kind: str, name: str) -> Any:
     """The class behind a name.
 
     Raises:

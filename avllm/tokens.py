@@ -72,7 +72,7 @@ class Grid(NamedTuple):
         return int(self.mask.shape[1])
 
     @property
-    def count(self) -> int:
+    def places(self) -> int:
         """How many places this stream takes in the LLM's sequence."""
         return int(self.mask.sum())
 

@@ -6,6 +6,7 @@ that loader workers can lay out the LLM's sequence. Its own keyword arguments ar
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -53,6 +54,9 @@ class Adapter(nn.Module):
     def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
         """The clock and mask of each stream that :meth:`forward` will make of one clip. No weights are touched."""
         raise NotImplementedError(f"{type(self).__name__}.output_grid")
+
+    def load_init(self) -> None:
+        """Start from published weights, where the options name some; called once, before a fresh model trains."""
 
     def require(self, stream: str) -> int:
         """The width of a stream that this adapter reads.
@@ -104,7 +108,8 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int) -> Tensor:
     return (x * weight).sum(dim) / weight.sum(dim).clamp(min=1)
 
 
-class Windows(NamedTuple):
+@dataclass(frozen=True)
+class Windows:
     """Which steps fall into which window of the clips' time.
 
     Attributes:

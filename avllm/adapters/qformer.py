@@ -116,6 +116,8 @@ class QFormer(StreamAdapter):
         Raises:
             ValueError: the checkpoint's sizes are not this adapter's.
         """
+        if self.init is None:
+            return
         from transformers import Blip2ForConditionalGeneration
 
         source = Blip2ForConditionalGeneration.from_pretrained(self.init)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,13 +76,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Move every tensor."""
-        moved = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}
+        moved: dict[str, Any] = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}
         return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
         """Page-locked tensors, for asynchronous copies to a GPU."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        pinned = {k: v.pin_memory() for k, v in plain.items() if isinstance(v, Tensor)}
+        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in plain.items() if isinstance(v, Tensor)}
         return replace(self, **pinned, streams={k: v.pin_memory() for k, v in self.streams.items()})
 
 

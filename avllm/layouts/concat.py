@@ -18,4 +18,4 @@ class Concat(Layout):
 
     def order(self, grids: dict[str, Grid]) -> list[str]:
         names = [s for s in self.streams if s in grids] + [s for s in grids if s not in self.streams]
-        return [name for name in names for _ in range(grids[name].count)]
+        return [name for name in names for _ in range(grids[name].places)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -41,9 +41,14 @@ class Connector(nn.ModuleList):
         self.out_streams = list(widths)
 
     @property
+    def adapters(self) -> list[Adapter]:
+        """The steps, in order."""
+        return cast(list[Adapter], list(self))
+
+    @property
     def conditioned(self) -> bool:
         """Whether any adapter reads the prompt."""
-        return any(adapter.conditioned for adapter in self)
+        return any(adapter.conditioned for adapter in self.adapters)
 
     def forward(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
         """Fold the streams over the adapters."""
@@ -53,7 +58,7 @@ class Connector(nn.ModuleList):
 
     def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
         """The same fold over clocks and token counts alone, for one clip."""
-        for adapter in self:
+        for adapter in self.adapters:
             grids = adapter.output_grid(grids)
         return grids
 

@@ -62,9 +62,9 @@ def add_lora(llm: PreTrainedModel, settings: LoraConfig) -> PreTrainedModel:
     targets = settings.targets
     config = peft.LoraConfig(
         r=settings.r,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
         lora_dropout=settings.dropout,
         target_modules=targets,
         task_type=peft.TaskType.CAUSAL_LM,
     )
-    return peft.get_peft_model(llm, config)
+    return peft.get_peft_model(llm, config)  # type: ignore[return-value]

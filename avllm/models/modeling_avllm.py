@@ -12,7 +12,7 @@ space), ``merge_media`` (tokens -> their places in the embedded text), then the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,10 @@ class AVLLM(PreTrainedModel):
     """
 
     config_class = AVConfig
+    config: AVConfig
+    llm: Any  # any causal LM of transformers, bare or wrapped by PEFT
+    encoders: nn.ModuleDict
+    connector: Connector
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -53,7 +57,7 @@ class AVLLM(PreTrainedModel):
     ) -> None:
         super().__init__(config)
         self.llm = llm or AutoModelForCausalLM.from_config(AutoConfig.for_model(**config.llm["config"]))
-        parts = encoders or {s: build_encoder(spec) for s, spec in config.encoders.items()}
+        parts: dict[str, Any] = encoders or {s: build_encoder(spec) for s, spec in config.encoders.items()}
         parts = dict(sorted(parts.items()))  # config.json sorts them too: one order before and after a save
         self.encoders = nn.ModuleDict(parts)
         widths = {
@@ -81,12 +85,13 @@ class AVLLM(PreTrainedModel):
             OSError: a name that is neither a folder nor on the hub.
         """
         llm, llm_record = load_llm(description.llm)
-        encoders, records = {}, {}
+        encoders: dict[str, Encoder] = {}
+        records: dict[str, dict[str, Any]] = {}
         for stream, spec in description.encoders.items():
             encoders[stream], records[stream] = load_encoder(stream, spec)
         config = AVConfig(
             llm=llm_record,
-            encoders=records,
+            encoders=dict(records),
             connector=description.connector,
             layout=description.layout,
             sampling=description.sampling.model_dump(),
@@ -94,12 +99,11 @@ class AVLLM(PreTrainedModel):
             # An encoder that was made from a config alone exists nowhere else.
             trained=["connector", *(f"encoders.{s}" for s, r in records.items() if r["name"] is None)],
             system=description.system,
-            media_text=dict(description.media_text),
+            media_text={str(k): v for k, v in description.media_text.items()},
         )
         model = cls(config, llm=llm, encoders=encoders)
-        for adapter in model.connector:
-            if getattr(adapter, "init", None):
-                adapter.load_init()
+        for adapter in model.connector.adapters:
+            adapter.load_init()
         return model.freeze()
 
     def freeze(self) -> AVLLM:
@@ -135,7 +139,7 @@ class AVLLM(PreTrainedModel):
         """Media -> timed features, ``{stream or stream.layer: (B, T, P, D)}``; no graph where an encoder is frozen."""
         found = {}
         for name, batch in streams.items():
-            encoder = self.encoders[name]
+            encoder = cast(Encoder, self.encoders[name])
             trains = torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())
             with torch.set_grad_enabled(trains):
                 layers = encoder.encode(batch)
@@ -222,31 +226,32 @@ class AVLLM(PreTrainedModel):
         return decoder(input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False).last_hidden_state
 
     @torch.no_grad()
-    def generate(self, batch: Batch, streams: dict[str, Tokens] | None = None, **kwargs: Any) -> Tensor:
+    def generate(self, batch: Batch, **kwargs: Any) -> Tensor:
         """Answer a batch of prompts (collated with ``padding_side="left"``); greedy unless told otherwise.
 
         Args:
             batch: rows that end where the answer begins.
-            streams: the connector's output for the batch's clips, where it is already known.
             kwargs: of transformers' ``generate``: ``max_new_tokens``, ``do_sample``, ``streamer``, ...
 
         Returns:
             ``(R, new tokens)`` long.
         """
-        embeds = self.embed(batch)[0] if streams is None else self.merge_media(batch.input_ids, streams, batch)
+        embeds, _ = self.embed(batch)
         return self.llm.generate(
             inputs_embeds=embeds,
             attention_mask=batch.attention_mask.long(),
             **{"do_sample": False, "max_new_tokens": 256, **kwargs},
         )
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(  # type: ignore[override]
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
         """Recompute the LLM's layers in the backward pass instead of keeping their activations."""
         self.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs or {"use_reentrant": False})
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:  # type: ignore[override]
         """Write config, trained weights and LoRA; frozen backbones stay where their names say."""
         from avllm.models.checkpoint import save_model
 

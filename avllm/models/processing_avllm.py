@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -133,6 +133,7 @@ class AVProcessor:
             return load_image(path)
         if isinstance(part, AudioPart):
             self._needs(audio is not None, "sound", "audio")
+            assert audio is not None
             return load_audio(path, rate=audio.rate, start=part.start, end=part.end, timeout=self.timeout)
         return load_video(
             path,
@@ -289,4 +290,4 @@ def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, d
         )
     names = list(description.encoders)
     tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{n}|>" for n in names]})
-    return tokenizer, {n: int(tokenizer.convert_tokens_to_ids(f"<|{n}|>")) for n in names}
+    return tokenizer, {n: cast(int, tokenizer.convert_tokens_to_ids(f"<|{n}|>")) for n in names}
