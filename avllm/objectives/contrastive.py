@@ -6,7 +6,6 @@ connector tokens of each stream, and of both together, and the text, over the ro
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avllm.distributed import gather_with_grad
+from avllm.objectives._pairs import STREAMS_OF, pool_rows, rows_of, text_ids
 from avllm.objectives._text import TextSide
 from avllm.objectives.base import Objective
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
-    from avllm.tokens import Tokens
-
-STREAMS_OF = {"video-text": ("video",), "audio-text": ("audio",), "av-text": ("video", "audio")}
 
 
 def info_nce(anchors: Tensor, keys: Tensor, own: Tensor, same: Tensor, scale: Tensor | float) -> Tensor:
@@ -68,41 +65,6 @@ def symmetric_info_nce(media: Tensor, text: Tensor, ids: Tensor, scale: Tensor |
         hits = same[torch.arange(len(own), device=own.device), best].float().sum()
     # the empty sum of a process without rows would cut the gather off the graph, and with it the others' backward
     return losses.sum() + 0.0 * (all_media.sum() + all_text.sum()), hits
-
-
-def pool_rows(streams: dict[str, Tokens], names: tuple[str, ...], clip_row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Mean of the real tokens of the named streams over all clips of each row; streams weigh the same.
-
-    Args:
-        streams: connector output, Tokens with x ``(B, T, P, D)``.
-        clip_row: ``(B,)`` the row of each clip.
-        rows: R.
-
-    Returns:
-        ``(R, D)``, zero where nothing is real, and ``(R,)`` bool, True where **every** named stream is there.
-    """
-    sums, there = [], []
-    for name in names:
-        x, mask = streams[name].flat()  # (B, N, D), (B, N)
-        total = x.new_zeros(rows, x.shape[-1]).index_add(0, clip_row, (x * mask[..., None]).sum(1))  # (R, D)
-        count = x.new_zeros(rows).index_add(0, clip_row, mask.sum(1).to(x.dtype))  # (R,)
-        sums.append(total / count.clamp(min=1)[:, None])
-        there.append(count > 0)
-    return torch.stack(sums).mean(0), torch.stack(there).all(0)
-
-
-def text_id(text: str) -> int:
-    """A 63-bit number that equal texts share on every process and in every run."""
-    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "little") >> 1
-
-
-def text_ids(batch: Batch, same: str = "text") -> Tensor:
-    """``(R,)`` the id of each row's answer; with ``same="kind"`` that of its kind, where it has one."""
-    texts = ["\n".join(row) for row in batch.targets]
-    if same == "kind":
-        texts = [t if kind is None else f"kind {kind}" for t, kind in zip(texts, batch.kinds, strict=True)]
-    ids = [text_id(t) for t in texts]
-    return torch.tensor(ids, dtype=torch.long, device=batch.labels.device)
 
 
 class Contrastive(Objective):
@@ -152,7 +114,7 @@ class Contrastive(Objective):
 
     def weight(self, batch: Batch) -> float:
         """The number of (row, pair) terms that the batch has."""
-        return float(sum(int(self._rows_of(batch, pair).sum()) for pair in self.pairs))
+        return float(sum(int(rows_of(batch, pair).sum()) for pair in self.pairs))
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over (row, pair) of the symmetric loss; ``hits``: how many of them found their own text first."""
@@ -166,23 +128,8 @@ class Contrastive(Objective):
             if any(name not in streams for name in names):
                 continue  # single process only: with several, the model lets absent streams pass as masked dummies
             pooled, _ = pool_rows(streams, names, batch.clip_row, text.shape[0])  # (R, D)
-            keep = self._rows_of(batch, pair)
+            keep = rows_of(batch, pair)
             media = F.normalize(self.media_projection[pair](pooled).float(), dim=-1)[keep]  # (n, dim)
             term, hits = symmetric_info_nce(media, text[keep], ids[keep], self.scale)
             loss, found = loss + term, found + hits
         return loss, {"hits": found}
-
-    def _rows_of(self, batch: Batch, pair: str) -> Tensor:
-        """``(R,)`` bool: rows with a text and with every stream of the pair, told from the encoder's masks."""
-        rows = (batch.labels >= 0).any(1)
-        for name in STREAMS_OF[pair]:
-            rows = rows & _has_stream(batch, name)
-        return rows
-
-
-def _has_stream(batch: Batch, name: str) -> Tensor:
-    rows = torch.zeros(batch.labels.shape[0], dtype=torch.bool, device=batch.labels.device)
-    if name in batch.streams:
-        present = batch.streams[name].mask.flatten(1).any(1)  # (B,)
-        rows[batch.clip_row[present]] = True
-    return rows

@@ -1,0 +1,67 @@
+"""Pairs of a clip's streams and its text: which rows have them, their pooled vectors, and whose texts are equal."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from avllm.data.collate import Batch
+    from avllm.tokens import Tokens
+
+STREAMS_OF = {"video-text": ("video",), "audio-text": ("audio",), "av-text": ("video", "audio")}
+
+
+def pool_rows(streams: dict[str, Tokens], names: tuple[str, ...], clip_row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Mean of the real tokens of the named streams over all clips of each row; streams weigh the same.
+
+    Args:
+        streams: connector output, Tokens with x ``(B, T, P, D)``.
+        clip_row: ``(B,)`` the row of each clip.
+        rows: R.
+
+    Returns:
+        ``(R, D)``, zero where nothing is real, and ``(R,)`` bool, True where **every** named stream is there.
+    """
+    sums, there = [], []
+    for name in names:
+        x, mask = streams[name].flat()  # (B, N, D), (B, N)
+        total = x.new_zeros(rows, x.shape[-1]).index_add(0, clip_row, (x * mask[..., None]).sum(1))  # (R, D)
+        count = x.new_zeros(rows).index_add(0, clip_row, mask.sum(1).to(x.dtype))  # (R,)
+        sums.append(total / count.clamp(min=1)[:, None])
+        there.append(count > 0)
+    return torch.stack(sums).mean(0), torch.stack(there).all(0)
+
+
+def text_id(text: str) -> int:
+    """A 63-bit number that equal texts share on every process and in every run."""
+    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "little") >> 1
+
+
+def text_ids(batch: Batch, same: str = "text") -> Tensor:
+    """``(R,)`` the id of each row's answer; with ``same="kind"`` that of its kind, where it has one."""
+    texts = ["\n".join(row) for row in batch.targets]
+    if same == "kind":
+        texts = [t if kind is None else f"kind {kind}" for t, kind in zip(texts, batch.kinds, strict=True)]
+    ids = [text_id(t) for t in texts]
+    return torch.tensor(ids, dtype=torch.long, device=batch.labels.device)
+
+
+def rows_of(batch: Batch, pair: str) -> Tensor:
+    """``(R,)`` bool: rows with a text and with every stream of the pair, told from the encoders' masks."""
+    rows = (batch.labels >= 0).any(1)
+    for name in STREAMS_OF[pair]:
+        rows = rows & has_stream(batch, name)
+    return rows
+
+
+def has_stream(batch: Batch, name: str) -> Tensor:
+    """``(R,)`` bool: rows of which a clip has the stream."""
+    rows = torch.zeros(batch.labels.shape[0], dtype=torch.bool, device=batch.labels.device)
+    if name in batch.streams:
+        present = batch.streams[name].mask.flatten(1).any(1)  # (B,)
+        rows[batch.clip_row[present]] = True
+    return rows

@@ -1,0 +1,105 @@
+"""Does this text belong to this clip? Binary matching with hard negatives, after BLIP-2's image-text matching term.
+
+Li et al. 2023 (arXiv:2301.12597) decide by a Q-Former that attends over image and text together. Here a small head
+decides over [media, text, media * text] of the pooled connector tokens and the text vector, so that it goes with any
+connector; the negatives are sampled by similarity as there. Its image-grounded captioning is the objective
+``next_token`` beside this one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avllm.distributed import gather_with_grad
+from avllm.objectives._pairs import STREAMS_OF, pool_rows, rows_of, text_ids
+from avllm.objectives._text import TextSide
+from avllm.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from avllm.data.collate import Batch
+
+
+def sample_negatives(similarity: Tensor, same: Tensor, scale: float = 10.0) -> tuple[Tensor, Tensor]:
+    """For each row a key that is not its own, the likelier the more similar.
+
+    Args:
+        similarity: ``(n, N)`` cosines; same: ``(n, N)`` bool, keys that may not be drawn.
+        scale: inverse temperature of the draw.
+
+    Returns:
+        ``(n,)`` long, the drawn key, and ``(n,)`` bool, False where every key is the row's own.
+    """
+    possible = ~same.all(1)
+    logits = (scale * similarity).masked_fill(same, -torch.inf)
+    logits = torch.where(possible[:, None], logits, torch.zeros_like(logits))
+    return torch.multinomial(logits.softmax(1), 1).squeeze(1) if len(logits) else possible.long(), possible
+
+
+def matching_loss(positive: Tensor, negatives: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Binary cross-entropy of one matching and some mismatched pairs a row, averaged within the row, summed over rows.
+
+    Args:
+        positive: ``(n,)`` logits of matching pairs.
+        negatives: logits ``(n,)`` of mismatched pairs, and bool ``(n,)``, which of them exist.
+    """
+    total, count = F.softplus(-positive), torch.ones_like(positive)
+    for logits, there in negatives:
+        total, count = total + F.softplus(logits) * there, count + there
+    return (total / count).sum()
+
+
+class Matching(Objective):
+    """Tell matching (clip, text) pairs from hard mismatches of the batch of all processes.
+
+    Args:
+        model: an AVLLM; only its widths are read here.
+        pair: ``video-text``, ``audio-text`` or ``av-text``.
+        text: as in the objective ``contrastive``.
+        dim: width of the head.
+    """
+
+    def __init__(self, model: nn.Module, *, pair: str = "av-text", text: str = "llm", dim: int = 256) -> None:
+        super().__init__(model)
+        if pair not in STREAMS_OF:
+            raise ValueError(f"objectives: matching: unknown pair {pair!r}; choose among {list(STREAMS_OF)}")
+        self.pair, self.text = pair, TextSide(model, text)
+        self.text_projection = nn.Linear(self.text.dim, dim)
+        self.media_projection = nn.Linear(model.llm.get_input_embeddings().embedding_dim, dim)
+        self.head = nn.Sequential(nn.Linear(3 * dim, dim), nn.GELU(), nn.Linear(dim, 1))
+
+    def weight(self, batch: Batch) -> float:
+        """Rows that have a text and all streams of the pair."""
+        return float(rows_of(batch, self.pair).sum())
+
+    def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed loss over rows; ``hits``: matching pairs that were called matching."""
+        _, streams = model.embed(batch)
+        texts = self.text_projection(self.text(model, batch)).float()  # (R, dim)
+        if any(name not in streams for name in STREAMS_OF[self.pair]):
+            return texts.sum() * 0.0, {"hits": texts.new_zeros(())}
+        keep = rows_of(batch, self.pair)
+        pooled, _ = pool_rows(streams, STREAMS_OF[self.pair], batch.clip_row, len(texts))  # (R, D)
+        media, texts = self.media_projection(pooled).float()[keep], texts[keep]  # (n, dim)
+        return self._loss(media, texts, text_ids(batch)[keep])
+
+    def _loss(self, media: Tensor, texts: Tensor, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        all_media, _ = gather_with_grad(media)  # (N, dim)
+        all_texts, _ = gather_with_grad(texts)  # (N, dim)
+        same = ids[:, None] == gather_with_grad(ids)[0][None]  # (n, N)
+        with torch.no_grad():
+            near = F.normalize(media, dim=-1) @ F.normalize(all_texts, dim=-1).T  # (n, N)
+            text_key, there = sample_negatives(near, same)
+            far = F.normalize(texts, dim=-1) @ F.normalize(all_media, dim=-1).T  # (n, N)
+            media_key, _ = sample_negatives(far, same)
+        positive = self.judge(media, texts)
+        wrong = [(self.judge(media, all_texts[text_key]), there), (self.judge(all_media[media_key], texts), there)]
+        loss = matching_loss(positive, wrong) + 0.0 * (all_media.sum() + all_texts.sum())
+        return loss, {"hits": (positive > 0).float().sum()}
+
+    def judge(self, media: Tensor, texts: Tensor) -> Tensor:
+        """Logits ``(n,)`` that media ``(n, dim)`` and texts ``(n, dim)`` belong together."""
+        return self.head(torch.cat([media, texts, media * texts], dim=-1)).squeeze(-1).float()

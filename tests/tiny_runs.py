@@ -1,0 +1,121 @@
+"""Runs of the tiny world in child processes: each with its own accelerate state, on one or several ranks, killable."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from avllm.config import RunConfig
+from avllm.training.trainer import run_stage
+
+torch.set_num_threads(1)
+FORK = multiprocessing.get_context("fork")  # the children need not import torch again
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(function: Callable[..., Any], *args: Any, rank: int = 0, ranks: int = 1, port: int = 0) -> BaseProcess:
+    """Call a function in a child process that believes to be one of `ranks` started by torchrun."""
+    child = FORK.Process(target=_child, args=(function, args, rank, ranks, port), daemon=False)
+    child.start()
+    return child
+
+
+def _child(function: Callable[..., Any], args: tuple[Any, ...], rank: int, ranks: int, port: int) -> None:
+    torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(60, exit=True)  # a test that hangs says where
+    if ranks > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port, "LOCAL_WORLD_SIZE": ranks}
+        os.environ.update({k: str(v) for k, v in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    try:
+        function(*args)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)
+
+
+def together(function: Callable[..., Any], *args: Any, ranks: int = 2, timeout: float = 120.0) -> None:
+    """Call a function on several ranks; fails when one fails or they do not end in time."""
+    port = free_port()
+    children = [start(function, *args, rank=r, ranks=ranks, port=port) for r in range(ranks)]
+    until = time.monotonic() + timeout
+    for child in children:
+        child.join(max(0.1, until - time.monotonic()))
+    codes = [child.exitcode for child in children]
+    for child in children:
+        if child.is_alive():
+            child.kill()
+    assert codes == [0] * ranks, f"exit codes {codes} (None: still running after {timeout} s)"
+
+
+def train(settings: dict[str, Any]) -> None:
+    """Train a stage in this process."""
+    run_stage(RunConfig.model_validate(settings))
+
+
+def run(settings: dict[str, Any], ranks: int = 1, timeout: float = 120.0) -> Path:
+    """Train a stage in child processes; returns the run's folder."""
+    together(train, settings, ranks=ranks, timeout=timeout)
+    return Path(settings["output"])
+
+
+def kill_after(settings: dict[str, Any], step: int, timeout: float = 120.0) -> None:
+    """Train a stage in a child and kill it with SIGKILL as soon as its metrics show the step."""
+    child = start(train, settings)
+    metrics = Path(settings["output"]) / "metrics.jsonl"
+    until = time.monotonic() + timeout
+    while time.monotonic() < until and child.is_alive():
+        if metrics.is_file() and metrics.read_text().count("\n") >= step:
+            break
+        time.sleep(0.002)
+    assert child.pid is not None
+    assert child.is_alive(), "the run ended before it could be killed"
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    """The training rows of a run's metrics, without what a clock measured."""
+    clock = {"tokens_per_s", "data_wait", "seconds"}
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in clock} for row in found if "loss" in row]
+
+
+def losses(run: Path) -> list[float]:
+    """The training losses of a run."""
+    return [row["loss"] for row in rows(run)]
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    """The trained weights of a run's checkpoint."""
+    found = load_file(run / "trained.safetensors")
+    lora = run / "lora" / "adapter_model.safetensors"
+    return found | (load_file(lora) if lora.is_file() else {})
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest difference between two sets of weights with the same names."""
+    assert a.keys() == b.keys()
+    return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)

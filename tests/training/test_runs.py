@@ -1,0 +1,154 @@
+"""A stage on a tiny model and real media: runs that have to be equal, runs that have to stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import World, make_world, row, settings, text, write_rows
+from tiny_runs import difference, kill_after, losses, rows, run, train, weights
+
+from avllm.config import RunConfig
+
+LORA = {"r": 2, "alpha": 4, "dropout": 0.3}
+RULES = [["^connector", 1e-3], ["lora_", 1e-3], [".*", None]]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A tiny world for all tests of this file."""
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def stage(world: World, folder: Path, name: str, **changes: Any) -> dict[str, Any]:
+    """A caption stage of four steps on the questions."""
+    return settings(world, folder / name, **{"data__train": str(world.questions), "train__warmup": 0, **changes})
+
+
+@pytest.fixture(scope="module")
+def straight(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbs, with LoRA and dropout."""
+    folder = tmp_path_factory.mktemp("straight")
+    return run(stage(world, folder, "run", lora=LORA, trainable=RULES, train__max_steps=8))
+
+
+def test_eight_times_one_is_one_times_eight(world: World, tmp_path: Path) -> None:
+    one = run(stage(world, tmp_path, "one", train__batch_size=8))
+    eight = run(stage(world, tmp_path, "eight", train__batch_size=1, train__accumulate=8))
+    assert losses(one) == pytest.approx(losses(eight), abs=1e-6)
+    assert difference(weights(one), weights(eight)) < 1e-6
+    assert losses(one)[0] != losses(one)[-1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_killed_run_goes_on_bit_identically(world: World, straight: Path, tmp_path: Path, num_workers: int) -> None:
+    asked = stage(world, tmp_path, "run", lora=LORA, trainable=RULES, train__max_steps=8)
+    asked["train"]["save_every"], asked["data"]["num_workers"] = 3, num_workers
+    kill_after(asked, 4)
+    killed = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert 4 <= killed < 8
+    run(asked)
+    assert rows(tmp_path / "run") == rows(straight)
+    assert difference(weights(tmp_path / "run"), weights(straight)) == 0.0
+    assert len(list((tmp_path / "run" / "checkpoints").glob("*"))) == 2
+
+
+def test_a_finished_run_is_left_alone(world: World, tmp_path: Path) -> None:
+    asked = stage(world, tmp_path, "run", train__max_steps=1)
+    before = (run(asked) / "trained.safetensors").stat().st_mtime_ns
+    assert (run(asked) / "trained.safetensors").stat().st_mtime_ns == before
+
+
+def test_other_settings_are_refused_on_resume(world: World, tmp_path: Path) -> None:
+    asked = stage(world, tmp_path, "run", train__max_steps=1)
+    run(asked)
+    with pytest.raises(Exception, match=r"train.batch_size: 2 then, 3 now"):
+        train(stage(world, tmp_path, "run", train__max_steps=1, train__batch_size=3))
+
+
+def test_cached_and_uncached_are_equal_and_a_second_run_decodes_nothing(world: World, tmp_path: Path) -> None:
+    plain = run(stage(world, tmp_path, "plain"))
+    cache = str(tmp_path / "cache")
+    first = run(stage(world, tmp_path, "first", data__cache=cache))
+    shards = {p.name: p.stat().st_mtime_ns for p in Path(cache).iterdir()}
+    second = run(stage(world, tmp_path, "second", data__cache=cache, data__num_workers=2))
+    assert losses(plain) == pytest.approx(losses(first), abs=1e-5)
+    assert losses(first) == losses(second)
+    assert {p.name: p.stat().st_mtime_ns for p in Path(cache).iterdir()} == shards
+
+
+def test_the_cache_is_refused_when_an_encoder_trains(world: World, tmp_path: Path) -> None:
+    rules = [["^connector", 1e-3], ["^encoders.audio", 1e-4], [".*", None]]
+    with pytest.raises(Exception, match=r"data.cache is set, but `trainable` trains encoders.audio"):
+        train(stage(world, tmp_path, "run", data__cache=str(tmp_path / "cache"), trainable=rules))
+
+
+def test_bad_rows_are_named_counted_and_left_out(world: World, tmp_path: Path) -> None:
+    good = [json.loads(line) for line in world.questions.read_text().splitlines()]
+    for sample in good:
+        part = sample["messages"][0]["content"][0]
+        part["video"] = str(world.questions.parent / part["video"])
+    clip = Path(good[0]["messages"][0]["content"][0]["video"])
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:300])
+    ask = text("what colour is it ?")
+    bad = [
+        row("gone", [{"type": "video", "video": "gone.mp4"}, ask], "red"),
+        row("zero", [{"type": "video", "video": "zero.mp4"}, ask], "red"),
+        row("cut", [{"type": "video", "video": "cut.mp4"}, ask], "red"),
+        row("mute", [{"type": "video", "video": str(clip)}, ask], " "),
+        row("long", [{"type": "video", "video": str(clip)}, ask], "red " * 400),
+    ]
+    manifest = str(write_rows(tmp_path / "mixed.jsonl", good + bad))
+    changes = {"data__train": manifest, "data__max_length": 200, "train__max_steps": 15}
+    found = run(stage(world, tmp_path, "run", data__max_skip_rate=0.3, **changes))
+    skipped = [json.loads(line) for line in (found / "skipped.jsonl").read_text().splitlines()]
+    reasons = {entry["id"]: entry["reason"] for entry in skipped}
+    assert reasons.keys() == {"gone", "zero", "cut", "mute", "long"}
+    assert reasons["gone"] == "missing"
+    assert reasons["zero"] == "zero_byte"
+    assert reasons["long"] == "too_long"
+    assert reasons["mute"] == "empty_answer"
+    assert all(entry["source"] == "tiny" for entry in skipped)
+    with pytest.raises(Exception, match=r"more than max_skip_rate = 1.0%"):
+        train(stage(world, tmp_path, "strict", **changes))
+
+
+def test_stages_follow_each_other(world: World, tmp_path: Path) -> None:
+    align = run(settings(world, tmp_path / "align", "align", train__max_steps=2))
+    follow = {"model": None, "init_from_scratch": False, "train__max_steps": 1}
+    with pytest.raises(Exception, match=r"stage instruct starts from a caption or instruct run"):
+        train(settings(world, tmp_path / "early", "instruct", init=str(align), **follow))
+    caption = run(settings(world, tmp_path / "caption", "caption", init=str(align), **follow))
+    rules = {"lora": LORA, "trainable": RULES}
+    instruct = run(settings(world, tmp_path / "instruct", "instruct", init=str(caption), **follow, **rules))
+    chain = json.loads((instruct / "manifest.json").read_text())["stages"]
+    assert [s["stage"] for s in chain] == ["align", "caption", "instruct"]
+    with pytest.raises(Exception, match="no init is given"):
+        train(settings(world, tmp_path / "none", init_from_scratch=False))
+    with pytest.raises(Exception, match="is no checkpoint"):
+        train(settings(world, tmp_path / "empty", init=str(tmp_path), **follow))
+
+
+def test_the_run_folder_tells_what_was_done(world: World, tmp_path: Path) -> None:
+    changes = {"train__validate_every": 2, "data__validation": str(world.captions), "train__trackers": ["tensorboard"]}
+    found = run(stage(world, tmp_path, "run", **changes))
+    recorded = yaml.safe_load((found / "config.yaml").read_text())
+    assert RunConfig.model_validate(recorded) == RunConfig.model_validate(stage(world, tmp_path, "run", **changes))
+    assert (found / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list(found.glob("logs/**/events*"))
+    entries = [json.loads(line) for line in (found / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in entries if "validation/loss" in e] == [2, 4]
+    assert (found / "best" / "trained.safetensors").is_file()
+
+
+def test_bf16_and_gradient_checkpointing_train(world: World, tmp_path: Path) -> None:
+    plain = run(stage(world, tmp_path, "plain"))
+    fine = run(stage(world, tmp_path, "fine", train__gradient_checkpointing=True))
+    rough = run(stage(world, tmp_path, "rough", train__precision="bf16"))
+    assert losses(fine) == pytest.approx(losses(plain), abs=1e-6)
+    assert losses(rough) == pytest.approx(losses(plain), abs=0.05)
+    assert losses(rough) != losses(plain)
