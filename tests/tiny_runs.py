@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import time
-import traceback
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -46,13 +45,7 @@ def _child(function: Callable[..., Any], args: tuple[Any, ...], rank: int, ranks
     if ranks > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port, "LOCAL_WORLD_SIZE": ranks}
         os.environ.update({k: str(v) for k, v in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
-    try:
-        function(*args)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    os._exit(code)
+    function(*args)
 
 
 def together(function: Callable[..., Any], *args: Any, ranks: int = 2, timeout: float = 120.0) -> None:
@@ -80,20 +73,22 @@ def run(settings: dict[str, Any], ranks: int = 1, timeout: float = 120.0) -> Pat
     return Path(settings["output"])
 
 
-def kill_after(settings: dict[str, Any], step: int, timeout: float = 120.0) -> None:
-    """Train a stage in a child and kill it with SIGKILL as soon as its metrics show the step."""
-    child = start(train, settings)
+def kill_after(settings: dict[str, Any], step: int, ranks: int = 1, timeout: float = 120.0) -> None:
+    """Train a stage in children and kill them with SIGKILL as soon as the metrics show the step."""
+    port = free_port()
+    children = [start(train, settings, rank=r, ranks=ranks, port=port) for r in range(ranks)]
     metrics = Path(settings["output"]) / "metrics.jsonl"
     until = time.monotonic() + timeout
-    while time.monotonic() < until and child.is_alive():
+    while time.monotonic() < until and children[0].is_alive():
         if metrics.is_file() and metrics.read_text().count("\n") >= step:
             break
         time.sleep(0.002)
-    assert child.pid is not None
-    assert child.is_alive(), "the run ended before it could be killed"
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    assert children[0].is_alive(), "the run ended before it could be killed"
+    for child in children:
+        os.kill(child.pid or 0, signal.SIGKILL)
+    for child in children:
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
 
 
 def rows(run: Path) -> list[dict[str, float]]:

@@ -1,6 +1,6 @@
 """Features of frozen encoders, computed once: nothing is decoded or encoded a second time.
 
-An entry is content-addressed: the file's hash, the interval, the preparation of frames and sound, the encoders' weights and
+An entry is content-addressed: file hash, interval, preparation of frames and sound, the encoders' weights and
 the dtype make up its key, so that any of them changing is a miss and never a wrong hit. Entries lie in safetensors
 shards, each written whole or not at all; the shards' own headers are the index.
 """
