@@ -1,0 +1,258 @@
+"""Train the toy world's eye from scratch: a small Pyramid Vision Transformer that names what each patch belongs to.
+
+    python scripts/toy_vision.py WORLD OUT
+
+Reads the training split of a toy world alone: frames of its clips, and `script.jsonl` for what is where. Colours are
+learned from the pictures as they are; shapes, sizes and places from pictures whose colours went through a random
+matrix, since a net that sees both together learns "what is red is never a circle" from the pairs that are held out.
+OUT becomes an ordinary `PvtV2Model` checkpoint. One thread; a finished OUT is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor, nn
+from transformers import PvtImageProcessor, PvtV2Config, PvtV2Model
+
+from avllm.data.media import Sampling, load_image, load_video
+
+SIDE, GRID = 96, 8
+PATCH = SIDE // GRID
+COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+SIZES = {"small": 7.0, "big": 13.0}  # radius in pixels
+MOST_THINGS = 4
+IGNORE = -100
+COVERED = 0.12  # share of a patch that a thing must cover for the patch to belong to it
+
+
+@dataclass
+class Pictures:
+    """N frames and what is true of them.
+
+    Attributes:
+        x: uint8 ``(N, SIDE, SIDE, 3)``.
+        classes: ``(N, GRID**2, 3)`` long: colour (0 = background), shape and size of the thing at each patch, IGNORE
+            for shape and size of background.
+        places: ``(N, GRID**2, 3)``: x and y from the patch's centre to the thing's centre, in patches, and whether the
+            thing is the moving one.
+        moving: ``(N, 3)``: whether the moving thing is seen, and its x and y, from -1 to 1.
+        count: ``(N,)`` long, things seen.
+    """
+
+    x: Tensor
+    classes: Tensor
+    places: Tensor
+    moving: Tensor
+    count: Tensor
+
+    def rows(self, index: Tensor) -> Pictures:
+        """Those frames alone."""
+        return Pictures(*(value[index] for value in vars(self).values()))
+
+
+def vision_config() -> PvtV2Config:
+    """Two stages, the second of width 96 on a grid of 8 x 8 tokens."""
+    return PvtV2Config(
+        image_size=SIDE, num_encoder_blocks=2, depths=[1, 3], hidden_sizes=[32, 96], num_attention_heads=[1, 4],
+        mlp_ratios=[2, 2], patch_sizes=[7, 5], strides=[4, 3], sr_ratios=[4, 1], drop_path_rate=0.0,
+    )  # fmt: skip
+
+
+# ---- what is where ----------------------------------------------------------------------------------------------------
+
+
+def read_pictures(world: Path, split: str, clips: int, frames: int, seed: int) -> Pictures:
+    """Decode up to `clips` clips of a split, chosen at random, and take up to `frames` frames of each."""
+    with (world / "script.jsonl").open(encoding="utf-8") as file:
+        scripts = [s for s in map(json.loads, file) if s["split"] == split and s["objects"]]
+    rng = random.Random(seed)
+    pixels, labels = [], []
+    for script in track(rng.sample(scripts, min(clips, len(scripts))), f"pictures of {split}"):
+        path = world / script["file"]
+        still = script["form"] == "jpg"
+        found = load_image(path) if still else load_video(path, sampling=Sampling(fps=script["fps"]), rate=None)
+        assert found.frames is not None
+        steps = min(len(found.frames.x), len(script["objects"][0]["x"]))
+        chosen = sorted(rng.sample(range(steps), min(frames, steps)))
+        pixels.append(found.frames.x[chosen])
+        labels += [label_frame(script["objects"], t) for t in chosen]
+    return Pictures(torch.cat(pixels), *(torch.stack(part) for part in zip(*labels, strict=True)))
+
+
+def label_frame(things: list[dict[str, Any]], t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Classes, places, moving and count of one frame (see :class:`Pictures`); the first thing lies on top."""
+    classes = torch.tensor([0, IGNORE, IGNORE]).repeat(GRID**2, 1)
+    places = torch.zeros(GRID**2, 3)
+    best = torch.full((GRID**2,), COVERED)
+    centres = (torch.arange(GRID) + 0.5) * PATCH
+    grid = torch.stack([centres.repeat(GRID), centres.repeat_interleave(GRID)], 1)  # (GRID**2, 2): x, y
+    seen = [thing for thing in things if thing["visible"][t]]
+    for thing in seen:
+        centre = torch.tensor([thing["x"][t], thing["y"][t]])
+        cover = disc_cover(centre, SIZES[thing["size"]])
+        here = cover > best
+        best[here] = cover[here]
+        names = (1 + COLOURS.index(thing["colour"]), SHAPES.index(thing["shape"]), list(SIZES).index(thing["size"]))
+        classes[here] = torch.tensor(names)
+        places[here, :2] = (centre - grid[here]) / PATCH
+        places[here, 2] = float(thing is things[0])
+    first = things[0]
+    at = [first["x"][t] / (SIDE / 2) - 1, first["y"][t] / (SIDE / 2) - 1]
+    moving = torch.tensor([float(first["visible"][t]), *at])
+    return classes, places, moving, torch.tensor(len(seen))
+
+
+def disc_cover(centre: Tensor, radius: float) -> Tensor:
+    """The share ``(GRID**2,)`` of each patch that lies within a disc: pixels."""
+    at = torch.arange(SIDE) + 0.5
+    inside = (at[None] - centre[0]) ** 2 + (at[:, None] - centre[1]) ** 2 < radius**2  # (SIDE, SIDE)
+    return inside.float().reshape(GRID, PATCH, GRID, PATCH).mean((1, 3)).flatten()
+
+
+# ---- learning ---------------------------------------------------------------------------------------------------------
+
+
+class Looker(nn.Module):
+    """The encoder with linear heads for the labels of its patches and of their mean."""
+
+    PATCH_SIZES = (1 + len(COLOURS), len(SHAPES), len(SIZES), 2, 1)
+    FRAME_SIZES = (1, 2, MOST_THINGS + 1)
+
+    def __init__(self, encoder: nn.Module, width: int, scale: tuple[list[float], list[float]]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.patch_head, self.frame_head = (
+            nn.Linear(width, sum(self.PATCH_SIZES)),
+            nn.Linear(width, sum(self.FRAME_SIZES)),
+        )
+        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in scale)
+
+    def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Pictures ``(N, 3, SIDE, SIDE)`` from 0 to 1 -> logits by label, of patches and of frames."""
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            tokens = self.encoder(x).last_hidden_state.flatten(2).transpose(1, 2)  # (N, GRID**2, D)
+        tokens = tokens.float()
+        return self.patch_head(tokens).split(self.PATCH_SIZES, -1), self.frame_head(tokens.mean(1)).split(
+            self.FRAME_SIZES, -1
+        )
+
+    def loss(self, pictures: Pictures, plain: int) -> Tensor:
+        """The first `plain` pictures teach colours, the others, recoloured, shapes; all teach sizes and places."""
+        x = pictures.x.permute(0, 3, 1, 2).float() / 255
+        x = torch.cat([x[:plain], recolour(x[plain:])])
+        (colour, shape, size, offset, is_moving), (seen, at, count) = self(x)
+        labels, places = pictures.classes, pictures.places
+        covered = labels[..., 1] != IGNORE  # (N, GRID**2)
+        total = 3 * F.cross_entropy(colour[:plain].flatten(0, 1), labels[:plain, :, 0].flatten())
+        total += F.cross_entropy(shape[plain:].flatten(0, 1), labels[plain:, :, 1].flatten(), ignore_index=IGNORE)
+        total += F.cross_entropy(size.flatten(0, 1), labels[..., 2].flatten(), ignore_index=IGNORE)
+        total += F.smooth_l1_loss(offset[covered], places[covered][:, :2], beta=0.2)
+        total += F.binary_cross_entropy_with_logits(is_moving[covered], places[covered][:, 2:])
+        there = pictures.moving[:, 0] > 0
+        total += 2 * F.smooth_l1_loss(at[there], pictures.moving[there, 1:], beta=0.05)
+        total += F.binary_cross_entropy_with_logits(seen[:, 0], pictures.moving[:, 0])
+        return total + 0.5 * F.cross_entropy(count, pictures.count)
+
+
+def recolour(x: Tensor) -> Tensor:
+    """Mix the channels of each picture ``(N, 3, H, W)`` by a random matrix: hues tell nothing any more."""
+    mix = 0.7 * torch.randn(len(x), 3, 3)
+    ground = 0.25 + 0.5 * torch.rand(len(x), 3, 1, 1)
+    return (torch.einsum("nij,njhw->nihw", mix, x - 0.3) + ground).clamp(-0.1, 1.1)
+
+
+def build_optimizers(looker: Looker, lr: float, matrix_lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the encoder's matrices, with which it learns from several times fewer pictures; AdamW for the rest."""
+    matrices = [p for p in looker.encoder.parameters() if p.dim() == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in looker.parameters() if id(p) not in chosen]
+    adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
+    return [torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=0.02), adam]
+
+
+def train(looker: Looker, pictures: Pictures, steps: int, batch: int, lr: float, matrix_lr: float) -> None:
+    """Warm-up, then a straight line down to zero."""
+    optimizers = build_optimizers(looker, lr, matrix_lr)
+    peaks = [group["lr"] for o in optimizers for group in o.param_groups]
+    order = torch.cat([torch.randperm(len(pictures.x)) for _ in range(steps * batch // len(pictures.x) + 1)])
+    for step in track(range(steps), "learning to see"):
+        for group, peak in zip((g for o in optimizers for g in o.param_groups), peaks, strict=True):
+            group["lr"] = peak * min((step + 1) / 50, 1 - step / steps)
+        loss = looker.loss(pictures.rows(order[step * batch : (step + 1) * batch]), plain=batch // 3)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(looker.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@torch.no_grad()
+def score(looker: Looker, pictures: Pictures) -> dict[str, float]:
+    """Shares of right patches by label, of right counts, and errors of places in pixels."""
+    looker.eval()
+    parts = [looker(pictures.x[r].permute(0, 3, 1, 2).float() / 255) for r in torch.arange(len(pictures.x)).split(64)]
+    (colour, shape, size, offset, _), (seen, at, count) = (
+        [torch.cat(values) for values in zip(*side, strict=True)] for side in zip(*parts, strict=True)
+    )
+    labels, covered, there = pictures.classes, pictures.classes[..., 1] != IGNORE, pictures.moving[:, 0] > 0
+    looker.train()
+    return {
+        "colour": float((colour.argmax(-1) == labels[..., 0]).float().mean()),
+        "shape": float((shape.argmax(-1) == labels[..., 1])[covered].float().mean()),
+        "size": float((size.argmax(-1) == labels[..., 2])[covered].float().mean()),
+        "count": float((count.argmax(-1) == pictures.count).float().mean()),
+        "moving thing seen": float(((seen[:, 0] > 0) == there).float().mean()),
+        "px to the centre": float((offset - pictures.places[..., :2])[covered].square().mean().sqrt() * PATCH),
+        "px of the moving thing": float((at - pictures.moving[:, 1:])[there].square().mean().sqrt() * SIDE / 2),
+    }
+
+
+def main() -> None:
+    """Train, say how well it sees the validation split, and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
+    parser.add_argument("out", type=Path, help="folder of the checkpoint")
+    parser.add_argument("--clips", type=int, default=1000, help="training clips to take frames from")
+    parser.add_argument("--frames", type=int, default=16, help="frames of a clip")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--matrix-lr", type=float, default=0.02)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.out.is_dir():
+        print(f"{args.out} is there already; delete it to train it again")
+        return
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    config = vision_config()
+    config._attn_implementation = "eager"  # on CPUs the fused attention's backward takes several times as long
+    model = PvtV2Model(config).to(memory_format=torch.channels_last)
+    processor = PvtImageProcessor(size={"height": SIDE, "width": SIDE})
+    looker = Looker(model, config.hidden_sizes[-1], (list(processor.image_mean), list(processor.image_std)))
+    pictures = read_pictures(args.world, "train", args.clips, args.frames, args.seed)
+    train(looker, pictures, args.steps, args.batch, args.lr, args.matrix_lr)
+    figures = score(looker, read_pictures(args.world, "validation", 60, 8, args.seed))
+    print("validation: " + ", ".join(f"{n} {v:.1f}" if "px" in n else f"{n} {v:.1%}" for n, v in figures.items()))
+    partial = args.out.with_name(args.out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    partial.rename(args.out)
+
+
+if __name__ == "__main__":
+    main()
