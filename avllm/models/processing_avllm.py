@@ -29,6 +29,7 @@ from avllm.tokens import EncoderInput, Grid
 
 FILE = "avllm_processor.json"
 MARK = "\u0001"  # stands for a media part while the chat template is rendered; no text holds this control character
+MOST_PIECES = 4096  # texts whose token ids are remembered
 DEFAULT_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + '\n' }}"
     "{% elif m['role'] == 'user' %}{{ 'USER: ' + m['content'] + '\n' }}"
@@ -66,6 +67,7 @@ class AVProcessor:
             self.connector = Connector(config.connector, widths, llm_dim)
         self.layout: Layout = build("layouts", config.layout)
         self.sampling = Sampling(**config.sampling)
+        self._encoded: dict[str, list[int]] = {}
         self.max_length = 2048
         self.timeout = 60.0
         if tokenizer.chat_template is None:
@@ -167,13 +169,20 @@ class AVProcessor:
 
     # ---- text -----------------------------------------------------------------------------------------------------
 
-    def row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]], answer: bool = True) -> Row:
+    def row(
+        self,
+        sample: Sample,
+        clips: Sequence[dict[str, EncoderInput]],
+        answer: bool = True,
+        runs: Sequence[list[str]] | None = None,
+    ) -> Row:
         """Token ids with the media runs in place, and labels on the assistant's turns only.
 
         Args:
             sample: the messages.
             clips: :meth:`prepare`'s result for each media part, in order.
             answer: True for training; False ends the row where the last answer begins.
+            runs: :meth:`order` of each clip, where it is already known from another row about the same clips.
 
         Raises:
             RowError: an empty answer, reserved text, more media than parts, or a row longer than ``max_length``.
@@ -183,7 +192,7 @@ class AVProcessor:
         self._check(sample, answer)
         messages = sample.messages if answer else sample.question().messages
         text, trained = self._render(messages, answer)
-        ids, labels = self._tokenise(text, trained, [self.order(c) for c in clips])
+        ids, labels = self._tokenise(text, trained, [self.order(c) for c in clips] if runs is None else runs)
         if len(ids) > self.max_length:
             raise RowError(
                 "too_long",
@@ -232,13 +241,13 @@ class AVProcessor:
             pieces.append(part.text if isinstance(part, TextPart) else around.replace("{media}", MARK))
         return "".join(pieces)
 
-    def _tokenise(self, text: str, trained: list[tuple[int, int]], runs: list[list[str]]) -> tuple[Tensor, Tensor]:
+    def _tokenise(self, text: str, trained: list[tuple[int, int]], runs: Sequence[list[str]]) -> tuple[Tensor, Tensor]:
         """Tokenise between the borders of media and answers, so that a prompt is exactly the beginning of its row."""
         marks = [i for i, c in enumerate(text) if c == MARK]
         cuts = sorted({0, len(text), *marks, *(m + 1 for m in marks), *(c for r in trained for c in r)})
         spans = [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
         plain = [text[a:b] for a, b in spans if text[a] != MARK]
-        encoded = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
+        encoded = iter(self._encode(plain))
         pending = iter(runs)
         ids: list[int] = []
         labels: list[int] = []
@@ -249,6 +258,15 @@ class AVProcessor:
             ids += piece
             labels += piece if on else [IGNORE] * len(piece)
         return torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long)
+
+    def _encode(self, pieces: list[str]) -> list[list[int]]:
+        """Token ids of pieces of text; the same few (turn markers, questions) come back row after row."""
+        new = [p for p in dict.fromkeys(pieces) if p not in self._encoded]
+        if len(self._encoded) + len(new) > MOST_PIECES:
+            self._encoded, new = {}, list(dict.fromkeys(pieces))
+        if new:
+            self._encoded |= zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"], strict=True)
+        return [self._encoded[p] for p in pieces]
 
     # ---- batches --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,143 @@
+"""Each clip of a manifest decoded and encoded once, however many questions and conditions ask about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from avllm.data.cache import FeatureCache, encode, fill
+from avllm.data.media import MediaError
+from avllm.data.schema import MediaPart, RowError, resolve
+from avllm.evaluation.conditions import Streams, Unit
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A clip that could not be read."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """One media part: which it is, and its features by stream."""
+
+    unit: Unit
+    streams: Streams
+
+
+class _Decoding:
+    """Map-style dataset: media part -> what its encoders take, or what is wrong with it. Picklable."""
+
+    def __init__(self, processor: Any, parts: Sequence[MediaPart], root: Path | None) -> None:
+        self.processor, self.parts, self.root = processor, list(parts), root
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, place: int) -> tuple[MediaPart, Streams | Failure]:
+        part = self.parts[place]
+        try:
+            return part, self.prepare((self.root, part))
+        except (MediaError, RowError) as error:
+            return part, Failure(error.reason, str(error))
+
+    def prepare(self, place: tuple[Path | None, MediaPart]) -> Streams:
+        """Decode a media part and prepare it for the encoders."""
+        found: Streams = self.processor.prepare(self.processor.load_clip(place[1], place[0]))
+        return found
+
+
+def encode_clips(
+    model: Any,
+    processor: Any,
+    parts: Sequence[MediaPart],
+    root: Path | None,
+    *,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    cache: FeatureCache | None = None,
+) -> dict[MediaPart, EncodedClip | Failure]:
+    """Decode and encode media parts, each once.
+
+    Args:
+        model, processor: of one checkpoint.
+        parts: distinct media parts.
+        root: where relative paths start.
+        batch_size: clips encoded at a time.
+        num_workers: processes that decode; 0 decodes in this one.
+        cache: features that a run left behind; what it lacks is added to it.
+
+    Returns:
+        features of each part, or why there are none.
+    """
+    decoding = _Decoding(processor, parts, root)
+    num_workers = min(num_workers, len(parts))
+    if cache is not None:
+        places = [(root or Path(), part) for part in parts]
+        fill(
+            cache,
+            places,
+            decoding.prepare,
+            model.encoders,
+            device=model.device,
+            num_workers=num_workers,
+            batch_size=batch_size,
+        )
+        return {part: _from_cache(cache, part, root) for part in parts}
+    loader = DataLoader(
+        decoding,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
+    found: dict[MediaPart, EncodedClip | Failure] = {}
+    for items in loader:
+        found |= {part: streams for part, streams in items if isinstance(streams, Failure)}
+        good = [(part, streams) for part, streams in items if not isinstance(streams, Failure)]
+        with torch.no_grad():
+            encoded = encode([streams for _, streams in good], model.encoders, model.device)
+        for (part, _), streams in zip(good, encoded, strict=True):
+            found[part] = EncodedClip(_unit(part, root, streams), streams)
+    return found
+
+
+def _from_cache(cache: FeatureCache, part: MediaPart, root: Path | None) -> EncodedClip | Failure:
+    try:
+        streams = cache.get((root or Path(), part))
+    except MediaError as error:
+        return Failure(error.reason, str(error))
+    return EncodedClip(_unit(part, root, streams), streams)
+
+
+def _unit(part: MediaPart, root: Path | None, streams: Streams) -> Unit:
+    seconds = max((float(item.span[:, 1].max()) for item in streams.values() if len(item.span)), default=0.0)
+    return Unit(part, str(resolve(part, root).resolve()), seconds)
+
+
+def in_chunks(media: Sequence[tuple[MediaPart, ...]], most: int) -> Iterator[list[int]]:
+    """Rows' places in chunks that hold at most ``most`` distinct clips, the rows of one clip together.
+
+    Args:
+        media: each row's media parts.
+        most: distinct clips whose features are held at a time; a single row with more stands alone.
+    """
+    groups: dict[tuple[MediaPart, ...], list[int]] = {}
+    for place, parts in enumerate(media):
+        groups.setdefault(parts, []).append(place)
+    chunk: list[int] = []
+    held: set[MediaPart] = set()
+    for parts, places in groups.items():
+        if chunk and len(held | set(parts)) > most:
+            yield chunk
+            chunk, held = [], set()
+        chunk, held = chunk + places, held | set(parts)
+    if chunk:
+        yield chunk

@@ -1,0 +1,165 @@
+"""Figures of merit: pure functions of answers and truths, each tested against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_DIGITS = {
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
+_ARTICLES = {"a", "an", "the"}
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)")
+_EDGES = string.punctuation + "“”‘’«»…–—¿¡"
+_LETTER = re.compile(r"\(?([a-z])[).:]?", re.IGNORECASE)
+
+
+class Interval(NamedTuple):
+    """A figure's lower and upper end."""
+
+    low: float
+    high: float
+
+
+def words(text: str) -> list[str]:
+    """Words as they are compared: lower case, NFKC, no punctuation at their edges, no articles, ``two`` = ``2``.
+
+    Punctuation inside a word stays, so that ``1.5`` is not ``15`` and ``x-ray`` is one word.
+    """
+    pieces = (w.strip(_EDGES) for w in _keep_signs(unicodedata.normalize("NFKC", text).casefold()).split())
+    kept = [_DIGITS.get(w, w) for w in pieces if w]
+    without_articles = [w for w in kept if w not in _ARTICLES]
+    return [w.replace("\0", "-") for w in without_articles or kept]  # an answer "a" (the letter) keeps its only word
+
+
+def _keep_signs(text: str) -> str:
+    return re.sub(r"(^|\s)-(?=\d)", "\\1\0", text)  # the minus of "-3" is no punctuation
+
+
+def normalise(text: str) -> str:
+    """The words of a text in one string."""
+    return " ".join(words(text))
+
+
+def exact_match(answer: str, references: Sequence[str]) -> bool:
+    """Whether the normalised answer is one of the normalised references."""
+    return normalise(answer) in {normalise(r) for r in references}
+
+
+def token_f1(answer: str, references: Sequence[str]) -> float:
+    """Harmonic mean of word precision and recall against the best reference (SQuAD, arXiv 1606.05250)."""
+    return max(_f1(words(answer), words(reference)) for reference in references)
+
+
+def _f1(answer: list[str], reference: list[str]) -> float:
+    if not answer or not reference:
+        return float(answer == reference)
+    common = (Counter(answer) & Counter(reference)).total()
+    return 2 * common / (len(answer) + len(reference))
+
+
+def pick_choice(answer: str, choices: Sequence[str]) -> int | None:
+    """Which of the choices an answer means; None when it means none or several.
+
+    In this order: it is a choice; it is a letter (``B``, ``(b)``, ``b.``) of the list; exactly one choice stands in it
+    as whole words (where a choice is part of a longer one, the longer counts).
+    """
+    given = words(answer)
+    known = [words(c) for c in choices]
+    if given in known:
+        return known.index(given)
+    letter = _LETTER.fullmatch(answer.strip())
+    if letter:
+        place = ord(letter[1].lower()) - ord("a")
+        return place if place < len(choices) else None
+    found: set[int] = set()
+    for place in sorted(range(len(known)), key=lambda i: -len(known[i])):
+        given, there = _cut_out(given, known[place])
+        found |= {place} if there else set()
+    return found.pop() if len(found) == 1 else None
+
+
+def _cut_out(text: list[str], phrase: list[str]) -> tuple[list[str], bool]:
+    """The text with each occurrence of the phrase replaced by a gap, and whether there was one."""
+    kept: list[str] = []
+    place, there, size = 0, False, len(phrase)
+    while place < len(text):
+        hit = size > 0 and text[place : place + size] == phrase
+        kept.append("\0" if hit else text[place])
+        there, place = there or hit, place + (size if hit else 1)
+    return kept, there
+
+
+def read_number(answer: str) -> float | None:
+    """The one number that an answer names (``at 1.3 seconds``, ``two``); None when it names none or different ones."""
+    found = {float(n) for w in words(answer) for n in _NUMBER.findall(w)}
+    return found.pop() if len(found) == 1 else None
+
+
+def time_error(answer: str, seconds: float, worst: float) -> tuple[float, bool]:
+    """Absolute error in seconds and whether the answer was a number at all; ``worst`` is the error where it was not."""
+    value = read_number(answer)
+    return (worst, False) if value is None else (abs(value - seconds), True)
+
+
+def wilson(hits: int, n: int, z: float = 1.959964) -> Interval:
+    """95% interval of a proportion (Wilson 1927): never outside 0 to 1, and sound at 0 and at all of n.
+
+    Raises:
+        ValueError: no observations, or more hits than those.
+    """
+    if not 0 <= hits <= n or n == 0:
+        raise ValueError(f"{hits} hits of {n}; expected 0 <= hits <= n and n > 0")
+    share, spread = hits / n, z * z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = 2000) -> Interval:
+    """95% interval of a mean: percentiles over ``draws`` resamples (Efron 1979), the same for the same seed.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not len(values):
+        raise ValueError("no values to resample; expected at least one")
+    x = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = [float(x[rng.integers(0, len(x), len(x))].mean()) for _ in range(draws)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(low), float(high))
+
+
+def constant_accuracy(truths: Sequence[str]) -> float:
+    """Accuracy of the one answer that is right most often."""
+    return Counter(normalise(t) for t in truths).most_common(1)[0][1] / len(truths)
+
+
+def constant_error(seconds: Sequence[float]) -> float:
+    """Mean absolute error of the best constant answer, the median."""
+    x = np.asarray(seconds, dtype=np.float64)
+    return float(np.abs(x - np.median(x)).mean())
+
+
+def ranks(scores: np.ndarray) -> np.ndarray:
+    """Rank (1 = first) of each query's own item; ``scores (n, n)`` has it on the diagonal. Ties count against it."""
+    own = np.diag(scores)[:, None]
+    return (scores >= own).sum(1)

@@ -1,0 +1,163 @@
+"""Scored answers -> figures by kind and source, as JSON and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from avllm.data.schema import Sample
+from avllm.evaluation.benchmarks.base import Score
+from avllm.evaluation.conditions import Condition
+from avllm.evaluation.metrics import bootstrap_mean, constant_accuracy, constant_error, wilson
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row's answer.
+
+    Attributes:
+        touched: the condition took a stream of this row away or exchanged one.
+        changed: the answer is another one than to the row as it is; None where that was not asked.
+    """
+
+    sample: Sample
+    answer: str
+    score: Score
+    touched: bool
+    changed: bool | None = None
+
+    def to_dict(self, condition: str) -> dict[str, Any]:
+        """One line of a predictions file."""
+        row = {"id": self.sample.id, "source": self.sample.source, "kind": self.sample.kind, "condition": condition}
+        said = {"answer": self.answer, "truth": self.sample.answer, "seconds": self.sample.seconds}
+        return {**row, **said, **asdict(self.score), "touched": self.touched, "changed": self.changed}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one condition gave.
+
+    Attributes:
+        skipped: rows that could not be asked, each ``{"id", "reason", "detail"}``; they are in no figure.
+    """
+
+    condition: Condition
+    predictions: list[Prediction]
+    seed: int = 0
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def overall(self) -> dict[str, Any]:
+        """Figures over all rows."""
+        return figures(self.predictions, self.seed)
+
+    @property
+    def kinds(self) -> dict[str, dict[str, Any]]:
+        """Figures by kind of question; rows without a kind stand under ``none``."""
+        return self._by(lambda s: s.kind or "none")
+
+    @property
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """Figures by source."""
+        return self._by(lambda s: s.source)
+
+    def _by(self, key: Callable[[Sample], str]) -> dict[str, dict[str, Any]]:
+        groups: dict[str, list[Prediction]] = {}
+        for prediction in self.predictions:
+            groups.setdefault(key(prediction.sample), []).append(prediction)
+        return {name: figures(groups[name], self.seed) for name in sorted(groups)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, JSON-able."""
+        groups = {"all": self.overall, "kinds": self.kinds, "sources": self.sources}
+        return {**groups, "skipped": self.skipped}
+
+
+def figures(predictions: Sequence[Prediction], seed: int = 0) -> dict[str, Any]:
+    """Figures of a group of rows.
+
+    Returns:
+        ``n``, ``refused`` and ``touched`` (shares), ``changed`` (share, where known); for rows that are right or wrong
+        ``accuracy`` with the 95% interval ``low`` to ``high`` (Wilson) and ``chance``, the better of
+        ``chance_constant`` (the one answer that is right most often) and ``chance_uniform`` (1 / choices), and ``f1``
+        over rows without choices; for rows whose answer is a time ``mae_s`` with the interval ``mae_low`` to
+        ``mae_high`` (bootstrap), ``mae_chance`` (the best constant answer) and ``no_number``, the share of
+        answers that were no number: each of those counts with the length of its clip as its error.
+    """
+    found: dict[str, Any] = {
+        "n": len(predictions),
+        "refused": _mean([p.score.refused for p in predictions]),
+        "touched": _mean([p.touched for p in predictions]),
+    }
+    compared = [p.changed for p in predictions if p.changed is not None]
+    found |= {"changed": _mean(compared)} if compared else {}
+    judged = [p for p in predictions if p.score.correct is not None]
+    timed = [p for p in predictions if p.score.error is not None]
+    return found | (_accuracy(judged) if judged else {}) | (_errors(timed, seed) if timed else {})
+
+
+def _accuracy(rows: Sequence[Prediction]) -> dict[str, Any]:
+    hits = sum(bool(p.score.correct) for p in rows)
+    interval = wilson(hits, len(rows))
+    constant = constant_accuracy([p.sample.answer or "" for p in rows])
+    uniform = [1 / len(p.sample.choices) for p in rows if p.sample.choices]
+    free = [p.score.f1 for p in rows if p.score.f1 is not None]
+    found: dict[str, Any] = {
+        "n_judged": len(rows),
+        "accuracy": hits / len(rows),
+        "low": interval.low,
+        "high": interval.high,
+        "chance": max(constant, _mean(uniform) if len(uniform) == len(rows) else 0.0),
+        "chance_constant": constant,
+    }
+    found |= {"chance_uniform": _mean(uniform)} if len(uniform) == len(rows) else {}
+    return found | ({"f1": _mean(free)} if free else {})
+
+
+def _errors(rows: Sequence[Prediction], seed: int) -> dict[str, Any]:
+    errors = [float(p.score.error or 0.0) for p in rows]
+    interval = bootstrap_mean(errors, seed)
+    return {
+        "n_timed": len(rows),
+        "mae_s": _mean(errors),
+        "mae_low": interval.low,
+        "mae_high": interval.high,
+        "mae_chance": constant_error([p.sample.seconds or 0.0 for p in rows]),
+        "no_number": _mean([not p.score.is_number for p in rows]),
+    }
+
+
+def _mean(values: Sequence[float | bool]) -> float:
+    return float(sum(values) / len(values)) if values else 0.0
+
+
+def table(result: Result) -> Table:
+    """The figures of a condition for the terminal, by kind, by source, and over all rows."""
+    made = Table(title=result.condition.name.replace("_", " "), title_justify="left", header_style="bold")
+    for column in ("", "n", "accuracy", "95%", "chance", "F1", "error", "95% ", "chance ", "refused", "changed"):
+        made.add_column(column, justify="left" if not column else "right")
+    for name, row in result.kinds.items():
+        made.add_row(name, *_cells(row))
+    made.add_section()
+    for name, row in result.sources.items():
+        made.add_row(f"source {name}", *_cells(row))
+    made.add_section()
+    made.add_row("all", *_cells(result.overall), style="bold")
+    return made
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    def share(key: str) -> str:
+        return f"{100 * row[key]:.1f}" if key in row else ""
+
+    def seconds(key: str) -> str:
+        return f"{row[key]:.3f} s" if key in row else ""
+
+    between = f"{share('low')}-{share('high')}" if "low" in row else ""
+    error_between = f"{row['mae_low']:.3f}-{row['mae_high']:.3f}" if "mae_low" in row else ""
+    accuracy = [share("accuracy"), between, share("chance"), share("f1")]
+    error = [seconds("mae_s"), error_between, seconds("mae_chance")]
+    return [str(row["n"]), *accuracy, *error, share("refused"), share("changed")]
