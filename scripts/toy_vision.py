@@ -69,7 +69,7 @@ def vision_config() -> PvtV2Config:
     )  # fmt: skip
 
 
-# ---- what is where ----------------------------------------------------------------------------------------------------
+# ---- what is where --------------------------------------------------------------------------------------------
 
 
 def read_pictures(world: Path, split: str, clips: int, frames: int, seed: int) -> Pictures:
@@ -120,7 +120,7 @@ def disc_cover(centre: Tensor, radius: float) -> Tensor:
     return inside.float().reshape(GRID, PATCH, GRID, PATCH).mean((1, 3)).flatten()
 
 
-# ---- learning ---------------------------------------------------------------------------------------------------------
+# ---- learning -------------------------------------------------------------------------------------------------
 
 
 class Looker(nn.Module):

@@ -1,0 +1,66 @@
+"""Convolutions over time, before anything is pooled: speed, turning points and onsets are differences of near steps."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from avllm.adapters.base import Prompt, StreamAdapter
+from avllm.tokens import Tokens
+
+
+class ConvBlock(nn.Module):
+    """``x + W gelu(conv(norm(x)))`` over time; what is masked is zero to the convolution."""
+
+    def __init__(self, dim: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.conv = nn.Conv1d(dim, dim, kernel, dilation=dilation, padding=dilation * (kernel // 2))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        """``x (M, T, D)``, ``keep (M, T, 1)`` 1 where real -> ``(M, T, D)``."""
+        mixed = self.conv((self.norm(x) * keep).transpose(1, 2)).transpose(1, 2)  # (M, T, D)
+        return x + self.proj(nn.functional.gelu(mixed))
+
+
+class TemporalConv(StreamAdapter):
+    """Residual 1-D convolutions over the steps, each place of a step by itself; clock and token count stay.
+
+    Steps are neighbours by their order, so that they should be evenly spaced. The residual blocks are those of
+    ResNet (arXiv 1512.03385) with dilation as in WaveNet (arXiv 1609.03499).
+
+    Args:
+        stream: the stream to mix.
+        dim: width inside and out; None keeps the stream's.
+        layers: number of blocks.
+        kernel: steps that a block sees, odd.
+        growth: each block's dilation is the one before times this; 2 sees far with few blocks.
+    """
+
+    def __init__(
+        self,
+        widths: dict[str, int],
+        llm_dim: int,
+        *,
+        stream: str,
+        dim: int | None = None,
+        layers: int = 2,
+        kernel: int = 5,
+        growth: int = 1,
+    ) -> None:
+        super().__init__(widths, llm_dim, stream)
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"temporal_conv on {stream!r} has kernel {kernel}; expected an odd number")
+        dim = dim or self.in_dim
+        self.enter = nn.Linear(self.in_dim, dim) if dim != self.in_dim else nn.Identity()
+        self.blocks = nn.ModuleList(ConvBlock(dim, kernel, growth**i) for i in range(layers))
+        self.set_out_dim(dim)
+
+    def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
+        x = self.enter(tokens.x).transpose(1, 2)  # (B, P, T, D)
+        keep = tokens.mask.transpose(1, 2).unsqueeze(-1).to(x.dtype)  # (B, P, T, 1)
+        b, p, t, d = x.shape
+        flat, kept = x.reshape(b * p, t, d), keep.reshape(b * p, t, 1)
+        for block in self.blocks:
+            flat = block(flat, kept)
+        return tokens.with_x(flat.reshape(b, p, t, d).transpose(1, 2))  # (B, T, P, D)
