@@ -48,6 +48,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "siglip2": {**without(VIT, "initializer_range", "image_size"), "num_patches": 16},
     "eva": VIT,
     "dinov2": without(VIT, "intermediate_size"),
+    "pvt_v2": {
+        "image_size": 32,
+        "num_encoder_blocks": 4,
+        "depths": [1, 1, 1, 1],
+        "hidden_sizes": [8, 16, 16, 32],
+        "num_attention_heads": [1, 2, 2, 2],
+        "mlp_ratios": [2, 2, 2, 2],
+        "patch_sizes": [7, 3, 3, 3],
+        "strides": [2, 2, 1, 2],
+        "sr_ratios": [2, 1, 1, 1],
+        "initializer_range": 0.1,
+    },
     "whisper": {
         "d_model": 32,
         "encoder_layers": 3,

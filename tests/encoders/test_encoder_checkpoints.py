@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from encoder_families import CONFIGS, OPTIONS, encode, family, some_media
+from encoders.encoder_families import CONFIGS, OPTIONS, encode, family, some_media
 from safetensors.torch import load_file, save_file
 from transformers import (
     ASTConfig,

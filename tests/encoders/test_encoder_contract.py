@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from encoder_families import (
+from encoders.encoder_families import (
     CONFIGS,
     KEYS,
     SOUNDS,

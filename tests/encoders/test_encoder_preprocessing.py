@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from encoder_families import Sound, frames, sound
+from encoders.encoder_families import Sound, frames, sound
 from transformers import (
     ASTFeatureExtractor,
     BitImageProcessor,
