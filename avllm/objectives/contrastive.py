@@ -20,6 +20,7 @@ from avllm.objectives.base import Objective
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
+    from avllm.tokens import Tokens
 
 
 def info_nce(anchors: Tensor, keys: Tensor, own: Tensor, same: Tensor, scale: Tensor | float) -> Tensor:
@@ -119,17 +120,24 @@ class Contrastive(Objective):
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over (row, pair) of the symmetric loss; ``hits``: how many of them found their own text first."""
         _, streams = model.embed(batch)
-        text = F.normalize(self.text_projection(self.text(model, batch)).float(), dim=-1)  # (R, dim)
+        text = self.embed_text(model, batch)  # (R, dim)
         ids = text_ids(batch, self.same)
         loss = text.sum() * 0.0
         found = torch.zeros_like(loss)
         for pair in self.pairs:
-            names = STREAMS_OF[pair]
-            if any(name not in streams for name in names):
+            if any(name not in streams for name in STREAMS_OF[pair]):
                 continue  # single process only: with several, the model lets absent streams pass as masked dummies
-            pooled, _ = pool_rows(streams, names, batch.clip_row, text.shape[0])  # (R, D)
             keep = rows_of(batch, pair)
-            media = F.normalize(self.media_projection[pair](pooled).float(), dim=-1)[keep]  # (n, dim)
+            media = self.embed_media(streams, batch, pair)[keep]  # (n, dim)
             term, hits = symmetric_info_nce(media, text[keep], ids[keep], self.scale)
             loss, found = loss + term, found + hits
         return loss, {"hits": found}
+
+    def embed_text(self, model: Any, batch: Batch) -> Tensor:
+        """``(R, dim)`` unit vectors of the rows' answers."""
+        return F.normalize(self.text_projection(self.text(model, batch)).float(), dim=-1)
+
+    def embed_media(self, streams: dict[str, Tokens], batch: Batch, pair: str) -> Tensor:
+        """``(R, dim)`` unit vectors of the rows' clips by the connector's output; only those of ``rows_of`` mean it."""
+        pooled, _ = pool_rows(streams, STREAMS_OF[pair], batch.clip_row, batch.input_ids.shape[0])  # (R, D)
+        return F.normalize(self.media_projection[pair](pooled).float(), dim=-1)

@@ -46,18 +46,27 @@ def next_token_loss(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def head_is_plain(llm: Any) -> bool:
-    """Whether the LLM's logits are its head applied to its last hidden states, with nothing behind (soft caps, scales).
+    """Whether the LLM's logits are its head applied to its last hidden states, with nothing before or behind it.
 
-    Tried on two tokens rather than read off a list of architectures.
+    Soft caps and scales (Gemma 2, Cohere, ...) are found by trying rather than by a list of architectures: the head is
+    made to answer a ramp of large numbers, which has to come out as it is.
     """
-    training = llm.training
+    head, training, taken = llm.get_output_embeddings(), llm.training, []
+
+    def answer_a_ramp(_: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        taken.append(inputs[0])
+        return torch.linspace(-100, 100, logits.shape[-1], device=logits.device, dtype=logits.dtype).expand_as(logits)
+
+    handle = head.register_forward_hook(answer_a_ramp)
     llm.eval()
     with torch.no_grad():
-        ids = torch.zeros(1, 2, dtype=torch.long, device=llm.get_input_embeddings().weight.device)
-        whole = llm(input_ids=ids, use_cache=False).logits
-        bare = llm.get_output_embeddings()(llm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+        ids = torch.tensor([[1, 2]], device=llm.get_input_embeddings().weight.device)
+        logits = llm(input_ids=ids, use_cache=False).logits
+        hidden = llm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    handle.remove()
     llm.train(training)
-    return whole.shape == bare.shape and torch.allclose(whole.float(), bare.float(), rtol=1e-3, atol=1e-4)
+    ramp = torch.linspace(-100, 100, logits.shape[-1], device=logits.device, dtype=logits.dtype)
+    return len(taken) == 1 and torch.allclose(taken[0], hidden) and torch.allclose(logits, ramp.expand_as(logits))
 
 
 class NextToken(Objective):

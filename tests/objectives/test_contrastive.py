@@ -44,7 +44,7 @@ def test_no_rows_give_a_zero_on_the_graph() -> None:
     media = torch.zeros(0, 4, requires_grad=True)
     loss, _ = symmetric_info_nce(media, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 3.0)
     loss.backward()
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
 
 
 def test_pooling_takes_real_tokens_of_every_clip_of_a_row() -> None:
