@@ -64,5 +64,106 @@ def ask(
     typer.echo()
 
 
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    manifest: Annotated[Path, typer.Argument(help="Rows with their answers (JSONL).")],
+    without: Annotated[list[str] | None, typer.Option(help="Ask again without audio, video or both.")] = None,
+    swap: Annotated[list[str] | None, typer.Option(help="Ask again with audio or video of another clip.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = 128,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows, spread over the manifest.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the exchanged clips and the intervals.")] = 0,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; follows the references.")] = None,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Folder of features to use and to fill.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    quantize: Annotated[str | None, typer.Option(help="Load the LLM in 4bit or 8bit.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the figures as JSON.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="File for every answer (JSONL).")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as one JSON object, as last line.")
+    ] = False,
+) -> None:
+    """Score generated answers by kind and source, as the rows are and with streams removed or exchanged."""
+    import json
+
+    from avllm.evaluation.command import run_eval
+
+    found = run_eval(
+        checkpoint,
+        manifest,
+        without=without or [],
+        swap=swap or [],
+        limit=limit,
+        predictions=predictions,
+        device=device,
+        quantize=quantize,
+        batch_size=batch_size,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        num_workers=num_workers,
+        cache=cache,
+    )
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+
+
+@app.command()
+def parts(
+    kind: Annotated[str | None, typer.Argument(help="encoders, adapters, layouts, objectives or benchmarks.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One part: its documentation and options.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, as last line.")] = False,
+) -> None:
+    """List the parts that a model and its training can be made of."""
+    import json
+
+    from avllm.evaluation.listing import parts as list_parts
+
+    found = list_parts(kind, name)
+    for part in found:
+        if name is None:
+            typer.echo(f"{part['kind']:<11} {part['name']:<16} {part['about']}")
+        else:
+            typer.echo(f"{part['kind']} {part['name']}\n\n{part['doc']}\n\noptions:")
+            for option, default in part["options"].items():
+                typer.echo(f"  {option}: {default}")
+    if as_json:
+        typer.echo(json.dumps({"parts": found}, default=str))
+
+
+ckpt = typer.Typer(help="Look at checkpoints.", no_args_is_help=True)
+app.add_typer(ckpt, name="ckpt")
+
+
+@ckpt.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, as last line.")] = False,
+) -> None:
+    """Show what a checkpoint is made of: stages, backbones with hashes, parameters by part."""
+    import json
+
+    from avllm.evaluation.listing import inspect_checkpoint
+
+    found = inspect_checkpoint(folder)
+    typer.echo(f"{folder}: {' -> '.join(found['connector'])}, layout {found['layout']}")
+    for number, stage in enumerate(found["stages"], start=1):
+        typer.echo(
+            f"stage {number}: {stage['stage']}, {stage.get('steps')} steps, data {', '.join(stage.get('data', {}))}"
+        )
+    for part, record in found["backbones"].items():
+        state = {None: "not checked (hub)", True: "found, hash as recorded", False: "NOT as recorded"}[record["found"]]
+        typer.echo(f"backbone {part}: {record['name']} {record['sha256'] or record['revision'] or ''}: {state}")
+    for part, count in found["parameters"].items():
+        typer.echo(f"parameters {part}: {count:,}")
+    for file, value in found["sha256"].items():
+        typer.echo(f"sha256 {file}: {value}")
+    if as_json:
+        typer.echo(json.dumps(found))
+
+
 if __name__ == "__main__":
     main()

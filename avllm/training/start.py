@@ -23,6 +23,7 @@ from avllm.data.manifest import digest
 from avllm.models.checkpoint import is_checkpoint, mark_trained, read_manifest_of, save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.training.task import save_objectives
 
 if TYPE_CHECKING:
     from avllm.training.trainer import Trainer
@@ -150,6 +151,7 @@ def export(trainer: Trainer, folder: Path) -> None:
     with gathered(trainer):
         if distributed.is_main():
             save_checkpoint(parts.model, parts.processor, folder, [*parts.chain, record])
+            save_objectives(trainer.bare, folder)
     distributed.barrier()
 
 
@@ -161,4 +163,4 @@ def gathered(trainer: Trainer) -> AbstractContextManager[Any]:
 
     trained = tuple(trainer.parts.model.config.trained)
     held = [p for n, p in trainer.parts.model.named_parameters() if n.startswith(trained) or "lora_" in n]
-    return GatheredParameters(held)
+    return GatheredParameters([*held, *trainer.bare.objectives.parameters()])

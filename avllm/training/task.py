@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from avllm.models.checkpoint import CheckpointError, read_manifest_of, write_tensors
 from avllm.registry import build
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
+
+OBJECTIVES = "objectives.safetensors"
 
 
 class Task(nn.Module):
@@ -49,6 +55,36 @@ class Task(nn.Module):
             losses[key], found = objective(self.model, batch)
             figures.update({f"{key}/{name}": value for name, value in found.items()})
         return losses, figures
+
+
+def save_objectives(task: Task, folder: str | Path) -> None:
+    """Write what the objectives themselves learned (projections, temperature) beside the checkpoint."""
+    state = {n: p.detach().cpu().clone() for n, p in task.objectives.named_parameters() if p.requires_grad}
+    if state:
+        write_tensors(state, Path(folder) / OBJECTIVES)
+
+
+def load_objectives(model: nn.Module, folder: str | Path) -> nn.ModuleDict:
+    """The objectives of a checkpoint's last stage as they were at its end, for retrieval and the like.
+
+    Raises:
+        CheckpointError: the last stage's objectives kept nothing, or it does not fit.
+    """
+    path = Path(folder) / OBJECTIVES
+    stages = read_manifest_of(folder)["stages"]
+    if not path.is_file() or not stages:
+        raise CheckpointError(
+            f"{folder} has no {OBJECTIVES}; expected the run of a stage whose objectives learn (stage 1)"
+        )
+    objectives = Task(model, stages[-1]["settings"]["objectives"]).objectives
+    saved, own = load_file(path), dict(objectives.named_parameters())
+    odd = sorted(n for n, tensor in saved.items() if n not in own or own[n].shape != tensor.shape)
+    if odd:
+        raise CheckpointError(f"{path} does not fit the objectives in {folder}'s manifest: {odd[:3]}")
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            own[name].copy_(tensor)
+    return objectives.eval()
 
 
 def _free_name(name: str, taken: dict[str, float]) -> str:

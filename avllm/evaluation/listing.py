@@ -1,0 +1,90 @@
+"""What there is: parts with their options, and what a checkpoint folder is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from avllm.models.checkpoint import LORA, TRAINED, fingerprint, part_of, read_manifest_of
+from avllm.models.configuration_avllm import AVConfig
+from avllm.registry import UnknownPartError, choices, kinds, load, options, suggest
+
+
+def parts(kind: str | None = None, name: str | None = None) -> list[dict[str, Any]]:
+    """Parts of a kind (or of all), or one part with its options.
+
+    Returns:
+        ``[{"kind", "name", "about", "options": {option: default or "required"}, "doc"}]``.
+
+    Raises:
+        UnknownPartError: no such kind or part; the nearest is named.
+    """
+    if kind is not None and kind not in kinds():
+        raise UnknownPartError(f"unknown kind of parts {kind!r}; {suggest(kind, kinds())}")
+    names = [(k, n) for k in ([kind] if kind else kinds()) for n in (choices(k) if name is None else [name])]
+    return [describe(k, n) for k, n in names]
+
+
+def describe(kind: str, name: str) -> dict[str, Any]:
+    """A part's name, the first line of its docstring, and its options with their defaults."""
+    part = load(kind, name)
+    doc = inspect.getdoc(part) or ""
+    found = {n: "required" if p.default is inspect.Parameter.empty else p.default for n, p in options(part).items()}
+    return {"kind": kind, "name": name, "about": doc.partition("\n")[0], "options": found, "doc": doc}
+
+
+def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """What a checkpoint folder holds, without loading a model.
+
+    Returns:
+        ``{"folder", "stages": [...], "backbones": {part: {name, revision, sha256, found}}, "parameters": {...}, ...}``;
+        ``found`` tells whether the backbone lies where its name points, with the recorded hash (None for hub names).
+
+    Raises:
+        CheckpointError: no manifest.
+    """
+    folder = Path(folder)
+    manifest = read_manifest_of(folder)
+    config = AVConfig.from_pretrained(folder)
+    known = {part: record | {"found": _found(record)} for part, record in manifest["backbones"].items()}
+    counts: Counter[str] = Counter()
+    for name, size in _tensors(folder / TRAINED):
+        counts[part_of(name)] += size
+    for _, size in _tensors(folder / LORA / "adapter_model.safetensors"):
+        counts["llm (LoRA)"] += size
+    return {
+        "folder": str(folder),
+        "format": manifest["format"],
+        "stages": manifest["stages"],
+        "backbones": known,
+        "trained": config.trained,
+        "connector": [spec["type"] for spec in config.connector],
+        "layout": config.layout["type"],
+        "parameters": dict(counts),
+        "sha256": {p.name: fingerprint_of(p) for p in sorted(folder.glob("*.safetensors"))},
+    }
+
+
+def fingerprint_of(path: Path) -> str:
+    """SHA-256 of one file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _found(record: dict[str, Any]) -> bool | None:
+    return None if record["sha256"] is None else fingerprint(record["name"]) == record["sha256"]
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, int]]:
+    if not path.is_file():
+        return
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+            yield name, math.prod(file.get_slice(name).get_shape())
