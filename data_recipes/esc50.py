@@ -251,7 +251,7 @@ def row(recording: Recording, out: Path, name: str, question: str | None, answer
     asked = [{"type": "text", "text": question}] if question else []
     esc = "esc10" if recording.esc10 else "esc50"
     return {
-        "id": f"{esc}-{recording.fold}-{recording.source}-{recording.take}-{name}",
+        "id": f"{esc}-{recording.fold}-{recording.source}-{recording.take}-{recording.category}-{name}",
         "source": esc,
         "kind": f"heard.{recording.category}",
         "messages": [
