@@ -1,0 +1,253 @@
+"""The whole line on two cores: world, backbones, three stages, evaluation, report. Called by scripts/quickstart.sh.
+
+    python scripts/quickstart.py [--clips 3000] [--seed 0]
+
+Everything lies under runs/quickstart. A phase that is done is not done again unless the files that it is made from, or
+a phase before it, have changed; a phase that was killed goes on where it was (stages) or starts over (the others).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = Path("runs/quickstart")  # relative to ROOT, as in the presets
+WORLD = RUN / "world"
+STAGES = {"stage1": "stage1_align", "stage2": "stage2_caption", "stage3": "stage3_instruct"}
+
+
+@dataclass
+class Phase:
+    """A part of the run.
+
+    Attributes:
+        name: as summary.json has it.
+        about: one line for people.
+        lanes: commands that run side by side, each lane a list of commands one after the other.
+        made_from: files and folders (relative to the project) that decide the result.
+        makes: folders that are deleted when the phase has to start over.
+    """
+
+    name: str
+    about: str
+    lanes: list[list[list[str]]]
+    made_from: list[str]
+    makes: list[Path] = field(default_factory=list)
+
+
+def phases(clips: int, seed: int, cores: int) -> list[Phase]:
+    """What is done, in order."""
+    python = sys.executable
+    world = [python, "data_recipes/toy_world.py", str(WORLD), "--clips", str(clips), "--seed", str(seed)]
+    pretrain = {
+        name: [python, f"scripts/toy_{name}.py", str(WORLD), str(RUN / name)] for name in ("vision", "llm", "audio")
+    }
+    report = [python, "scripts/quickstart_report.py", str(RUN)]
+    return [
+        Phase(
+            "world", "real files: clips, sounds, pictures, questions", [[[*world, "--workers", str(cores)]]],
+            ["data_recipes/toy_world.py", "data_recipes/toy"], [WORLD],
+        ),
+        Phase(
+            "backbones", "an eye, an ear and a language model, from scratch",
+            [[pretrain["vision"]], [pretrain["llm"], pretrain["audio"]]],
+            [f"scripts/toy_{name}.py" for name in pretrain], [RUN / name for name in pretrain],
+        ),
+        *(stage_phase(name, preset, cores) for name, preset in STAGES.items()),
+        Phase(
+            "evaluation", "as they are, with a stream removed or exchanged, and combinations never seen",
+            [[[*report, "answers"]], [[*report, "others"]]], ["scripts/quickstart_report.py"], [RUN / "evaluation"],
+        ),
+    ]  # fmt: skip
+
+
+def stage_phase(name: str, preset: str, cores: int) -> Phase:
+    """One stage of training."""
+    file = f"train/presets/toy/{preset}.yaml"
+    launch = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
+    start = [*launch] if cores > 1 else [sys.executable]
+    # The presets are written for two processes; one process takes twice the micro-steps and gets the same steps.
+    command = [*start, f"train/{preset}.py", file, *([] if cores > 1 else ["train.accumulate=2"])]
+    about = {"stage1": "clips beside their captions", "stage2": "captions", "stage3": "questions and answers"}[name]
+    return Phase(name, about, [[command]], [file], [RUN / name])
+
+
+# ---- what is done already ------------------------------------------------------------------------------------------
+
+
+def fingerprint(phase: Phase, before: str) -> str:
+    """A digest of the phase's commands and of the files that it is made from, chained to the phase before."""
+    digest = hashlib.sha256(json.dumps([before, phase.lanes]).encode())
+    for name in phase.made_from:
+        path = ROOT / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class Journal:
+    """runs/quickstart/journal.json: which phases were begun and finished, from what, and how long they took."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.phases: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def done(self, name: str, stamp: str) -> bool:
+        """Whether the phase was finished from the very same files."""
+        found = self.phases.get(name, {})
+        return found.get("stamp") == stamp and bool(found.get("done"))
+
+    def begin(self, phase: Phase, stamp: str) -> float:
+        """Clear away what was made from other files; return the seconds spent on this phase by killed runs."""
+        found = self.phases.get(phase.name, {})
+        if found.get("stamp") != stamp:
+            for folder in phase.makes:
+                shutil.rmtree(folder, ignore_errors=True)
+            found = {"stamp": stamp, "seconds": 0.0, "done": False}
+        self.phases[phase.name] = found
+        self.write()
+        return float(str(found["seconds"]))
+
+    def write(self) -> None:
+        """Whole or not at all."""
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.phases, indent=1))
+        part.replace(self.path)
+
+
+# ---- running -------------------------------------------------------------------------------------------------------
+
+
+def run_lane(commands: list[list[str]], failed: list[str], log: Path | None) -> None:
+    """Commands one after the other until one fails; their output goes to `log` where several lanes would mix."""
+    for command in commands:
+        if failed:
+            return
+        if log is None:
+            code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        else:
+            with log.open("a", encoding="utf-8") as out:
+                code = subprocess.run(command, cwd=ROOT, stdout=out, stderr=out, check=False).returncode
+        if code:
+            failed.append(f"{' '.join(command)} ended with code {code}" + (f"; see {log}" if log else ""))
+
+
+def run_phase(phase: Phase, cores: int) -> None:
+    """All lanes, side by side where there are cores for it.
+
+    Raises:
+        SystemExit: a command failed.
+    """
+    failed: list[str] = []
+    if len(phase.lanes) == 1 or cores == 1:
+        for lane in phase.lanes:
+            run_lane(lane, failed, None)
+    else:
+        logs = [RUN / "logs" / f"{phase.name}{i}.log" for i in range(len(phase.lanes))]
+        for log in logs:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.unlink(missing_ok=True)
+        pairs = zip(phase.lanes, logs, strict=True)
+        lanes = [threading.Thread(target=run_lane, args=(lane, failed, log)) for lane, log in pairs]
+        for lane in lanes:
+            lane.start()
+        wait_for(lanes, logs)
+    if failed:
+        raise SystemExit("quickstart: " + "; ".join(failed))
+
+
+def wait_for(lanes: Sequence[threading.Thread], logs: Sequence[Path]) -> None:
+    """Until all lanes have ended; every ten seconds the last line of each log."""
+    began = time.perf_counter()
+    while any(lane.is_alive() for lane in lanes):
+        lanes[0].join(10) if lanes[0].is_alive() else lanes[-1].join(10)
+        texts = [log.read_text(errors="replace").replace("\r", "\n") for log in logs if log.is_file()]
+        last = [text.strip().rsplit("\n", 1)[-1] for text in texts]
+        print(f"  {time.perf_counter() - began:4.0f} s  " + "  |  ".join(line[-60:] for line in last), flush=True)
+
+
+class MemoryWatch(threading.Thread):
+    """The largest memory that this process and all below it held at once (proportional set size), in MB."""
+
+    def __init__(self, peak: float) -> None:
+        super().__init__(daemon=True)
+        self.peak = peak
+
+    def run(self) -> None:
+        """Look twice a second."""
+        while True:
+            self.peak = max(self.peak, sum(pss_mb(pid) for pid in family(os.getpid())))
+            time.sleep(0.5)
+
+
+def family(root: int) -> list[int]:
+    """A process and all that descend from it."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                parent = int(Path("/proc", entry, "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has just ended
+            children.setdefault(parent, []).append(int(entry))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def pss_mb(pid: int) -> float:
+    """Memory of one process, its share of what is shared; 0 where it has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+
+
+def main() -> None:
+    """Run what is not done, then print the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=3000, help="clips of the toy world")
+    parser.add_argument("--seed", type=int, default=0, help="of the toy world")
+    parser.add_argument("--cores", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--install-seconds", type=float, default=0.0, help="noted in the summary")
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    RUN.mkdir(parents=True, exist_ok=True)
+    journal = Journal(RUN / "journal.json")
+    install = journal.phases.setdefault("install", {"seconds": 0.0})
+    install["seconds"] = max(float(str(install["seconds"])), args.install_seconds)
+    memory = MemoryWatch(float(str(journal.phases.setdefault("memory", {"peak_mb": 0.0})["peak_mb"])))
+    memory.start()
+    todo, stamp = phases(args.clips, args.seed, args.cores), ""
+    for number, phase in enumerate(todo, start=1):
+        stamp = fingerprint(phase, stamp)
+        if journal.done(phase.name, stamp):
+            print(f"[{number}/{len(todo)}] {phase.name}: done before", flush=True)
+            continue
+        print(f"[{number}/{len(todo)}] {phase.name}: {phase.about}", flush=True)
+        spent, began = journal.begin(phase, stamp), time.perf_counter()
+        try:
+            run_phase(phase, args.cores)
+            journal.phases[phase.name]["done"] = True
+        finally:
+            journal.phases[phase.name]["seconds"] = round(spent + time.perf_counter() - began, 1)
+            journal.phases["memory"] = {"peak_mb": round(memory.peak)}
+            journal.write()
+    subprocess.run([sys.executable, "scripts/quickstart_report.py", str(RUN), "report"], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Figures and report of the quickstart. Called by scripts/quickstart.py.
+
+    python scripts/quickstart_report.py RUN answers   ask the test split: as it is, with sound or picture removed
+    python scripts/quickstart_report.py RUN others    with sound or picture exchanged; unseen combinations; retrieval
+    python scripts/quickstart_report.py RUN report    write summary.json and report.md, print the table
+
+All figures come from generated answers about decoded files; hyper-parameters were chosen on other worlds and splits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+ASKED = {"seen": "video", "heard": "audio"}  # the stream that a kind of question is about
+BARS: dict[str, float] = {  # share of right answers, or seconds of mean absolute error
+    "seen.colour": 0.98, "seen.shape": 0.98, "seen.size": 0.98, "seen.number": 0.98,
+    "seen.named_colour": 0.90, "seen.direction": 0.85, "seen.bounces": 0.85,
+    "heard.kind": 0.97, "heard.pitch": 0.97, "heard.pulses": 0.90,
+    "both.first": 0.92, "both.sync": 0.85, "both.silent": 0.85,
+    "when.sound": 0.15, "when.thing": 0.25, "unanswerable": 0.97,
+}  # fmt: skip
+EXAMPLES = 10
+
+
+# ---- asking --------------------------------------------------------------------------------------------------------
+
+
+def ask(run: Path, name: str, manifest: str, **conditions: list[str]) -> None:
+    """Evaluate the last stage on a split and keep figures and answers."""
+    from avllm.evaluation.command import run_eval
+
+    folder = run / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = run_eval(
+        run / "stage3", run / "world" / f"{manifest}.jsonl", cache=run / "features",
+        predictions=folder / f"{name}.jsonl", **conditions,
+    )  # fmt: skip
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def retrieve(run: Path) -> None:
+    """Text-to-clip retrieval with what stage 1 learned."""
+    from avllm.evaluation.retrieval import retrieval
+
+    found = retrieval(run / "stage1", run / "world" / "captions_test.jsonl", limit=200)
+    (run / "evaluation" / "retrieval.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def main_figure(row: dict[str, Any] | None) -> float | None:
+    """Accuracy, or the mean absolute error of times."""
+    if row is None:
+        return None
+    value = row.get("accuracy", row.get("mae_s"))
+    return None if value is None else round(float(value), 4)
+
+
+def summarise(run: Path) -> dict[str, Any]:
+    """The content of summary.json: seconds, memory, retrieval and the figures of each kind."""
+    evaluation = run / "evaluation"
+    conditions = {**read(evaluation / "others.json")["conditions"], **read(evaluation / "answers.json")["conditions"]}
+    unseen = read(evaluation / "unseen.json")["conditions"]["as_is"]["kinds"]
+    balance = read(run / "world" / "world.json")["balance"]
+    journal, found = read(run / "journal.json"), read(evaluation / "retrieval.json")
+    kinds = {
+        kind: {**figures_of(kind, conditions), "unseen": main_figure(unseen.get(kind)), **blind(balance.get(kind, {}))}
+        for kind in conditions["as_is"]["kinds"]
+    }
+    seconds = {name: float(phase["seconds"]) for name, phase in journal.items() if "seconds" in phase}
+    return {
+        "seconds": seconds, "peak_memory_mb": journal["memory"]["peak_mb"],
+        "retrieval_r1": round(float(found["r1"]), 4), "retrieval": found, "kinds": kinds,
+        "environment": read(evaluation / "answers.json")["environment"],
+    }  # fmt: skip
+
+
+def figures_of(kind: str, conditions: dict[str, Any]) -> dict[str, Any]:
+    """One kind under all conditions; ``refused`` are shares of "unanswerable"."""
+    as_is = conditions["as_is"]["kinds"][kind]
+    names = ("n", "accuracy", "low", "high", "chance", "mae_s", "mae_low", "mae_high", "mae_chance", "refused")
+    row = {name: as_is[name] if name == "n" else round(float(as_is[name]), 4) for name in names if name in as_is}
+    for condition in ("without_audio", "without_video", "swapped_audio", "swapped_video"):
+        changed = conditions[condition]["kinds"].get(kind)
+        row[condition] = main_figure(changed)
+        row[f"{condition}_low"], row[f"{condition}_high"] = (
+            None if changed is None else changed.get(end, changed.get(f"mae_{end}")) for end in ("low", "high")
+        )
+        row[f"{condition}_refused"] = None if changed is None else round(float(changed["refused"]), 4)
+    return row
+
+
+def blind(balance: dict[str, Any]) -> dict[str, Any]:
+    """What the best guesser without any media reaches on the test split, as the world's own check found."""
+    found = balance.get("blind", {})
+    return {"blind": found.get("accuracy", found.get("mae", found.get("mae_s")))}
+
+
+def holds(kind: str, row: dict[str, Any]) -> bool | None:
+    """Whether the bar on the test split is reached; None where there is none."""
+    if kind not in BARS:
+        return None
+    return row["mae_s"] <= BARS[kind] if "mae_s" in row else row["accuracy"] >= BARS[kind]
+
+
+CHANGES = {
+    "without_audio": "no audio", "without_video": "no video",
+    "swapped_audio": "audio swapped", "swapped_video": "video swapped", "unseen": "unseen",
+}  # fmt: skip
+
+
+def percent(value: float | None) -> str:
+    """A share for people."""
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def seconds(value: float | None) -> str:
+    """A time for people."""
+    return "" if value is None else f"{value:.2f} s"
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """The figures for the terminal."""
+    made = Table(title="Test split, generated answers", title_justify="left", header_style="bold")
+    for column in ("", "n", "figure", "95%", "bar", "", "chance", "blind", *CHANGES.values()):
+        made.add_column(column, justify="right" if column else "left")
+    for kind, row in summary["kinds"].items():
+        timed = "mae_s" in row
+        show, figure, ends = (seconds, "mae_s", "mae_") if timed else (percent, "accuracy", "")
+        mark = {True: "[green]yes", False: "[red]no", None: ""}[holds(kind, row)]
+        bar = ("<= " if timed else ">= ") + show(BARS[kind]) if kind in BARS else ""
+        between = f"{show(row[ends + 'low'])}-{show(row[ends + 'high'])}"
+        rest = [row.get("mae_chance" if timed else "chance"), row["blind"], *(row[name] for name in CHANGES)]
+        made.add_row(kind, str(row["n"]), show(row[figure]), between, bar, mark, *map(show, rest))
+    return made
+
+
+def remarks(summary: dict[str, Any]) -> list[str]:
+    """The bars that are no single cell of the table, one line each."""
+    kinds = summary["kinds"]
+    answerable = {k: r for k, r in kinds.items() if k != "unanswerable"}
+    refused = sum(r["refused"] * r["n"] for r in answerable.values()) / sum(r["n"] for r in answerable.values())
+    lines = [f"answerable questions refused: {refused:.2%} (bar: <= 1%)"]
+    for kind, row in answerable.items():
+        stream = ASKED.get(kind.split(".")[0])
+        if stream is not None:
+            swapped, without = percent(row[f"swapped_{stream}"]), percent(row[f"without_{stream}_refused"])
+            lines.append(f"{kind}, {stream} swapped: {swapped} (chance {percent(row['chance'])}, bar: within 5 points)")
+            lines[-1] += f"; removed: {without} refused (bar: >= 95)"
+    lines += [needs_both(kind, kinds[kind]) for kind in ("both.sync", "both.silent") if kind in kinds]
+    found = summary["retrieval"]
+    lines.append(f"text-to-clip retrieval, R@1 among {found['n']}: {percent(found['r1'])} (bar: >= 60)")
+    spent = sum(v for k, v in summary["seconds"].items() if k != "install")
+    return [
+        *lines,
+        f"{spent:.0f} s (bar: <= 600), {summary['peak_memory_mb']} MB (bar: <= 6144) after the installation",
+    ]
+
+
+def needs_both(kind: str, row: dict[str, Any]) -> str:
+    """How far a kind that needs both streams lies above the better of the two exchanges."""
+    best = max(("swapped_audio", "swapped_video"), key=lambda c: row[c])
+    gain, apart = row["accuracy"] - row[best], row["low"] > row[f"{best}_high"]
+    above = f"{kind}: {percent(gain)} points above {CHANGES[best]} (bar: >= 20)"
+    return f"{above}, intervals {'apart' if apart else 'overlap'}"
+
+
+# ---- report --------------------------------------------------------------------------------------------------------
+
+
+def examples(run: Path) -> list[dict[str, Any]]:
+    """Ten answers on the test split, each of another kind and clip, with their samples."""
+    with (run / "world" / "test.jsonl").open(encoding="utf-8") as file:
+        samples = {row["id"]: row for row in map(json.loads, file)}
+    with (run / "evaluation" / "answers.jsonl").open(encoding="utf-8") as file:
+        answers = [row for row in map(json.loads, file) if row["condition"] == "as_is"]
+    chosen: list[dict[str, Any]] = []
+    kinds: set[str] = set()
+    for row in answers:
+        if row["kind"] not in kinds and len(chosen) < EXAMPLES and samples[row["id"]]["meta"]["form"] == "av":
+            kinds.add(row["kind"])
+            chosen.append({**row, "sample": samples[row["id"]]})
+    return chosen
+
+
+def draw(run: Path, example: dict[str, Any], picture: Path) -> None:
+    """Frames in a row above the waveform of one clip."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from avllm.data.media import Sampling, load_video
+
+    path = run / "world" / example["sample"]["messages"][0]["content"][0]["video"]
+    clip = load_video(path, sampling=Sampling(num_frames=10), rate=16_000)
+    assert clip.frames is not None
+    assert clip.sound is not None
+    figure = Figure(figsize=(10, 2.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, height_ratios=[1, 0.8])
+    above.imshow(np.concatenate(list(clip.frames.x.numpy()), axis=1))
+    above.set_axis_off()
+    x = clip.sound.x.numpy()
+    below.plot(np.arange(len(x)) / clip.sound.rate + clip.sound.start, x, linewidth=0.4)
+    below.set(xlim=(0, clip.duration), ylim=(-1, 1), yticks=[], xlabel="seconds")
+    figure.savefig(picture, dpi=80)
+
+
+def write_report(run: Path, summary: dict[str, Any]) -> None:
+    """report.md with the figures, the loss curves and ten example clips as pictures."""
+    folder = run / "report"
+    folder.mkdir(exist_ok=True)
+    console = Console(width=170, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
+    console.print(table(summary))
+    lines = ["# Quickstart", "", "```", console.export_text().rstrip(), *remarks(summary), "```", ""]
+    lines += ["| phase | seconds |", "|---|---|", *(f"| {k} | {v:.0f} |" for k, v in summary["seconds"].items()), ""]
+    lines += [
+        "## Loss curves",
+        "",
+        *(f"![{s}]({s}/loss.png)" for s in ("stage1", "stage2", "stage3")),
+        "",
+        "## Ten clips",
+    ]
+    for number, example in enumerate(examples(run)):
+        draw(run, example, folder / f"{number}.png")
+        question = example["sample"]["messages"][0]["content"][-1]["text"]
+        said = f"**{question}** answer: *{example['answer']}*, truth: *{example['truth']}*"
+        lines += ["", f"![clip](report/{number}.png)", "", said]
+    (run / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def finish(run: Path) -> None:
+    """Write summary.json and report.md, print the table and how to go on."""
+    summary = summarise(run)
+    (run / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_report(run, summary)
+    console = Console(width=170)
+    console.print(table(summary))
+    for line in remarks(summary):
+        console.print(line, highlight=False)
+    console.print(
+        f"\nreport: {run / 'report.md'}\nchat:   {sys.executable} serve/chat_demo.py {run / 'stage3'}", soft_wrap=True
+    )
+
+
+def main() -> None:
+    """One of the three jobs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("job", choices=("answers", "others", "report"))
+    args = parser.parse_args()
+    if args.job == "answers":
+        ask(args.run, "answers", "test", without=["audio", "video"])
+    elif args.job == "others":
+        ask(args.run, "others", "test", swap=["audio", "video"])
+        ask(args.run, "unseen", "unseen")
+        retrieve(args.run)
+    else:
+        finish(args.run)
+
+
+if __name__ == "__main__":
+    main()
