@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ CSS = """
 #facts {color: var(--body-text-color-subdued); font-size: 0.9em}
 #frames .grid-wrap {min-height: 0 !important; max-height: 420px}
 """
+NOTHING = "*(the model said nothing)*"
+REDRAW = 0.04  # seconds between two drawings of an answer that grows
 Updates = dict[Any, Any]
 
 
@@ -194,11 +197,13 @@ class Demo:
         try:
             settings = {"temperature": temperature, "top_p": top_p, "max_new_tokens": int(most)}
             pieces = chat.ask(question, **media, sound="auto" if sound else "off", **settings)
+            drawn = 0.0
             for piece in pieces:
                 answer += piece
-                yield {self.history: [*shown, {"role": "assistant", "content": answer}]}
-            if not answer:
-                yield {self.history: [*shown, {"role": "assistant", "content": "*(the model said nothing)*"}]}
+                if time.monotonic() - drawn > REDRAW:
+                    drawn = time.monotonic()
+                    yield {self.history: [*shown, {"role": "assistant", "content": answer}]}
+            yield {self.history: [*shown, {"role": "assistant", "content": answer or NOTHING}]}
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: out of memory, and the like
             yield {self.history: [*shown, {"role": "assistant", "content": answer + failed(error)}]}
         finally:

@@ -1,0 +1,202 @@
+"""The chat demo in a real browser: drop a file, ask, the answer streams, a second turn, stop, clear, errors."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answering import KIND, REAL_MEDIA, WHY_NOT
+
+from avllm.inference.chat import Chat
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("gradio", reason="gradio is not installed")
+ROOT = Path(__file__).resolve().parents[2]
+BROWSER = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+QUESTION = "what colour is it ?"
+WATCH = """() => {
+    window.seen = [];
+    const look = () => {
+        const last = [...document.querySelectorAll('#chat .bot.message')].pop();
+        const size = last ? last.innerText.trim().length : 0;
+        if (size && size !== window.seen.at(-1)) window.seen.push(size);
+    };
+    new MutationObserver(look).observe(document.querySelector('#chat'),
+        {childList: true, subtree: true, characterData: true});
+}"""  # the lengths that the last answer had
+PATIENCE = 120_000  # milliseconds; a page is quick, a busy machine is not
+
+
+@pytest.fixture(scope="module")
+def address(checkpoint: Path) -> Iterator[str]:
+    """The demo as its command starts it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "serve/chat_demo.py", str(checkpoint), "--port", str(port), "--max-file-mb", "5"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/", server)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 600  # a busy machine imports slowly
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "the demo ended before it served its page"
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("the demo did not serve its page")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """A fresh visit; at its end nothing was asked of any other machine."""
+    visit = browser.new_page(viewport={"width": 1280, "height": 1000})
+    visit.set_default_timeout(PATIENCE)
+    asked: list[str] = []
+    visit.on("request", lambda request: asked.append(request.url))
+    visit.goto(address)
+    visit.wait_for_selector("#question textarea")
+    yield visit
+    assert [u for u in asked if not u.startswith((address, "blob:", "data:"))] == []
+    visit.close()
+
+
+def drop(page: Any, path: Path) -> None:
+    page.set_input_files("#file input[type=file]", path)
+    page.wait_for_function("name => document.querySelector('#facts').innerText.includes(name)", arg=path.name)
+
+
+def shows(page: Any, frames: int, spectrograms: int) -> None:
+    """Wait until so many pictures of what the model gets are there."""
+    for selector, count in (("#frames img", frames), ("#spectrogram img", spectrograms)):
+        sync_api.expect(page.locator(selector)).to_have_count(count, timeout=PATIENCE)
+
+
+def ask(page: Any, question: str) -> str:
+    """Ask and wait for the whole answer."""
+    before = page.locator("#chat .bot.message").count()
+    page.fill("#question textarea", question)
+    page.press("#question textarea", "Enter")
+    page.wait_for_function("n => document.querySelectorAll('#chat .bot.message').length > n", arg=before)
+    page.wait_for_selector("#send:not([disabled])")
+    return page.locator("#chat .bot.message").last.inner_text().strip()
+
+
+def longest_answer(page: Any, tokens: int) -> None:
+    """Set the limit in the advanced settings."""
+    field = page.get_by_label("number input for Longest answer, in tokens")
+    if not field.is_visible():
+        page.click("#advanced button")
+    field.fill(str(tokens))
+    field.press("Enter")
+
+
+def test_upload_ask_second_turn_clear(page: Any, checkpoint: Path, clips: list[Path]) -> None:
+    chat = Chat.load(checkpoint)
+    drop(page, clips[0])
+    assert "2 frames of 32 x 32 · 1.00 s of sound at 16 kHz" in page.inner_text("#facts")
+    shows(page, frames=2, spectrograms=1)
+    for question, media in [(QUESTION, {"video": clips[0]}), ("and do you hear it ?", {})]:
+        assert ask(page, question) == "".join(chat.ask(question, **media, max_new_tokens=128))
+    assert page.locator("#chat .user.message").count() == 2
+    page.click("#clear")
+    page.wait_for_function("document.querySelectorAll('#chat .message').length == 0")
+    page.wait_for_selector("#frames", state="detached")
+    fresh = Chat(chat.model, chat.processor)
+    said = "".join(fresh.ask(QUESTION, max_new_tokens=128))  # without the clip
+    assert ask(page, QUESTION) == (said or "(the model said nothing)")
+
+
+def test_sound_can_be_switched_off(page: Any, checkpoint: Path, clips: list[Path]) -> None:
+    drop(page, clips[2])
+    page.click("#sound input")
+    page.wait_for_selector("#spectrogram", state="detached")
+    assert "no sound" in page.inner_text("#facts")
+    said = Chat.load(checkpoint).ask(QUESTION, video=clips[2], sound="off", max_new_tokens=128)
+    assert ask(page, QUESTION) == "".join(said)
+
+
+def test_the_answer_streams_and_stops(page: Any, checkpoint: Path, clips: list[Path]) -> None:
+    whole = "".join(Chat.load(checkpoint).ask(QUESTION, video=clips[0], max_new_tokens=1024))
+    assert len(whole.split()) > 200, "the model's answer is too short to be stopped"
+    drop(page, clips[0])
+    longest_answer(page, 1024)
+    page.evaluate(WATCH)
+    page.fill("#question textarea", QUESTION)
+    page.click("#send")
+    page.wait_for_function("window.seen.length > 3")
+    page.click("#stop")
+    page.wait_for_selector("#send:not([disabled])")
+    stopped = page.locator("#chat .bot.message").last.inner_text().strip()
+    assert whole.startswith(stopped)
+    assert len(stopped) < len(whole)
+    seen = page.evaluate("window.seen")
+    assert seen == sorted(set(seen))  # it only grew
+    longest_answer(page, 8)
+    assert len(ask(page, "and ?").split()) <= 8
+
+
+def test_errors_are_words_and_the_page_lives_on(page: Any, clips: list[Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(clips[0].read_bytes()[:900])
+    drop(page, broken)
+    assert "broken.mp4: truncated" in page.inner_text("#facts")
+    answer = ask(page, QUESTION)
+    assert "broken.mp4: truncated" in answer
+    assert "Traceback" not in answer
+    assert str(tmp_path) not in answer
+    page.click("#clear")
+    page.wait_for_function("document.querySelectorAll('#chat .message').length == 0")
+    assert "stands for media" in ask(page, "<|video|>")
+    assert "tokens; the longest row is" in ask(page, "red " * 3000)
+    large = tmp_path / "large.mp4"
+    large.write_bytes(bytes(6 * 2**20))
+    page.set_input_files("#file input[type=file]", large)
+    page.wait_for_selector(".toast-wrap, .toast-body", state="attached")
+    page.reload()
+    page.wait_for_selector("#question textarea")
+    drop(page, clips[1])
+    assert ask(page, QUESTION)
+
+
+@pytest.mark.skipif(not REAL_MEDIA, reason=WHY_NOT)
+def test_real_media(page: Any, checkpoint: Path) -> None:
+    """Each is shown as the model gets it, and answered as the API answers."""
+    chat = Chat.load(checkpoint)
+    longest_answer(page, 16)
+    for path in REAL_MEDIA:
+        drop(page, path)
+        chat.clear()
+        said = "".join(chat.ask(QUESTION, **{KIND[path.suffix]: path}, max_new_tokens=16))
+        (seen,) = chat.perceived
+        shows(page, 0 if seen.frames is None else len(seen.frames), int(seen.sound is not None))
+        assert " ".join(ask(page, QUESTION).split()) == " ".join(said.split()), path
+        page.click("#clear")
+        page.wait_for_function("document.querySelectorAll('#chat .message').length == 0")
+        page.wait_for_selector("#frames", state="detached")
