@@ -1,0 +1,144 @@
+"""Augmented sound: a function of (seed, place), off outside of training, and never away from the pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_world, settings
+
+from avllm.config import AugmentConfig, ConfigError, RunConfig, load_config
+from avllm.data.augment import Augment, change_speed
+from avllm.data.dataset import SampleDataset
+from avllm.data.loader import Cut, MicroBatches, Order
+from avllm.data.media import Clip, Frames, Sound
+from avllm.training.start import build_dataset, build_parts
+
+RATE = 16_000
+EVERYTHING = AugmentConfig(roll=True, speed=0.5, gain=6.0, silences=2, silence_seconds=0.2)
+
+
+def sound(seconds: float = 1.0, pictures: bool = False) -> Clip:
+    """Noise, with two frames or without."""
+    x = torch.randn(int(seconds * RATE), generator=torch.Generator().manual_seed(0))
+    frames = Frames(torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.tensor([[0, 0.5], [0.5, 1]]) * seconds)
+    return Clip(frames if pictures else None, Sound(x, RATE, 0.0), seconds)
+
+
+def heard(settings: AugmentConfig, clip: Clip, seed: int = 0, place: int = 0) -> torch.Tensor:
+    """The samples that come out."""
+    changed = Augment(settings, seed)(clip, place)
+    assert changed.sound is not None
+    return changed.sound.x
+
+
+def test_the_same_seed_and_place_give_the_same_sound() -> None:
+    first = heard(EVERYTHING, sound(), seed=1, place=7)
+    assert torch.equal(first, heard(EVERYTHING, sound(), seed=1, place=7))
+    for seed, place in [(1, 8), (2, 7)]:
+        other = heard(EVERYTHING, sound(), seed, place)
+        assert other.shape != first.shape or not torch.equal(other, first)
+
+
+def test_nothing_asked_for_changes_nothing() -> None:
+    assert torch.equal(heard(AugmentConfig(), sound()), sound().sound.x)  # type: ignore[union-attr]
+
+
+def test_roll_moves_and_loses_nothing() -> None:
+    clip = sound()
+    rolled = heard(AugmentConfig(roll=True), clip, place=3)
+    assert not torch.equal(rolled, clip.sound.x)  # type: ignore[union-attr]
+    assert torch.equal(rolled.sort().values, clip.sound.x.sort().values)  # type: ignore[union-attr]
+
+
+def test_gain_stays_within_its_decibels() -> None:
+    clip = sound()
+    gains = []
+    for place in range(50):
+        gains.append((heard(AugmentConfig(gain=6.0), clip, place=place) / clip.sound.x).mean())  # type: ignore[union-attr]
+    decibels = 20 * torch.stack(gains).log10()
+    assert decibels.abs().max() <= 6.001
+    assert decibels.max() > 4
+    assert decibels.min() < -4
+
+
+def test_speed_doubles_a_tone() -> None:
+    tone = torch.sin(2 * torch.pi * 500 * torch.arange(RATE) / RATE)
+    fast = change_speed(tone, 2.0)
+    assert fast.shape == (RATE // 2,)
+    assert int(torch.fft.rfft(fast).abs().argmax()) * RATE / fast.shape[0] == pytest.approx(1000, abs=4)
+
+
+def test_speed_tells_the_clip_its_new_length() -> None:
+    changed = Augment(AugmentConfig(speed=1.0), 0)(sound(), 5)
+    assert changed.sound is not None
+    assert changed.duration == pytest.approx(changed.sound.x.shape[0] / RATE, abs=1e-6)
+    assert changed.duration != 1.0
+
+
+def test_silences_are_silent_and_leave_the_rest() -> None:
+    clip = sound()
+    x = heard(AugmentConfig(silences=2, silence_seconds=0.2), clip, place=1)
+    assert 0 < int((x == 0).sum()) <= 2 * 0.2 * RATE
+    assert torch.equal(x[x != 0], clip.sound.x[x != 0])  # type: ignore[union-attr]
+
+
+def test_beside_pictures_only_the_loudness_changes() -> None:
+    clip = sound(pictures=True)
+    changed = Augment(AugmentConfig(roll=True, speed=1.0, gain=6.0), 0)(clip, 3)
+    assert changed.sound is not None
+    assert changed.duration == clip.duration
+    ratio = changed.sound.x / clip.sound.x  # type: ignore[union-attr]
+    assert torch.allclose(ratio, ratio[0], rtol=1e-4)
+
+
+def test_a_clip_without_sound_stays_as_it_is() -> None:
+    clip = dataclasses.replace(sound(pictures=True), sound=None)
+    assert Augment(EVERYTHING, 0)(clip, 0) is clip
+
+
+def test_each_item_comes_with_its_place_in_the_run() -> None:
+    order, cut = Order([5], [1.0], 0), Cut(2, 2)
+    drawn = [pair for batch in MicroBatches(order, cut, 0, 3) for pair in batch]
+    assert [place for _, place in drawn] == list(range(12))
+    assert [item for item, _ in drawn] == order.items(0, 12)
+    resumed = [pair for batch in MicroBatches(order, cut, 2, 3) for pair in batch]
+    assert resumed == drawn[8:]
+
+
+def dataset_of(tmp_path: Path) -> SampleDataset:
+    """The tiny world's questions, with everything switched on."""
+    world = make_world(tmp_path / "world", clips=4)
+    config = settings(world, tmp_path / "run", data__train=str(world.questions))
+    config["data"] |= {"augment": EVERYTHING.model_dump(), "keep_decoded": 100.0}
+    run = RunConfig.model_validate(config)
+    return build_dataset(run, run.data.train, build_parts(run))
+
+
+def test_only_items_with_a_place_are_changed_and_files_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, decoded = dataset_of(tmp_path), []
+    load = dataset.processor.load_clip
+    monkeypatch.setattr(dataset.processor, "load_clip", lambda part, root: decoded.append(part) or load(part, root))
+
+    def features(item: int | tuple[int, int]) -> torch.Tensor:
+        (row,) = dataset[item].rows
+        return row.clips[0]["audio"].inputs["input_features"]
+
+    item = next(i for i in range(len(dataset)) if "audio" in dataset[i].rows[0].clips[0])
+    decoded.clear()
+    plain = features(item)
+    assert torch.equal(plain, features(item))
+    assert not torch.equal(plain, features((item, 4)))
+    assert torch.equal(features((item, 4)), features((item, 4)))
+    assert torch.equal(plain, features(item)), "the kept clip was changed"
+    assert len(decoded) == 0, "it was decoded above, and kept"
+
+
+def test_augmented_features_cannot_be_cached(tmp_path: Path) -> None:
+    preset = Path(__file__).resolve().parents[2] / "train" / "presets" / "esc10" / "stage1_align.yaml"
+    with pytest.raises(ConfigError, match="both augment and cache are given"):
+        load_config(preset, [f"data.cache={tmp_path}"])
