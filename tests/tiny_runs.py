@@ -14,6 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401 (imported once here, not in every child)
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -41,14 +43,14 @@ def start(function: Callable[..., Any], *args: Any, rank: int = 0, ranks: int = 
 
 def _child(function: Callable[..., Any], args: tuple[Any, ...], rank: int, ranks: int, port: int) -> None:
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(60, exit=True)  # a test that hangs says where
+    faulthandler.dump_traceback_later(170, exit=True)  # a test that hangs says where
     if ranks > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port, "LOCAL_WORLD_SIZE": ranks}
         os.environ.update({k: str(v) for k, v in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
     function(*args)
 
 
-def together(function: Callable[..., Any], *args: Any, ranks: int = 2, timeout: float = 120.0) -> None:
+def together(function: Callable[..., Any], *args: Any, ranks: int = 2, timeout: float = 180.0) -> None:
     """Call a function on several ranks; fails when one fails or they do not end in time."""
     port = free_port()
     children = [start(function, *args, rank=r, ranks=ranks, port=port) for r in range(ranks)]
@@ -67,7 +69,7 @@ def train(settings: dict[str, Any]) -> None:
     run_stage(RunConfig.model_validate(settings))
 
 
-def run(settings: dict[str, Any], ranks: int = 1, timeout: float = 120.0) -> Path:
+def run(settings: dict[str, Any], ranks: int = 1, timeout: float = 180.0) -> Path:
     """Train a stage in child processes; returns the run's folder."""
     together(train, settings, ranks=ranks, timeout=timeout)
     return Path(settings["output"])

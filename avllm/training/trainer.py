@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, set_seed
 from rich.console import Console
 from torch import Tensor
@@ -64,8 +65,10 @@ def run_stage(config: RunConfig) -> Path:
 def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
     """An Accelerator for the launcher that this process runs under, with DeepSpeed's settings filled in."""
     train = config.train
+    AcceleratorState._reset_state()  # a stage before in this process may have had another precision
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else accelerate starts no process group under torchrun on CPUs
+        # without it accelerate starts no process group under torchrun on CPUs; with it, it overlooks DeepSpeed
+        cpu=not torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true",
         mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision],
         gradient_accumulation_steps=train.accumulate,
         log_with=train.trackers or None,

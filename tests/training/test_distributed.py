@@ -90,6 +90,7 @@ def test_deepspeed_trains_saves_resumes_and_exports_the_same_weights(world: Worl
     config = f"train/launch/zero{zero}.yaml"
     command = ["accelerate", "launch", "--config_file", config, "--num_processes", "2", "--main_process_port"]
     launch(*command, str(free_port()), "train/stage2_caption.py", preset, timeout=400)
+    assert (tmp_path / "zero" / "checkpoints" / "step_4" / "engine").is_dir(), "DeepSpeed's own form"
     plain = run({**asked, "output": str(tmp_path / "plain")}, ranks=2)
     assert losses(tmp_path / "zero") == pytest.approx(losses(plain), abs=1e-5)
     assert difference(weights(tmp_path / "zero"), weights(plain)) < 1e-5
