@@ -47,14 +47,18 @@ class Pictures:
         places: ``(N, GRID**2, 3)``: x and y from the patch's centre to the thing's centre, in patches, and whether the
             thing is the moving one.
         moving: ``(N, 3)``: whether the moving thing is seen, and its x and y, from -1 to 1.
+        named: ``(N, 3)`` long: colour, shape and size of the moving thing.
         count: ``(N,)`` long, things seen.
+        lit: ``(N,)``: whether a wall is lit, because the moving thing has just hit it.
     """
 
     x: Tensor
     classes: Tensor
     places: Tensor
     moving: Tensor
+    named: Tensor
     count: Tensor
+    lit: Tensor
 
     def rows(self, index: Tensor) -> Pictures:
         """Those frames alone."""
@@ -86,12 +90,12 @@ def read_pictures(world: Path, split: str, clips: int, frames: int, seed: int) -
         steps = min(len(found.frames.x), len(script["objects"][0]["x"]))
         chosen = sorted(rng.sample(range(steps), min(frames, steps)))
         pixels.append(found.frames.x[chosen])
-        labels += [label_frame(script["objects"], t) for t in chosen]
+        labels += [(*label_frame(script["objects"], t), is_lit(script, t)) for t in chosen]
     return Pictures(torch.cat(pixels), *(torch.stack(part) for part in zip(*labels, strict=True)))
 
 
-def label_frame(things: list[dict[str, Any]], t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Classes, places, moving and count of one frame (see :class:`Pictures`); the first thing lies on top."""
+def label_frame(things: list[dict[str, Any]], t: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Classes, places, moving, named and count of one frame (see :class:`Pictures`); the first thing lies on top."""
     classes = torch.tensor([0, IGNORE, IGNORE]).repeat(GRID**2, 1)
     places = torch.zeros(GRID**2, 3)
     best = torch.full((GRID**2,), COVERED)
@@ -103,14 +107,26 @@ def label_frame(things: list[dict[str, Any]], t: int) -> tuple[Tensor, Tensor, T
         cover = disc_cover(centre, SIZES[thing["size"]])
         here = cover > best
         best[here] = cover[here]
-        names = (1 + COLOURS.index(thing["colour"]), SHAPES.index(thing["shape"]), list(SIZES).index(thing["size"]))
-        classes[here] = torch.tensor(names)
+        classes[here] = names(thing) + torch.tensor([1, 0, 0])
         places[here, :2] = (centre - grid[here]) / PATCH
         places[here, 2] = float(thing is things[0])
     first = things[0]
     at = [first["x"][t] / (SIDE / 2) - 1, first["y"][t] / (SIDE / 2) - 1]
     moving = torch.tensor([float(first["visible"][t]), *at])
-    return classes, places, moving, torch.tensor(len(seen))
+    return classes, places, moving, names(first), torch.tensor(len(seen))
+
+
+def names(thing: dict[str, Any]) -> Tensor:
+    """Colour, shape and size as numbers."""
+    return torch.tensor(
+        [COLOURS.index(thing["colour"]), SHAPES.index(thing["shape"]), list(SIZES).index(thing["size"])]
+    )
+
+
+def is_lit(script: dict[str, Any], t: int) -> Tensor:
+    """Whether a wall was hit at this frame or at the one before."""
+    since = [t - round(bounce * script["fps"]) for bounce in script["events"]["bounces"]]
+    return torch.tensor(float(any(0 <= s < 2 for s in since)))
 
 
 def disc_cover(centre: Tensor, radius: float) -> Tensor:
@@ -127,7 +143,7 @@ class Looker(nn.Module):
     """The encoder with linear heads for the labels of its patches and of their mean."""
 
     PATCH_SIZES = (1 + len(COLOURS), len(SHAPES), len(SIZES), 2, 1)
-    FRAME_SIZES = (1, 2, MOST_THINGS + 1)
+    FRAME_SIZES = (1, 2, MOST_THINGS + 1, 1, len(COLOURS), len(SHAPES), len(SIZES))
 
     def __init__(self, encoder: nn.Module, width: int, scale: tuple[list[float], list[float]]) -> None:
         super().__init__()
@@ -149,21 +165,36 @@ class Looker(nn.Module):
         )
 
     def loss(self, pictures: Pictures, plain: int) -> Tensor:
-        """The first `plain` pictures teach colours, the others, recoloured, shapes; all teach sizes and places."""
+        """The first `plain` pictures teach colours, the others, recoloured, shapes; all teach the rest."""
         x = pictures.x.permute(0, 3, 1, 2).float() / 255
-        x = torch.cat([x[:plain], recolour(x[plain:])])
-        (colour, shape, size, offset, is_moving), (seen, at, count) = self(x)
-        labels, places = pictures.classes, pictures.places
-        covered = labels[..., 1] != IGNORE  # (N, GRID**2)
-        total = 3 * F.cross_entropy(colour[:plain].flatten(0, 1), labels[:plain, :, 0].flatten())
-        total += F.cross_entropy(shape[plain:].flatten(0, 1), labels[plain:, :, 1].flatten(), ignore_index=IGNORE)
-        total += F.cross_entropy(size.flatten(0, 1), labels[..., 2].flatten(), ignore_index=IGNORE)
-        total += F.smooth_l1_loss(offset[covered], places[covered][:, :2], beta=0.2)
-        total += F.binary_cross_entropy_with_logits(is_moving[covered], places[covered][:, 2:])
-        there = pictures.moving[:, 0] > 0
-        total += 2 * F.smooth_l1_loss(at[there], pictures.moving[there, 1:], beta=0.05)
-        total += F.binary_cross_entropy_with_logits(seen[:, 0], pictures.moving[:, 0])
-        return total + 0.5 * F.cross_entropy(count, pictures.count)
+        of_patches, of_frame = self(torch.cat([x[:plain], recolour(x[plain:])]))
+        is_plain = torch.arange(len(x)) < plain
+        return patch_loss(of_patches, pictures, is_plain) + frame_loss(of_frame, pictures, is_plain)
+
+
+def patch_loss(logits: tuple[Tensor, ...], pictures: Pictures, is_plain: Tensor) -> Tensor:
+    """Of what each patch belongs to; ``is_plain (N,)`` pictures teach colours, the others shapes."""
+    colour, shape, size, offset, is_moving = logits
+    labels, places = pictures.classes, pictures.places
+    covered = labels[..., 1] != IGNORE  # (N, GRID**2)
+    total = 3 * F.cross_entropy(colour[is_plain].flatten(0, 1), labels[is_plain][..., 0].flatten())
+    total += F.cross_entropy(shape[~is_plain].flatten(0, 1), labels[~is_plain][..., 1].flatten(), ignore_index=IGNORE)
+    total += F.cross_entropy(size.flatten(0, 1), labels[..., 2].flatten(), ignore_index=IGNORE)
+    total += F.smooth_l1_loss(offset[covered], places[covered][:, :2], beta=0.2)
+    return total + F.binary_cross_entropy_with_logits(is_moving[covered], places[covered][:, 2:])
+
+
+def frame_loss(logits: tuple[Tensor, ...], pictures: Pictures, is_plain: Tensor) -> Tensor:
+    """Of the frame as a whole: the moving thing, how many there are, and whether a wall is lit."""
+    seen, at, count, lit, colour, shape, size = logits
+    there, named = pictures.moving[:, 0] > 0, pictures.named
+    total = 2 * F.smooth_l1_loss(at[there], pictures.moving[there, 1:], beta=0.05)
+    total += F.binary_cross_entropy_with_logits(seen[:, 0], pictures.moving[:, 0])
+    total += F.binary_cross_entropy_with_logits(lit[:, 0], pictures.lit)
+    total += 0.5 * F.cross_entropy(count, pictures.count)
+    total += 0.5 * F.cross_entropy(colour[there & is_plain], named[there & is_plain, 0])
+    total += 0.5 * F.cross_entropy(shape[there & ~is_plain], named[there & ~is_plain, 1])
+    return total + 0.5 * F.cross_entropy(size[there], named[there, 2])
 
 
 def recolour(x: Tensor) -> Tensor:
@@ -204,7 +235,7 @@ def score(looker: Looker, pictures: Pictures) -> dict[str, float]:
     """Shares of right patches by label, of right counts, and errors of places in pixels."""
     looker.eval()
     parts = [looker(pictures.x[r].permute(0, 3, 1, 2).float() / 255) for r in torch.arange(len(pictures.x)).split(64)]
-    (colour, shape, size, offset, _), (seen, at, count) = (
+    (colour, shape, size, offset, _), (seen, at, count, lit, _, named_shape, _) = (
         [torch.cat(values) for values in zip(*side, strict=True)] for side in zip(*parts, strict=True)
     )
     labels, covered, there = pictures.classes, pictures.classes[..., 1] != IGNORE, pictures.moving[:, 0] > 0
@@ -215,6 +246,8 @@ def score(looker: Looker, pictures: Pictures) -> dict[str, float]:
         "size": float((size.argmax(-1) == labels[..., 2])[covered].float().mean()),
         "count": float((count.argmax(-1) == pictures.count).float().mean()),
         "moving thing seen": float(((seen[:, 0] > 0) == there).float().mean()),
+        "wall lit": float(((lit[:, 0] > 0) == (pictures.lit > 0)).float().mean()),
+        "moving thing's shape": float((named_shape.argmax(-1) == pictures.named[:, 1])[there].float().mean()),
         "px to the centre": float((offset - pictures.places[..., :2])[covered].square().mean().sqrt() * PATCH),
         "px of the moving thing": float((at - pictures.moving[:, 1:])[there].square().mean().sqrt() * SIDE / 2),
     }

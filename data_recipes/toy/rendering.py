@@ -11,6 +11,7 @@ from PIL import Image
 from toy.scripting import COLOURS, FPS, RATE, SIDE, SIZES, SPLITS
 
 AAC_FRAME = 1024
+LIT = 2  # frames for which a wall is lit after it was hit
 GRID = np.arange(SIDE, dtype=np.float32) + 0.5  # centres of the pixels
 
 
@@ -48,6 +49,17 @@ def texture(rng: np.random.Generator) -> np.ndarray:
     return (tint + noise[..., None] / noise.std() * 9.0).astype(np.float32)
 
 
+def draw_walls(frame: np.ndarray, clip: dict, t: int) -> None:
+    """Two grey walls, 3 px thick; the one that is hit lights up for LIT frames."""
+    axis, (low, high) = clip["walls"]["axis"], clip["walls"]["at"]
+    mover = clip["objects"][0][axis]
+    hits = [round(b * FPS) for b in clip["events"]["bounces"] if 0 <= t - round(b * FPS) < LIT]
+    lit = None if not hits else low if mover[hits[0]] - low < high - mover[hits[0]] else high
+    for at, edge in ((low, slice(low, low + 3)), (high, slice(high - 3, high))):
+        where = (edge, slice(None)) if axis == "y" else (slice(None), edge)
+        frame[where] = (255.0, 255.0, 255.0) if at == lit else (125.0, 125.0, 125.0)
+
+
 def render_frames(clip: dict, rng: np.random.Generator) -> np.ndarray:
     """The frames of a script, uint8 (T, H, W, 3)."""
     steps = len(clip["objects"][0]["x"])
@@ -55,9 +67,7 @@ def render_frames(clip: dict, rng: np.random.Generator) -> np.ndarray:
     frames = np.empty((steps, SIDE, SIDE, 3), np.uint8)
     for t in range(steps):
         frame = np.roll(ground, (round(dy * t / FPS), round(dx * t / FPS)), axis=(0, 1))
-        for at in clip["walls"]["at"]:
-            edge = slice(max(0, at - 1), min(SIDE, at + 1))
-            frame[(edge, slice(None)) if clip["walls"]["axis"] == "y" else (slice(None), edge)] = 135.0
+        draw_walls(frame, clip, t)
         for thing in reversed(clip["objects"]):
             if thing["visible"][t]:
                 draw_thing(frame, thing, thing["x"][t], thing["y"][t])

@@ -217,10 +217,11 @@ def draw_path(thing: dict, span: tuple, bounces: list, low: int, rng: np.random.
     along = np.interp(times, [times[0], times[-1]], [start, start + travel])
     if bounces:
         side = int(rng.integers(2))
-        across = [rng.uniform(0.3, 0.7), *((side + i) % 2 for i in range(len(bounces))), rng.uniform(0.3, 0.7)]
+        hits = [(side + i) % 2 for i in range(len(bounces))]
+        far = rng.uniform(0.7, 0.9, size=2)  # from the wall that is hit: it can be seen coming and going
+        across = [abs(hits[0] - far[0]), *hits, abs(hits[-1] - far[1])]
     else:
-        first = rng.uniform(0.25, 0.75)
-        across = [first, float(np.clip(first + rng.uniform(-0.25, 0.25), 0.25, 0.75))]
+        across = rng.permutation([rng.uniform(0.12, 0.3), rng.uniform(0.7, 0.88)]).tolist()
     reach = CORRIDOR - 2 * radius
     return times, along.tolist(), [low + radius + reach * f for f in across]
 
