@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -22,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from avllm.data.manifest import read_manifest
 from avllm.data.schema import Sample
-from avllm.models.processing_avllm import DEFAULT_TEMPLATE
+from avllm.models.processing_avllm import DEFAULT_TEMPLATE, MARK
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 IGNORE = -100
@@ -42,18 +43,24 @@ def make_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, **names, chat_template=DEFAULT_TEMPLATE)
 
 
-def chats(captions: list[Sample], questions: list[Sample]) -> list[list[dict[str, str]]]:
+class Chat(NamedTuple):
+    """What stands where the media will stand, the question behind it, and the answer."""
+
+    before: str
+    asked: str
+    answer: str
+
+
+def chats(captions: list[Sample], questions: list[Sample]) -> list[Chat]:
     """Conversations in text alone: question behind the caption of the same media, question alone, caption alone."""
     told: dict[str, list[str]] = {}
     for sample in captions:
         told.setdefault(media_of(sample), []).append(sample.answer or "")
-    found = [chat("", sample.answer or "") for sample in captions]
+    found = [Chat("", "", sample.answer or "") for sample in captions]
     for sample in questions:
         asked = sample.messages[-2].text
-        for before in ["", *told.get(media_of(sample), [])]:
-            found.append(chat(before + asked, sample.answer or ""))
-    unique = {json.dumps(messages): messages for messages in found}
-    return list(unique.values())
+        found += [Chat(before, asked, sample.answer or "") for before in ["", *told.get(media_of(sample), [])]]
+    return list(dict.fromkeys(found))
 
 
 def media_of(sample: Sample) -> str:
@@ -61,15 +68,22 @@ def media_of(sample: Sample) -> str:
     return " ".join(part.path for part in sample.media)
 
 
-def chat(user: str, assistant: str) -> list[dict[str, str]]:
-    """One question and its answer."""
-    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+def pieces(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> list[str]:
+    """The chat as text, cut where avllm's processor cuts: around the media and before the answer."""
+    question = {"role": "user", "content": MARK + chat.asked}
+    answer = {"role": "assistant", "content": chat.answer}
+    prompt = str(tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True))
+    whole = str(tokenizer.apply_chat_template([question, answer], tokenize=False))
+    head, tail = prompt.split(MARK)
+    return [p for p in (head, chat.before, tail, whole[len(prompt) :]) if p]
 
 
-def token_rows(tokenizer: PreTrainedTokenizerFast, conversations: list[list[dict[str, str]]]) -> Tensor:
+def token_rows(tokenizer: PreTrainedTokenizerFast, conversations: list[Chat]) -> Tensor:
     """``(rows, L)`` ids, padded with -100."""
-    texts = [str(tokenizer.apply_chat_template(c, tokenize=False)) for c in conversations]
-    rows = [torch.tensor(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    rows = []
+    for conversation in conversations:
+        ids = tokenizer(pieces(tokenizer, conversation), add_special_tokens=False)["input_ids"]
+        rows.append(torch.tensor([i for piece in ids for i in piece]))
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORE)
 
 
@@ -103,7 +117,7 @@ def make_llm(args: argparse.Namespace) -> dict[str, float]:
     """Tokenizer and model, trained and saved; returns what is worth knowing of them."""
     torch.manual_seed(args.seed)
     conversations = chats(read_manifest(args.captions), read_manifest(args.questions))
-    texts = [m["content"] for c in conversations for m in c]
+    texts = [text for chat in conversations for text in chat if text]
     tokenizer = make_tokenizer([*texts, "USER: ", "ASSISTANT: "], args.vocabulary)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
