@@ -1,0 +1,200 @@
+"""The runner: what is removed is gone, what is swapped is another's, and no batching changes an answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from avllm.data.manifest import read_manifest, write_manifest
+from avllm.evaluation import runner
+from avllm.evaluation.benchmarks.base import score_by_form
+from avllm.evaluation.conditions import AS_IS, Condition
+from avllm.evaluation.results import Result
+from avllm.evaluation.runner import SkippedRowsError, evaluate, evaluate_all
+
+Loaded = tuple[Any, Any]
+WITHOUT = [Condition(without=w) for w in ("audio", "video", "both")]  # type: ignore[arg-type]
+EVERY = [AS_IS, *WITHOUT, Condition(swap="audio"), Condition(swap="video")]
+
+
+def answers(result: Result) -> dict[str, str]:
+    return {p.sample.id: p.answer for p in result.predictions}
+
+
+@pytest.fixture(scope="module")
+def results(loaded: Loaded, questions: Path) -> dict[str, Result]:
+    return evaluate_all(*loaded, questions, EVERY, max_new_tokens=6)
+
+
+def test_every_row_is_answered_under_every_condition(results: dict[str, Result], questions: Path) -> None:
+    ids = [s.id for s in read_manifest(questions)]
+    assert set(results) == {c.name for c in EVERY}
+    assert all([p.sample.id for p in r.predictions] == ids for r in results.values())
+    assert results["as_is"].overall["n"] == len(ids)
+    assert len(set(answers(results["as_is"]).values())) > 1  # the tiny model does not say one thing always
+
+
+def test_answers_are_those_of_generate_row_by_row(loaded: Loaded, questions: Path, results: dict[str, Result]) -> None:
+    """Shared prefixes, batches and cached features change nothing of what the model itself says to a file."""
+    from avllm.inference.generation import Generation
+
+    model, processor = loaded
+    arguments = Generation(max_new_tokens=6).arguments(model, processor)
+    for sample in read_manifest(questions)[:6]:
+        clips = [processor.prepare(c) for c in processor.load_clips(sample, questions.parent)]
+        batch = processor.collate([processor.row(sample, clips, answer=False)], padding_side="left")
+        assert processor.decode(model.generate(batch, **arguments)) == [answers(results["as_is"])[sample.id]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_batch_size_and_chunks_change_no_answer(
+    loaded: Loaded, questions: Path, results: dict[str, Result], batch_size: int
+) -> None:
+    again = evaluate(*loaded, questions, max_new_tokens=6, batch_size=batch_size, clips_at_once=batch_size)
+    assert answers(again) == answers(results["as_is"])
+
+
+def test_llms_whose_cache_cannot_be_shared_say_the_same(
+    loaded: Loaded, questions: Path, results: dict[str, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avllm.evaluation.answering._generate_shared", lambda *_: None)
+    assert answers(evaluate(*loaded, questions, max_new_tokens=6)) == answers(results["as_is"])
+
+
+def test_two_runs_are_equal(loaded: Loaded, questions: Path, results: dict[str, Result]) -> None:
+    again = evaluate_all(*loaded, questions, EVERY, max_new_tokens=6, num_workers=2)
+    assert {n: r.to_dict() for n, r in again.items()} == {n: r.to_dict() for n, r in results.items()}
+
+
+def test_a_cache_changes_nothing(loaded: Loaded, questions: Path, results: dict[str, Result], tmp_path: Path) -> None:
+    for _ in range(2):  # filled, then read
+        again = evaluate_all(*loaded, questions, EVERY[:2], max_new_tokens=6, cache=tmp_path / "cache")
+        assert {n: answers(r) for n, r in again.items()} == {n: answers(results[n]) for n in again}
+
+
+def seen_rows(loaded: Loaded, questions: Path, monkeypatch: pytest.MonkeyPatch, condition: Condition) -> dict[str, Any]:
+    """The rows that reach the model, by condition (as they are first)."""
+    caught: list[Any] = []
+
+    def catch(model: Any, processor: Any, rows: list[Any], **_: Any) -> list[str]:
+        caught.append({row.id: row for row in rows})
+        return [""] * len(rows)
+
+    monkeypatch.setattr(runner, "answer_rows", catch)
+    evaluate(*loaded, questions, without=condition.without, swap=condition.swap)
+    return {"plain": caught[0], "changed": caught[1]}
+
+
+def count(row: Any, token: int) -> int:
+    return int((row.input_ids == token).sum())
+
+
+@pytest.mark.parametrize("without, gone", [("audio", ["audio"]), ("video", ["video"]), ("both", ["audio", "video"])])
+def test_without_leaves_no_token_of_the_stream(
+    loaded: Loaded, questions: Path, monkeypatch: pytest.MonkeyPatch, without: Any, gone: list[str]
+) -> None:
+    rows = seen_rows(loaded, questions, monkeypatch, Condition(without=without))
+    ids = loaded[1].config.media_token_ids
+    text = {i: row.input_ids[~row.is_media].tolist() for i, row in rows["plain"].items()}
+    for name, row in rows["changed"].items():
+        for stream, token in ids.items():
+            assert count(row, token) == (0 if stream in gone else count(rows["plain"][name], token))
+        assert all(stream not in clip for clip in row.clips for stream in gone)
+        assert row.input_ids[~row.is_media].tolist() == text[name]  # the text stays
+    assert any(count(row, ids[gone[0]]) for row in rows["plain"].values())
+
+
+@pytest.mark.parametrize("stream", ["audio", "video"])
+def test_swap_takes_the_stream_of_another_clip(
+    loaded: Loaded, questions: Path, monkeypatch: pytest.MonkeyPatch, stream: Any
+) -> None:
+    rows = seen_rows(loaded, questions, monkeypatch, Condition(swap=stream))
+    other = "video" if stream == "audio" else "audio"
+    owner: dict[int, str] = {}
+
+    def features(row: Any, name: str) -> Tensor:
+        return row.clips[0][name].features[""]
+
+    samples = {s.id: s for s in read_manifest(questions)}
+    for name, row in rows["plain"].items():
+        if row.clips and stream in row.clips[0]:
+            owner[features(row, stream).data_ptr()] = samples[name].media[0].path
+    swapped = 0
+    for name, row in rows["changed"].items():
+        plain = rows["plain"][name]
+        if not plain.clips or stream not in plain.clips[0]:
+            assert row.input_ids.equal(plain.input_ids)
+            continue
+        swapped += 1
+        assert owner[features(row, stream).data_ptr()] != samples[name].media[0].path
+        if other in plain.clips[0]:
+            assert features(row, other) is features(plain, other)
+        else:
+            assert other not in row.clips[0]
+    assert swapped == (16 if stream == "audio" else 24)
+
+
+def test_touched_and_changed_are_told(results: dict[str, Result]) -> None:
+    assert results["as_is"].overall["touched"] == 0.0
+    assert "changed" not in results["as_is"].overall
+    assert results["without_audio"].overall["touched"] == pytest.approx(16 / 25)  # four of twelve clips have no sound
+    for prediction in results["without_audio"].predictions:
+        if not prediction.touched:
+            assert prediction.changed is False
+    blind = {p.sample.id: p for p in results["without_both"].predictions}
+    assert blind["colour-0"].answer == blind["colour-3"].answer  # the same words without any media: the same answer
+
+
+def test_scores_by_form() -> None:
+    row = {"id": "q", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "red"}]}
+    sample = read_row(row | {"choices": ["red", "blue"]})
+    assert score_by_form(sample, "it is red", 1.0, "unanswerable").correct is True
+    assert score_by_form(sample, "Unanswerable.", 1.0, "unanswerable").refused is True
+    assert score_by_form(read_row(row | {"answers": ["crimson"]}), "Crimson", 1.0, "x").correct is True
+    timed = read_row(row | {"seconds": 1.25})
+    assert score_by_form(timed, "1.5", 4.0, "x").error == pytest.approx(0.25)
+    lost = score_by_form(timed, "no idea", 4.0, "x")
+    assert (lost.error, lost.is_number, lost.correct) == (4.0, False, None)
+    own = read_row(row | {"meta": {"refusal": "cannot say"}})
+    assert score_by_form(own, "Cannot say.", 1.0, "unanswerable").refused is True
+
+
+def read_row(row: dict[str, Any]) -> Any:
+    from avllm.data.manifest import parse_row
+
+    return parse_row(json.dumps(row), "test")
+
+
+def test_figures_of_choices_and_times(results: dict[str, Result]) -> None:
+    colour = results["as_is"].kinds["seen.colour"]
+    assert (colour["n"], colour["chance"], colour["chance_uniform"]) == (12, 0.25, 0.25)
+    assert colour["low"] <= colour["accuracy"] <= colour["high"]
+    assert "f1" in results["as_is"].kinds["heard.pitch"]
+    assert set(results["as_is"].sources) == {"tiny", "unknown"}
+
+
+def test_a_bad_file_is_named_and_too_many_stop_the_run(loaded: Loaded, questions: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    for row in rows:
+        for part in row["messages"][0]["content"]:
+            if isinstance(part, dict) and part["type"] == "video":
+                part["video"] = str(questions.parent / part["video"])
+    rows[0]["messages"][0]["content"][0]["video"] = "gone.mp4"
+    manifest = tmp_path / "broken.jsonl"
+    write_manifest(manifest, rows)
+    with pytest.raises(SkippedRowsError, match="1 of 25 rows.*colour-0.*gone.mp4"):
+        evaluate(*loaded, manifest)
+    result = evaluate(*loaded, manifest, max_skip_rate=0.1, max_new_tokens=2)
+    assert [(s["id"], s["reason"]) for s in result.skipped] == [("colour-0", "missing")]
+    assert result.overall["n"] == 24
+
+
+def test_a_swap_without_a_partner_is_an_error(loaded: Loaded, questions: Path, tmp_path: Path) -> None:
+    first = questions.parent / "one.jsonl"
+    first.write_text("".join(questions.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(ValueError, match="another file"):
+        evaluate(*loaded, first, swap="audio", max_new_tokens=2)
