@@ -169,3 +169,10 @@ def window_grid(grid: Grid, seconds: float, context: float | None = None) -> tup
     """:func:`time_windows` of one clip and the mask ``(W, K, P)`` of the tokens in each window."""
     windows = time_windows(grid.span[None], grid.mask.any(-1)[None], seconds, context)
     return windows, grid.mask[windows.index[0]] & windows.mask[0, ..., None]
+
+
+def whole_span(span: Tensor, real: Tensor) -> Tensor:
+    """``(B, T, 2)`` -> ``(B, 1, 2)``: from the first real start to the last real end (zeros for an absent clip)."""
+    start = torch.where(real, span[..., 0], torch.inf).amin(1).nan_to_num(posinf=0.0)
+    end = torch.where(real, span[..., 1], -torch.inf).amax(1).nan_to_num(neginf=0.0)
+    return torch.stack([start, end], dim=-1).unsqueeze(1)

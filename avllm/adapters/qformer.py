@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from avllm.adapters.base import Prompt, StreamAdapter, Windows, gather_steps, time_windows, window_grid
+from avllm.adapters.base import Prompt, StreamAdapter, Windows, gather_steps, time_windows, whole_span, window_grid
 from avllm.tokens import Grid, Tokens
 
 
@@ -89,7 +89,7 @@ class QFormer(StreamAdapter):
         if self.per == "frame":
             span, real = grid.span, grid.mask.any(-1)
         elif self.per == "clip":
-            span, real = _whole(grid.span[None], grid.mask.any(-1)[None])[0], grid.mask.any()[None]
+            span, real = whole_span(grid.span[None], grid.mask.any(-1)[None])[0], grid.mask.any()[None]
         else:
             windows, keep = window_grid(grid, float(self.seconds or 0), self.context)
             span, real = windows.span[0], keep.flatten(1).any(1)
@@ -100,7 +100,7 @@ class QFormer(StreamAdapter):
             return tokens.x, tokens.mask, tokens.span
         if self.per == "clip":
             x, mask = tokens.flat()
-            return x.unsqueeze(1), mask.unsqueeze(1), _whole(tokens.span, tokens.mask.any(-1))
+            return x.unsqueeze(1), mask.unsqueeze(1), whole_span(tokens.span, tokens.mask.any(-1))
         windows: Windows = time_windows(tokens.span, tokens.mask.any(-1), float(self.seconds or 0), self.context)
         x, keep = gather_steps(tokens, windows)  # (B, W, K, P, D)
         return x.flatten(2, 3), keep.flatten(2, 3), windows.span
@@ -133,10 +133,3 @@ class QFormer(StreamAdapter):
         self.qformer.load_state_dict(theirs, strict=False)
         with torch.no_grad():
             self.query_tokens.copy_(source.query_tokens)
-
-
-def _whole(span: Tensor, real: Tensor) -> Tensor:
-    """``(B, T, 2)`` -> ``(B, 1, 2)``: from the first real start to the last real end (zeros for an absent clip)."""
-    start = torch.where(real, span[..., 0], torch.inf).amin(1).nan_to_num(posinf=0.0)
-    end = torch.where(real, span[..., 1], -torch.inf).amax(1).nan_to_num(neginf=0.0)
-    return torch.stack([start, end], dim=-1).unsqueeze(1)

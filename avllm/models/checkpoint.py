@@ -195,7 +195,7 @@ def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> N
             )
         if expected and seen != expected:
             raise CheckpointError(
-                f"{folder}: the {part} backbone in {record['name']!r} has hash {str(seen)[:12]}, expected {expected[:12]}; "
+                f"{folder}: the {part} backbone in {record['name']!r} has hash {str(seen)[:12]}, not {expected[:12]}; "
                 "the connector was trained on other weights"
             )
 

@@ -28,6 +28,7 @@ from avllm.registry import build
 from avllm.tokens import EncoderInput, Grid
 
 FILE = "avllm_processor.json"
+MOST_ORDERS = 512  # orders of clips that a processor remembers
 MARK = "\u0001"  # stands for a media part while the chat template is rendered; no text holds this control character
 MOST_PIECES = 4096  # texts whose token ids are remembered
 DEFAULT_TEMPLATE = (
@@ -68,6 +69,7 @@ class AVProcessor:
         self.layout: Layout = build("layouts", config.layout)
         self.sampling = Sampling(**config.sampling)
         self._encoded: dict[str, list[int]] = {}
+        self._orders: dict[tuple[Any, ...], list[str]] = {}
         self.max_length = 2048
         self.timeout = 60.0
         if tokenizer.chat_template is None:
@@ -165,7 +167,15 @@ class AVProcessor:
         """The streams' names in the order of the LLM's sequence, one a token: the run that the clip becomes."""
         # in the order of the model's streams, not of the clip's: features out of a cache make the same row
         grids: dict[str, Grid] = {n: clip[n.split(".")[0]].grid for n in self.widths if n.split(".")[0] in clip}
-        return self.layout.order(self.connector.output_grid(grids)) if grids else []
+        if not grids:
+            return []
+        # clocks and masks alone decide it, and many questions ask about one clip
+        key = tuple((n, g.mask.shape, g.span.numpy().tobytes(), g.mask.numpy().tobytes()) for n, g in grids.items())
+        if key not in self._orders:
+            if len(self._orders) >= MOST_ORDERS:
+                self._orders.clear()
+            self._orders[key] = self.layout.order(self.connector.output_grid(grids))
+        return self._orders[key]
 
     # ---- text -----------------------------------------------------------------------------------------------------
 
@@ -306,6 +316,8 @@ def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, d
         raise ValueError(
             f"the tokenizer of {description.llm.name!r} has no end-of-sequence token; answers could not end"
         )
-    names = list(description.encoders)
+    # An adapter that makes a stream of its own names it in its option `to`.
+    made = [spec["to"] for spec in description.connector if "to" in spec and "." not in spec["to"]]
+    names = [*description.encoders, *made]
     tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{n}|>" for n in names]})
     return tokenizer, {n: cast(int, tokenizer.convert_tokens_to_ids(f"<|{n}|>")) for n in names}
