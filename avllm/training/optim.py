@@ -12,6 +12,8 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from avllm.training.muon import Muon
+
 Rules = Sequence[tuple[str, float | None]]
 
 
@@ -113,7 +115,7 @@ def _numel(p: nn.Parameter) -> int:
 
 
 def parameter_groups(task: nn.Module, shares: Sequence[Share], weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups, one a rule and kind of parameter: biases, norms, scalars (under two axes) do not decay."""
+    """The groups, one a rule and kind of parameter: biases, norms, scalars (under two axes) do not decay."""
     parameters = named_parameters(task)
     groups = []
     for share in shares:
@@ -123,17 +125,24 @@ def parameter_groups(task: nn.Module, shares: Sequence[Share], weight_decay: flo
             chosen = [parameters[n] for n in share.names if (parameters[n].dim() >= 2) is decays]
             if chosen:
                 decay = weight_decay if decays else 0.0
-                groups.append({"params": chosen, "lr": share.lr, "peak_lr": share.lr, "weight_decay": decay})
+                rates = {"lr": share.lr, "peak_lr": share.lr, "weight_decay": decay}
+                groups.append({"params": chosen, "matrices": decays, **rates})
     if not groups:
         raise RuleError("no rule of `trainable` has a learning rate: nothing would train")
     return groups
 
 
 def build_optimizer(
-    task: nn.Module, shares: Sequence[Share], *, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over the parameters that the rules train."""
-    return torch.optim.AdamW(parameter_groups(task, shares, weight_decay), lr=0.0, betas=betas)
+    task: nn.Module,
+    shares: Sequence[Share],
+    *,
+    weight_decay: float,
+    betas: tuple[float, float],
+    kind: str = "adamw",
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) or Muon over the parameters that the rules train."""
+    groups = parameter_groups(task, shares, weight_decay)
+    return Muon(groups, betas=betas) if kind == "muon" else torch.optim.AdamW(groups, lr=0.0, betas=betas)
 
 
 def lr_factor(step: int, *, total: int, warmup: int, schedule: str = "cosine", floor: float = 0.0) -> float:

@@ -123,7 +123,9 @@ class Trainer:
             self.parts.model.gradient_checkpointing_enable({"use_reentrant": False})
         if distributed.is_main():
             Console(stderr=True).print(optim.rule_table(task, self.shares))
-        optimizer = optim.build_optimizer(task, self.shares, weight_decay=train.weight_decay, betas=train.betas)
+        optimizer = optim.build_optimizer(
+            task, self.shares, weight_decay=train.weight_decay, betas=train.betas, kind=train.optimizer
+        )
         self.bare = task
         self.task, self.optimizer = self.accelerator.prepare(task, optimizer)
         self.is_deepspeed = self.accelerator.state.deepspeed_plugin is not None

@@ -1,0 +1,96 @@
+"""Muon for matrices, AdamW for everything else, as one optimizer.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the nearest
+semi-orthogonal matrix: all directions learn equally fast. Its step is scaled to the size of AdamW's (Liu et al. 2025,
+arXiv 2502.16982, section 2.2), so that one learning rate and one decay mean the same for both.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, by Keller Jordan
+
+
+class Muon(torch.optim.Optimizer):
+    """One step for all groups: orthogonalised momentum where ``group["matrices"]`` is true, AdamW elsewhere.
+
+    Args:
+        groups: parameter groups with ``matrices`` (bool), ``lr`` and ``weight_decay``.
+        betas, eps: of AdamW.
+        momentum: of Muon (Nesterov's).
+        iterations: of Newton and Schulz.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+        momentum: float = 0.95,
+        iterations: int = 5,
+    ) -> None:
+        defaults = {"lr": 0.0, "betas": betas, "eps": eps, "momentum": momentum, "iterations": iterations}
+        super().__init__(groups, defaults | {"weight_decay": 0.0, "matrices": False})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure; call backward before step")
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            for p in parameters:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+            if group["matrices"]:
+                self._orthogonal(parameters, group)
+            else:
+                self._adam(parameters, group)
+
+    def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        alike: dict[tuple[int, int], list[Tensor]] = defaultdict(list)  # one iteration for all matrices of a shape
+        for p in parameters:
+            alike[(p.shape[0], p[0].numel())].append(p)
+        for shape, matrices in alike.items():
+            directions = torch.stack([self._momentum(p, group).view(shape) for p in matrices])
+            steps = orthogonalise(directions, group["iterations"]) * (0.2 * max(shape) ** 0.5)
+            for p, step in zip(matrices, steps, strict=True):
+                p.add_(step.view_as(p).to(p.dtype), alpha=-group["lr"])
+
+    def _momentum(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+        return p.grad.lerp(state["momentum"], group["momentum"])
+
+    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        first, second = group["betas"]
+        for p in parameters:
+            state = self.state[p]
+            if not state:
+                state |= {"step": torch.zeros(()), "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
+            state["step"] += 1
+            state["mean"].lerp_(p.grad, 1 - first)
+            state["square"].mul_(second).addcmul_(p.grad, p.grad, value=1 - second)
+            steps = float(state["step"])
+            spread = (state["square"] / (1 - second**steps)).sqrt_().add_(group["eps"])
+            p.addcdiv_(state["mean"], spread, value=-group["lr"] / (1 - first**steps))
+
+
+def orthogonalise(x: Tensor, iterations: int) -> Tensor:
+    """Matrices ``(n, a, b)`` -> about the nearest with all singular values 1, by Newton and Schulz in bfloat16."""
+    a, b, c = COEFFICIENTS
+    tall = x.shape[-2] > x.shape[-1]
+    y = (x.mT if tall else x).bfloat16()
+    y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = y @ y.mT
+        y = a * y + (b * gram + c * gram @ gram) @ y
+    return (y.mT if tall else y).to(x.dtype)
