@@ -75,7 +75,7 @@ def run(settings: dict[str, Any], ranks: int = 1, timeout: float = 180.0) -> Pat
     return Path(settings["output"])
 
 
-def kill_after(settings: dict[str, Any], step: int, ranks: int = 1, timeout: float = 120.0) -> None:
+def kill_after(settings: dict[str, Any], step: int, ranks: int = 1, timeout: float = 160.0) -> None:
     """Train a stage in children and kill them with SIGKILL as soon as the metrics show the step."""
     port = free_port()
     children = [start(train, settings, rank=r, ranks=ranks, port=port) for r in range(ranks)]

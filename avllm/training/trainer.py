@@ -85,6 +85,11 @@ def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = train.batch_size
         plugin.deepspeed_config["gradient_accumulation_steps"] = train.accumulate
         plugin.deepspeed_config["gradient_clipping"] = train.clip or 0.0
+        from transformers.integrations import unset_hf_deepspeed_config
+
+        # Backbones are loaded whole and split by DeepSpeed afterwards: transformers' way of splitting them while they
+        # are loaded leaves empty shells that the initialisation of composed models and of Whisper cannot fill.
+        unset_hf_deepspeed_config()
     return accelerator
 
 
