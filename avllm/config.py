@@ -73,7 +73,7 @@ class ModelConfig(_Section):
     encoders: dict[Literal["video", "audio"], PartSpec] = Field(min_length=1)
     connector: list[PartSpec] = Field(min_length=1)
     layout: PartSpec = Field(default_factory=lambda: {"type": "concat"})
-    sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig(num_frames=8))
+    sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig.model_validate({"num_frames": 8}))
     system: str | None = Field(None, description="system prompt put before chats that bring none")
     media_text: dict[Literal["video", "audio", "image"], str] = Field(
         default_factory=dict, description="text around the tokens of a media part, for example '<Video>{media}</Video>'"
@@ -146,6 +146,7 @@ class TrainConfig(_Section):
     clip: Number | None = Field(1.0, gt=0, description="largest gradient norm")
     weight_decay: Number = Field(0.0, ge=0)
     betas: tuple[Number, Number] = (0.9, 0.98)
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for weight matrices; AdamW for the rest")
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     validate_every: int | None = Field(None, gt=0)
