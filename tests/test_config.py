@@ -1,0 +1,160 @@
+"""Settings: an unknown key names the right one, numbers are numbers, overrides reach everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from avllm.config import ConfigError, RunConfig, dump_config, load_config
+
+PRESET = """
+stage: align
+output: runs/x
+model:
+  llm: {name: some/llm}
+  encoders:
+    video: {type: siglip, name: some/eye}
+  connector:
+    - {type: mlp, stream: video}
+    - {type: position, stream: video, longest: 1e4}
+trainable:
+  - [^connector, 1e-4]
+  - [.*, null]
+objectives:
+  - {type: next_token}
+data:
+  train: a.jsonl
+train:
+  max_steps: 10
+"""
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    path = tmp_path / "preset.yaml"
+    path.write_text(PRESET)
+    return path
+
+
+def read(preset: Path, *overrides: str) -> RunConfig:
+    return load_config(preset, list(overrides))
+
+
+def test_numbers_without_a_dot_are_numbers(preset: Path) -> None:
+    config = read(preset, "train.weight_decay=1e-2", "lora={r: 8, alpha: 1e1}")
+    assert config.trainable[0] == ("^connector", 1e-4)
+    assert config.trainable[1] == (".*", None)
+    assert config.train.weight_decay == 0.01
+    assert config.lora is not None
+    assert config.lora.alpha == 10.0
+    assert config.model is not None
+    assert config.model.connector[1]["longest"] == 10_000.0
+
+
+@pytest.mark.parametrize(
+    "override, names",
+    [
+        ("train.batchsize=4", "train.batchsize.*'batch_size'"),
+        ("trian.max_steps=4", "trian.*'train'"),
+        ("data.num_worker=2", "data.num_worker.*'num_workers'"),
+        ("model.llm.quantise=4bit", "model.llm.quantise.*'quantize'"),
+        ("model.samplng={fps: 2}", "model.samplng.*'sampling'"),
+        ("lora.rank=8", "lora.rank.*known: .*targets"),
+        ("data.train=[{manifset: a.jsonl}]", "manifset.*'manifest'"),
+    ],
+)
+def test_an_unknown_key_names_the_right_one(preset: Path, override: str, names: str) -> None:
+    with pytest.raises(ConfigError, match=names):
+        read(preset, override)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.max_steps=ten", "train.max_steps.*seen: 'ten'"),
+        ("train.precision=fp8", "train.precision.*fp32.*seen: 'fp8'"),
+        ("train.batch_size=0", "train.batch_size.*greater than 0"),
+        ("data.max_skip_rate=2", "data.max_skip_rate"),
+        ("stage=pretrain", "stage.*align"),
+        ("trainable=[[connector]]", "trainable"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_seen(preset: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(preset, override)
+
+
+def test_overrides_reach_into_lists_and_new_sections(preset: Path) -> None:
+    config = read(preset, "model.connector.0.depth=3", "objectives.0.weight=0.5", "lora.r=4", "trainable.0.1=2e-3")
+    assert config.model is not None
+    assert config.model.connector[0]["depth"] == 3
+    assert config.objectives[0]["weight"] == 0.5
+    assert config.lora is not None
+    assert config.lora.r == 4
+    assert config.trainable[0][1] == 0.002
+    assert read(preset, "train={epochs: 2}").train.epochs == 2.0  # YAML, whole sections too
+    assert read(preset, "data.train=b.jsonl").data.train[0].manifest == "b.jsonl"
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("model.connector.5.depth=3", "'5' is no place in a list of 2; expected 0 to 1"),
+        ("model.connector.first.depth=3", "'first' is no place"),
+        ("seed.x=3", "no keys|seed"),
+        ("seed", "expected section.key=value"),
+        ("stage.x=3", "stage is 'align', which has no keys"),
+    ],
+)
+def test_an_override_that_leads_nowhere(preset: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(preset, override)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.epochs=2", "max_steps is 10 and epochs is 2.0; give exactly one"),
+        ("train.max_steps=null", "max_steps is None and epochs is None"),
+        ("init=runs/y", "both model and init"),
+        ("model=null", "neither model nor init"),
+        ("model.sampling={fps: 2, num_frames: 4}", "exactly one of the two"),
+        ("model.sampling={max_frames: 2}", "exactly one of the two"),
+        ("model.encoders={}", "encoders"),
+        ("model.encoders={smell: {type: nose}}", "smell"),
+    ],
+)
+def test_one_of_rules(preset: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(preset, override)
+
+
+def test_a_list_or_a_string_of_sources(preset: Path) -> None:
+    config = read(preset, "data.train=[a.jsonl, {manifest: b.jsonl, weight: 5e-1}]")
+    assert [(s.manifest, s.weight) for s in config.data.train] == [("a.jsonl", 1.0), ("b.jsonl", 0.5)]
+
+
+def test_settings_written_are_settings_read(preset: Path, tmp_path: Path) -> None:
+    config = read(preset, "train.betas=[0.9, 0.95]", "lora.targets=[q_proj]")
+    dump_config(config, tmp_path / "resolved.yaml")
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "text, message", [("- a\n", "holds list"), ("a: [\n", "is no YAML"), ("{}", "stage is missing")]
+)
+def test_files_that_are_no_presets(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+    with pytest.raises(ConfigError, match="is not a file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_the_preset_of_these_tests_is_yaml_that_reads_numbers_as_strings() -> None:
+    loaded: dict[str, Any] = yaml.safe_load(PRESET)
+    assert loaded["trainable"][0][1] == "1e-4"  # the trap that the settings undo

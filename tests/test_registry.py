@@ -1,0 +1,93 @@
+"""Parts by name: listing imports nothing, mistakes name what is meant, a user's own class is reachable."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from avllm.adapters.base import Adapter
+from avllm.registry import UnknownPartError, build, choices, kinds, load, options
+
+OWN = '''
+from avllm.adapters.linear import Linear
+
+
+class Doubled(Linear):
+    """Twice the linear layer."""
+
+    def __init__(self, widths, llm_dim, *, times: float = 2.0, **rest):
+        super().__init__(widths, llm_dim, **rest)
+        self.times = times
+
+    def adapt(self, tokens, prompt=None):
+        return tokens.with_x(self.times * super().adapt(tokens).x)
+
+
+class Stranger:
+    pass
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"own_parts_{abs(hash(tmp_path)) % 10**9}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+def test_every_file_is_one_part() -> None:
+    for kind in kinds():
+        assert choices(kind) == sorted(choices(kind))
+        for name in choices(kind):
+            part = load(kind, name)
+            assert part.__doc__, f"{kind} {name} says nothing about itself"
+            assert all(p.kind is p.KEYWORD_ONLY for p in options(part).values())
+
+
+def test_base_and_private_files_are_no_choices() -> None:
+    assert all(not name.startswith("_") and name != "base" for kind in kinds() for name in choices(kind))
+
+
+def test_listing_imports_nothing() -> None:
+    code = (
+        "import sys; from avllm.registry import choices, kinds; [choices(k) for k in kinds()]; "
+        "print([m for m in ('torch', 'transformers', 'avllm.adapters', 'avllm.encoders') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UnknownPartError, match="unknown adapter 'qfomer'; did you mean 'qformer'"):
+        load("adapters", "qfomer")
+    with pytest.raises(UnknownPartError, match="known: .*linear"):
+        load("adapters", "zzz")
+
+
+def test_a_wrong_option_gets_the_right_ones() -> None:
+    with pytest.raises(UnknownPartError, match="adapter 'mlp' has no option 'deph'; did you mean 'depth'"):
+        build("adapters", {"type": "mlp", "stream": "video", "deph": 2}, {"video": 4}, 8)
+    with pytest.raises(UnknownPartError, match="needs 'stream'"):
+        build("adapters", {"type": "mlp"}, {"video": 4}, 8)
+    with pytest.raises(UnknownPartError, match="expected a 'type'"):
+        build("adapters", {"stream": "video"}, {"video": 4}, 8)
+
+
+def test_own_part_by_module_and_class(own: str) -> None:
+    spec = {"type": f"{own}:Doubled", "stream": "video", "times": 3.0, "dim": 5}
+    adapter = build("adapters", spec, {"video": 4}, 8)
+    assert isinstance(adapter, Adapter)
+    assert (adapter.times, adapter.out_widths) == (3.0, {"video": 5})
+    assert set(options(type(adapter))) == {"times", "stream", "dim", "norm"}  # its own and those that it hands on
+    with pytest.raises(UnknownPartError, match="no option 'time'; did you mean 'times'"):
+        build("adapters", spec | {"time": 1}, {"video": 4}, 8)
+
+
+@pytest.mark.parametrize("name", ["Stranger", "Absent"])
+def test_own_class_of_another_kind(own: str, name: str) -> None:
+    with pytest.raises(UnknownPartError, match="expected a subclass of avllm.adapters.base.Adapter"):
+        load("adapters", f"{own}:{name}")
