@@ -1,0 +1,533 @@
+"""Train the toy world's language model from scratch: a small Llama that reads, and reasons about, logs of what happens.
+
+    python scripts/toy_llm.py WORLD OUT
+
+Reads the training split of a toy world alone: its captions, its questions, and `script.jsonl`. From the script of each
+training clip a log is written, what is seen and what is heard in each quarter of a second, and the model learns to
+caption the log and to answer the clip's questions from it, "unanswerable" where the stream that is asked about is not
+in the log. An entry of the log takes one position, as later one media token stands for a quarter of a second: the sum
+of its words' embeddings, each rotated by the field that it stands in (role-filler binding, Plate 1995: the 1 of "1.3 s"
+is no number of things). Before the entries in time stand those of a coarse grid of the picture, as later a clip's
+averaged patches, and in half of the logs entries that sum up the clip. OUT becomes an ordinary Llama checkpoint with its tokenizer. One thread; a finished OUT is
+left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SECONDS = 0.25  # of a log's entry
+CELLS, CELL = 4, 24  # a log's picture has 4 x 4 places of 24 x 24 pixels
+FIELDS = ("", "at", "bounce", "click", "pulse", "silent", "first")  # a word in a field is its embedding, rotated
+SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+LOG_WORDS = ["sees", "hears", "nothing", "end", "pulse", "clicks", "moves", "all"]
+Word = tuple[str, str]  # a field's name and the word in it
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+# a word with the space before it, a digit, a decimal (so that 1.3 is two tokens), or a mark
+PIECES = Regex(r"\.\d|▁?\d|▁?[A-Za-z]+|▁?[^\s\w▁]|▁")
+NEEDS = {"seen": "video", "heard": "audio", "both": "both"}
+REFUSAL = "unanswerable"
+
+
+def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-pair encoding in which every word of the texts is one token, and any other text is spelled."""
+    core = Tokenizer(models.BPE(byte_fallback=False))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Split(PIECES, "isolated")]
+    )
+    core.decoder = decoders.Metaspace(prepend_scheme="always")
+    printable = [chr(c) for c in range(33, 127)] + ["▁"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, initial_alphabet=printable, special_tokens=SPECIAL, min_frequency=1, show_progress=False
+    )
+    core.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+# ---- logs ------------------------------------------------------------------------------------------------------------
+
+
+def entries(script: dict[str, Any]) -> dict[str, list[list[Word]]]:
+    """What each stream of a clip says in each quarter of a second: words by stream and step."""
+    steps = max(1, math.ceil(script["duration"] / SECONDS - 1e-6))
+    log = {}
+    if script["objects"]:
+        log["grid"] = [place(script, row, column) for row in range(CELLS) for column in range(CELLS)]
+        log["video"] = [seen(script, i * SECONDS) for i in range(steps)]
+    if script["form"] in ("av", "silent", "wav"):
+        log["audio"] = [heard(script, i * SECONDS) for i in range(steps)]
+    return log
+
+
+def within(time: float | None, start: float) -> bool:
+    """Whether an event falls into the step that begins at `start`."""
+    return time is not None and start <= time < start + SECONDS
+
+
+def plain(*words: str) -> list[Word]:
+    """Words of the entry itself, in no field."""
+    return [("", word) for word in words]
+
+
+def clock(start: float, times: list[float | None]) -> list[Word]:
+    """When an entry is, in the words that an answer says it in: the time of what happens in it, or else its start."""
+    whole, tenth = f"{next((t for t in times if within(t, start)), start):.1f}".split(".")  # type: ignore[arg-type]
+    return [("at", whole), ("at", "." + tenth)]
+
+
+def place(script: dict[str, Any], row: int, column: int) -> list[Word]:
+    """What is to be found at a place of the picture at some time of the clip."""
+    words = []
+    for number, thing in enumerate(script["objects"]):
+        reach = CELL / 2 + 4
+        if any(
+            on and abs(x - (column + 0.5) * CELL) < reach and abs(y - (row + 0.5) * CELL) < reach
+            for x, y, on in zip(thing["x"], thing["y"], thing["visible"], strict=True)
+        ):
+            words += [thing["shape"], thing["colour"], thing["size"], *["moves"] * (number == 0)]
+    return plain(*(words or ["nothing"]))
+
+
+def seen(script: dict[str, Any], start: float) -> list[Word]:
+    """The picture's entry: the things that are there, where the moving one goes and what happens to it."""
+    events, things = script["events"], script["objects"]
+    frame = min(round(start * script["fps"]) + 1, len(things[0]["visible"]) - 1)
+    there = [t for t in things if t["visible"][frame]]
+    words = plain("sees", ["nothing", "1", "2", "3", "4"][len(there)])
+    words += clock(start, [events["appears"] or None, *events["bounces"], events["vanishes"]])
+    for thing in there:
+        words += plain(*(thing[k] for k in ("shape", "colour", "size")))
+    if script["direction"] and things[0]["visible"][frame]:
+        words += plain("moves", script["direction"])
+    words += plain("bounce", "bounces") * any(within(t, start) for t in events["bounces"])
+    words += plain("thing", "appear", "appears") * (events["appears"] > 0 and within(events["appears"], start))
+    return words + plain("vanishes") * within(events["vanishes"], start)
+
+
+def heard(script: dict[str, Any], start: float) -> list[Word]:
+    """The sound's entry: the sound that is on, its start, its pulses, and clicks."""
+    words = plain("hears")
+    for sound in script["sounds"]:
+        if sound["start"] < start + SECONDS and sound["end"] > start:
+            words += plain("sound", sound["kind"], sound["pitch"])
+        words += plain("pulse", "pulses") * any(within(t, start) for t in sound["pulses"])
+        words += plain("start", "starts") * within(sound["start"], start) + plain("end", "ends") * within(
+            sound["end"], start
+        )
+    words += plain("click", "clicks") * any(within(t, start) for t in script["clicks"])
+    words += plain("nothing") * (len(words) == 1)
+    sounds = script["sounds"]
+    return words + clock(start, [*(s["start"] for s in sounds), *script["clicks"], *(s["end"] for s in sounds)])
+
+
+# What has been seen and heard so far: the number of values of each part of it.
+STATE = {
+    "bounces": 4,
+    "clicks": 4,
+    "silent": 4,
+    "pulses": 6,
+    "second": 8,
+    "tenth": 11,
+    "appeared": 8,
+    "at tenth": 11,
+    "first": 3,
+}
+
+
+def states(script: dict[str, Any], stream: str) -> list[list[int]]:
+    """The true state after each entry of a stream, by step: values in the order of STATE."""
+    steps = max(1, math.ceil(script["duration"] / SECONDS - 1e-6))
+    # the picture's entry stands before the sound's of the same step, so what is heard in that step is not known yet
+    return [state(script, (i + 1) * SECONDS, (i + (stream == "audio")) * SECONDS) for i in range(steps)]
+
+
+def state(script: dict[str, Any], seen_until: float, heard_until: float) -> list[int]:
+    """What has happened up to a time, by what was seen and by what was heard."""
+    bounces = [t for t in script["events"]["bounces"] if t < seen_until]
+    clicks = [t for t in script["clicks"] if t < heard_until]
+    silent = sum(t not in clicks for t in bounces if t < heard_until)
+    pulses = sum(t < heard_until for s in script["sounds"] for t in s["pulses"])
+    start = next((s["start"] for s in script["sounds"] if s["start"] < heard_until), None)
+    appears = script["events"]["appears"]
+    appears = appears if appears and appears < seen_until else None
+    first = 0
+    if start is not None or appears is not None:
+        first = 1 if appears is None or (start is not None and start < appears) else 2
+    return [len(bounces), len(clicks), silent, pulses, *digits(start), *digits(appears), first]
+
+
+def summary(script: dict[str, Any], streams: list[str]) -> list[list[Word]]:
+    """The clip in one entry for each stream and one for both: a number of fields, each with a word."""
+    bounces, clicks, silent, pulses, *times, first = (str(v) for v in state(script, 99.0, 99.0))
+    sounds, moves = script["sounds"], script["direction"]
+    entries = []
+    if "video" in streams:
+        words = [*plain("sees", "all", str(len(script["objects"]))), ("bounce", bounces)]
+        words += clock(script["events"]["appears"], []) if script["events"]["appears"] else []
+        entries.append(words + (plain("moves", moves) if moves else []))
+    if "audio" in streams:
+        words = [*plain("hears", "all"), ("click", clicks)]
+        for sound in sounds:
+            words += [*plain("sound", sound["kind"], sound["pitch"]), ("pulse", pulses), *clock(sound["start"], [])]
+        entries.append(words)
+    if "video" in streams and "audio" in streams:
+        order = [("first", ("nothing", "sound", "thing")[int(first)])]
+        entries.append([*plain("sees", "hears", "all"), ("silent", silent), *order])
+    return entries
+
+
+def digits(time: float | None) -> list[int]:
+    """Seconds and tenths of a rounded time, each plus one; zeros for none."""
+    return [0, 0] if time is None else [int(d) + 1 for d in f"{time:.1f}".split(".")]
+
+
+# ---- examples --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Clip:
+    """A training clip as text: its log, its caption, and its questions with what they ask about."""
+
+    log: dict[str, list[list[Word]]]
+    states: dict[str, list[list[int]]]
+    summary: Callable[[list[str]], list[list[Word]]]
+    caption: str
+    questions: list[tuple[str, str, str]]  # kind that is asked, question, answer
+
+
+def read_clips(world: Path, split: str) -> list[Clip]:
+    """Logs, captions and questions of a split, one entry a clip."""
+    questions: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    for row in read_rows(world / f"{split}.jsonl"):
+        question, answer = row["messages"][0]["content"][-1]["text"], row["messages"][1]["content"][0]["text"]
+        questions[row["meta"]["clip"]].append((row["meta"]["asked"], question, answer))
+    captions = {
+        row["meta"]["clip"]: row["messages"][1]["content"][0]["text"]
+        for row in read_rows(world / f"captions_{split}.jsonl")
+    }
+    scripts = [s for s in read_rows(world / "script.jsonl") if s["split"] == split]
+    return [
+        Clip(
+            entries(s),
+            {k: states(s, k) for k in ("video", "audio")},
+            partial(summary, s),
+            captions.get(s["id"], ""),
+            questions[s["id"]],
+        )
+        for s in scripts
+    ]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+@dataclass
+class Sequence:
+    """A log and what is said about it, blind to one another.
+
+    Attributes:
+        bags: one list of token ids a position (a token in field f has f vocabularies added to its id). labels: the id that is to come next, or -100. parts: 0 for the log,
+            k for the k-th text behind it.
+    """
+
+    bags: list[list[int]]
+    labels: list[int]
+    parts: list[int]
+    positions: list[int]
+    states: list[list[int]]
+
+
+class Writer:
+    """Clips -> sequences of token ids.
+
+    Args:
+        tokenizer: of the LLM.
+        most: questions behind one log. captions: share of logs that a caption stands behind.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, most: int, captions: float = 0.25) -> None:
+        self.tokenizer, self.most, self.captions = tokenizer, most, captions
+        self.user, self.assistant, self.end = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>", "<|end|>"])
+        self.known: dict[str, list[int]] = {}
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        if text not in self.known:
+            self.known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.known[text]
+
+    def write(self, clip: Clip, draw: random.Random) -> Sequence:
+        """A log, now and then without one of its streams, then the caption and some of the questions."""
+        kept = dict(clip.log)
+        for stream in list(kept):
+            if stream != "grid" and draw.random() < 0.07:
+                del kept[stream]
+                kept.pop("grid" if stream == "video" else stream, None)
+        out = self.begin(clip, kept, draw.random() < 0.5)
+        if kept == clip.log and draw.random() < self.captions:
+            self.add(out, [], self.ids(clip.caption))
+        for kind, question, answer in draw.sample(clip.questions, min(self.most, len(clip.questions))):
+            self.add(out, self.ids(question), self.ids(answer if answerable(kind, kept) else REFUSAL))
+        return out
+
+    def begin(self, clip: Clip, kept: dict[str, list[list[Word]]], sum_up: bool) -> Sequence:
+        """The log alone, of the streams that are kept."""
+        head = kept.get("grid", []) + (clip.summary(list(kept)) if sum_up else [])
+        log = [self.bag(words) for words in [*head, *interleave(kept)]]
+        size = len(log) + 1
+        states = [[-100] * len(STATE)] * (1 + len(head)) + self.states(clip, kept)
+        return Sequence([[self.user], *log], [-100] * size, [0] * size, list(range(size)), states)
+
+    @staticmethod
+    def states(clip: Clip, kept: dict[str, list[list[Word]]]) -> list[list[int]]:
+        """The states after the log's entries in time, -100 where a stream was left out."""
+        streams = [k for k in ("video", "audio") if k in kept]
+        unknown = [-100] * len(STATE)
+        steps = max((len(kept[k]) for k in streams), default=0)
+        rows = [clip.states[k][i] if len(clip.log) == len(kept) else unknown for i in range(steps) for k in streams]
+        return rows
+
+    def bag(self, words: list[Word]) -> list[int]:
+        """The last token of each word (all are one token), in its field."""
+        return [self.ids(word)[-1] + FIELDS.index(field) * len(self.tokenizer) for field, word in words]
+
+    def add(self, out: Sequence, question: list[int], answer: list[int]) -> None:
+        """One more text behind the log."""
+        ids = [*question, self.assistant, *answer, self.end]
+        part, start = out.parts[-1] + 1, out.parts.count(0)
+        out.bags += [[i] for i in ids]
+        silent = len(question)
+        out.labels += [-100] * silent + [*answer, self.end, -100]
+        out.parts += [part] * len(ids)
+        out.positions += range(start, start + len(ids))
+
+
+def interleave(log: dict[str, list[list[Word]]]) -> list[list[Word]]:
+    """The entries of all streams in the order of time, those of the picture first."""
+    steps = max((len(e) for e in log.values()), default=0)
+    return [log[s][i] for i in range(steps) for s in ("video", "audio") if s in log and i < len(log[s])]
+
+
+def answerable(kind: str, log: dict[str, list[list[Word]]]) -> bool:
+    """Whether the streams that a kind of question asks about are there."""
+    if kind.startswith("when"):
+        return ("audio" if kind == "when.sound" else "video") in log
+    stream = NEEDS[kind.split(".")[0]]
+    return {"video", "audio"} <= set(log) if stream == "both" else stream in log
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Padded:
+    """Sequences of one length.
+
+    Attributes:
+        words: ids of all positions' bags, one after the other; starts: ``(R * L,)`` where each position's bag begins.
+        labels, parts (-1 = padding), positions: ``(R, L)``. states: ``(R, L, len(STATE))``, -100 where unknown.
+    """
+
+    words: Tensor
+    starts: Tensor
+    labels: Tensor
+    parts: Tensor
+    positions: Tensor
+    states: Tensor
+
+
+def pad(sequences: list[Sequence]) -> Padded:
+    """Sequences side by side."""
+    length = max(len(s.bags) for s in sequences)
+    bags = [bag for s in sequences for bag in s.bags + [[0]] * (length - len(s.bags))]
+    starts = torch.tensor([0, *(len(b) for b in bags[:-1])]).cumsum(0)
+
+    def side_by_side(rows: list[list[int]], fill: int) -> Tensor:
+        return torch.tensor([row + [fill] * (length - len(row)) for row in rows])
+
+    return Padded(
+        torch.tensor([word for bag in bags for word in bag]),
+        starts,
+        side_by_side([s.labels for s in sequences], -100),
+        side_by_side([s.parts for s in sequences], -1),
+        side_by_side([s.positions for s in sequences], 0),
+        torch.tensor([s.states + [[-100] * len(STATE)] * (length - len(s.states)) for s in sequences]),
+    )
+
+
+def visible(parts: Tensor) -> Tensor:
+    """Which position sees which, ``(R, 1, L, L)`` additive: causal, the log and the own text."""
+    same = (parts[:, :, None] == parts[:, None]) | (parts[:, None] == 0)
+    allowed = same & torch.ones(parts.shape[1], parts.shape[1], dtype=torch.bool).tril()
+    return torch.zeros(allowed.shape).masked_fill(~allowed, -1e9)[:, None]
+
+
+def embed(llm: LlamaForCausalLM, batch: Padded) -> Tensor:
+    """``(R, L, D)``: the sum of each position's words, each rotated by its field."""
+    table = llm.get_input_embeddings().weight  # (V, D)
+    shift = table.shape[1] // len(FIELDS)
+    fields = torch.cat([table.roll(shift * f, dims=1) for f in range(len(FIELDS))])  # (F * V, D)
+    words = F.embedding_bag(batch.words, fields, batch.starts, mode="sum")  # (R * L, D)
+    return words.view(*batch.labels.shape, -1)
+
+
+class Reader(nn.Module):
+    """The LLM, and a head that tells the state of things from its middle layer: what is learned at every entry of a log
+    is learned many times sooner than what only an answer tells. The head is thrown away.
+    """
+
+    def __init__(self, llm: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.llm, self.middle = llm, llm.config.num_hidden_layers // 2
+        self.head = nn.Linear(llm.config.hidden_size, sum(STATE.values()))
+
+    def forward(self, batch: Padded) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean cross-entropy of the texts, that of the states, and which labels were the likeliest token ``(n,)``."""
+        out = self.llm.model(
+            inputs_embeds=embed(self.llm, batch),
+            attention_mask=visible(batch.parts),
+            position_ids=batch.positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        told = batch.labels != -100
+        logits, labels = self.llm.lm_head(out.last_hidden_state[told]).float(), batch.labels[told]
+        hits = logits.argmax(-1) == labels
+        return F.cross_entropy(logits, labels), self.state_loss(out.hidden_states[self.middle], batch.states), hits
+
+    def state_loss(self, hidden: Tensor, states: Tensor) -> Tensor:
+        """Sum of the parts' cross-entropies, ``(R, L, D)`` and ``(R, L, parts)``."""
+        known = states[..., 0] != -100
+        hidden, states = F.rms_norm(hidden[known].float(), hidden.shape[-1:]), states[known]
+        parts = self.head(hidden).float().split(list(STATE.values()), dim=-1)
+        return torch.stack([F.cross_entropy(x, states[:, i]) for i, x in enumerate(parts)]).sum()
+
+
+def build_optimizers(reader: Reader, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the blocks' matrices, which learn several times faster by it; AdamW for the rest."""
+    matrices = [p for p in reader.llm.model.layers.parameters() if p.dim() == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in reader.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon([{"params": matrices, "peak": 5 * lr}], lr=lr, weight_decay=0.05),
+        torch.optim.AdamW([{"params": rest, "peak": lr}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+
+
+def train(reader: Reader, writer: Writer, clips: list[Clip], *, steps: int, batch: int, lr: float) -> None:
+    """Warm-up and cosine, bfloat16 in the matrix products."""
+    draw, optimizers = random.Random(0), build_optimizers(reader, lr)
+    order = [i for _ in range(steps * batch // len(clips) + 1) for i in draw.sample(range(len(clips)), len(clips))]
+    for step in track(range(steps), "learning to read"):
+        for group in (g for o in optimizers for g in o.param_groups):
+            group["lr"] = group["peak"] * min((step + 1) / 40, 0.5 * (1 + math.cos(math.pi * step / steps)))
+        rows = pad([writer.write(clips[i], draw) for i in order[step * batch : (step + 1) * batch]])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            texts, states, _ = reader(rows)
+        reader.zero_grad()
+        (texts + (1 - step / steps) * states).backward()  # the states lead the way, the answers have the last word
+        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@torch.no_grad()
+def score(reader: Reader, writer: Writer, clips: list[Clip], sum_up: bool) -> dict[str, float]:
+    """Share of right answers to the questions on logs of a split, by kind."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for clip in clips:
+        rows = writer.begin(clip, clip.log, sum_up)
+        ends = []
+        for _, question, answer in clip.questions:
+            writer.add(rows, writer.ids(question), writer.ids(answer))
+            ends.append(sum(label != -100 for label in rows.labels))
+        hits = reader(pad([rows]))[2]
+        for (kind, _, answer), start, end in zip(clip.questions, [0, *ends], ends, strict=False):
+            right[REFUSAL if answer == REFUSAL else kind].append(bool(hits[start:end].all()))
+    return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
+
+
+def build_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Four layers of width 192: 1.6 million parameters."""
+    sizes = {"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6}
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    config = LlamaConfig(
+        **sizes, **ends, vocab_size=len(tokenizer), max_position_embeddings=2048, tie_word_embeddings=True,
+        initializer_range=0.06, attn_implementation="eager",  # on CPUs the fused attention's backward is slow
+    )  # fmt: skip
+    llm = LlamaForCausalLM(config)
+    for layer in llm.model.layers:  # at the start each token looks for its like and copies it (Trockman & Kolter 2023)
+        heads = layer.self_attn
+        heads.q_proj.weight.data.mul_(2**0.5)
+        heads.k_proj.weight.data.copy_(heads.q_proj.weight.data)
+        heads.o_proj.weight.data.copy_(heads.v_proj.weight.data.T)
+    return llm
+
+
+def main() -> None:
+    """Train and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
+    parser.add_argument("out", type=Path, help="folder of the checkpoint")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--questions", type=int, default=8, help="behind one log")
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.out.is_dir():
+        print(f"{args.out} is there already; delete it to train it again")
+        return
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    clips = read_clips(args.world, "train")
+    texts = [
+        " ".join(LOG_WORDS),
+        *(c.caption for c in clips),
+        *(t for c in clips for _, *qa in c.questions for t in qa),
+    ]
+    tokenizer = build_tokenizer(texts)
+    llm, writer = build_llm(tokenizer), Writer(tokenizer, args.questions)
+    reader = Reader(llm)
+    train(reader, writer, clips, steps=args.steps, batch=args.batch, lr=args.lr)
+    for sum_up in (False, True):
+        figures = score(reader.eval(), writer, read_clips(args.world, "validation"), sum_up)
+        print(f"validation logs {'with' if sum_up else 'without'} summary: ", end="")
+        print(", ".join(f"{kind} {value:.0%}" for kind, value in figures.items()))
+    folder = args.out.with_name(args.out.name + ".partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    llm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    folder.rename(args.out)
+
+
+if __name__ == "__main__":
+    main()
