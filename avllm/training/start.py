@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,6 +157,8 @@ def export(trainer: Trainer, folder: Path) -> None:
 
 def gathered(trainer: Trainer) -> AbstractContextManager[Any]:
     """Whole parameters of everything that a checkpoint holds, for as long as the block lasts."""
+    if trainer.points.kind == "FSDP":
+        return _unsharded(trainer.task)
     if not trainer.is_deepspeed or trainer.task.zero_optimization_stage() < 3:
         return nullcontext()
     from deepspeed.zero import GatheredParameters
@@ -164,3 +166,15 @@ def gathered(trainer: Trainer) -> AbstractContextManager[Any]:
     trained = tuple(trainer.parts.model.config.trained)
     held = [p for n, p in trainer.parts.model.named_parameters() if n.startswith(trained) or "lora_" in n]
     return GatheredParameters([*held, *trainer.bare.objectives.parameters()])
+
+
+@contextmanager
+def _unsharded(task: torch.nn.Module) -> Iterator[None]:
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = [module for module in task.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.unshard()
+    yield
+    for module in sharded:
+        module.reshard()
