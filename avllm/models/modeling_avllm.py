@@ -12,6 +12,8 @@ space), ``merge_media`` (tokens -> their places in the embedded text), then the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -69,6 +71,7 @@ class AVLLM(PreTrainedModel):
         if config.lora and not hasattr(self.llm, "peft_config"):
             self.llm = add_lora(self.llm, LoraConfig(**config.lora))
         self.generation_config = self.llm.generation_config
+        self._shared: dict[Batch, tuple[Tensor, dict[str, Tokens]]] | None = None
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -185,9 +188,23 @@ class AVLLM(PreTrainedModel):
 
     def embed(self, batch: Batch) -> tuple[Tensor, dict[str, Tokens]]:
         """A batch -> the LLM's input embeddings ``(R, L, D)`` and the connector's output by stream."""
+        if self._shared is not None and batch in self._shared:
+            return self._shared[batch]
         features = self.encode_media(batch.streams)
         streams = self.connect(features, self._prompt(batch) if self.connector.conditioned else None)
-        return self.merge_media(batch.input_ids, streams, batch), streams
+        found = self.merge_media(batch.input_ids, streams, batch), streams
+        if self._shared is not None:
+            self._shared[batch] = found
+        return found
+
+    @contextmanager
+    def shared_embeddings(self) -> Iterator[None]:
+        """Within this, each batch passes encoders and connector once, however many objectives ask for it."""
+        self._shared = {}
+        try:
+            yield
+        finally:
+            self._shared = None
 
     def _prompt(self, batch: Batch) -> Prompt:
         """The text before each row's first target, without media: what a conditioned adapter may read."""

@@ -79,6 +79,7 @@ class Contrastive(Objective):
         dim: width of the common space.
         same: which rows are no negatives of each other: those of equal ``text``, or those of equal ``kind`` (a class
             whose captions are worded in several ways).
+        captions_only: leave out rows that have a ``kind``: questions, whose answers say little of their clip.
         temperature: at the start; learned, and clamped to ``[min_temperature, 1]``.
     """
 
@@ -90,10 +91,12 @@ class Contrastive(Objective):
         text: str = "llm",
         dim: int = 256,
         same: str = "text",
+        captions_only: bool = False,
         temperature: float = 0.07,
         min_temperature: float = 0.01,
     ) -> None:
         super().__init__(model)
+        self.captions_only = captions_only
         self.pairs = list(pairs or STREAMS_OF)
         unknown = [p for p in self.pairs if p not in STREAMS_OF]
         if unknown:
@@ -115,7 +118,7 @@ class Contrastive(Objective):
 
     def weight(self, batch: Batch) -> float:
         """The number of (row, pair) terms that the batch has."""
-        return float(sum(int(rows_of(batch, pair).sum()) for pair in self.pairs))
+        return float(sum(int(self._rows(batch, pair).sum()) for pair in self.pairs))
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over (row, pair) of the symmetric loss; ``hits``: how many of them found their own text first."""
@@ -127,11 +130,18 @@ class Contrastive(Objective):
         for pair in self.pairs:
             if any(name not in streams for name in STREAMS_OF[pair]):
                 continue  # single process only: with several, the model lets absent streams pass as masked dummies
-            keep = rows_of(batch, pair)
+            keep = self._rows(batch, pair)
             media = self.embed_media(streams, batch, pair)[keep]  # (n, dim)
             term, hits = symmetric_info_nce(media, text[keep], ids[keep], self.scale)
             loss, found = loss + term, found + hits
         return loss, {"hits": found}
+
+    def _rows(self, batch: Batch, pair: str) -> Tensor:
+        """``(R,)`` bool: the rows that take part in a pair."""
+        rows = rows_of(batch, pair)
+        if not self.captions_only:
+            return rows
+        return rows & torch.tensor([kind in (None, "caption") for kind in batch.kinds], device=rows.device)
 
     def embed_text(self, model: Any, batch: Batch) -> Tensor:
         """``(R, dim)`` unit vectors of the rows' answers."""

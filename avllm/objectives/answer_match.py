@@ -1,0 +1,149 @@
+"""Answers found by matching: the connector's account of a clip, asked a question, picks one of the batch's answers.
+
+Visual question answering as retrieval of the answer's text (the answer-embedding head of Hu et al. 2018, arXiv
+1806.03724): the LLM only lends its word embeddings, so a step costs a fraction of one through the LLM, and every fact
+that is asked about has a short way back into the connector.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avllm.objectives.base import Objective
+from avllm.objectives.contrastive import pool_rows
+
+if TYPE_CHECKING:
+    from avllm.data.collate import Batch
+    from avllm.tokens import Tokens
+
+IGNORE = -100
+
+
+class Questions(NamedTuple):
+    """The questions of a batch.
+
+    Attributes:
+        row: ``(n,)`` the row of each question.
+        owner: ``(R, L)`` the question that a token belongs to, -1 for none.
+        answer: ``(n,)`` the number of its answer among the batch's distinct answers.
+        first: ``(m,)`` the first question that has each distinct answer.
+    """
+
+    row: Tensor
+    owner: Tensor
+    answer: Tensor
+    first: Tensor
+
+
+def match_loss(asked: Tensor, answers: Tensor, own: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each question's own answer among the distinct answers, summed, and how many are matched best.
+
+    Args:
+        asked: ``(n, D)`` unit vectors of clip and question; answers: ``(m, D)`` unit vectors.
+        own: ``(n,)`` long; scale: inverse temperature.
+    """
+    logits = scale * asked @ answers.T  # (n, m)
+    hits = (logits.argmax(-1) == own).float().sum() if len(own) else logits.sum()
+    return F.cross_entropy(logits, own, reduction="sum") if len(own) else logits.sum(), hits.detach()
+
+
+def find_questions(batch: Batch) -> Questions:
+    """Each part of a packed row, or each row, that has a target and a ``kind`` is a question."""
+    part = torch.zeros_like(batch.labels) if batch.segments is None else batch.segments[..., 1]
+    owner = torch.full_like(batch.labels, -1)
+    rows: list[int] = []
+    answers: list[int] = []
+    first: list[int] = []
+    numbers: dict[tuple[int, ...], int] = {}
+    for r in range(batch.labels.shape[0]):
+        if batch.kinds[r] in (None, "caption"):
+            continue
+        trained = batch.labels[r] != IGNORE
+        for p in part[r][trained].unique().tolist():
+            mine = (part[r] == p) & batch.attention_mask[r]
+            owner[r][mine] = len(rows)
+            key = tuple(batch.labels[r][mine & trained].tolist())
+            if key not in numbers:
+                numbers[key] = len(numbers)
+                first.append(len(rows))
+            answers.append(numbers[key])
+            rows.append(r)
+    row, answer, one = (torch.tensor(v, dtype=torch.long, device=owner.device) for v in (rows, answers, first))
+    return Questions(row, owner, answer, one)
+
+
+class AnswerMatch(Objective):
+    """Match (clip, question) with the answer, among the distinct answers of the micro-batch.
+
+    Rows without a ``kind`` (captions) take no part. The clip is the mean of each stream's connector tokens; the
+    question scales what is read from it.
+
+    Args:
+        model: an AVLLM; widths and stream names are read from it.
+        dim: width of the common space; hidden: width inside.
+        temperature: at the start; learned.
+    """
+
+    def __init__(self, model: Any, *, dim: int = 128, hidden: int = 512, temperature: float = 0.07) -> None:
+        super().__init__(model)
+        width = int(model.llm.get_input_embeddings().embedding_dim)
+        self.streams: list[str] = list(model.connector.out_streams)
+        self.read = nn.Sequential(nn.LayerNorm(width * len(self.streams)), nn.Linear(width * len(self.streams), hidden))
+        self.steer = nn.Linear(width, hidden)
+        self.asked_projection, self.answer_projection = nn.Linear(hidden, dim), nn.Linear(width, dim)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+
+    def weight(self, batch: Batch) -> float:
+        """The number of questions."""
+        return float(len(find_questions(batch).row))
+
+    def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed cross-entropy over questions; ``hits``: questions whose own answer is matched best."""
+        _, streams = model.embed(batch)
+        questions = find_questions(batch)
+        words = self._words(model, batch)  # (R, L, D)
+        trained = batch.labels != IGNORE
+        media = torch.isin(
+            batch.input_ids, torch.tensor(list(model.config.media_token_ids.values())).to(trained.device)
+        )
+        asked = _mean_by(words, questions.owner.masked_fill(trained | media, -1), len(questions.row))  # (n, D)
+        hidden = self.read(self._clips(streams, batch))[questions.row]  # (n, H)
+        hidden = F.gelu(hidden * (1 + self.steer(F.layer_norm(asked, asked.shape[-1:]))))
+        asked = F.normalize(self.asked_projection(hidden).float(), dim=-1)  # (n, dim)
+        scale = self.log_temperature.clamp(math.log(0.01), 0.0).neg().exp()
+        answers = self._answers(words, questions, trained)
+        loss, hits = match_loss(asked, answers, questions.answer, scale)
+        return loss, {"hits": hits}
+
+    def _words(self, model: Any, batch: Batch) -> Tensor:
+        table = model.llm.get_input_embeddings()
+        with torch.no_grad():
+            return table(batch.input_ids.clamp(max=table.num_embeddings - 1))
+
+    def _clips(self, streams: dict[str, Tokens], batch: Batch) -> Tensor:
+        """``(R, streams * D)``: the mean of each stream's tokens; zeros where a row has none of it."""
+        rows = batch.input_ids.shape[0]
+        width = self.answer_projection.in_features
+        absent = next(self.parameters()).new_zeros(rows, width)
+        pooled = [
+            pool_rows(streams, (name,), batch.clip_row, rows)[0] if name in streams else absent for name in self.streams
+        ]
+        return torch.cat([p.float() for p in pooled], -1)
+
+    def _answers(self, words: Tensor, questions: Questions, trained: Tensor) -> Tensor:
+        """``(m, dim)`` unit vectors of the distinct answers: the mean of their words, projected."""
+        each = _mean_by(words, questions.owner.masked_fill(~trained, -1), len(questions.row))  # (n, D)
+        return F.normalize(self.answer_projection(each[questions.first]).float(), dim=-1)
+
+
+def _mean_by(x: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Means ``(count, D)`` of the vectors ``x (R, L, D)`` of each owner; -1 owns nothing."""
+    keep = owner >= 0
+    total = x.new_zeros(count, x.shape[-1]).index_add(0, owner[keep], x[keep])
+    number = x.new_zeros(count).index_add(0, owner[keep], torch.ones_like(owner[keep], dtype=x.dtype))
+    return total / number.clamp(min=1)[:, None]

@@ -1,0 +1,92 @@
+"""Answer matching: numbers by hand, packed = unpacked, captions left out, gradients into the connector."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import World, make_world
+
+from avllm.config import ModelConfig
+from avllm.data.manifest import read_manifest
+from avllm.data.packing import pack_rows
+from avllm.models.modeling_avllm import AVLLM
+from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.objectives.answer_match import AnswerMatch, find_questions, match_loss
+
+
+def test_loss_by_hand() -> None:
+    asked = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    answers = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    loss, hits = match_loss(asked, answers, torch.tensor([0, 0]), 2.0)
+    first = -2.0 + math.log(math.exp(2.0) + math.exp(1.2))
+    second = -0.0 + math.log(1.0 + math.exp(1.6))
+    assert math.isclose(float(loss), first + second, rel_tol=1e-6)
+    assert int(hits) == 1
+
+
+def test_no_question_is_a_zero_on_the_graph() -> None:
+    asked = torch.zeros(0, 2, requires_grad=True)
+    loss, hits = match_loss(asked, torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), 1.0)
+    loss.backward()
+    assert float(loss) == 0.0 and float(hits) == 0.0
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("match"), clips=4)
+
+
+@pytest.fixture(scope="module")
+def parts(world: World) -> tuple[AVLLM, AVProcessor]:
+    torch.manual_seed(0)
+    settings = ModelConfig.model_validate(world.model)
+    tokenizer, ids = load_tokenizer(settings)
+    model = AVLLM.from_backbones(settings, ids).eval()
+    return model, AVProcessor.from_model(model, tokenizer)
+
+
+def rows_of(processor: AVProcessor, manifest: Path, count: int) -> list:
+    samples = read_manifest(manifest)[:count]
+    return [processor.row(s, [processor.prepare(c) for c in processor.load_clips(s, manifest.parent)]) for s in samples]
+
+
+def test_packed_questions_are_the_questions(parts: tuple[AVLLM, AVProcessor], world: World) -> None:
+    model, processor = parts
+    rows = rows_of(processor, world.questions, 4)  # two clips, two questions each
+    packed = [r for i in (0, 2) for r in pack_rows(rows[i : i + 2], 512)]
+    assert len(packed) == 2
+    torch.manual_seed(1)
+    objective = AnswerMatch(model, dim=8, hidden=16)
+    plain, joined = processor.collate(rows), processor.collate(packed)
+    assert objective.weight(plain) == objective.weight(joined) == 4
+    found = find_questions(joined)
+    assert found.row.tolist() == [0, 0, 1, 1]
+    by_number = {n: [i for i, a in enumerate(found.answer.tolist()) if a == n] for n in range(len(found.first))}
+    assert all(by_number[n][0] == int(found.first[n]) for n in by_number)
+    # the template before a question is shared when packed, so the question's mean differs by those words alone
+    loss, figures = objective(model, joined)
+    assert torch.isfinite(loss) and 0 <= float(figures["hits"]) <= 4
+
+
+def test_captions_take_no_part(parts: tuple[AVLLM, AVProcessor], world: World) -> None:
+    model, processor = parts
+    batch = processor.collate(rows_of(processor, world.captions, 2))
+    objective = AnswerMatch(model, dim=8, hidden=16)
+    assert objective.weight(batch) == 0
+    loss, _ = objective(model, batch)
+    assert float(loss) == 0.0
+    assert all(json.dumps(k) == "null" for k in batch.kinds)
+
+
+def test_the_gradient_reaches_the_connector(parts: tuple[AVLLM, AVProcessor], world: World) -> None:
+    model, processor = parts
+    model.zero_grad()
+    objective = AnswerMatch(model, dim=8, hidden=16)
+    loss, _ = objective(model, processor.collate(rows_of(processor, world.questions, 4)))
+    loss.backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in model.connector.parameters())
+    assert all(p.grad is not None for p in objective.parameters())
