@@ -79,13 +79,14 @@ def test_real_media(
     from avllm.inference.batch import answer_file
     from avllm.inference.generation import Generation
 
-    asked = [ask(monkeypatch, capsys, str(checkpoint), f"--{KIND[p.suffix]}", str(p), QUESTION) for p in REAL_MEDIA]
+    options = [str(checkpoint), "--max-new-tokens", "32"]
+    asked = [ask(monkeypatch, capsys, *options, f"--{KIND[p.suffix]}", str(p), QUESTION) for p in REAL_MEDIA]
     assert all(asked)
     assert len(set(asked)) > len(asked) // 2
     rows = [row(p.name, [{"type": KIND[p.suffix], KIND[p.suffix]: str(p)}, text(QUESTION)], "x") for p in REAL_MEDIA]
     requests = write_rows(tmp_path / "requests.jsonl", rows)
     chat = Chat.load(checkpoint)
     output = tmp_path / "answers.jsonl"
-    answer_file(lambda: (chat.model, chat.processor), checkpoint, requests, output, Generation(), batch_size=5)
+    answer_file(lambda: (chat.model, chat.processor), checkpoint, requests, output, Generation(32), batch_size=5)
     found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert found == [{"id": p.name, "answer": a} for p, a in zip(REAL_MEDIA, asked, strict=True)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from tiny import row, text, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = 400
+ROWS = 200
 
 
 def command(checkpoint: Path, requests: Path, output: Path) -> list[str]:
