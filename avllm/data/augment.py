@@ -54,6 +54,7 @@ class Augment:
             if settings.roll:
                 x = torch.roll(x, int(turn * x.shape[0]))
         x = x * 10.0 ** (loud * settings.gain / 20.0)
+        x = mute_bands(x, clip.sound.rate, settings.bands, settings.band_share, rng)
         x = silence(x, clip.sound.rate, settings.silences, settings.silence_seconds, rng)
         return replace(clip, sound=Sound(x, clip.sound.rate, clip.sound.start), duration=duration)
 
@@ -62,6 +63,21 @@ def change_speed(x: torch.Tensor, factor: float) -> torch.Tensor:
     """Play ``x (S,)`` ``factor`` times as fast, as a tape does: shorter and higher, ``(S / factor,)``."""
     samples = max(1, round(x.shape[0] / factor))
     return interpolate(x[None, None], size=samples, mode="linear", align_corners=False)[0, 0]
+
+
+def mute_bands(x: torch.Tensor, rate: int, count: int, share: float, rng: np.random.Generator) -> torch.Tensor:
+    """Soften ``count`` bands of ``x (S,)`` by 30 dB, each up to ``share`` of the mel scale wide: SpecAugment (arXiv
+    1904.08779) on the sound itself, so that every encoder can be trained with it."""
+    if not count:
+        return x
+    spectrum = torch.fft.rfft(x)
+    mels = 2595.0 * torch.log10(1.0 + torch.linspace(0, rate / 2, spectrum.shape[0]) / 700.0)
+    place = mels / mels[-1]  # of each bin on the mel scale, 0 to 1
+    for _ in range(count):
+        width = rng.random() * share
+        low = rng.random() * (1 - width)
+        spectrum = torch.where((place >= low) & (place < low + width), spectrum * 10**-1.5, spectrum)
+    return torch.fft.irfft(spectrum, n=x.shape[0])
 
 
 def silence(x: torch.Tensor, rate: int, count: int, seconds: float, rng: np.random.Generator) -> torch.Tensor:

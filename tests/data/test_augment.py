@@ -17,7 +17,7 @@ from avllm.data.media import Clip, Frames, Sound
 from avllm.training.start import build_dataset, build_parts
 
 RATE = 16_000
-EVERYTHING = AugmentConfig(roll=True, speed=0.5, gain=6.0, silences=2, silence_seconds=0.2)
+EVERYTHING = AugmentConfig(roll=True, speed=0.5, gain=6.0, bands=2, silences=2, silence_seconds=0.2)
 
 
 def sound(seconds: float = 1.0, pictures: bool = False) -> Clip:
@@ -83,6 +83,17 @@ def test_silences_are_silent_and_leave_the_rest() -> None:
     x = heard(AugmentConfig(silences=2, silence_seconds=0.2), clip, place=1)
     assert 0 < int((x == 0).sum()) <= 2 * 0.2 * RATE
     assert torch.equal(x[x != 0], clip.sound.x[x != 0])  # type: ignore[union-attr]
+
+
+def test_bands_are_softened_by_30_decibels_and_nothing_else() -> None:
+    clip = sound()
+    x = heard(AugmentConfig(bands=1, band_share=0.3), clip, place=2)
+    ratio = torch.fft.rfft(x).abs() / torch.fft.rfft(clip.sound.x).abs()  # type: ignore[union-attr]
+    soft = (ratio - 10**-1.5).abs() < 1e-3
+    assert 0 < int(soft.sum()) < len(soft)
+    assert torch.allclose(ratio[~soft], torch.ones(()), atol=1e-3)
+    places = soft.nonzero().flatten()
+    assert int(places[-1] - places[0]) + 1 == len(places), "one band has no holes"
 
 
 def test_beside_pictures_only_the_loudness_changes() -> None:
