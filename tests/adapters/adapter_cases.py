@@ -1,0 +1,43 @@
+"""Options under which each adapter is tested. A new one is tested with its defaults on ``video``; one that needs
+more gets a row here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avllm.registry import choices
+
+QFORMER = {"num_queries": 3, "dim": 8, "layers": 2, "heads": 2, "cross_every": 1}
+CASES: dict[str, list[dict[str, Any]]] = {
+    "branch": [{"to": "video.copy"}],
+    "join": [{"first": "video.4"}],
+    "linear": [{"dim": 5}, {"norm": True}],
+    "mlp": [{"depth": 1}, {"depth": 3, "hidden": 7, "norm": True}],
+    "position": [{"kind": "seconds"}, {"kind": "learned", "max_steps": 16}, {"kind": "learned", "max_steps": 3}],
+    "qformer": [
+        {"per": "frame"} | QFORMER,
+        {"per": "clip"} | QFORMER,
+        {"per": "window", "seconds": 0.5} | QFORMER,
+        {"per": "window", "seconds": 0.5, "context": 1.2} | QFORMER,
+        {"per": "clip", "layers": 3, "cross_every": 2}
+        | {k: v for k, v in QFORMER.items() if k not in ("layers", "cross_every")},
+    ],
+    "sync_concat": [{"streams": ["video", "audio"], "seconds": 0.5}],
+    "temporal_pool": [{"seconds": 0.5}, {"tokens": "mean"}, {"seconds": 0.7, "tokens": "mean"}, {}],
+}
+
+
+SQUARE = {"spatial_pool"}  # these take square grids of tokens only: all test clips have four a step
+
+
+def cases() -> list[tuple[str, dict[str, Any]]]:
+    """(adapter, options) of everything that the registry lists."""
+    found = [(name, options) for name in choices("adapters") for options in CASES.get(name, [{}])]
+    return [(name, options if "streams" in options else {"stream": "video", **options}) for name, options in found]
+
+
+def case_name(value: Any) -> str:
+    """A test id: the adapter's name, or its options."""
+    if isinstance(value, dict):
+        return "-".join(f"{k}={v}" for k, v in value.items() if k != "stream" and k not in QFORMER) or "defaults"
+    return str(value)
