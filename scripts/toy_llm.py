@@ -8,7 +8,7 @@ caption the log and to answer the clip's questions from it, "unanswerable" where
 in the log. An entry of the log takes one position, as later one media token stands for a quarter of a second: the sum
 of its words' embeddings, each rotated by the field that it stands in (role-filler binding, Plate 1995: the 1 of "1.3 s"
 is no number of things). Before the entries in time stand those of a coarse grid of the picture, as later a clip's
-averaged patches, and in half of the logs entries that sum up the clip. OUT becomes an ordinary Llama checkpoint with its tokenizer. One thread; a finished OUT is
+averaged patches, and entries that sum up the clip. OUT becomes an ordinary Llama checkpoint with its tokenizer. One thread; a finished OUT is
 left as it is.
 """
 
@@ -20,7 +20,7 @@ import math
 import random
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SECONDS = 0.25  # of a log's entry
 CELLS, CELL = 4, 24  # a log's picture has 4 x 4 places of 24 x 24 pixels
-FIELDS = ("", "at", "bounce", "click", "pulse", "silent", "first")  # a word in a field is its embedding, rotated
+FIELDS = ("", "at", "bounces", "clicks", "pulses", "silent", "first")  # a word in a field is its embedding, rotated
 SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 LOG_WORDS = ["sees", "hears", "nothing", "end", "pulse", "clicks", "moves", "all"]
 Word = tuple[str, str]  # a field's name and the word in it
@@ -145,65 +145,25 @@ def heard(script: dict[str, Any], start: float) -> list[Word]:
     return words + clock(start, [*(s["start"] for s in sounds), *script["clicks"], *(s["end"] for s in sounds)])
 
 
-# What has been seen and heard so far: the number of values of each part of it.
-STATE = {
-    "bounces": 4,
-    "clicks": 4,
-    "silent": 4,
-    "pulses": 6,
-    "second": 8,
-    "tenth": 11,
-    "appeared": 8,
-    "at tenth": 11,
-    "first": 3,
-}
-
-
-def states(script: dict[str, Any], stream: str) -> list[list[int]]:
-    """The true state after each entry of a stream, by step: values in the order of STATE."""
-    steps = max(1, math.ceil(script["duration"] / SECONDS - 1e-6))
-    # the picture's entry stands before the sound's of the same step, so what is heard in that step is not known yet
-    return [state(script, (i + 1) * SECONDS, (i + (stream == "audio")) * SECONDS) for i in range(steps)]
-
-
-def state(script: dict[str, Any], seen_until: float, heard_until: float) -> list[int]:
-    """What has happened up to a time, by what was seen and by what was heard."""
-    bounces = [t for t in script["events"]["bounces"] if t < seen_until]
-    clicks = [t for t in script["clicks"] if t < heard_until]
-    silent = sum(t not in clicks for t in bounces if t < heard_until)
-    pulses = sum(t < heard_until for s in script["sounds"] for t in s["pulses"])
-    start = next((s["start"] for s in script["sounds"] if s["start"] < heard_until), None)
-    appears = script["events"]["appears"]
-    appears = appears if appears and appears < seen_until else None
-    first = 0
-    if start is not None or appears is not None:
-        first = 1 if appears is None or (start is not None and start < appears) else 2
-    return [len(bounces), len(clicks), silent, pulses, *digits(start), *digits(appears), first]
-
-
-def summary(script: dict[str, Any], streams: list[str]) -> list[list[Word]]:
-    """The clip in one entry for each stream and one for both: a number of fields, each with a word."""
-    bounces, clicks, silent, pulses, *times, first = (str(v) for v in state(script, 99.0, 99.0))
-    sounds, moves = script["sounds"], script["direction"]
-    entries = []
+def summary(script: dict[str, Any], streams: Iterable[str]) -> list[list[Word]]:
+    """The whole clip in one entry for each stream, and one for both together."""
+    events, sounds, entries = script["events"], script["sounds"], []
     if "video" in streams:
-        words = [*plain("sees", "all", str(len(script["objects"]))), ("bounce", bounces)]
-        words += clock(script["events"]["appears"], []) if script["events"]["appears"] else []
-        entries.append(words + (plain("moves", moves) if moves else []))
+        words = [*plain("sees", "all", str(len(script["objects"]))), ("bounces", str(len(events["bounces"])))]
+        words += clock(events["appears"], []) if events["appears"] else []
+        entries.append(words + (plain("moves", script["direction"]) if script["direction"] else []))
     if "audio" in streams:
-        words = [*plain("hears", "all"), ("click", clicks)]
+        words = [*plain("hears", "all"), ("clicks", str(len(script["clicks"])))]
         for sound in sounds:
-            words += [*plain("sound", sound["kind"], sound["pitch"]), ("pulse", pulses), *clock(sound["start"], [])]
+            words += [*plain("sound", sound["kind"], sound["pitch"]), ("pulses", str(len(sound["pulses"])))]
+            words += clock(sound["start"], [])
         entries.append(words)
     if "video" in streams and "audio" in streams:
-        order = [("first", ("nothing", "sound", "thing")[int(first)])]
-        entries.append([*plain("sees", "hears", "all"), ("silent", silent), *order])
+        words = [*plain("sees", "hears", "all"), ("silent", str(len(set(events["bounces"]) - set(script["clicks"]))))]
+        if sounds and events["appears"] is not None:
+            words.append(("first", "sound" if sounds[0]["start"] < events["appears"] else "thing"))
+        entries.append(words)
     return entries
-
-
-def digits(time: float | None) -> list[int]:
-    """Seconds and tenths of a rounded time, each plus one; zeros for none."""
-    return [0, 0] if time is None else [int(d) + 1 for d in f"{time:.1f}".split(".")]
 
 
 # ---- examples --------------------------------------------------------------------------------------------------------
@@ -214,8 +174,7 @@ class Clip:
     """A training clip as text: its log, its caption, and its questions with what they ask about."""
 
     log: dict[str, list[list[Word]]]
-    states: dict[str, list[list[int]]]
-    summary: Callable[[list[str]], list[list[Word]]]
+    summary: Callable[[Iterable[str]], list[list[Word]]]
     caption: str
     questions: list[tuple[str, str, str]]  # kind that is asked, question, answer
 
@@ -234,7 +193,6 @@ def read_clips(world: Path, split: str) -> list[Clip]:
     return [
         Clip(
             entries(s),
-            {k: states(s, k) for k in ("video", "audio")},
             partial(summary, s),
             captions.get(s["id"], ""),
             questions[s["id"]],
@@ -262,7 +220,6 @@ class Sequence:
     labels: list[int]
     parts: list[int]
     positions: list[int]
-    states: list[list[int]]
 
 
 class Writer:
@@ -284,36 +241,29 @@ class Writer:
             self.known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self.known[text]
 
-    def write(self, clip: Clip, draw: random.Random) -> Sequence:
-        """A log, now and then without one of its streams, then the caption and some of the questions."""
+    def write(self, clip: Clip, draw: random.Random, short: bool) -> Sequence:
+        """A log, now and then without one of its streams, then the caption and some of the questions.
+
+        Args:
+            clip: to write about. draw: random numbers. short: the summary alone, without the entries in time.
+        """
         kept = dict(clip.log)
-        for stream in list(kept):
-            if stream != "grid" and draw.random() < 0.07:
+        for stream in ("video", "audio"):
+            if stream in kept and draw.random() < 0.07:
                 del kept[stream]
                 kept.pop("grid" if stream == "video" else stream, None)
-        out = self.begin(clip, kept, draw.random() < 0.5)
+        out = self.begin(clip, kept, entries=not short)
         if kept == clip.log and draw.random() < self.captions:
             self.add(out, [], self.ids(clip.caption))
         for kind, question, answer in draw.sample(clip.questions, min(self.most, len(clip.questions))):
             self.add(out, self.ids(question), self.ids(answer if answerable(kind, kept) else REFUSAL))
         return out
 
-    def begin(self, clip: Clip, kept: dict[str, list[list[Word]]], sum_up: bool) -> Sequence:
+    def begin(self, clip: Clip, kept: dict[str, list[list[Word]]], entries: bool) -> Sequence:
         """The log alone, of the streams that are kept."""
-        head = kept.get("grid", []) + (clip.summary(list(kept)) if sum_up else [])
-        log = [self.bag(words) for words in [*head, *interleave(kept)]]
-        size = len(log) + 1
-        states = [[-100] * len(STATE)] * (1 + len(head)) + self.states(clip, kept)
-        return Sequence([[self.user], *log], [-100] * size, [0] * size, list(range(size)), states)
-
-    @staticmethod
-    def states(clip: Clip, kept: dict[str, list[list[Word]]]) -> list[list[int]]:
-        """The states after the log's entries in time, -100 where a stream was left out."""
-        streams = [k for k in ("video", "audio") if k in kept]
-        unknown = [-100] * len(STATE)
-        steps = max((len(kept[k]) for k in streams), default=0)
-        rows = [clip.states[k][i] if len(clip.log) == len(kept) else unknown for i in range(steps) for k in streams]
-        return rows
+        words = clip.summary(kept) + kept.get("grid", []) + (interleave(kept) if entries else [])
+        bags = [[self.user], *map(self.bag, words)]
+        return Sequence(bags, [-100] * len(bags), [0] * len(bags), list(range(len(bags))))
 
     def bag(self, words: list[Word]) -> list[int]:
         """The last token of each word (all are one token), in its field."""
@@ -353,7 +303,7 @@ class Padded:
 
     Attributes:
         words: ids of all positions' bags, one after the other; starts: ``(R * L,)`` where each position's bag begins.
-        labels, parts (-1 = padding), positions: ``(R, L)``. states: ``(R, L, len(STATE))``, -100 where unknown.
+        labels, parts (-1 = padding), positions: ``(R, L)``.
     """
 
     words: Tensor
@@ -361,7 +311,6 @@ class Padded:
     labels: Tensor
     parts: Tensor
     positions: Tensor
-    states: Tensor
 
 
 def pad(sequences: list[Sequence]) -> Padded:
@@ -379,7 +328,6 @@ def pad(sequences: list[Sequence]) -> Padded:
         side_by_side([s.labels for s in sequences], -100),
         side_by_side([s.parts for s in sequences], -1),
         side_by_side([s.positions for s in sequences], 0),
-        torch.tensor([s.states + [[-100] * len(STATE)] * (length - len(s.states)) for s in sequences]),
     )
 
 
@@ -399,77 +347,58 @@ def embed(llm: LlamaForCausalLM, batch: Padded) -> Tensor:
     return words.view(*batch.labels.shape, -1)
 
 
-class Reader(nn.Module):
-    """The LLM, and a head that tells the state of things from its middle layer: what is learned at every entry of a log
-    is learned many times sooner than what only an answer tells. The head is thrown away.
-    """
-
-    def __init__(self, llm: LlamaForCausalLM) -> None:
-        super().__init__()
-        self.llm, self.middle = llm, llm.config.num_hidden_layers // 2
-        self.head = nn.Linear(llm.config.hidden_size, sum(STATE.values()))
-
-    def forward(self, batch: Padded) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean cross-entropy of the texts, that of the states, and which labels were the likeliest token ``(n,)``."""
-        out = self.llm.model(
-            inputs_embeds=embed(self.llm, batch),
-            attention_mask=visible(batch.parts),
-            position_ids=batch.positions,
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        told = batch.labels != -100
-        logits, labels = self.llm.lm_head(out.last_hidden_state[told]).float(), batch.labels[told]
-        hits = logits.argmax(-1) == labels
-        return F.cross_entropy(logits, labels), self.state_loss(out.hidden_states[self.middle], batch.states), hits
-
-    def state_loss(self, hidden: Tensor, states: Tensor) -> Tensor:
-        """Sum of the parts' cross-entropies, ``(R, L, D)`` and ``(R, L, parts)``."""
-        known = states[..., 0] != -100
-        hidden, states = F.rms_norm(hidden[known].float(), hidden.shape[-1:]), states[known]
-        parts = self.head(hidden).float().split(list(STATE.values()), dim=-1)
-        return torch.stack([F.cross_entropy(x, states[:, i]) for i, x in enumerate(parts)]).sum()
+def loss_of(llm: LlamaForCausalLM, batch: Padded) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the texts, and which labels were the likeliest token ``(n,)``."""
+    hidden = llm.model(
+        inputs_embeds=embed(llm, batch),
+        attention_mask=visible(batch.parts),
+        position_ids=batch.positions,
+        use_cache=False,
+    ).last_hidden_state
+    told = batch.labels != -100
+    logits, labels = llm.lm_head(hidden[told]).float(), batch.labels[told]
+    return F.cross_entropy(logits, labels), logits.argmax(-1) == labels
 
 
-def build_optimizers(reader: Reader, lr: float) -> list[torch.optim.Optimizer]:
+def build_optimizers(llm: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the blocks' matrices, which learn several times faster by it; AdamW for the rest."""
-    matrices = [p for p in reader.llm.model.layers.parameters() if p.dim() == 2]
+    matrices = [p for p in llm.model.layers.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
-    rest = [p for p in reader.parameters() if id(p) not in chosen]
+    rest = [p for p in llm.parameters() if id(p) not in chosen]
     return [
         torch.optim.Muon([{"params": matrices, "peak": 5 * lr}], lr=lr, weight_decay=0.05),
         torch.optim.AdamW([{"params": rest, "peak": lr}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
 
 
-def train(reader: Reader, writer: Writer, clips: list[Clip], *, steps: int, batch: int, lr: float) -> None:
+def train(llm: LlamaForCausalLM, writer: Writer, clips: list[Clip], *, steps: int, batch: int, lr: float) -> None:
     """Warm-up and cosine, bfloat16 in the matrix products."""
-    draw, optimizers = random.Random(0), build_optimizers(reader, lr)
+    draw, optimizers = random.Random(0), build_optimizers(llm, lr)
     order = [i for _ in range(steps * batch // len(clips) + 1) for i in draw.sample(range(len(clips)), len(clips))]
     for step in track(range(steps), "learning to read"):
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = group["peak"] * min((step + 1) / 40, 0.5 * (1 + math.cos(math.pi * step / steps)))
-        rows = pad([writer.write(clips[i], draw) for i in order[step * batch : (step + 1) * batch]])
+        rows = pad([writer.write(clips[i], draw, short=step % 3 > 0) for i in order[step * batch : (step + 1) * batch]])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            texts, states, _ = reader(rows)
-        reader.zero_grad()
-        (texts + (1 - step / steps) * states).backward()  # the states lead the way, the answers have the last word
-        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+            loss, _ = loss_of(llm, rows)
+        llm.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
 
 
 @torch.no_grad()
-def score(reader: Reader, writer: Writer, clips: list[Clip], sum_up: bool) -> dict[str, float]:
+def score(llm: LlamaForCausalLM, writer: Writer, clips: list[Clip]) -> dict[str, float]:
     """Share of right answers to the questions on logs of a split, by kind."""
     right: dict[str, list[bool]] = defaultdict(list)
     for clip in clips:
-        rows = writer.begin(clip, clip.log, sum_up)
+        rows = writer.begin(clip, clip.log, entries=True)
         ends = []
         for _, question, answer in clip.questions:
             writer.add(rows, writer.ids(question), writer.ids(answer))
             ends.append(sum(label != -100 for label in rows.labels))
-        hits = reader(pad([rows]))[2]
+        hits = loss_of(llm, pad([rows]))[1]
         for (kind, _, answer), start, end in zip(clip.questions, [0, *ends], ends, strict=False):
             right[REFUSAL if answer == REFUSAL else kind].append(bool(hits[start:end].all()))
     return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
@@ -516,12 +445,9 @@ def main() -> None:
     ]
     tokenizer = build_tokenizer(texts)
     llm, writer = build_llm(tokenizer), Writer(tokenizer, args.questions)
-    reader = Reader(llm)
-    train(reader, writer, clips, steps=args.steps, batch=args.batch, lr=args.lr)
-    for sum_up in (False, True):
-        figures = score(reader.eval(), writer, read_clips(args.world, "validation"), sum_up)
-        print(f"validation logs {'with' if sum_up else 'without'} summary: ", end="")
-        print(", ".join(f"{kind} {value:.0%}" for kind, value in figures.items()))
+    train(llm, writer, clips, steps=args.steps, batch=args.batch, lr=args.lr)
+    figures = score(llm.eval(), writer, read_clips(args.world, "validation"))
+    print("answers on validation logs: " + ", ".join(f"{kind} {value:.0%}" for kind, value in figures.items()))
     folder = args.out.with_name(args.out.name + ".partial")
     shutil.rmtree(folder, ignore_errors=True)
     llm.save_pretrained(folder)

@@ -16,7 +16,11 @@ class PVTv2(VisualBackbone):
     """PVT v2 (Wang et al. 2021, arXiv:2106.13797). Its patches overlap, so it learns shapes from few pictures.
 
     Layer i is the map after stage i + 1 (there is no embedding before the first); earlier, finer maps are averaged onto
-    the grid of the last. Arguments: see :class:`~avllm.encoders._visual.VisualBackbone`.
+    the grid of the last.
+
+    Args:
+        config, options: see :class:`~avllm.encoders._visual.VisualBackbone`.
+        side: average the maps onto ``side`` x ``side`` tokens; None keeps the last map's own grid.
     """
 
     config_class = PvtV2Config
@@ -30,10 +34,15 @@ class PVTv2(VisualBackbone):
         "image_std": IMAGENET_STD,
     }
 
-    def __init__(self, config: PretrainedConfig | dict[str, Any], **options: Any) -> None:
+    def __init__(self, config: PretrainedConfig | dict[str, Any], *, side: int | None = None, **options: Any) -> None:
         super().__init__(config, **options)
+        self.side = side
         # Its convolutions are several times faster on CPUs in this order of memory; the numbers are the same.
         self.backbone.to(memory_format=torch.channels_last)
+
+    def options(self) -> dict[str, Any]:
+        """See :meth:`Backbone.options`."""
+        return {**super().options(), "side": self.side}
 
     @property
     def depth(self) -> int:
@@ -48,11 +57,17 @@ class PVTv2(VisualBackbone):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of the last map: each stage divides the sides by its stride, rounding up."""
+        """(rows, columns) of tokens: the last map's, where each stage divides the sides by its stride, rounding up."""
+        if self.side is not None:
+            return self.side, self.side
         height, width = self.image_size
         for stride in self.backbone_config.strides[: self.depth + 1]:
             height, width = -(-height // stride), -(-width // stride)
         return height, width
+
+    def options(self) -> dict[str, Any]:
+        """See :meth:`Backbone.options`."""
+        return {**super().options(), "side": self.side}
 
     def call_options(self) -> dict[str, Any]:
         """There are no position embeddings to interpolate: any size goes."""
