@@ -24,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RUN = Path("runs/quickstart")  # relative to ROOT, as in the presets
 WORLD = RUN / "world"
+STAGE_SECONDS = RUN / "stage_seconds.json"
 STAGES = {"stage1": "stage1_align", "stage2": "stage2_caption", "stage3": "stage3_instruct"}
 
 
@@ -36,7 +37,7 @@ class Phase:
         about: one line for people.
         lanes: commands that run side by side, each lane a list of commands one after the other.
         made_from: files and folders (relative to the project) that decide the result.
-        makes: folders that are deleted when the phase has to start over.
+        makes: files and folders that are deleted when the phase has to start over.
     """
 
     name: str
@@ -64,23 +65,26 @@ def phases(clips: int, seed: int, cores: int) -> list[Phase]:
             [[pretrain["vision"]], [pretrain["llm"], pretrain["audio"]]],
             [f"scripts/toy_{name}.py" for name in pretrain], [RUN / name for name in pretrain],
         ),
-        *(stage_phase(name, preset, cores) for name, preset in STAGES.items()),
+        training_phase(cores),
         Phase(
             "evaluation", "as they are, with a stream removed or exchanged, and combinations never seen",
-            [[[*report, "answers"]], [[*report, "others"]]], ["scripts/quickstart_report.py"], [RUN / "evaluation"],
+            [[[*report, "ask", "--cores", str(cores)]]], ["scripts/quickstart_report.py"], [RUN / "evaluation"],
         ),
     ]  # fmt: skip
 
 
-def stage_phase(name: str, preset: str, cores: int) -> Phase:
-    """One stage of training."""
-    file = f"train/presets/toy/{preset}.yaml"
-    launch = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
-    start = [*launch] if cores > 1 else [sys.executable]
+def training_phase(cores: int) -> Phase:
+    """The three stages; on several cores two processes share each step's batch."""
+    files = [f"train/presets/toy/{preset}.yaml" for preset in STAGES.values()]
+    if cores > 1:
+        start = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
+    else:
+        start = [sys.executable]
+    command = [*start, "scripts/quickstart_train.py", str(STAGE_SECONDS), *files]
     # The presets are written for two processes; one process takes twice the micro-steps and gets the same steps.
-    command = [*start, f"train/{preset}.py", file, *([] if cores > 1 else ["train.accumulate=2"])]
-    about = {"stage1": "clips beside their captions", "stage2": "captions", "stage3": "questions and answers"}[name]
-    return Phase(name, about, [[command]], [file], [RUN / name])
+    command += [] if cores > 1 else ["--set", "train.accumulate=2"]
+    made = [*(RUN / name for name in STAGES), STAGE_SECONDS]
+    return Phase("training", "alignment, captions, questions: " + ", ".join(files), [[command]], files, made)
 
 
 # ---- what is done already ------------------------------------------------------------------------------------------
@@ -112,8 +116,8 @@ class Journal:
         """Clear away what was made from other files; return the seconds spent on this phase by killed runs."""
         found = self.phases.get(phase.name, {})
         if found.get("stamp") != stamp:
-            for folder in phase.makes:
-                shutil.rmtree(folder, ignore_errors=True)
+            for made in phase.makes:
+                shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
             found = {"stamp": stamp, "seconds": 0.0, "done": False}
         self.phases[phase.name] = found
         self.write()

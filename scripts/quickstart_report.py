@@ -1,8 +1,8 @@
 """Figures and report of the quickstart. Called by scripts/quickstart.py.
 
-    python scripts/quickstart_report.py RUN answers   ask the test split: as it is, with sound or picture removed
-    python scripts/quickstart_report.py RUN others    with sound or picture exchanged; unseen combinations; retrieval
-    python scripts/quickstart_report.py RUN report    write summary.json and report.md, print the table
+    python scripts/quickstart_report.py RUN ask [--cores 2]   ask the test split, as it is and with streams removed or
+                                                              exchanged, and the unseen combinations; retrieval
+    python scripts/quickstart_report.py RUN report            write summary.json and report.md, print the table
 
 All figures come from generated answers about decoded files; hyper-parameters were chosen on other worlds and splits.
 """
@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +30,78 @@ BARS: dict[str, float] = {  # share of right answers, or seconds of mean absolut
     "when.sound": 0.15, "when.thing": 0.25, "unanswerable": 0.97,
 }  # fmt: skip
 EXAMPLES = 10
+STREAMS = ("audio", "video")
+PARTS = 4  # of the test split: shared out over processes, so that no core waits for long
 
 
 # ---- asking --------------------------------------------------------------------------------------------------------
 
 
-def ask(run: Path, name: str, manifest: str, **conditions: list[str]) -> None:
-    """Evaluate the last stage on a split and keep figures and answers."""
-    from avllm.evaluation.command import run_eval
+def ask(run: Path, cores: int) -> None:
+    """Evaluate the last stage, shared out over processes by clips, and keep figures and answers."""
+    from avllm.evaluation.command import write_predictions
+    from avllm.evaluation.environment import environment
+    from avllm.evaluation.results import Result
 
     folder = run / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    found = run_eval(
-        run / "stage3", run / "world" / f"{manifest}.jsonl", cache=run / "features",
-        predictions=folder / f"{name}.jsonl", **conditions,
-    )  # fmt: skip
-    (folder / f"{name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    parts = [share_out(run, "test", part, PARTS) for part in range(PARTS)]
+    unseen = share_out(run, "unseen", 0, 1)
+    with ProcessPoolExecutor(cores) as pool:  # forked: what is imported above is not loaded again
+        asked = [pool.submit(ask_part, run, part, True) for part in parts]
+        others = pool.submit(ask_part, run, unseen, False)
+        found = pool.submit(retrieve, run)
+        results = [job.result() for job in asked]
+        merged = {
+            name: Result(first.condition, [p for r in results for p in r[name].predictions], first.seed)
+            for name, first in results[0].items()
+        }
+        every = {**{n: r.to_dict() for n, r in merged.items()}, "unseen": others.result()["as_is"].to_dict()}
+        figures = {"conditions": every, "retrieval": found.result(), "environment": environment()}
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_predictions(folder / "answers.jsonl", merged.values())
 
 
-def retrieve(run: Path) -> None:
+def share_out(run: Path, split: str, part: int, parts: int) -> Path:
+    """A manifest with the questions on each `parts`-th clip of a split."""
+    chosen = run / "evaluation" / f"{split}-{part}.jsonl"
+    clips: dict[str, int] = {}
+    with (run / "world" / f"{split}.jsonl").open(encoding="utf-8") as rows, chosen.open("w", encoding="utf-8") as out:
+        for row in map(json.loads, rows):
+            if clips.setdefault(row["meta"]["clip"], len(clips)) % parts != part:
+                continue
+            media = row["messages"][0]["content"][0]
+            media[media["type"]] = f"../world/{media[media['type']]}"
+            out.write(json.dumps(row) + "\n")
+    return chosen
+
+
+def ask_part(run: Path, manifest: Path, changed: bool) -> dict[str, Any]:
+    """Ask the last stage the rows of a manifest: results by condition."""
+    from avllm.evaluation.conditions import AS_IS, Condition
+    from avllm.evaluation.runner import evaluate_all
+
+    model, processor = load(run / "stage3")
+    conditions = [AS_IS]
+    if changed:
+        conditions += [Condition(without=s) for s in STREAMS] + [Condition(swap=s) for s in STREAMS]  # type: ignore[arg-type]
+    return evaluate_all(model, processor, manifest, conditions)
+
+
+@lru_cache(maxsize=1)
+def load(folder: Path) -> tuple[Any, Any]:
+    """A checkpoint, once in each process."""
+    from avllm.models.modeling_avllm import AVLLM
+    from avllm.models.processing_avllm import AVProcessor
+
+    return AVLLM.from_pretrained(str(folder)), AVProcessor.from_pretrained(folder)
+
+
+def retrieve(run: Path) -> dict[str, Any]:
     """Text-to-clip retrieval with what stage 1 learned."""
     from avllm.evaluation.retrieval import retrieval
 
-    found = retrieval(run / "stage1", run / "world" / "captions_test.jsonl", limit=200)
-    (run / "evaluation" / "retrieval.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return retrieval(run / "stage1", run / "world" / "captions_test.jsonl", limit=200)
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------
@@ -73,20 +123,22 @@ def main_figure(row: dict[str, Any] | None) -> float | None:
 
 def summarise(run: Path) -> dict[str, Any]:
     """The content of summary.json: seconds, memory, retrieval and the figures of each kind."""
-    evaluation = run / "evaluation"
-    conditions = {**read(evaluation / "others.json")["conditions"], **read(evaluation / "answers.json")["conditions"]}
-    unseen = read(evaluation / "unseen.json")["conditions"]["as_is"]["kinds"]
+    figures, journal = read(run / "evaluation" / "figures.json"), read(run / "journal.json")
+    conditions, found = figures["conditions"], figures["retrieval"]
+    unseen = conditions["unseen"]["kinds"]
     balance = read(run / "world" / "world.json")["balance"]
-    journal, found = read(run / "journal.json"), read(evaluation / "retrieval.json")
     kinds = {
         kind: {**figures_of(kind, conditions), "unseen": main_figure(unseen.get(kind)), **blind(balance.get(kind, {}))}
         for kind in conditions["as_is"]["kinds"]
     }
     seconds = {name: float(phase["seconds"]) for name, phase in journal.items() if "seconds" in phase}
+    stages = read(run / "stage_seconds.json")
+    seconds["training_start"] = round(seconds.pop("training") - sum(stages.values()), 1)  # loading the libraries
+    seconds |= stages
     return {
         "seconds": seconds, "peak_memory_mb": journal["memory"]["peak_mb"],
         "retrieval_r1": round(float(found["r1"]), 4), "retrieval": found, "kinds": kinds,
-        "environment": read(evaluation / "answers.json")["environment"],
+        "environment": figures["environment"],
     }  # fmt: skip
 
 
@@ -260,14 +312,11 @@ def main() -> None:
     """One of the three jobs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("job", choices=("answers", "others", "report"))
+    parser.add_argument("job", choices=("ask", "report"))
+    parser.add_argument("--cores", type=int, default=1, help="processes that answer")
     args = parser.parse_args()
-    if args.job == "answers":
-        ask(args.run, "answers", "test", without=["audio", "video"])
-    elif args.job == "others":
-        ask(args.run, "others", "test", swap=["audio", "video"])
-        ask(args.run, "unseen", "unseen")
-        retrieve(args.run)
+    if args.job == "ask":
+        ask(args.run, args.cores)
     else:
         finish(args.run)
 

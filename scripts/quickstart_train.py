@@ -1,0 +1,40 @@
+"""Several stages in one go, so that the libraries are loaded once. Called by scripts/quickstart.py, under torchrun.
+
+    torchrun --nproc_per_node 2 scripts/quickstart_train.py SECONDS PRESET... [--set key=value ...]
+
+The same as the scripts in train/ one after the other. SECONDS is a JSON file in which the time of each stage is added up. A
+finished stage is left as it is, an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+from avllm.config import load_config
+from avllm.training.trainer import run_stage
+
+
+def main() -> None:
+    """Run the presets in order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seconds", type=Path, help="JSON file for the time of each stage")
+    parser.add_argument("presets", nargs="+", type=Path)
+    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides for every preset")
+    args = parser.parse_args()
+    for preset in args.presets:
+        began = time.perf_counter()
+        config = load_config(preset, args.set)
+        run_stage(config)
+        if os.environ.get("RANK", "0") == "0":
+            spent = json.loads(args.seconds.read_text()) if args.seconds.is_file() else {}
+            name = Path(config.output).name
+            spent[name] = round(spent.get(name, 0.0) + time.perf_counter() - began, 1)
+            args.seconds.write_text(json.dumps(spent))
+
+
+if __name__ == "__main__":
+    main()
