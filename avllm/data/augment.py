@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 from torch.nn.functional import interpolate
 
 from avllm.data.media import Clip, Sound
@@ -49,7 +50,8 @@ class Augment:
         duration = clip.duration
         if clip.frames is None:
             if settings.speed:
-                x = change_speed(x, 2.0 ** (pitch * settings.speed))
+                # cut where it ended before: a longer clip could need one more window of the encoder for a moment's rest
+                x = change_speed(x, 2.0 ** (pitch * settings.speed))[: x.shape[0]]
                 duration *= x.shape[0] / clip.sound.x.shape[0]
             if settings.roll:
                 x = torch.roll(x, int(turn * x.shape[0]))
@@ -70,14 +72,15 @@ def mute_bands(x: torch.Tensor, rate: int, count: int, share: float, rng: np.ran
     1904.08779) on the sound itself, so that every encoder can be trained with it."""
     if not count:
         return x
-    spectrum = torch.fft.rfft(x)
+    size = next_fast_len(x.shape[0], real=True)  # a prime number of samples would take ten times as long
+    spectrum = torch.fft.rfft(x, n=size)
     mels = 2595.0 * torch.log10(1.0 + torch.linspace(0, rate / 2, spectrum.shape[0]) / 700.0)
     place = mels / mels[-1]  # of each bin on the mel scale, 0 to 1
     for _ in range(count):
         width = rng.random() * share
         low = rng.random() * (1 - width)
         spectrum = torch.where((place >= low) & (place < low + width), spectrum * 10**-1.5, spectrum)
-    return torch.fft.irfft(spectrum, n=x.shape[0])
+    return torch.fft.irfft(spectrum, n=size)[: x.shape[0]]
 
 
 def silence(x: torch.Tensor, rate: int, count: int, seconds: float, rng: np.random.Generator) -> torch.Tensor:
