@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,9 @@ from avllm.data.media import Clip, MediaError
 from avllm.data.packing import pack_rows
 from avllm.data.schema import MediaPart, RowError, Sample
 from avllm.tokens import EncoderInput
+
+
+KEPT_TEXTS = 50_000  # items whose token rows are remembered
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class SampleDataset:
         self.keep_decoded = 0.0
         self._kept: dict[Place, Clip] = {}
         self._kept_mb = 0.0
+        self._texts: dict[int, Loaded] = {}  # token rows without their clips; kept while the cache keeps the features
         self.manifests = [Path(m) for m in manifests]
         self.samples: list[tuple[int, Sample]] = []
         self.items: list[list[int]] = []
@@ -129,6 +133,16 @@ class SampleDataset:
             clips = self.clips(places[0], drawn)
         except (MediaError, RowError) as error:
             return Loaded([], [self._bad(i, error.reason, str(error)) for i in places], len(places))
+        if item not in self._texts:
+            loaded = self._rows(places, clips)
+            if self.cache is None or len(self._texts) >= KEPT_TEXTS:
+                return loaded
+            self._texts[item] = replace(loaded, rows=[replace(row, clips=[]) for row in loaded.rows])
+        kept = self._texts[item]
+        return replace(kept, rows=[replace(row, clips=clips) for row in kept.rows])
+
+    def _rows(self, places: list[int], clips: list[dict[str, EncoderInput]]) -> Loaded:
+        """The rows of an item, packed when they are several, and those that cannot be made."""
         rows, bad = [], []
         for place in places:
             try:
