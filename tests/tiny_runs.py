@@ -24,6 +24,8 @@ from avllm.config import RunConfig
 from avllm.training.trainer import run_stage
 
 torch.set_num_threads(1)
+TIMEOUT = 600.0
+"""Seconds; far above what a run takes, for machines that do much else."""
 FORK = multiprocessing.get_context("fork")  # the children need not import torch again
 
 
@@ -34,26 +36,52 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(function: Callable[..., Any], *args: Any, rank: int = 0, ranks: int = 1, port: int = 0) -> BaseProcess:
-    """Call a function in a child process that believes to be one of `ranks` started by torchrun."""
-    child = FORK.Process(target=_child, args=(function, args, rank, ranks, port), daemon=False)
+def start(
+    function: Callable[..., Any],
+    *args: Any,
+    rank: int = 0,
+    ranks: int = 1,
+    port: int = 0,
+    timeout: float = TIMEOUT,
+    launcher: dict[str, str] | None = None,
+) -> BaseProcess:
+    """Call a function in a child process that believes to be one of `ranks` started by torchrun, or by the launcher
+    whose environment variables are given.
+    """
+    child = FORK.Process(target=_child, args=(function, args, rank, ranks, port, timeout, launcher or {}))
     child.start()
     return child
 
 
-def _child(function: Callable[..., Any], args: tuple[Any, ...], rank: int, ranks: int, port: int) -> None:
+def _child(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    rank: int,
+    ranks: int,
+    port: int,
+    timeout: float,
+    launcher: dict[str, str],
+) -> None:
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(170, exit=True)  # a test that hangs says where
+    faulthandler.dump_traceback_later(timeout - 5, exit=True)  # a test that hangs says where
+    os.environ.update(launcher)
     if ranks > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port, "LOCAL_WORLD_SIZE": ranks}
         os.environ.update({k: str(v) for k, v in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
     function(*args)
 
 
-def together(function: Callable[..., Any], *args: Any, ranks: int = 2, timeout: float = 180.0) -> None:
+def together(
+    function: Callable[..., Any],
+    *args: Any,
+    ranks: int = 2,
+    timeout: float = TIMEOUT,
+    launcher: dict[str, str] | None = None,
+) -> None:
     """Call a function on several ranks; fails when one fails or they do not end in time."""
     port = free_port()
-    children = [start(function, *args, rank=r, ranks=ranks, port=port) for r in range(ranks)]
+    more = {"ranks": ranks, "port": port, "timeout": timeout, "launcher": launcher}
+    children = [start(function, *args, rank=r, **more) for r in range(ranks)]
     until = time.monotonic() + timeout
     for child in children:
         child.join(max(0.1, until - time.monotonic()))
@@ -64,18 +92,34 @@ def together(function: Callable[..., Any], *args: Any, ranks: int = 2, timeout: 
     assert codes == [0] * ranks, f"exit codes {codes} (None: still running after {timeout} s)"
 
 
+def launcher_variables(config_file: Path, processes: int) -> dict[str, str]:
+    """The environment variables that `accelerate launch --config_file FILE --num_processes N` sets in its processes."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    named = ["--config_file", str(config_file), "--num_processes", str(processes)]
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args([*named, "script.py"]))
+    args.main_process_port = free_port()
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        found = prepare_deepspeed_cmd_env(args)[1]
+    else:
+        found = prepare_multi_gpu_env(args)
+    return {key: value for key, value in found.items() if os.environ.get(key) != value}
+
+
 def train(settings: dict[str, Any]) -> None:
     """Train a stage in this process."""
     run_stage(RunConfig.model_validate(settings))
 
 
-def run(settings: dict[str, Any], ranks: int = 1, timeout: float = 180.0) -> Path:
+def run(settings: dict[str, Any], ranks: int = 1, launcher: dict[str, str] | None = None) -> Path:
     """Train a stage in child processes; returns the run's folder."""
-    together(train, settings, ranks=ranks, timeout=timeout)
+    together(train, settings, ranks=ranks, launcher=launcher)
     return Path(settings["output"])
 
 
-def kill_after(settings: dict[str, Any], step: int, ranks: int = 1, timeout: float = 160.0) -> None:
+def kill_after(settings: dict[str, Any], step: int, ranks: int = 1, timeout: float = TIMEOUT) -> None:
     """Train a stage in children and kill them with SIGKILL as soon as the metrics show the step."""
     port = free_port()
     children = [start(train, settings, rank=r, ranks=ranks, port=port) for r in range(ranks)]

@@ -161,7 +161,7 @@ def gathered(trainer: Trainer) -> AbstractContextManager[Any]:
         return _unsharded(trainer.task)
     if not trainer.is_deepspeed or trainer.task.zero_optimization_stage() < 3:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     trained = tuple(trainer.parts.model.config.trained)
     held = [p for n, p in trainer.parts.model.named_parameters() if n.startswith(trained) or "lora_" in n]

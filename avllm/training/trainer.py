@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from rich.console import Console
 from torch import Tensor
 
@@ -66,18 +66,21 @@ def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
     """An Accelerator for the launcher that this process runs under, with DeepSpeed's settings filled in."""
     train = config.train
     AcceleratorState._reset_state()  # a stage before in this process may have had another precision
+    on_cpu, by_deepspeed = not torch.accelerator.is_available(), os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     accelerator = Accelerator(
-        # without it accelerate starts no process group under torchrun on CPUs; with it, it overlooks DeepSpeed
-        cpu=not torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true",
+        # without cpu=True accelerate starts no process group under torchrun on CPUs; with it, it overlooks DeepSpeed
+        cpu=on_cpu and not by_deepspeed,
+        # and without a named backend it takes each DeepSpeed process on CPUs for the only one
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and by_deepspeed else None,
         mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision],
         gradient_accumulation_steps=train.accumulate,
         log_with=train.trackers or None,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
     )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if distributed.world_size() != asked:
+    if not asked == distributed.world_size() == accelerator.num_processes:
         raise RuntimeError(
-            f"the launcher started {asked} processes, but {distributed.world_size()} found each other; "
+            f"the launcher started {asked} processes, but {accelerator.num_processes} found each other; "
             "start CPU processes with torchrun (accelerate's --cpu starts one)"
         )
     plugin = accelerator.state.deepspeed_plugin
