@@ -229,6 +229,8 @@ def main() -> None:
     parser.add_argument("--install-seconds", type=float, default=0.0, help="noted in the summary")
     args = parser.parse_args()
     os.chdir(ROOT)
+    # One thread a process: the phases use the cores with processes. Nothing here has to be looked up on a hub.
+    os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
     RUN.mkdir(parents=True, exist_ok=True)
     journal = Journal(RUN / "journal.json")
     install = journal.phases.setdefault("install", {"seconds": 0.0})

@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node 2 scripts/quickstart_train.py SECONDS PRESET... [--set key=value ...]
 
-The same as the scripts in train/ one after the other. SECONDS is a JSON file in which the time of each stage is added up. A
-finished stage is left as it is, an interrupted one goes on.
+The same as the scripts in train/ one after the other. SECONDS is a JSON file in which the time of each stage is added
+up. A finished stage is left as it is, an interrupted one goes on.
 """
 
 from __future__ import annotations
