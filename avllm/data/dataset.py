@@ -21,7 +21,6 @@ from avllm.data.packing import pack_rows
 from avllm.data.schema import MediaPart, RowError, Sample
 from avllm.tokens import EncoderInput
 
-
 KEPT_TEXTS = 50_000  # items whose token rows are remembered
 
 
