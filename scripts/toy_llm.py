@@ -3,13 +3,11 @@
     python scripts/toy_llm.py WORLD OUT
 
 Reads the training split of a toy world alone: its captions, its questions, and `script.jsonl`. From the script of each
-training clip a log is written, what is seen and what is heard in each quarter of a second, and the model learns to
-caption the log and to answer the clip's questions from it, "unanswerable" where the stream that is asked about is not
-in the log. An entry of the log takes one position, as later one media token stands for a quarter of a second: the sum
-of its words' embeddings, each rotated by the field that it stands in (role-filler binding, Plate 1995: the 1 of "1.3 s"
-is no number of things). Before the entries in time stand those of a coarse grid of the picture, as later a clip's
-averaged patches, and entries that sum up the clip. OUT becomes an ordinary Llama checkpoint with its tokenizer. One thread; a finished OUT is
-left as it is.
+training clip a log is written: facts about the whole clip, what is where in a coarse grid of the picture, and what is
+seen and heard in each quarter of a second. The model learns to caption the log and to answer the clip's questions from
+it, "unanswerable" where the stream that is asked about is not in the log. An entry of the log takes one position, the
+sum of its words' embeddings, as later one media token stands for a sum, a patch or a quarter of a second. OUT becomes
+an ordinary Llama checkpoint with its tokenizer. One thread; a finished OUT is left as it is.
 """
 
 from __future__ import annotations
@@ -35,10 +33,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SECONDS = 0.25  # of a log's entry
 CELLS, CELL = 4, 24  # a log's picture has 4 x 4 places of 24 x 24 pixels
-FIELDS = ("", "at", "bounces", "clicks", "pulses", "silent", "first")  # a word in a field is its embedding, rotated
 SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-LOG_WORDS = ["sees", "hears", "nothing", "end", "pulse", "clicks", "moves", "all"]
-Word = tuple[str, str]  # a field's name and the word in it
+LOG_WORDS = ["sees", "hears", "nothing", "end", "pulse", "clicks", "moves"]
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
     "{% if m['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
@@ -72,7 +68,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 # ---- logs ------------------------------------------------------------------------------------------------------------
 
 
-def entries(script: dict[str, Any]) -> dict[str, list[list[Word]]]:
+def entries(script: dict[str, Any]) -> dict[str, list[list[str]]]:
     """What each stream of a clip says in each quarter of a second: words by stream and step."""
     steps = max(1, math.ceil(script["duration"] / SECONDS - 1e-6))
     log = {}
@@ -89,18 +85,13 @@ def within(time: float | None, start: float) -> bool:
     return time is not None and start <= time < start + SECONDS
 
 
-def plain(*words: str) -> list[Word]:
-    """Words of the entry itself, in no field."""
-    return [("", word) for word in words]
-
-
-def clock(start: float, times: list[float | None]) -> list[Word]:
+def clock(start: float, times: list[float | None]) -> list[str]:
     """When an entry is, in the words that an answer says it in: the time of what happens in it, or else its start."""
     whole, tenth = f"{next((t for t in times if within(t, start)), start):.1f}".split(".")  # type: ignore[arg-type]
-    return [("at", whole), ("at", "." + tenth)]
+    return [whole, "." + tenth]
 
 
-def place(script: dict[str, Any], row: int, column: int) -> list[Word]:
+def place(script: dict[str, Any], row: int, column: int) -> list[str]:
     """What is to be found at a place of the picture at some time of the clip."""
     words = []
     for number, thing in enumerate(script["objects"]):
@@ -110,60 +101,70 @@ def place(script: dict[str, Any], row: int, column: int) -> list[Word]:
             for x, y, on in zip(thing["x"], thing["y"], thing["visible"], strict=True)
         ):
             words += [thing["shape"], thing["colour"], thing["size"], *["moves"] * (number == 0)]
-    return plain(*(words or ["nothing"]))
+    return words or ["nothing"]
 
 
-def seen(script: dict[str, Any], start: float) -> list[Word]:
+def seen(script: dict[str, Any], start: float) -> list[str]:
     """The picture's entry: the things that are there, where the moving one goes and what happens to it."""
     events, things = script["events"], script["objects"]
     frame = min(round(start * script["fps"]) + 1, len(things[0]["visible"]) - 1)
     there = [t for t in things if t["visible"][frame]]
-    words = plain("sees", ["nothing", "1", "2", "3", "4"][len(there)])
+    words = ["sees", *["nothing"] * (not there)]
     words += clock(start, [events["appears"] or None, *events["bounces"], events["vanishes"]])
     for thing in there:
-        words += plain(*(thing[k] for k in ("shape", "colour", "size")))
+        words += [thing[k] for k in ("shape", "colour", "size")]
     if script["direction"] and things[0]["visible"][frame]:
-        words += plain("moves", script["direction"])
-    words += plain("bounce", "bounces") * any(within(t, start) for t in events["bounces"])
-    words += plain("thing", "appear", "appears") * (events["appears"] > 0 and within(events["appears"], start))
-    return words + plain("vanishes") * within(events["vanishes"], start)
+        words += ["moves", script["direction"]]
+    words += ["bounce", "bounces"] * any(within(t, start) for t in events["bounces"])
+    words += ["thing", "appear", "appears"] * (events["appears"] > 0 and within(events["appears"], start))
+    return words + ["vanishes"] * within(events["vanishes"], start)
 
 
-def heard(script: dict[str, Any], start: float) -> list[Word]:
+def heard(script: dict[str, Any], start: float) -> list[str]:
     """The sound's entry: the sound that is on, its start, its pulses, and clicks."""
-    words = plain("hears")
+    words = ["hears"]
     for sound in script["sounds"]:
         if sound["start"] < start + SECONDS and sound["end"] > start:
-            words += plain("sound", sound["kind"], sound["pitch"])
-        words += plain("pulse", "pulses") * any(within(t, start) for t in sound["pulses"])
-        words += plain("start", "starts") * within(sound["start"], start) + plain("end", "ends") * within(
-            sound["end"], start
-        )
-    words += plain("click", "clicks") * any(within(t, start) for t in script["clicks"])
-    words += plain("nothing") * (len(words) == 1)
+            words += ["sound", sound["kind"], sound["pitch"]]
+        words += ["pulse", "pulses"] * any(within(t, start) for t in sound["pulses"])
+        words += ["start", "starts"] * within(sound["start"], start) + ["end", "ends"] * within(sound["end"], start)
+    words += ["click", "clicks"] * any(within(t, start) for t in script["clicks"])
+    words += ["nothing"] * (len(words) == 1)
     sounds = script["sounds"]
     return words + clock(start, [*(s["start"] for s in sounds), *script["clicks"], *(s["end"] for s in sounds)])
 
 
-def summary(script: dict[str, Any], streams: Iterable[str]) -> list[list[Word]]:
-    """The whole clip in one entry for each stream, and one for both together."""
-    events, sounds, entries = script["events"], script["sounds"], []
+def facts(script: dict[str, Any], streams: Iterable[str]) -> list[list[str]]:
+    """The whole clip, one entry a fact."""
+    found = []
     if "video" in streams:
-        words = [*plain("sees", "all", str(len(script["objects"]))), ("bounces", str(len(events["bounces"])))]
-        words += clock(events["appears"], []) if events["appears"] else []
-        entries.append(words + (plain("moves", script["direction"]) if script["direction"] else []))
+        found += facts_seen(script)
     if "audio" in streams:
-        words = [*plain("hears", "all"), ("clicks", str(len(script["clicks"])))]
-        for sound in sounds:
-            words += [*plain("sound", sound["kind"], sound["pitch"]), ("pulses", str(len(sound["pulses"])))]
-            words += clock(sound["start"], [])
-        entries.append(words)
+        found.append(["clicks", str(len(script["clicks"]))])
+        for sound in script["sounds"]:
+            found += [["sound", "kind", sound["kind"]], ["sound", "pitch", sound["pitch"]]]
+            found.append(["sound", "start", "second", *clock(sound["start"], [])])
+            found += [["pulses", str(len(sound["pulses"]))]] if sound["kind"] == "pulse" else []
     if "video" in streams and "audio" in streams:
-        words = [*plain("sees", "hears", "all"), ("silent", str(len(set(events["bounces"]) - set(script["clicks"]))))]
-        if sounds and events["appears"] is not None:
-            words.append(("first", "sound" if sounds[0]["start"] < events["appears"] else "thing"))
-        entries.append(words)
-    return entries
+        bounces, clicks = set(script["events"]["bounces"]), set(script["clicks"])
+        found.append(["silent", "bounces", "click", str(len(bounces - clicks)), "no" if bounces - clicks else "yes"])
+        if script["sounds"] and script["objects"]:
+            early = script["sounds"][0]["start"] < script["events"]["appears"]
+            found.append(["first", "sound" if early else "thing"])
+    return found
+
+
+def facts_seen(script: dict[str, Any]) -> list[list[str]]:
+    """What the picture tells."""
+    things, events = script["objects"], script["events"]
+    found = [["things", "number", str(len(things))], ["bounces", "bounce", str(len(events["bounces"]))]]
+    if len(things) == 1:
+        found += [["thing", key, things[0][key]] for key in ("colour", "shape", "size")]
+    if script["direction"]:
+        found.append(["moving", "thing", "way", "direction", script["direction"]])
+    if events["appears"]:
+        found.append(["moving", "thing", "appear", "second", *clock(events["appears"], [])])
+    return found
 
 
 # ---- examples --------------------------------------------------------------------------------------------------------
@@ -173,8 +174,8 @@ def summary(script: dict[str, Any], streams: Iterable[str]) -> list[list[Word]]:
 class Clip:
     """A training clip as text: its log, its caption, and its questions with what they ask about."""
 
-    log: dict[str, list[list[Word]]]
-    summary: Callable[[Iterable[str]], list[list[Word]]]
+    log: dict[str, list[list[str]]]
+    facts: Callable[[Iterable[str]], list[list[str]]]
     caption: str
     questions: list[tuple[str, str, str]]  # kind that is asked, question, answer
 
@@ -193,7 +194,7 @@ def read_clips(world: Path, split: str) -> list[Clip]:
     return [
         Clip(
             entries(s),
-            partial(summary, s),
+            partial(facts, s),
             captions.get(s["id"], ""),
             questions[s["id"]],
         )
@@ -212,7 +213,7 @@ class Sequence:
     """A log and what is said about it, blind to one another.
 
     Attributes:
-        bags: one list of token ids a position (a token in field f has f vocabularies added to its id). labels: the id that is to come next, or -100. parts: 0 for the log,
+        bags: one list of token ids a position. labels: the id that is to come next, or -100. parts: 0 for the log,
             k for the k-th text behind it.
     """
 
@@ -245,7 +246,7 @@ class Writer:
         """A log, now and then without one of its streams, then the caption and some of the questions.
 
         Args:
-            clip: to write about. draw: random numbers. short: the summary alone, without the entries in time.
+            clip: to write about. draw: random numbers. short: the facts alone, without the entries in time.
         """
         kept = dict(clip.log)
         for stream in ("video", "audio"):
@@ -259,15 +260,15 @@ class Writer:
             self.add(out, self.ids(question), self.ids(answer if answerable(kind, kept) else REFUSAL))
         return out
 
-    def begin(self, clip: Clip, kept: dict[str, list[list[Word]]], entries: bool) -> Sequence:
+    def begin(self, clip: Clip, kept: dict[str, list[list[str]]], entries: bool) -> Sequence:
         """The log alone, of the streams that are kept."""
-        words = clip.summary(kept) + kept.get("grid", []) + (interleave(kept) if entries else [])
+        words = clip.facts(kept) + kept.get("grid", []) + (interleave(kept) if entries else [])
         bags = [[self.user], *map(self.bag, words)]
         return Sequence(bags, [-100] * len(bags), [0] * len(bags), list(range(len(bags))))
 
-    def bag(self, words: list[Word]) -> list[int]:
-        """The last token of each word (all are one token), in its field."""
-        return [self.ids(word)[-1] + FIELDS.index(field) * len(self.tokenizer) for field, word in words]
+    def bag(self, words: list[str]) -> list[int]:
+        """The last token of each word (all are one token)."""
+        return [self.ids(word)[-1] for word in words]
 
     def add(self, out: Sequence, question: list[int], answer: list[int]) -> None:
         """One more text behind the log."""
@@ -280,13 +281,13 @@ class Writer:
         out.positions += range(start, start + len(ids))
 
 
-def interleave(log: dict[str, list[list[Word]]]) -> list[list[Word]]:
+def interleave(log: dict[str, list[list[str]]]) -> list[list[str]]:
     """The entries of all streams in the order of time, those of the picture first."""
     steps = max((len(e) for e in log.values()), default=0)
     return [log[s][i] for i in range(steps) for s in ("video", "audio") if s in log and i < len(log[s])]
 
 
-def answerable(kind: str, log: dict[str, list[list[Word]]]) -> bool:
+def answerable(kind: str, log: dict[str, list[list[str]]]) -> bool:
     """Whether the streams that a kind of question asks about are there."""
     if kind.startswith("when"):
         return ("audio" if kind == "when.sound" else "video") in log
@@ -339,11 +340,8 @@ def visible(parts: Tensor) -> Tensor:
 
 
 def embed(llm: LlamaForCausalLM, batch: Padded) -> Tensor:
-    """``(R, L, D)``: the sum of each position's words, each rotated by its field."""
-    table = llm.get_input_embeddings().weight  # (V, D)
-    shift = table.shape[1] // len(FIELDS)
-    fields = torch.cat([table.roll(shift * f, dims=1) for f in range(len(FIELDS))])  # (F * V, D)
-    words = F.embedding_bag(batch.words, fields, batch.starts, mode="sum")  # (R * L, D)
+    """``(R, L, D)``: the sum of each position's words."""
+    words = F.embedding_bag(batch.words, llm.get_input_embeddings().weight, batch.starts, mode="sum")  # (R * L, D)
     return words.view(*batch.labels.shape, -1)
 
 
@@ -361,7 +359,7 @@ def loss_of(llm: LlamaForCausalLM, batch: Padded) -> tuple[Tensor, Tensor]:
 
 
 def build_optimizers(llm: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the blocks' matrices, which learn several times faster by it; AdamW for the rest."""
+    """Muon (Jordan et al. 2024) for the blocks' matrices, which learn much faster by it; AdamW for the rest."""
     matrices = [p for p in llm.model.layers.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in llm.parameters() if id(p) not in chosen]
