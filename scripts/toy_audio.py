@@ -141,7 +141,7 @@ def disguise(mel: Tensor, labels: Tensor, share: float = 0.85) -> tuple[Tensor, 
 
 
 def build_optimizers(listener: Listener, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the blocks' matrices, which learn several times faster by it; AdamW for the rest."""
+    """Muon (Jordan et al. 2024) for the blocks' matrices, which learn much faster by it; AdamW for the rest."""
     matrices = [p for p in listener.encoder.layers.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in listener.parameters() if id(p) not in chosen]
@@ -189,9 +189,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.out.is_dir():
