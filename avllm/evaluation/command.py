@@ -28,6 +28,7 @@ def run_eval(
     without: Sequence[str] = (),
     swap: Sequence[str] = (),
     limit: int | None = None,
+    refusal: str = "unanswerable",
     predictions: str | Path | None = None,
     device: str = "cpu",
     quantize: str | None = None,
@@ -40,6 +41,7 @@ def run_eval(
         manifest: rows with their answers.
         without, swap: streams to remove, and to exchange for another clip's: each is one more condition.
         limit: at most so many rows.
+        refusal: the answer by which a question is refused.
         predictions: file for one JSON object a row and condition.
         device, quantize: how the model is loaded.
         settings: see :class:`avllm.evaluation.runner.Settings`.
@@ -59,7 +61,9 @@ def run_eval(
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        results = evaluate_all(model, processor, manifest, conditions, limit=limit, progress=show, **settings)
+        results = evaluate_all(
+            model, processor, manifest, conditions, limit=limit, refusal=refusal, progress=show, **settings
+        )
     for result in results.values():
         console.print(table(result))
     if predictions is not None:

@@ -58,6 +58,7 @@ def evaluate(
     without: str | None = None,
     swap: str | None = None,
     limit: int | None = None,
+    refusal: str = "unanswerable",
     **settings: Any,
 ) -> Result:
     """Ask all rows under one condition.
@@ -68,6 +69,7 @@ def evaluate(
         without: ``audio``, ``video`` or ``both``: no token of that stream is left.
         swap: ``audio`` or ``video``: that stream comes from another clip.
         limit: at most so many rows of a manifest.
+        refusal: the answer by which a question of a manifest is refused, where a row's ``meta.refusal`` says no other.
         settings: see :class:`Settings`.
 
     Returns:
@@ -75,7 +77,7 @@ def evaluate(
     """
     condition = Condition(without, swap)  # type: ignore[arg-type]
     conditions = [AS_IS] if condition == AS_IS else [AS_IS, condition]
-    return evaluate_all(model, processor, rows, conditions, limit=limit, **settings)[condition.name]
+    return evaluate_all(model, processor, rows, conditions, limit=limit, refusal=refusal, **settings)[condition.name]
 
 
 def evaluate_all(
@@ -85,13 +87,14 @@ def evaluate_all(
     conditions: Sequence[Condition] = (AS_IS,),
     *,
     limit: int | None = None,
+    refusal: str = "unanswerable",
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> dict[str, Result]:
     """Ask all rows under several conditions; each clip is decoded and encoded once for all of them.
 
     Args:
-        model, processor, rows, limit, settings: see :func:`evaluate`.
+        model, processor, rows, limit, refusal, settings: see :func:`evaluate`.
         conditions: with ``AS_IS`` among them the results of the others say how often answers change.
         progress: called with (rows answered, rows in all).
 
@@ -103,7 +106,7 @@ def evaluate_all(
         ValueError: a swap for which no clip has a partner.
     """
     chosen = Settings(**settings)
-    benchmark = rows if isinstance(rows, Benchmark) else Manifest(path=str(rows), limit=limit)
+    benchmark = rows if isinstance(rows, Benchmark) else Manifest(path=str(rows), limit=limit, refusal=refusal)
     was_training = model.training
     model.eval()
     try:
