@@ -1,0 +1,110 @@
+"""What happens in a clip as text: a log written from its script. An entry is a list of words for one position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+SECONDS = 0.25  # of a log's entry
+CELLS, CELL = 4, 24  # a log's picture has 4 x 4 places of 24 x 24 pixels
+LOG_WORDS = ["sees", "hears", "nothing", "end", "pulse", "clicks", "moves"]
+
+
+def entries(script: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """What each stream of a clip says in each quarter of a second: words by stream and step."""
+    steps = max(1, math.ceil(script["duration"] / SECONDS - 1e-6))
+    log = {}
+    if script["objects"]:
+        log["grid"] = [place(script, row, column) for row in range(CELLS) for column in range(CELLS)]
+        log["video"] = [seen(script, i * SECONDS) for i in range(steps)]
+    if script["form"] in ("av", "silent", "wav"):
+        log["audio"] = [heard(script, i * SECONDS) for i in range(steps)]
+    return log
+
+
+def within(time: float | None, start: float) -> bool:
+    """Whether an event falls into the step that begins at `start`."""
+    return time is not None and start <= time < start + SECONDS
+
+
+def clock(start: float, times: list[float | None]) -> list[str]:
+    """When an entry is, in the words that an answer says it in: the time of what happens in it, or else its start."""
+    whole, tenth = f"{next((t for t in times if within(t, start)), start):.1f}".split(".")  # type: ignore[arg-type]
+    return [whole, "." + tenth]
+
+
+def place(script: dict[str, Any], row: int, column: int) -> list[str]:
+    """What is to be found at a place of the picture at some time of the clip."""
+    words = []
+    for number, thing in enumerate(script["objects"]):
+        reach = CELL / 2 + 4
+        if any(
+            on and abs(x - (column + 0.5) * CELL) < reach and abs(y - (row + 0.5) * CELL) < reach
+            for x, y, on in zip(thing["x"], thing["y"], thing["visible"], strict=True)
+        ):
+            words += [thing["shape"], thing["colour"], thing["size"], *["moves"] * (number == 0)]
+    return words or ["nothing"]
+
+
+def seen(script: dict[str, Any], start: float) -> list[str]:
+    """The picture's entry: the things that are there, where the moving one goes and what happens to it."""
+    events, things = script["events"], script["objects"]
+    frame = min(round(start * script["fps"]) + 1, len(things[0]["visible"]) - 1)
+    there = [t for t in things if t["visible"][frame]]
+    words = ["sees", *["nothing"] * (not there)]
+    words += clock(start, [events["appears"] or None, *events["bounces"], events["vanishes"]])
+    for thing in there:
+        words += [thing[k] for k in ("shape", "colour", "size")]
+    if script["direction"] and things[0]["visible"][frame]:
+        words += ["moves", script["direction"]]
+    words += ["bounce", "bounces"] * any(within(t, start) for t in events["bounces"])
+    words += ["thing", "appear", "appears"] * (events["appears"] > 0 and within(events["appears"], start))
+    return words + ["vanishes"] * within(events["vanishes"], start)
+
+
+def heard(script: dict[str, Any], start: float) -> list[str]:
+    """The sound's entry: the sound that is on, its start, its pulses, and clicks."""
+    words = ["hears"]
+    for sound in script["sounds"]:
+        if sound["start"] < start + SECONDS and sound["end"] > start:
+            words += ["sound", sound["kind"], sound["pitch"]]
+        words += ["pulse", "pulses"] * any(within(t, start) for t in sound["pulses"])
+        words += ["start", "starts"] * within(sound["start"], start) + ["end", "ends"] * within(sound["end"], start)
+    words += ["click", "clicks"] * any(within(t, start) for t in script["clicks"])
+    words += ["nothing"] * (len(words) == 1)
+    sounds = script["sounds"]
+    return words + clock(start, [*(s["start"] for s in sounds), *script["clicks"], *(s["end"] for s in sounds)])
+
+
+def facts(script: dict[str, Any], streams: Iterable[str]) -> list[list[str]]:
+    """The whole clip, one entry a fact."""
+    found = []
+    if "video" in streams:
+        found += facts_seen(script)
+    if "audio" in streams:
+        found.append(["clicks", str(len(script["clicks"]))])
+        for sound in script["sounds"]:
+            found += [["sound", "kind", sound["kind"]], ["sound", "pitch", sound["pitch"]]]
+            found.append(["sound", "start", "second", *clock(sound["start"], [])])
+            found += [["pulses", str(len(sound["pulses"]))]] if sound["kind"] == "pulse" else []
+    if "video" in streams and "audio" in streams:
+        bounces, clicks = set(script["events"]["bounces"]), set(script["clicks"])
+        found.append(["silent", "bounces", "click", str(len(bounces - clicks)), "no" if bounces - clicks else "yes"])
+        if script["sounds"] and script["objects"]:
+            early = script["sounds"][0]["start"] < script["events"]["appears"]
+            found.append(["first", "sound" if early else "thing"])
+    return found
+
+
+def facts_seen(script: dict[str, Any]) -> list[list[str]]:
+    """What the picture tells."""
+    things, events = script["objects"], script["events"]
+    found = [["things", "number", str(len(things))], ["bounces", "bounce", str(len(events["bounces"]))]]
+    if len(things) == 1:
+        found += [["thing", key, things[0][key]] for key in ("colour", "shape", "size")]
+    if script["direction"]:
+        found.append(["moving", "thing", "way", "direction", script["direction"]])
+    if events["appears"]:
+        found.append(["moving", "thing", "appear", "second", *clock(events["appears"], [])])
+    return found
