@@ -164,7 +164,7 @@ def test_other_modalities_on_each_rank_under_zero3(world: World, tmp_path: Path)
 
 @pytest.mark.slow
 def test_accelerate_launch_starts_deepspeed(world: World, plain: Path, tmp_path: Path) -> None:
-    preset = str(write_preset(tmp_path / "caption.yaml", accumulated(world, tmp_path / "run")))
+    preset = str(write_preset(tmp_path / "zero2.yaml", accumulated(world, tmp_path / "run")))
     command = ("accelerate", "launch", "--config_file", "train/launch/zero2.yaml", "--num_processes", "2")
     launch(*command, "--main_process_port", str(free_port()), "train/stage2_caption.py", preset)
     assert (tmp_path / "run" / "checkpoints" / "step_4" / "engine").is_dir()
