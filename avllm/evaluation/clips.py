@@ -91,7 +91,7 @@ def encode_clips(
             batch_size=batch_size,
         )
         return {part: _from_cache(cache, part, root) for part in parts}
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         decoding,  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=num_workers,
