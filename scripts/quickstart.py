@@ -63,7 +63,8 @@ def phases(clips: int, seed: int, cores: int) -> list[Phase]:
         Phase(
             "backbones", "an eye, an ear and a language model, from scratch",
             [[pretrain["vision"]], [pretrain["llm"], pretrain["audio"]]],
-            [*(f"scripts/toy_{name}.py" for name in pretrain), "scripts/toy_language"], [RUN / name for name in pretrain],
+            [*(f"scripts/toy_{name}.py" for name in pretrain), "scripts/toy_language"],
+            [RUN / name for name in pretrain],
         ),
         training_phase(cores),
         Phase(
