@@ -42,6 +42,7 @@ TEMPLATE = (
 PIECES = Regex(r"\.\d|▁?\d|▁?[A-Za-z]+|▁?[^\s\w▁]|▁")
 NEEDS = {"seen": "video", "heard": "audio", "both": "both"}
 REFUSAL = "unanswerable"
+FORMS = ("whole", "places", "facts")  # of the logs, step by step
 # The world's words of a sort, and words of that sort for things that the world does not have.
 SORTS = (
     (
@@ -151,21 +152,23 @@ class Writer:
             self.known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self.known[text]
 
-    def write(self, clip: Clip, draw: random.Random, short: bool) -> Sequence:
+    def write(self, clip: Clip, draw: random.Random, form: str) -> Sequence:
         """A log, now and then without one of its streams, then the caption and some of the questions.
 
         Args:
-            clip: to write about. draw: random numbers. short: the facts alone, without the entries in time.
+            clip: to write about. draw: random numbers.
+            form: ``whole``; ``facts``, without the entries in time; ``places``, for the questions on those alone.
         """
         kept = dict(clip.log)
         for stream in ("video", "audio"):
-            if stream in kept and draw.random() < 0.07:
+            if stream in kept and draw.random() < 0.07 and form != "places":
                 del kept[stream]
                 kept.pop("grid" if stream == "video" else stream, None)
-        out = self.begin(clip, kept, entries=not short)
-        if kept == clip.log and draw.random() < self.captions:
+        out = self.begin(clip, kept, form)
+        if kept == clip.log and form != "places" and draw.random() < self.captions:
             self.add(out, [], self.ids(clip.caption))
-        for kind, slot in draw.sample(list(clip.questions), min(self.most, len(clip.questions))):
+        asked = [key for key in clip.questions if form != "places" or key[1]]
+        for kind, slot in draw.sample(asked, min(self.most, len(asked))):
             question, answer = draw.choice(clip.questions[(kind, slot)])
             self.add(out, self.ids(question), self.ids(answer if answerable(kind, kept) else REFUSAL))
         return self.rename(out, draw)
@@ -184,9 +187,10 @@ class Writer:
         out.labels = [swap.get(i, i) for i in out.labels]
         return out
 
-    def begin(self, clip: Clip, kept: dict[str, list[list[str]]], entries: bool) -> Sequence:
+    def begin(self, clip: Clip, kept: dict[str, list[list[str]]], form: str) -> Sequence:
         """The log alone, of the streams that are kept."""
-        words = clip.facts(kept) + kept.get("grid", []) + (interleave(kept) if entries else [])
+        words = [] if form == "places" else clip.facts(kept)
+        words = words + kept.get("grid", []) + (interleave(kept) if form == "whole" else [])
         bags = [[self.user], *map(self.bag, words)]
         return Sequence(bags, [-100] * len(bags), [0] * len(bags), list(range(len(bags))))
 
@@ -296,11 +300,13 @@ def build_optimizers(llm: LlamaForCausalLM, lr: float) -> list[torch.optim.Optim
 def train(llm: LlamaForCausalLM, writer: Writer, clips: list[Clip], *, steps: int, batch: int, lr: float) -> None:
     """Warm-up and cosine, bfloat16 in the matrix products."""
     draw, optimizers = random.Random(0), build_optimizers(llm, lr)
-    order = [i for _ in range(steps * batch // len(clips) + 1) for i in draw.sample(range(len(clips)), len(clips))]
+    crowded = [clip for clip in clips if any(slot and len(clip.log) > 1 for _, slot in clip.questions)]
     for step in track(range(steps), "learning to read"):
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = group["peak"] * min((step + 1) / 40, 0.5 * (1 + math.cos(math.pi * step / steps)))
-        rows = pad([writer.write(clips[i], draw, short=step % 3 > 0) for i in order[step * batch : (step + 1) * batch]])
+        form = FORMS[step % len(FORMS)]
+        chosen = draw.sample(crowded, 3 * batch) if form == "places" else draw.sample(clips, batch)
+        rows = pad([writer.write(clip, draw, form) for clip in chosen])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss, _ = loss_of(llm, rows)
         llm.zero_grad()
@@ -315,7 +321,7 @@ def score(llm: LlamaForCausalLM, writer: Writer, clips: list[Clip]) -> dict[str,
     """Share of right answers to the questions on logs of a split, by kind."""
     right: dict[str, list[bool]] = defaultdict(list)
     for clip in clips:
-        rows = writer.begin(clip, clip.log, entries=True)
+        rows = writer.begin(clip, clip.log, "whole")
         ends = []
         asked = [(kind, question, answer) for (kind, _), pairs in clip.questions.items() for question, answer in pairs]
         for _, question, answer in asked:
@@ -349,7 +355,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--questions", type=int, default=10, help="behind one log")
     parser.add_argument("--lr", type=float, default=4e-3)

@@ -21,6 +21,7 @@ class Position(StreamAdapter):
             1706.03762, section 3.5) of the step's centre in seconds, then a trainable scale.
         max_steps: number of learned vectors.
         shortest, longest: periods in seconds of the fastest and the slowest sinusoid.
+        scale: of the sinusoids at the start; it learns.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Position(StreamAdapter):
         max_steps: int = 32,
         shortest: float = 0.25,
         longest: float = 10_000.0,
+        scale: float = 0.1,
     ) -> None:
         super().__init__(widths, llm_dim, stream)
         if kind not in ("learned", "seconds"):
@@ -41,7 +43,7 @@ class Position(StreamAdapter):
         if kind == "learned":
             self.embedding = nn.Parameter(torch.empty(max_steps, self.in_dim).normal_(std=0.02))
         else:
-            self.scale = nn.Parameter(torch.full((1,), 0.1))
+            self.scale = nn.Parameter(torch.full((1,), scale))
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
         at = self._learned(tokens) if self.kind == "learned" else self._sinusoid(tokens.span)
