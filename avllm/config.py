@@ -106,6 +106,8 @@ class AugmentConfig(_Section):
     roll: bool = Field(False, description="begin at any moment; what stood before it follows the end")
     speed: Number = Field(0.0, ge=0, le=1, description="octaves up to which a clip is played faster or slower")
     gain: Number = Field(0.0, ge=0, description="decibels up to which a clip gets louder or softer")
+    background: Number = Field(0.0, ge=0, le=1, description="share of clips behind which another row's clip is heard")
+    background_db: tuple[Number, Number] = Field((5.0, 20.0), description="how much softer it is, least and most")
     bands: int = Field(0, ge=0, description="frequency bands that are softened by 30 dB")
     band_share: Number = Field(0.15, gt=0, le=1, description="widest such band, as a share of the mel scale")
     silences: int = Field(0, ge=0, description="stretches that fall silent")

@@ -4,13 +4,14 @@ hears what the straight run heard, whatever the number of workers."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy.fft import next_fast_len
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from avllm.data.media import Clip, Sound
 
@@ -29,13 +30,16 @@ class Augment:
     def __init__(self, settings: AugmentConfig, seed: int) -> None:
         self.settings, self.seed = settings, seed
 
-    def __call__(self, clip: Clip, place: int, part: int = 0) -> Clip:
+    def __call__(
+        self, clip: Clip, place: int, part: int = 0, other: Callable[[float], Sound | None] | None = None
+    ) -> Clip:
         """Change a clip.
 
         Args:
             clip: what was decoded.
             place: of the item in the run's endless sequence: the same item is changed otherwise when it comes again.
             part: number of the media part within its row.
+            other: gives a training sound for a number from 0 to 1, None where there is none; for ``background``.
 
         Returns:
             a new clip. Beside pictures only the loudness changes: ``roll`` and ``speed`` would move the sound away
@@ -44,10 +48,13 @@ class Augment:
         if clip.sound is None or clip.sound.x.numel() == 0:
             return clip
         rng = np.random.default_rng([self.seed, 3, place, part])
-        x, settings = clip.sound.x, self.settings
+        settings, duration = self.settings, clip.duration
         # every number is drawn whatever is switched on: one setting does not change what another does
         turn, pitch, loud = float(rng.random()), float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1))
-        duration = clip.duration
+        joined, which, start, softer = (float(n) for n in rng.random(4))
+        behind = other(which) if other is not None and joined < settings.background else None
+        low, high = settings.background_db
+        x = clip.sound.x if behind is None else mix(clip.sound.x, behind.x, start, low + (high - low) * softer)
         if clip.frames is None:
             if settings.speed:
                 # cut where it ended before: a longer clip could need one more window of the encoder for a moment's rest
@@ -59,6 +66,15 @@ class Augment:
         x = mute_bands(x, clip.sound.rate, settings.bands, settings.band_share, rng)
         x = silence(x, clip.sound.rate, settings.silences, settings.silence_seconds, rng)
         return replace(clip, sound=Sound(x, clip.sound.rate, clip.sound.start), duration=duration)
+
+
+def mix(x: torch.Tensor, behind: torch.Tensor, start: float, decibels: float) -> torch.Tensor:
+    """``x (S,)`` with another sound behind it, ``decibels`` softer on the whole; it is rolled by a share of its length,
+    cut, or silent after its end."""
+    behind = torch.roll(behind, int(start * behind.shape[0]))[: x.shape[0]]
+    behind = pad(behind, (0, x.shape[0] - behind.shape[0]))
+    level = x.square().mean().sqrt() / behind.square().mean().sqrt().clamp(min=1e-7)
+    return x + behind * level * 10.0 ** (-decibels / 20.0)
 
 
 def change_speed(x: torch.Tensor, factor: float) -> torch.Tensor:

@@ -16,7 +16,7 @@ from avllm.data.augment import Augment
 from avllm.data.cache import FeatureCache, Place
 from avllm.data.collate import Row
 from avllm.data.manifest import read_manifest
-from avllm.data.media import Clip, MediaError
+from avllm.data.media import Clip, MediaError, Sound
 from avllm.data.packing import pack_rows
 from avllm.data.schema import MediaPart, RowError, Sample
 from avllm.tokens import EncoderInput
@@ -164,9 +164,22 @@ class SampleDataset:
         root = self.manifests[manifest].parent
         if self.augment is not None and drawn is not None:
             decoded = [self.decode((root, part)) for part in sample.media]
-            return [self.processor.prepare(self.augment(clip, drawn, n)) for n, clip in enumerate(decoded)]
+            changed = [self.augment(clip, drawn, n, self._some_sound) for n, clip in enumerate(decoded)]
+            return [self.processor.prepare(clip) for clip in changed]
         read = self.prepare if self.cache is None else self.cache.get
         return [read((root, part)) for part in sample.media]
+
+    def _some_sound(self, which: float) -> Sound | None:
+        """The first sound of a row, chosen by a number from 0 to 1; None where it has none.
+
+        A file that cannot be decoded is none either: it is counted as bad when its own row comes.
+        """
+        manifest, sample = self.samples[int(which * len(self.samples))]
+        try:
+            clips = [self.decode((self.manifests[manifest].parent, part)) for part in sample.media[:1]]
+        except (MediaError, RowError):
+            return None
+        return clips[0].sound if clips else None
 
     def prepare(self, place: Place) -> dict[str, EncoderInput]:
         """Decode one media part and prepare it for the encoders."""

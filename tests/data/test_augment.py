@@ -17,7 +17,7 @@ from avllm.data.media import Clip, Frames, Sound
 from avllm.training.start import build_dataset, build_parts
 
 RATE = 16_000
-EVERYTHING = AugmentConfig(roll=True, speed=0.5, gain=6.0, bands=2, silences=2, silence_seconds=0.2)
+EVERYTHING = AugmentConfig(roll=True, speed=0.5, gain=6.0, bands=2, silences=2, silence_seconds=0.2, background=0.9)
 
 
 def sound(seconds: float = 1.0, pictures: bool = False) -> Clip:
@@ -87,6 +87,23 @@ def test_silences_are_silent_and_leave_the_rest() -> None:
     x = heard(AugmentConfig(silences=2, silence_seconds=0.2), clip, place=1)
     assert 0 < int((x == 0).sum()) <= 2 * 0.2 * RATE
     assert torch.equal(x[x != 0], clip.sound.x[x != 0])  # type: ignore[union-attr]
+
+
+def test_another_sound_stands_behind_at_its_distance() -> None:
+    clip, asked = sound(), []
+
+    def other(which: float) -> Sound:
+        asked.append(which)
+        return Sound(torch.randn(RATE // 2), RATE, 0.0)
+
+    augment = Augment(AugmentConfig(background=0.5, background_db=(12.0, 12.0)), 0)
+    changed = [augment(clip, place, 0, other).sound.x - clip.sound.x for place in range(60)]  # type: ignore[union-attr]
+    behind = [x for x in changed if x.abs().max() > 0]
+    assert 15 < len(behind) == len(asked) < 45
+    assert all(0 <= which < 1 for which in asked)
+    level = clip.sound.x.square().mean().sqrt()  # type: ignore[union-attr]
+    for x in behind:
+        assert 20 * (level / x.square().mean().sqrt()).log10() == pytest.approx(12.0, abs=0.01)
 
 
 def test_bands_are_softened_by_30_decibels_and_nothing_else() -> None:
