@@ -113,9 +113,9 @@ def train(settings: dict[str, Any]) -> None:
     run_stage(RunConfig.model_validate(settings))
 
 
-def run(settings: dict[str, Any], ranks: int = 1, launcher: dict[str, str] | None = None) -> Path:
+def run(settings: dict[str, Any], ranks: int = 1) -> Path:
     """Train a stage in child processes; returns the run's folder."""
-    together(train, settings, ranks=ranks, launcher=launcher)
+    together(train, settings, ranks=ranks)
     return Path(settings["output"])
 
 

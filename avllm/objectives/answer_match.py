@@ -96,7 +96,7 @@ class AnswerMatch(Objective):
         self.read = nn.Sequential(nn.LayerNorm(width * len(self.streams)), nn.Linear(width * len(self.streams), hidden))
         self.steer = nn.Linear(width, hidden)
         self.asked_projection, self.answer_projection = nn.Linear(hidden, dim), nn.Linear(width, dim)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
 
     def weight(self, batch: Batch) -> float:
         """The number of questions."""
@@ -115,7 +115,7 @@ class AnswerMatch(Objective):
         hidden = self.read(self._clips(streams, batch))[questions.row]  # (n, H)
         hidden = F.gelu(hidden * (1 + self.steer(F.layer_norm(asked, asked.shape[-1:]))))
         asked = F.normalize(self.asked_projection(hidden).float(), dim=-1)  # (n, dim)
-        scale = self.log_temperature.clamp(math.log(0.01), 0.0).neg().exp()
+        scale = self.log_temperature.clamp(math.log(0.01), 0.0).neg().exp().squeeze()
         answers = self._answers(words, questions, trained)
         loss, hits = match_loss(asked, answers, questions.answer, scale)
         return loss, {"hits": hits}

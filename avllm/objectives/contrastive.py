@@ -108,13 +108,13 @@ class Contrastive(Objective):
         self.text_projection = nn.Linear(self.text.dim, dim)
         width = model.llm.get_input_embeddings().embedding_dim
         self.media_projection = nn.ModuleDict({p: nn.Linear(width, dim) for p in self.pairs})
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
         self.min_temperature = min_temperature
 
     @property
     def scale(self) -> Tensor:
         """The inverse temperature."""
-        return self.log_temperature.clamp(math.log(self.min_temperature), 0.0).neg().exp()
+        return self.log_temperature.clamp(math.log(self.min_temperature), 0.0).neg().exp().squeeze()
 
     def weight(self, batch: Batch) -> float:
         """The number of (row, pair) terms that the batch has."""

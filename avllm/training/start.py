@@ -157,24 +157,36 @@ def export(trainer: Trainer, folder: Path) -> None:
 
 def gathered(trainer: Trainer) -> AbstractContextManager[Any]:
     """Whole parameters of everything that a checkpoint holds, for as long as the block lasts."""
-    if trainer.points.kind == "FSDP":
-        return _unsharded(trainer.task)
-    if not trainer.is_deepspeed or trainer.task.zero_optimization_stage() < 3:
+    sharded = trainer.points.kind == "FSDP"
+    if not sharded and not (trainer.is_deepspeed and trainer.task.zero_optimization_stage() == 3):
         return nullcontext()
+    model = trainer.parts.model
+    trained = tuple(model.config.trained)
+    held = [p for n, p in model.named_parameters() if n.startswith(trained) or "lora_" in n]
+    held += trainer.bare.objectives.parameters()
+    if sharded:
+        return _whole(trainer.bare, held)
     from deepspeed.runtime.zero import GatheredParameters
 
-    trained = tuple(trainer.parts.model.config.trained)
-    held = [p for n, p in trainer.parts.model.named_parameters() if n.startswith(trained) or "lora_" in n]
-    return GatheredParameters([*held, *trainer.bare.objectives.parameters()])
+    return GatheredParameters(held)
 
 
 @contextmanager
-def _unsharded(task: torch.nn.Module) -> Iterator[None]:
-    from torch.distributed.fsdp import FSDPModule
+def _whole(task: torch.nn.Module, held: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Put whole tensors in the place of FSDP's shards (``unshard`` does not do: ``state_dict`` shards again)."""
+    from torch.distributed.tensor import DTensor
 
-    sharded = [module for module in task.modules() if isinstance(module, FSDPModule)]
-    for module in sharded:
-        module.unshard()
-    yield
-    for module in sharded:
-        module.reshard()
+    wanted = {id(p) for p in held}
+    places = [
+        (module, name, p)
+        for module in task.modules()
+        for name, p in module._parameters.items()
+        if isinstance(p, DTensor) and id(p) in wanted
+    ]
+    for module, name, p in places:
+        module._parameters[name] = torch.nn.Parameter(p.full_tensor().detach(), requires_grad=p.requires_grad)
+    try:
+        yield
+    finally:
+        for module, name, p in places:
+            module._parameters[name] = p

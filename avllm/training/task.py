@@ -44,6 +44,11 @@ class Task(nn.Module):
         """The LLM's config: DeepSpeed reads the hidden size from it."""
         return self.model.llm.config  # type: ignore[union-attr]
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The class names of the LLM's blocks: accelerate makes each a unit of FSDP's."""
+        return list(self.model.llm._no_split_modules or [])  # type: ignore[union-attr,arg-type]
+
     def weights(self, batch: Batch) -> list[float]:
         """Each objective's number of targets in the batch."""
         return [objective.weight(batch) for objective in self.objectives.values()]  # type: ignore[operator]
@@ -78,7 +83,8 @@ def load_objectives(model: nn.Module, folder: str | Path) -> nn.ModuleDict:
             f"{folder} has no {OBJECTIVES}; expected the run of a stage whose objectives learn (stage 1)"
         )
     objectives = Task(model, stages[-1]["settings"]["objectives"]).objectives
-    saved, own = load_file(path), dict(objectives.named_parameters())
+    saved = {name: torch.atleast_1d(tensor) for name, tensor in load_file(path).items()}
+    own = dict(objectives.named_parameters())
     odd = sorted(n for n, tensor in saved.items() if n not in own or own[n].shape != tensor.shape)
     if odd:
         raise CheckpointError(f"{path} does not fit the objectives in {folder}'s manifest: {odd[:3]}")

@@ -1,22 +1,42 @@
-"""Several processes: the same numbers as one, other modalities on each, and DeepSpeed's two stages."""
+"""Several processes: the same numbers as one, other modalities on each, DeepSpeed's two stages, FSDP."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, set_seed
 from tiny import World, make_world, row, settings, text, write_preset, write_rows
-from tiny_runs import TIMEOUT, difference, free_port, kill_after, launcher_variables, losses, rows, run, weights
+from tiny_runs import (
+    TIMEOUT,
+    difference,
+    free_port,
+    kill_after,
+    launcher_variables,
+    losses,
+    rows,
+    run,
+    together,
+    train,
+    weights,
+)
+from torch.distributed.fsdp import FSDPModule
 
+from avllm.config import RunConfig
 from avllm.data.loader import Cut, MicroBatches, Order
+from avllm.training.start import build_parts
+from avllm.training.trainer import Trainer, make_accelerator
 
 HOUSE = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+NINJA = str(BIN / "ninja") if (BIN / "ninja").exists() else "ninja"
 QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -124,10 +144,19 @@ def accumulated(world: World, output: Path) -> dict[str, Any]:
     return settings(world, output, **changes, train__save_every=2)
 
 
-def deepspeed(config_file: str) -> dict[str, str]:
-    """What `accelerate launch` tells two DeepSpeed processes; ninja has to be found for DeepSpeed's own extension."""
-    path = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    return launcher_variables(HOUSE / "train" / "launch" / config_file, processes=2) | path
+def run_deepspeed(asked: dict[str, Any], config_file: str) -> Path:
+    """Train a stage in two processes that believe to be started by `accelerate launch` with a file of ours."""
+    launcher = launcher_variables(HOUSE / "train" / "launch" / config_file, processes=2)
+    together(train_over_gloo, asked, launcher=launcher)
+    return Path(asked["output"])
+
+
+def train_over_gloo(asked: dict[str, Any]) -> None:
+    """Train without DeepSpeed's shared-memory extension: compiling it takes a minute, and gloo sums as well."""
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    train(asked)
 
 
 @pytest.mark.slow
@@ -135,9 +164,8 @@ def deepspeed(config_file: str) -> dict[str, str]:
 def test_deepspeed_trains_saves_resumes_and_exports_the_same_weights(
     world: World, plain: Path, tmp_path: Path, zero: int
 ) -> None:
-    """The first run on a machine compiles DeepSpeed's communication extension: about a minute of it."""
-    asked, launcher = accumulated(world, tmp_path / "zero"), deepspeed(f"zero{zero}.yaml")
-    found = run(asked, ranks=2, launcher=launcher)
+    asked = accumulated(world, tmp_path / "zero")
+    found = run_deepspeed(asked, f"zero{zero}.yaml")
     assert (found / "checkpoints" / "step_4" / "engine").is_dir(), "DeepSpeed's own form"
     assert losses(found) == pytest.approx(losses(plain), abs=1e-5)
     assert [r["grad_norm"] for r in rows(found)] == pytest.approx([r["grad_norm"] for r in rows(plain)], rel=1e-3)
@@ -147,7 +175,7 @@ def test_deepspeed_trains_saves_resumes_and_exports_the_same_weights(
         (found / name).unlink()
     # take the last resume point away: the run has to go on from the one before
     (found / "checkpoints" / "step_4").rename(tmp_path / "away")
-    run(asked, ranks=2, launcher=launcher)
+    run_deepspeed(asked, f"zero{zero}.yaml")
     assert difference(weights(found), before) == 0.0
 
 
@@ -156,14 +184,16 @@ def test_other_modalities_on_each_rank_under_zero3(world: World, tmp_path: Path)
     manifest = str(pinned(world, tmp_path / "mixed.jsonl", batch_size=1, steps=2))
     changes = {"data__train": manifest, "train__batch_size": 1, "train__max_steps": 2, "train__warmup": 0}
     asked = settings(world, tmp_path / "two", **changes)
-    two = run(asked, ranks=2, launcher=deepspeed("zero3.yaml"))
+    two = run_deepspeed(asked, "zero3.yaml")
     one = run({**asked, "output": str(tmp_path / "one"), "train": {**asked["train"], "batch_size": 2}})
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     assert difference(weights(two), weights(one)) < 1e-5
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not all(map(shutil.which, ("g++", NINJA))), reason="DeepSpeed needs g++ and ninja on CPUs")
 def test_accelerate_launch_starts_deepspeed(world: World, plain: Path, tmp_path: Path) -> None:
+    """The first one on a machine compiles DeepSpeed's shared-memory extension: about a minute of it."""
     preset = str(write_preset(tmp_path / "zero2.yaml", accumulated(world, tmp_path / "run")))
     command = ("accelerate", "launch", "--config_file", "train/launch/zero2.yaml", "--num_processes", "2")
     launch(*command, "--main_process_port", str(free_port()), "train/stage2_caption.py", preset)
@@ -171,8 +201,34 @@ def test_accelerate_launch_starts_deepspeed(world: World, plain: Path, tmp_path:
     assert difference(weights(tmp_path / "run"), weights(plain)) < 1e-5
 
 
-def test_the_launch_file_of_fsdp_says_what_accelerate_understands() -> None:
-    """accelerate turns FSDP on CPUs into plain data parallelism: here only its settings are read, nothing is run."""
-    found = launcher_variables(HOUSE / "train" / "launch" / "fsdp.yaml", processes=2)
-    assert found["ACCELERATE_USE_FSDP"] == "true"
-    assert found["FSDP_VERSION"] == "2"
+def train_sharded(asked: dict[str, Any]) -> None:
+    """Train a stage under FSDP on a CPU, which accelerate by itself would turn into plain data parallelism."""
+    config = RunConfig.model_validate(asked)
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = make_accelerator(config, folder)
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # reads the launcher's variables
+    accelerator.state.distributed_type = DistributedType.FSDP
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    set_seed(config.seed)
+    trainer = Trainer(config, build_parts(config), accelerator)
+    assert sum(isinstance(m, FSDPModule) for m in trainer.task.modules()) == 3, "the LLM's two blocks and the rest"
+    trainer.train()
+
+
+@pytest.mark.parametrize("stage", ["align", "caption"])
+def test_fsdp_trains_saves_resumes_and_exports_the_same_weights(world: World, tmp_path: Path, stage: str) -> None:
+    asked = settings(world, tmp_path / "plain", stage, train__warmup=0, train__accumulate=2, train__save_every=2)
+    if stage == "caption":
+        asked |= {"lora": {"r": 2, "alpha": 4}, "trainable": [["^connector", 1e-3], ["lora_", 1e-3], [".*", None]]}
+    plain, found = run(asked, ranks=2), tmp_path / "sharded"
+    asked["output"] = str(found)
+    launcher = launcher_variables(HOUSE / "train" / "launch" / "fsdp.yaml", processes=2)
+    together(train_sharded, asked, launcher=launcher)
+    assert losses(found) == pytest.approx(losses(plain), abs=1e-5)
+    assert difference(weights(found), weights(plain)) < 1e-5
+    before = weights(found)
+    (found / "trained.safetensors").unlink()
+    (found / "checkpoints" / "step_4").rename(tmp_path / "away")
+    together(train_sharded, asked, launcher=launcher)
+    assert difference(weights(found), before) == 0.0
