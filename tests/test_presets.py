@@ -28,6 +28,17 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "eva": VIT | {"image_size": 32},
     "dinov2": {k: v for k, v in VIT.items() if k != "intermediate_size"} | {"image_size": 32},
     "ast": VIT | {"max_length": 1024, "num_mel_bins": 128, "patch_size": 16},
+    "pvt_v2": {
+        "image_size": 32,
+        "num_encoder_blocks": 2,
+        "depths": [1, 1],
+        "hidden_sizes": [16, 32],
+        "num_attention_heads": [1, 2],
+        "mlp_ratios": [2, 2],
+        "patch_sizes": [7, 3],
+        "strides": [4, 2],
+        "sr_ratios": [2, 1],
+    },
     "whisper": {
         "d_model": 32,
         "encoder_layers": 2,
@@ -78,7 +89,7 @@ def test_preset_composes_and_its_rules_find_their_parameters(folder: Path, tmp_p
     tokenizer, ids = load_tokenizer(description)
     torch.manual_seed(0)
     model = AVLLM.from_backbones(description, ids)
-    assert set(ids) == set(first.model.encoders)
+    assert set(ids) == set(model.connector.out_streams), "each stream that reaches the LLM has its placeholder"
     for stage in stages:
         if stage.lora is not None:
             model.add_lora(stage.lora)
