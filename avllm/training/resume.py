@@ -181,7 +181,7 @@ class ResumePoints:
     def load(self, point: Path) -> Position:
         """Put tensors and optimizer back and say where the run stood."""
         if self.kind == "DEEPSPEED":
-            self.task.load_checkpoint(str(point), tag="engine", load_module_strict=False)
+            self.task.load_checkpoint(str(point), tag="engine", load_module_strict=False)  # type: ignore[operator]
         else:
             saved = torch.load(point / "trainable.pt", map_location="cpu", weights_only=True)
             self._load_plain(saved)
@@ -189,7 +189,7 @@ class ResumePoints:
 
     def _save_tensors(self, folder: Path) -> None:
         if self.kind == "DEEPSPEED":
-            self.task.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
+            self.task.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)  # type: ignore[operator]
             return
         state = self._plain_state()  # collective under FSDP
         if distributed.is_main():

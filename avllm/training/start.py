@@ -177,14 +177,14 @@ def _whole(task: torch.nn.Module, held: list[torch.nn.Parameter]) -> Iterator[No
     from torch.distributed.tensor import DTensor
 
     wanted = {id(p) for p in held}
-    places = [
+    places: list[tuple[torch.nn.Module, str, torch.nn.Parameter]] = [
         (module, name, p)
         for module in task.modules()
         for name, p in module._parameters.items()
-        if isinstance(p, DTensor) and id(p) in wanted
+        if p is not None and isinstance(p, DTensor) and id(p) in wanted
     ]
     for module, name, p in places:
-        module._parameters[name] = torch.nn.Parameter(p.full_tensor().detach(), requires_grad=p.requires_grad)
+        module._parameters[name] = torch.nn.Parameter(p.full_tensor().detach(), requires_grad=p.requires_grad)  # type: ignore[attr-defined]
     try:
         yield
     finally:
