@@ -38,7 +38,12 @@ BAR = 1.10
 def build(size: dict[str, int]) -> AVLLM:
     """Features as of SigLIP and Whisper, pooled to 4 tokens a frame and 2 a second, projected; a Llama with LoRA."""
     hidden = size["hidden"]
-    llm = {"model_type": "llama", "hidden_size": hidden, "intermediate_size": 4 * hidden, "vocab_size": size["vocab"]}
+    llm = {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": 8 * hidden // 3,
+        "vocab_size": size["vocab"],
+    }
     llm |= {"num_hidden_layers": size["layers"], "num_attention_heads": size["heads"]}
     one_layer = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": hidden}
     eye = {"model_type": "siglip_vision_model", "hidden_size": hidden, **one_layer, "image_size": 8, "patch_size": 8}
