@@ -81,11 +81,11 @@ def training_phase(cores: int) -> Phase:
         start = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
     else:
         start = [sys.executable]
-    command = [*start, "scripts/quickstart_train.py", str(STAGE_SECONDS), *files]
     # The presets are written for two processes; one process takes twice the micro-steps and gets the same steps.
-    command += [] if cores > 1 else ["--set", "train.accumulate=2"]
+    more = [] if cores > 1 else ["--set", "train.accumulate=2"]
+    commands = [[*start, "scripts/quickstart_train.py", str(STAGE_SECONDS), file, *more] for file in files]
     made = [*(RUN / name for name in STAGES), STAGE_SECONDS]
-    return Phase("training", "alignment, captions, questions: " + ", ".join(files), [[command]], files, made)
+    return Phase("training", "alignment, captions, questions: " + ", ".join(files), [commands], files, made)
 
 
 # ---- what is done already ------------------------------------------------------------------------------------------
