@@ -13,7 +13,7 @@ from avllm.tokens import EncoderInput
 
 Streams = dict[str, EncoderInput]
 STREAMS = ("audio", "video")
-NEIGHBOURS = 8  # files that are much alike, among which partners are drawn
+NEIGHBOURS = 8  # files of about one length, among which the order is random
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Unit:
     Attributes:
         file: where it lies.
         seconds: how long it is.
-        kinds: of the questions about it, sorted.
+        kinds: of the questions about it.
     """
 
     part: MediaPart
@@ -81,24 +81,31 @@ def exchange(clip: Streams, other: Streams, stream: str) -> Streams:
     return {name: other[name] if name == stream else item for name, item in clip.items()}
 
 
-def partners(units: Iterable[Unit], seed: int) -> dict[MediaPart, MediaPart]:
-    """For each media part one of **another file**; {} when there is one file only.
+def partners(units: Iterable[Unit], seed: int) -> dict[tuple[str, MediaPart], MediaPart]:
+    """For each kind of question and media part asked it, a part of **another file** that is asked this kind, too.
 
-    Files are sorted by the kinds of questions asked about them, then by length, and cut into small blocks; each block
-    is shuffled and turned by one place. So the questions still make sense of what they meet, no file meets itself, and
-    each gives its stream away exactly once. The same seed gives the same partners.
+    So the question makes sense of what it meets, and which partner it meets says nothing about its answer. (One partner
+    for all kinds would: clips asked the very same kinds are alike. Only clips that bounce are asked about clicks at
+    bounces, and their bounces are never 0.) Files stand in a circle, sorted by length and shuffled within small blocks;
+    each takes the nearest behind it that will do, so that most kinds of a clip share a partner, no file meets itself
+    and each gives its stream away exactly once for a kind. The same seed gives the same partners.
+
+    Returns:
+        partners by (kind, part); a kind that is asked about one file only has none.
     """
     by_file: dict[str, list[Unit]] = {}
     for unit in sorted(set(units), key=lambda u: u.part.model_dump_json()):
         by_file.setdefault(unit.file, []).append(unit)
-    files = sorted(by_file, key=lambda f: (min(u.kinds for u in by_file[f]), max(u.seconds for u in by_file[f]), f))
+    files = sorted(by_file, key=lambda f: (max(u.seconds for u in by_file[f]), f))
     if len(files) < 2:
         return {}
     rng = np.random.default_rng([seed, len(files)])
-    found: dict[MediaPart, MediaPart] = {}
-    for block in np.array_split(np.array(files, dtype=object), max(1, len(files) // NEIGHBOURS)):
-        turned = list(rng.permutation(block))
-        for mine, theirs in zip(turned, turned[1:] + turned[:1], strict=True):
-            given = by_file[theirs]
-            found |= {unit.part: given[i % len(given)].part for i, unit in enumerate(by_file[mine])}
+    blocks = np.array_split(np.array(files, dtype=object), max(1, len(files) // NEIGHBOURS))
+    circle = [by_file[file] for block in blocks for file in rng.permutation(block)]
+    found: dict[tuple[str, MediaPart], MediaPart] = {}
+    for kind in sorted({kind for group in circle for unit in group for kind in unit.kinds}):
+        asked = [group for group in ([u.part for u in g if kind in u.kinds] for g in circle) if group]
+        if len(asked) > 1:
+            for mine, theirs in zip(asked, asked[1:] + asked[:1], strict=True):
+                found |= {(kind, part): theirs[i % len(theirs)] for i, part in enumerate(mine)}
     return found

@@ -20,7 +20,7 @@ from avllm.evaluation.results import Prediction, Result
 from avllm.log import logger
 
 LOG = logger(__name__)
-Partners = dict[MediaPart, MediaPart]
+Partners = dict[tuple[str, MediaPart], MediaPart]
 
 
 class SkippedRowsError(ValueError):
@@ -179,7 +179,7 @@ class _Run:
         touched: dict[int, bool] = {}
         for place in places:
             prompt = self.prompts[place]
-            media = [variants.of(part) for part in prompt.media]
+            media = [variants.of(part, prompt.kind or "") for part in prompt.media]
             touched[place] = any(m.touched for m in media)
             try:
                 streams, runs = [m.streams for m in media], [m.run for m in media]
@@ -250,16 +250,16 @@ class _Variants:
         self, processor: Any, condition: Condition, clips: dict[MediaPart, EncodedClip], partners: Partners
     ) -> None:
         self.processor, self.condition, self.clips, self.partners = processor, condition, clips, partners
-        self.made: dict[MediaPart, _Variant] = {}
+        self.made: dict[tuple[MediaPart, MediaPart | None], _Variant] = {}
 
-    def of(self, part: MediaPart) -> _Variant:
-        if part not in self.made:
-            self.made[part] = self._make(part)
-        return self.made[part]
+    def of(self, part: MediaPart, kind: str) -> _Variant:
+        key = (part, self.partners.get((kind, part)))
+        if key not in self.made:
+            self.made[key] = self._make(*key)
+        return self.made[key]
 
-    def _make(self, part: MediaPart) -> _Variant:
+    def _make(self, part: MediaPart, partner: MediaPart | None) -> _Variant:
         clip, swap = self.clips[part].streams, self.condition.swap
-        partner = self.partners.get(part)
         streams = remove(clip, self.condition.removed)
         if partner is not None and swap is not None:
             streams = exchange(clip, self.clips[partner].streams, swap)
