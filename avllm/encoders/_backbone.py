@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import torch
@@ -135,14 +136,15 @@ class Backbone(Encoder):
             options["preprocessing"] = read_preprocessing(name_or_path, revision)
         with torch.device("meta"):
             encoder = cls(config, layers=layers, **options)
-        loaded: Any = cls.model_class.from_pretrained(
-            name_or_path,
-            config=encoder.backbone_config,
-            dtype="auto" if dtype is None else dtype,
-            revision=revision or "main",
-            key_mapping=cls.key_mapping or None,
-            output_loading_info=True,
-        )
+        with _expecting(cls.model_class, cls.other_keys):
+            loaded: Any = cls.model_class.from_pretrained(
+                name_or_path,
+                config=encoder.backbone_config,
+                dtype="auto" if dtype is None else dtype,
+                revision=revision or "main",
+                key_mapping=cls.key_mapping or None,
+                output_loading_info=True,
+            )
         encoder.backbone, report = loaded
         cls._check_keys(name_or_path, report)
         return encoder.eval()
@@ -152,7 +154,7 @@ class Backbone(Encoder):
         """Missing, misshapen or unknown weights are errors: a half-loaded backbone would train without complaint."""
         missing = sorted(report["missing_keys"])
         wrong = sorted(str(k) for k in report["mismatched_keys"])
-        unknown = sorted(k for k in report["unexpected_keys"] if not any(re.match(p, k) for p in cls.other_keys))
+        unknown = sorted(report["unexpected_keys"])  # ``other_keys`` are no longer in it
         if missing or wrong or unknown:
             raise ValueError(
                 f"{name} does not fit {cls.model_class.__name__}: missing {_some(missing)}; "
@@ -187,6 +189,21 @@ class Backbone(Encoder):
     def arrange(self, x: Tensor, out: Any) -> Tensor:
         """One layer as the backbone gives it -> ``(U, S, P, D)``."""
         raise NotImplementedError(f"{type(self).__name__}.arrange")
+
+
+@contextmanager
+def _expecting(model_class: type[PreTrainedModel], patterns: tuple[str, ...]) -> Iterator[None]:
+    """Take keys that match out of the report of unexpected ones that transformers logs and returns; the rest stay.
+
+    The attribute has to stand on the class while the model is made; a subclass would lose transformers' conversions of
+    older keys.
+    """
+    before = model_class._keys_to_ignore_on_load_unexpected
+    model_class._keys_to_ignore_on_load_unexpected = [*(before or []), *(f"^(?:{p})" for p in patterns)]
+    try:
+        yield
+    finally:
+        model_class._keys_to_ignore_on_load_unexpected = before
 
 
 def _some(keys: list[str], most: int = 5) -> str:

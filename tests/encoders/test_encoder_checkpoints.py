@@ -45,6 +45,7 @@ from transformers import (
     WhisperForAudioClassification,
     WhisperForConditionalGeneration,
     WhisperModel,
+    modeling_utils,
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -61,6 +62,14 @@ TEXT = {
     "pad_token_id": 1,
 }
 BERT = {**TEXT, "max_position_embeddings": 16}
+
+
+@pytest.fixture
+def reports(monkeypatch):
+    """The reports of keys that transformers logs while it loads."""
+    seen = []
+    monkeypatch.setattr(modeling_utils.logger, "warning", seen.append)
+    return seen
 
 
 def dual(config_class, key, tower="vision_config", **more):
@@ -132,11 +141,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("key", "saved", "config", "at"), CASES, ids=[f"{c[0]}-{c[1].__name__}" for c in CASES])
-def test_saved_by_transformers_loaded_by_us(tmp_path, key, saved, config, at):
+def test_saved_by_transformers_loaded_by_us(tmp_path, key, saved, config, at, reports):
     torch.manual_seed(1)
     model = saved(config()).eval()
     model.save_pretrained(tmp_path)
     encoder = family(key).from_pretrained(str(tmp_path), **OPTIONS.get(key, {}))
+    assert reports == []  # the other towers' weights are no news
     tower = model.get_submodule(at).state_dict()
     ours = encoder.backbone.state_dict()
     assert set(ours) == set(tower) - {"masked_spec_embed"}  # SpecAugment's, which is off
@@ -184,19 +194,23 @@ def test_a_checkpoint_without_preprocessing_says_so(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("damage", ["missing", "unknown", "shape"])
-def test_a_checkpoint_that_does_not_fit_is_an_error(tmp_path, damage):
-    WhisperEncoder(whisper()).save_pretrained(tmp_path)
+@pytest.mark.parametrize(("saved", "prefix"), [(WhisperEncoder, ""), (WhisperModel, "encoder.")])
+def test_a_checkpoint_that_does_not_fit_is_an_error(tmp_path, damage, saved, prefix, reports):
+    saved(whisper()).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
     if damage == "missing":
-        weights.pop("layers.1.fc1.weight")
+        weights.pop(f"{prefix}layers.1.fc1.weight")
     elif damage == "unknown":
-        weights["layers.9.fc1.weight"] = torch.zeros(2)
+        weights[f"{prefix}layers.9.fc1.weight"] = torch.zeros(2)
     else:
-        weights["layers.1.fc1.weight"] = torch.zeros(3, 3)
+        weights[f"{prefix}layers.1.fc1.weight"] = torch.zeros(3, 3)
     save_file(weights, file, {"format": "pt"})
     with pytest.raises((ValueError, RuntimeError), match="fc1.weight|mismatched"):
         family("whisper").from_pretrained(str(tmp_path))
+    (report,) = reports
+    assert "fc1.weight" in report
+    assert "decoder" not in report
 
 
 def test_another_familys_checkpoint_is_refused(tmp_path):
