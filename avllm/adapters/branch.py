@@ -16,13 +16,13 @@ class Branch(Adapter):
 
     def __init__(self, widths: dict[str, int], llm_dim: int, *, stream: str, to: str) -> None:
         super().__init__(widths, llm_dim)
-        self.stream, self.to = stream, to
+        self.stream, self.made = stream, to  # `to` is torch's
         if to in widths:
             raise ValueError(f"branch cannot make {to!r}: a stream of that name is there already")
         self.out_widths[to] = self.require(stream)
 
     def forward(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
-        return {**streams, self.to: streams[self.stream]} if self.stream in streams else streams
+        return {**streams, self.made: streams[self.stream]} if self.stream in streams else streams
 
     def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
-        return {**grids, self.to: grids[self.stream]} if self.stream in grids else grids
+        return {**grids, self.made: grids[self.stream]} if self.stream in grids else grids

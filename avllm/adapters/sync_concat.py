@@ -39,7 +39,7 @@ class SyncConcat(Adapter):
             raise ValueError(f"sync_concat cannot make {to!r}: a stream of that name is there already")
         if seconds <= 0:
             raise ValueError(f"sync_concat has seconds {seconds}; expected more than 0")
-        self.streams, self.to, self.seconds = list(streams), to, seconds
+        self.streams, self.made, self.seconds = list(streams), to, seconds  # `to` is torch's
         self.absent = nn.ParameterList(nn.Parameter(torch.zeros(self.require(s))) for s in self.streams)
         self.out_widths[to] = sum(widths[s] for s in self.streams)
 
@@ -53,14 +53,14 @@ class SyncConcat(Adapter):
             for s, absent in zip(self.streams, self.absent, strict=True)
         ]
         x = torch.cat([p.to(here[0].x.dtype) for p in parts], -1).unsqueeze(2)  # (B, W, 1, D)
-        return {**streams, self.to: Tokens(x, clock.real.unsqueeze(-1), clock.span)}
+        return {**streams, self.made: Tokens(x, clock.real.unsqueeze(-1), clock.span)}
 
     def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
         here = [grids[s] for s in self.streams if s in grids]
         if not here:
             return grids
         clock = self._clock([(g.span[None], g.mask.any(-1)[None]) for g in here])
-        return {**grids, self.to: Grid(clock.span[0], clock.real[0].unsqueeze(-1))}
+        return {**grids, self.made: Grid(clock.span[0], clock.real[0].unsqueeze(-1))}
 
     def _clock(self, clocks: list[tuple[Tensor, Tensor]]) -> _Clock:
         """Windows from second 0 to the last end of any stream; a clip without any of them has none that is real."""
