@@ -232,7 +232,7 @@ def fill(
     mine = missing[distributed.rank() :: distributed.world_size()]
     if missing:
         LOG.info("encoding %d of %d clips into %s", len(missing), len(unique), cache.folder)
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         _Media(mine, prepare),  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=num_workers,

@@ -47,26 +47,40 @@ class TextSide(nn.Module):
             from transformers import AutoModel, AutoTokenizer
 
             self.tokenizer = AutoTokenizer.from_pretrained(kind)
-            self.encoder = AutoModel.from_pretrained(kind).requires_grad_(False)
-            self.dim = int(self.encoder.config.hidden_size)
+            encoder = AutoModel.from_pretrained(kind)
+            self.encoder, self.dim = encoder.requires_grad_(False), int(encoder.config.hidden_size)
 
     @torch.no_grad()
-    def forward(self, model: Any, batch: Batch) -> Tensor:
-        """``(R, dim)``; a row without an answer gives a vector that nobody reads."""
+    def forward(self, model: Any, batch: Batch, rows: Tensor | None = None) -> Tensor:
+        """``(R, dim)``; a row without an answer gives a vector that nobody reads.
+
+        Args:
+            model, batch: as an objective gets them.
+            rows: ``(R,)`` bool, those that are read; the others are spared the LLM and stay zero.
+        """
+        if rows is None:
+            rows = torch.ones_like(batch.labels[:, 0], dtype=torch.bool)
+        out = torch.zeros(len(rows), self.dim, device=batch.labels.device)
+        if bool(rows.any()):
+            out[rows] = self._embed(model, batch, rows).to(out.dtype)
+        return out
+
+    def _embed(self, model: Any, batch: Batch, rows: Tensor) -> Tensor:
+        """``(n, dim)`` of the chosen rows."""
         if self.encoder is not None:
-            return self._by_encoder(batch)
-        ids, mask = answer_tokens(batch.labels)  # (R, M)
+            return self._by_encoder([t for t, keep in zip(batch.targets, rows.tolist(), strict=True) if keep], rows)
+        ids, mask = answer_tokens(batch.labels[rows])  # (n, M)
         if self.kind == "llm_embeddings":
             return masked_mean(model.llm.get_input_embeddings()(ids), mask)
         # a row without an answer still needs one visible token, or its softmax is empty
         seen = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)
         with getattr(model.llm, "disable_adapter", nullcontext)() if _has_lora(model.llm) else nullcontext():
             out = model.llm(input_ids=ids, attention_mask=seen.long(), output_hidden_states=True, logits_to_keep=1)
-        return masked_mean(out.hidden_states[-1], mask)  # (R, dim)
+        return masked_mean(out.hidden_states[-1], mask)  # (n, dim)
 
-    def _by_encoder(self, batch: Batch) -> Tensor:
-        texts = [" ".join(row) for row in batch.targets]
-        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(batch.labels.device)
+    def _by_encoder(self, targets: list[list[str]], rows: Tensor) -> Tensor:
+        texts = [" ".join(row) for row in targets]
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(rows.device)
         assert self.encoder is not None
         self.encoder.eval()
         return masked_mean(self.encoder(**tokens).last_hidden_state, tokens["attention_mask"].bool())

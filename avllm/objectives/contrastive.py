@@ -85,7 +85,7 @@ class Contrastive(Objective):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         *,
         pairs: list[str] | None = None,
         text: str = "llm",
@@ -138,14 +138,16 @@ class Contrastive(Objective):
 
     def _rows(self, batch: Batch, pair: str) -> Tensor:
         """``(R,)`` bool: the rows that take part in a pair."""
-        rows = rows_of(batch, pair)
-        if not self.captions_only:
-            return rows
-        return rows & torch.tensor([kind in (None, "caption") for kind in batch.kinds], device=rows.device)
+        return rows_of(batch, pair) & self._chosen(batch)
+
+    def _chosen(self, batch: Batch) -> Tensor:
+        """``(R,)`` bool: the rows that may take part."""
+        chosen = [not self.captions_only or kind in (None, "caption") for kind in batch.kinds]
+        return torch.tensor(chosen, device=batch.labels.device)
 
     def embed_text(self, model: Any, batch: Batch) -> Tensor:
-        """``(R, dim)`` unit vectors of the rows' answers."""
-        return F.normalize(self.text_projection(self.text(model, batch)).float(), dim=-1)
+        """``(R, dim)`` unit vectors of the rows' answers; of rows that take no part they mean nothing."""
+        return F.normalize(self.text_projection(self.text(model, batch, self._chosen(batch))).float(), dim=-1)
 
     def embed_media(self, streams: dict[str, Tokens], batch: Batch, pair: str) -> Tensor:
         """``(R, dim)`` unit vectors of the rows' clips by the connector's output; only those of ``rows_of`` mean it."""

@@ -62,7 +62,7 @@ class Matching(Objective):
         dim: width of the head.
     """
 
-    def __init__(self, model: nn.Module, *, pair: str = "av-text", text: str = "llm", dim: int = 256) -> None:
+    def __init__(self, model: Any, *, pair: str = "av-text", text: str = "llm", dim: int = 256) -> None:
         super().__init__(model)
         if pair not in STREAMS_OF:
             raise ValueError(f"objectives: matching: unknown pair {pair!r}; choose among {list(STREAMS_OF)}")

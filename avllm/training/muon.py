@@ -67,8 +67,10 @@ class Muon(torch.optim.Optimizer):
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-        state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-        return p.grad.lerp(state["momentum"], group["momentum"])
+        grad = p.grad
+        assert grad is not None  # step() takes no others
+        state["momentum"].lerp_(grad, 1 - group["momentum"])
+        return grad.lerp(state["momentum"], group["momentum"])
 
     def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         first, second = group["betas"]
