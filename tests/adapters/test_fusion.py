@@ -31,7 +31,7 @@ def test_values_by_hand() -> None:
     assert out.x.shape == (2, 2, 1, 2)
     torch.testing.assert_close(out.x[0, 0, 0, 0], video.x[0, :2].mean())
     torch.testing.assert_close(out.x[0, 0, 0, 1], audio.x[0, :4].mean())
-    assert float(out.x[0, 1, 0, 1]) == 7.0, "the sound ended before the second window"
+    assert out.x[0, 1, 0, 1].item() == 7.0, "the sound ended before the second window"
     assert out.x[1, :, 0, 1].tolist() == [7.0, 7.0], "a clip without sound"
     assert out.span[0].tolist() == [[0.0, 0.5], [0.5, 1.0]]
 
