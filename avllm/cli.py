@@ -77,6 +77,7 @@ def evaluate(
     refusal: Annotated[str, typer.Option(help="The answer by which a question is refused.")] = "unanswerable",
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder of features to use and to fill.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 for autocast.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     quantize: Annotated[str | None, typer.Option(help="Load the LLM in 4bit or 8bit.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the figures as JSON.")] = None,
@@ -105,6 +106,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         num_workers=num_workers,
         cache=cache,
+        precision=precision,
     )
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

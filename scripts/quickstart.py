@@ -62,7 +62,7 @@ def phases(clips: int, seed: int, cores: int) -> list[Phase]:
         ),
         Phase(
             "backbones", "an eye, an ear and a language model, from scratch",
-            [[pretrain["vision"]], [pretrain["llm"], pretrain["audio"]]],
+            [[command] for command in pretrain.values()],
             [*(f"scripts/toy_{name}.py" for name in pretrain), "scripts/toy_language"],
             [RUN / name for name in pretrain],
         ),
@@ -83,9 +83,9 @@ def training_phase(cores: int) -> Phase:
         start = [sys.executable]
     # The presets are written for two processes; one process takes twice the micro-steps and gets the same steps.
     more = [] if cores > 1 else ["--set", "train.accumulate=2"]
-    commands = [[*start, "scripts/quickstart_train.py", str(STAGE_SECONDS), file, *more] for file in files]
+    command = [*start, "scripts/quickstart_train.py", str(STAGE_SECONDS), *files, *more]
     made = [*(RUN / name for name in STAGES), STAGE_SECONDS]
-    return Phase("training", "alignment, captions, questions: " + ", ".join(files), [commands], files, made)
+    return Phase("training", "alignment, captions, questions: " + ", ".join(files), [[command]], files, made)
 
 
 # ---- what is done already ------------------------------------------------------------------------------------------

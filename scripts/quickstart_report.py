@@ -85,7 +85,7 @@ def ask_part(run: Path, manifest: Path, changed: bool) -> dict[str, Any]:
     conditions = [AS_IS]
     if changed:
         conditions += [Condition(without=s) for s in STREAMS] + [Condition(swap=s) for s in STREAMS]  # type: ignore[arg-type]
-    return evaluate_all(model, processor, manifest, conditions)
+    return evaluate_all(model, processor, manifest, conditions, precision="bf16")  # as it was trained
 
 
 @lru_cache(maxsize=1)
@@ -101,7 +101,7 @@ def retrieve(run: Path) -> dict[str, Any]:
     """Text-to-clip retrieval with what stage 1 learned."""
     from avllm.evaluation.retrieval import retrieval
 
-    return retrieval(run / "stage1", run / "world" / "captions_test.jsonl", limit=200)
+    return retrieval(run / "stage1", run / "world" / "captions_test.jsonl", limit=200, precision="bf16")
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ import os
 import time
 from pathlib import Path
 
+import torch.distributed as dist
+
 from avllm.config import load_config
 from avllm.training.trainer import run_stage
 
@@ -25,6 +27,8 @@ def main() -> None:
     parser.add_argument("presets", nargs="+", type=Path)
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides for every preset")
     args = parser.parse_args()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("gloo")  # one group for all stages
     for preset in args.presets:
         began = time.perf_counter()
         config = load_config(preset, args.set)
@@ -34,6 +38,8 @@ def main() -> None:
             name = Path(config.output).name
             spent[name] = round(spent.get(name, 0.0) + time.perf_counter() - began, 1)
             args.seconds.write_text(json.dumps(spent))
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

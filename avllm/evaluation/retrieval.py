@@ -32,6 +32,7 @@ def retrieval(
     batch_size: int = 32,
     num_workers: int = 0,
     device: str = "cpu",
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Find each caption's clip among all clips of the manifest (those with distinct captions).
 
@@ -42,6 +43,7 @@ def retrieval(
         batch_size: rows embedded at a time.
         num_workers: processes that decode.
         device: where to compute.
+        precision: ``fp32``, or ``bf16`` for autocast.
 
     Returns:
         ``n``, ``r1``, ``r5``, ``r10`` (shares), ``r1_low`` and ``r1_high`` (95%), ``median_rank``, ``chance`` (1 / n).
@@ -53,7 +55,8 @@ def retrieval(
     objective = contrastive_of(model, run).to(device)
     samples = spread(distinct(read_manifest(manifest)), limit)
     parts = list(dict.fromkeys(part for s in samples for part in s.media))
-    encoded = encode_clips(model, processor, parts, Path(manifest).parent, num_workers=num_workers)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        encoded = encode_clips(model, processor, parts, Path(manifest).parent, num_workers=num_workers)
     rows = []
     for sample in samples:
         clips = [encoded[part] for part in sample.media]

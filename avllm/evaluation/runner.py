@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from avllm.data.cache import FeatureCache, recipe
 from avllm.data.collate import Row
 from avllm.data.schema import MediaPart, RowError, Sample
@@ -39,6 +41,7 @@ class Settings:
         clips_at_once: distinct clips whose features are held at a time; partners are drawn among them.
         max_skip_rate: share of rows that may fail (missing file, too long) before the evaluation stops.
         cache: folder of features that a run left behind, or None.
+        precision: ``fp32``, or ``bf16`` for autocast, as the trained model's own ``train.precision``.
     """
 
     batch_size: int = 128
@@ -48,6 +51,11 @@ class Settings:
     clips_at_once: int = 256
     max_skip_rate: float = 0.01
     cache: str | Path | None = None
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision is {self.precision!r}; expected 'fp32' or 'bf16'")
 
 
 def evaluate(
@@ -110,7 +118,8 @@ def evaluate_all(
     was_training = model.training
     model.eval()
     try:
-        return _Run(model, processor, benchmark, list(conditions), chosen, progress).results()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=chosen.precision == "bf16"):
+            return _Run(model, processor, benchmark, list(conditions), chosen, progress).results()
     finally:
         model.train(was_training)
 
@@ -136,7 +145,7 @@ class _Run:
         self.found: dict[str, dict[int, Prediction]] = {c.name: {} for c in conditions}
         self.skipped: dict[int, dict[str, str]] = {}
         self.progress, self.done = progress, 0
-        self.cache = _open_cache(settings.cache, model, processor)
+        self.cache = _open_cache(settings, model, processor)
 
     def results(self) -> dict[str, Result]:
         media = [tuple(dict.fromkeys(p.media)) for p in self.prompts]
@@ -272,5 +281,7 @@ def _longest_answer(processor: Any, samples: Sequence[Sample]) -> int:
     return 2 * max(lengths) + 4
 
 
-def _open_cache(folder: str | Path | None, model: Any, processor: Any) -> FeatureCache | None:
-    return None if folder is None else FeatureCache(folder, recipe(processor, model.encoders, "fp32"))
+def _open_cache(settings: Settings, model: Any, processor: Any) -> FeatureCache | None:
+    if settings.cache is None:
+        return None
+    return FeatureCache(settings.cache, recipe(processor, model.encoders, settings.precision))

@@ -30,7 +30,7 @@ from avllm.tokens import EncoderInput, Grid
 FILE = "avllm_processor.json"
 MOST_ORDERS = 512  # orders of clips that a processor remembers
 MARK = "\u0001"  # stands for a media part while the chat template is rendered; no text holds this control character
-MOST_PIECES = 4096  # texts whose token ids are remembered
+MOST_PIECES = 4096  # texts and chats whose form is remembered
 DEFAULT_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + '\n' }}"
     "{% elif m['role'] == 'user' %}{{ 'USER: ' + m['content'] + '\n' }}"
@@ -69,6 +69,7 @@ class AVProcessor:
         self.layout: Layout = build("layouts", config.layout)
         self.sampling = Sampling(**config.sampling)
         self._encoded: dict[str, list[int]] = {}
+        self._chats: dict[tuple[Any, ...], tuple[str, list[tuple[int, int]]]] = {}
         self._orders: dict[tuple[Any, ...], list[str]] = {}
         self.max_length = 2048
         self.timeout = 60.0
@@ -201,7 +202,7 @@ class AVProcessor:
             raise RowError("media_count", f"{len(sample.media)} media parts but {len(clips)} clips were given")
         self._check(sample, answer)
         messages = sample.messages if answer else sample.question().messages
-        text, trained = self._render(messages, answer)
+        text, trained = self._rendered(messages, answer)
         ids, labels = self._tokenise(text, trained, [self.order(c) for c in clips] if runs is None else runs)
         if len(ids) > self.max_length:
             raise RowError(
@@ -221,11 +222,20 @@ class AVProcessor:
                 if token in message.text:
                     raise RowError("reserved_text", f"the text holds {token!r}, which stands for media tokens")
 
-    def _render(self, messages: list[Message], answer: bool) -> tuple[str, list[tuple[int, int]]]:
-        """The chat as text with a mark for each media part, and the character ranges of the assistant's turns."""
-        plain = [{"role": m.role, "content": self._flatten(m)} for m in messages]
-        if self.config.system and plain[0]["role"] != "system":
-            plain.insert(0, {"role": "system", "content": self.config.system})
+    def _rendered(self, messages: list[Message], answer: bool) -> tuple[str, list[tuple[int, int]]]:
+        """:meth:`_render` of the chat with a mark for each media part; the same few chats come back row after row."""
+        plain = [(m.role, self._flatten(m)) for m in messages]
+        if self.config.system and plain[0][0] != "system":
+            plain.insert(0, ("system", self.config.system))
+        key = (answer, *plain)
+        if key not in self._chats:
+            if len(self._chats) >= MOST_PIECES:
+                self._chats.clear()
+            self._chats[key] = self._render([{"role": r, "content": c} for r, c in plain], answer)
+        return self._chats[key]
+
+    def _render(self, plain: list[dict[str, str]], answer: bool) -> tuple[str, list[tuple[int, int]]]:
+        """The chat as text, and the character ranges of the assistant's turns."""
         whole = self._template(plain, generation=not answer)
         ranges = []
         for place, message in enumerate(plain):

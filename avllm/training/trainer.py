@@ -46,6 +46,7 @@ def run_stage(config: RunConfig) -> Path:
         SkipRateError: too many rows are bad. RuleError: the rules of ``trainable`` do not fit the parameters.
     """
     run = Path(config.output)
+    joined = distributed.active()  # a group that the caller has made outlives the stage
     accelerator = make_accelerator(config, run)
     set_up()
     settings = config.model_dump(mode="json") | {"processes": distributed.world_size()}
@@ -58,7 +59,10 @@ def run_stage(config: RunConfig) -> Path:
     set_seed(config.seed)
     parts = build_parts(config)
     Trainer(config, parts, accelerator).train()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    if not joined:
+        accelerator.end_training()
     return run
 
 
