@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from answering import KIND, REAL_MEDIA, WHY_NOT
 from avllm.inference.chat import Chat
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = sync_api.expect
 pytest.importorskip("gradio", reason="gradio is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 BROWSER = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
@@ -35,6 +37,7 @@ WATCH = """() => {
         {childList: true, subtree: true, characterData: true});
 }"""  # the lengths that the last answer had
 PATIENCE = 120_000  # milliseconds; a page is quick, a busy machine is not
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -87,25 +90,45 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     visit.close()
 
 
+# The page's parts change one after the other: whatever is read of it is waited for.
+
+
 def drop(page: Any, path: Path) -> None:
     page.set_input_files("#file input[type=file]", path)
-    page.wait_for_function("name => document.querySelector('#facts').innerText.includes(name)", arg=path.name)
+    tells(page, path.name)
+
+
+def tells(page: Any, words: str) -> None:
+    """Wait until the line about the file has these words."""
+    expect(page.locator("#facts")).to_contain_text(words, use_inner_text=True)
 
 
 def shows(page: Any, frames: int, spectrograms: int) -> None:
     """Wait until so many pictures of what the model gets are there."""
     for selector, count in (("#frames img", frames), ("#spectrogram img", spectrograms)):
-        sync_api.expect(page.locator(selector)).to_have_count(count, timeout=PATIENCE)
+        expect(page.locator(selector)).to_have_count(count)
 
 
-def ask(page: Any, question: str) -> str:
-    """Ask and wait for the whole answer."""
-    before = page.locator("#chat .bot.message").count()
+def ask(page: Any, question: str, nth: int = 1) -> Any:
+    """Ask the chat's nth question and wait until the next may be asked; where the answer stands."""
     page.fill("#question textarea", question)
     page.press("#question textarea", "Enter")
-    page.wait_for_function("n => document.querySelectorAll('#chat .bot.message').length > n", arg=before)
-    page.wait_for_selector("#send:not([disabled])")
-    return page.locator("#chat .bot.message").last.inner_text().strip()
+    answers = page.locator("#chat .bot.message")
+    expect(answers).to_have_count(nth)
+    expect(page.locator("#send")).to_be_enabled()
+    return answers.last
+
+
+def answers(page: Any, question: str, answer: str | re.Pattern[str], nth: int = 1) -> None:
+    """Ask, and wait until the answer is this one."""
+    expect(ask(page, question, nth)).to_have_text(answer, use_inner_text=True)
+
+
+def clear(page: Any) -> None:
+    """Forget the turns and the file."""
+    page.click("#clear")
+    expect(page.locator("#chat .message")).to_have_count(0)
+    expect(page.locator("#frames")).to_have_count(0)
 
 
 def longest_answer(page: Any, tokens: int) -> None:
@@ -120,26 +143,24 @@ def longest_answer(page: Any, tokens: int) -> None:
 def test_upload_ask_second_turn_clear(page: Any, checkpoint: Path, clips: list[Path]) -> None:
     chat = Chat.load(checkpoint)
     drop(page, clips[0])
-    assert "2 frames of 32 x 32 · 1.00 s of sound at 16 kHz" in page.inner_text("#facts")
+    tells(page, "2 frames of 32 x 32 · 1.00 s of sound at 16 kHz")
     shows(page, frames=2, spectrograms=1)
-    for question, media in [(QUESTION, {"video": clips[0]}), ("and do you hear it ?", {})]:
-        assert ask(page, question) == "".join(chat.ask(question, **media, max_new_tokens=128))
-    assert page.locator("#chat .user.message").count() == 2
-    page.click("#clear")
-    page.wait_for_function("document.querySelectorAll('#chat .message').length == 0")
-    page.wait_for_selector("#frames", state="detached")
+    for nth, (question, media) in enumerate([(QUESTION, {"video": clips[0]}), ("and do you hear it ?", {})], 1):
+        answers(page, question, "".join(chat.ask(question, **media, max_new_tokens=128)), nth)
+    expect(page.locator("#chat .user.message")).to_have_count(2)
+    clear(page)
     fresh = Chat(chat.model, chat.processor)
     said = "".join(fresh.ask(QUESTION, max_new_tokens=128))  # without the clip
-    assert ask(page, QUESTION) == (said or "(the model said nothing)")
+    answers(page, QUESTION, said or "(the model said nothing)")
 
 
 def test_sound_can_be_switched_off(page: Any, checkpoint: Path, clips: list[Path]) -> None:
     drop(page, clips[2])
     page.click("#sound input")
-    page.wait_for_selector("#spectrogram", state="detached")
-    assert "no sound" in page.inner_text("#facts")
+    shows(page, frames=2, spectrograms=0)
+    tells(page, "no sound")
     said = Chat.load(checkpoint).ask(QUESTION, video=clips[2], sound="off", max_new_tokens=128)
-    assert ask(page, QUESTION) == "".join(said)
+    answers(page, QUESTION, "".join(said))
 
 
 def test_the_answer_streams_and_stops(page: Any, checkpoint: Path, clips: list[Path]) -> None:
@@ -152,29 +173,28 @@ def test_the_answer_streams_and_stops(page: Any, checkpoint: Path, clips: list[P
     page.click("#send")
     page.wait_for_function("window.seen.length > 3")
     page.click("#stop")
-    page.wait_for_selector("#send:not([disabled])")
-    stopped = page.locator("#chat .bot.message").last.inner_text().strip()
+    expect(page.locator("#send")).to_be_enabled()
+    stopped = page.locator("#chat .bot.message").last.inner_text().strip()  # at any moment the next lines hold of it
     assert whole.startswith(stopped)
     assert len(stopped) < len(whole)
     seen = page.evaluate("window.seen")
     assert seen == sorted(set(seen))  # it only grew
     longest_answer(page, 8)
-    assert len(ask(page, "and ?").split()) <= 8
+    answers(page, "and ?", re.compile(r"^\s*\S+(\s+\S+){0,7}\s*$"), nth=2)
 
 
 def test_errors_are_words_and_the_page_lives_on(page: Any, clips: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(clips[0].read_bytes()[:900])
     drop(page, broken)
-    assert "broken.mp4: truncated" in page.inner_text("#facts")
+    tells(page, "broken.mp4: truncated")
     answer = ask(page, QUESTION)
-    assert "broken.mp4: truncated" in answer
-    assert "Traceback" not in answer
-    assert str(tmp_path) not in answer
-    page.click("#clear")
-    page.wait_for_function("document.querySelectorAll('#chat .message').length == 0")
-    assert "stands for media" in ask(page, "<|video|>")
-    assert "tokens; the longest row is" in ask(page, "red " * 3000)
+    expect(answer).to_contain_text("broken.mp4: truncated")
+    expect(answer).not_to_contain_text("Traceback")
+    expect(answer).not_to_contain_text(str(tmp_path))
+    clear(page)
+    expect(ask(page, "<|video|>")).to_contain_text("stands for media")
+    expect(ask(page, "red " * 3000, nth=2)).to_contain_text("tokens; the longest row is")
     large = tmp_path / "large.mp4"
     large.write_bytes(bytes(6 * 2**20))
     page.set_input_files("#file input[type=file]", large)
@@ -182,7 +202,7 @@ def test_errors_are_words_and_the_page_lives_on(page: Any, clips: list[Path], tm
     page.reload()
     page.wait_for_selector("#question textarea")
     drop(page, clips[1])
-    assert ask(page, QUESTION)
+    answers(page, QUESTION, re.compile(r"\S"))
 
 
 @pytest.mark.skipif(not REAL_MEDIA, reason=WHY_NOT)
@@ -196,7 +216,5 @@ def test_real_media(page: Any, checkpoint: Path) -> None:
         said = "".join(chat.ask(QUESTION, **{KIND[path.suffix]: path}, max_new_tokens=16))
         (seen,) = chat.perceived
         shows(page, 0 if seen.frames is None else len(seen.frames), int(seen.sound is not None))
-        assert " ".join(ask(page, QUESTION).split()) == " ".join(said.split()), path
-        page.click("#clear")
-        page.wait_for_function("document.querySelectorAll('#chat .message').length == 0")
-        page.wait_for_selector("#frames", state="detached")
+        answers(page, QUESTION, said)
+        clear(page)
