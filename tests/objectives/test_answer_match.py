@@ -32,7 +32,8 @@ def test_no_question_is_a_zero_on_the_graph() -> None:
     asked = torch.zeros(0, 2, requires_grad=True)
     loss, hits = match_loss(asked, torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), 1.0)
     loss.backward()
-    assert float(loss) == 0.0 and float(hits) == 0.0
+    assert float(loss) == 0.0
+    assert float(hits) == 0.0
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,8 @@ def test_packed_questions_are_the_questions(parts: tuple[AVLLM, AVProcessor], wo
     assert all(by_number[n][0] == int(found.first[n]) for n in by_number)
     # the template before a question is shared when packed, so the question's mean differs by those words alone
     loss, figures = objective(model, joined)
-    assert torch.isfinite(loss) and 0 <= float(figures["hits"]) <= 4
+    assert torch.isfinite(loss)
+    assert 0 <= float(figures["hits"]) <= 4
 
 
 def test_captions_take_no_part(parts: tuple[AVLLM, AVProcessor], world: World) -> None:
