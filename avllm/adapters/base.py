@@ -6,6 +6,7 @@ that loader workers can lay out the LLM's sequence. Its own keyword arguments ar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -176,3 +177,13 @@ def whole_span(span: Tensor, real: Tensor) -> Tensor:
     start = torch.where(real, span[..., 0], torch.inf).amin(1).nan_to_num(posinf=0.0)
     end = torch.where(real, span[..., 1], -torch.inf).amax(1).nan_to_num(neginf=0.0)
     return torch.stack([start, end], dim=-1).unsqueeze(1)
+
+
+def sinusoids(seconds: Tensor, dim: int, shortest: float, longest: float) -> Tensor:
+    """``(...)`` seconds -> ``(..., dim)``: sine and cosine at geometrically spaced periods from shortest to longest."""
+    half = dim // 2
+    ratio = torch.linspace(0, 1, max(half, 1), device=seconds.device)
+    period = shortest * torch.exp(ratio * math.log(longest / shortest))  # (dim/2,)
+    angle = seconds.float().unsqueeze(-1) * (2 * math.pi / period)
+    wave = torch.cat([angle.sin(), angle.cos()], dim=-1)
+    return nn.functional.pad(wave, (0, dim - wave.shape[-1]))

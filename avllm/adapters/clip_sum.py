@@ -1,10 +1,11 @@
-"""A clip as a sum over its steps: counts, and sums of moments, without attention (Deep Sets, arXiv 1703.06114)."""
+"""A clip as a sum over its steps: counts and moments, without attention (Deep Sets, arXiv 1703.06114)."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
-from avllm.adapters.base import Prompt, StreamAdapter, whole_span
+from avllm.adapters.base import Prompt, StreamAdapter, sinusoids, whole_span
 from avllm.tokens import Grid, Tokens
 
 
@@ -12,14 +13,17 @@ class ClipSum(StreamAdapter):
     """``num_tokens`` tokens a clip, each the sum over all real tokens of a perceptron's output.
 
     How often something happens is a sum of detections: its gradient reaches every step directly, where attention over
-    a sequence learns to count late. Put a ``position`` before it and the sums also tell when.
+    a sequence learns to count late. *When* it happens is a sum of detections, each times the sinusoids of its second
+    (arXiv 1706.03762, section 3.5): ``moments`` more tokens are of this kind.
 
     Args:
         stream: the stream to sum up.
-        num_tokens: tokens that each clip becomes.
+        num_tokens: tokens that each clip becomes, besides the moments.
+        moments: tokens that hold when something that is detected happens.
         dim: their width; None keeps the stream's.
         hidden: width inside the perceptron.
         scale: factor on the sums, about one over the number of steps that something lasts.
+        shortest, longest: periods in seconds of the moments' fastest and slowest sinusoid.
     """
 
     def __init__(
@@ -29,32 +33,46 @@ class ClipSum(StreamAdapter):
         *,
         stream: str,
         num_tokens: int = 4,
+        moments: int = 0,
         dim: int | None = None,
         hidden: int | None = None,
         scale: float = 0.125,
+        shortest: float = 0.25,
+        longest: float = 20.0,
     ) -> None:
         super().__init__(widths, llm_dim, stream)
-        if num_tokens < 1:
-            raise ValueError(f"clip_sum on {stream!r} has num_tokens {num_tokens}; expected at least 1")
-        dim = dim or self.in_dim
+        if num_tokens < 0 or moments < 0 or num_tokens + moments < 1:
+            raise ValueError(
+                f"clip_sum on {stream!r} has num_tokens {num_tokens} and moments {moments}; expected at least 1 in all"
+            )
+        self.dim = dim or self.in_dim
         hidden = hidden or 2 * self.in_dim
-        self.num_tokens, self.scale = num_tokens, scale
-        self.layers = nn.Sequential(
-            nn.LayerNorm(self.in_dim), nn.Linear(self.in_dim, hidden), nn.GELU(), nn.Linear(hidden, num_tokens * dim)
-        )
-        self.set_out_dim(dim)
+        self.num_tokens, self.moments, self.scale = num_tokens, moments, scale
+        self.shortest, self.longest = shortest, longest
+        self.layers = nn.Sequential(nn.LayerNorm(self.in_dim), nn.Linear(self.in_dim, hidden), nn.GELU())
+        self.sums = nn.Linear(hidden, num_tokens * self.dim)
+        if moments:
+            self.detectors = nn.Linear(hidden, moments)
+        self.set_out_dim(self.dim)
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
         x, keep = tokens.flat()  # (B, N, D), (B, N)
-        total = (self.layers(x) * keep.unsqueeze(-1)).sum(1) * self.scale  # (B, K*D')
+        hidden = self.layers(x)  # (B, N, H)
+        total = (self.sums(hidden) * keep.unsqueeze(-1)).sum(1) * self.scale  # (B, K * D')
+        found = [total.unflatten(1, (self.num_tokens, self.dim))]
+        if self.moments:
+            detected = self.detectors(hidden).sigmoid() * keep.unsqueeze(-1)  # (B, N, M)
+            at = tokens.span.mean(-1).repeat_interleave(tokens.x.shape[2], 1)  # (B, N)
+            when = sinusoids(at, self.dim, self.shortest, self.longest).to(detected.dtype)  # (B, N, D')
+            found.append(detected.mT @ when)
         real = tokens.mask.any(-1)  # (B, T)
         return Tokens(
-            total.unflatten(1, (self.num_tokens, -1)).unsqueeze(1),  # (B, 1, K, D')
-            real.any(1)[:, None, None].expand(-1, 1, self.num_tokens),
+            torch.cat(found, 1).unsqueeze(1),  # (B, 1, K + M, D')
+            real.any(1)[:, None, None].expand(-1, 1, self.num_tokens + self.moments),
             whole_span(tokens.span, real),
         )
 
     def grid(self, grid: Grid) -> Grid:
         real = grid.mask.any(-1)
         span = whole_span(grid.span[None], real[None])[0]
-        return Grid(span, real.any()[None, None].expand(1, self.num_tokens))
+        return Grid(span, real.any()[None, None].expand(1, self.num_tokens + self.moments))

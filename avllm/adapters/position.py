@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from avllm.adapters.base import Prompt, StreamAdapter
+from avllm.adapters.base import Prompt, StreamAdapter, sinusoids
 from avllm.tokens import Tokens
 
 
@@ -62,10 +60,5 @@ class Position(StreamAdapter):
         return table[low] * (1 - share) + table[(low + 1).clamp(max=last)] * share  # (B, T, D)
 
     def _sinusoid(self, span: Tensor) -> Tensor:
-        """``(B, T, D)``: sine and cosine of the centre second at geometrically spaced periods."""
-        half = self.in_dim // 2
-        ratio = torch.linspace(0, 1, max(half, 1), device=span.device)
-        period = self.shortest * torch.exp(ratio * math.log(self.longest / self.shortest))  # (D/2,)
-        angle = span.float().mean(-1, keepdim=True) * (2 * math.pi / period)  # (B, T, D/2)
-        wave = torch.cat([angle.sin(), angle.cos()], dim=-1)
-        return self.scale * nn.functional.pad(wave, (0, self.in_dim - wave.shape[-1]))  # (B, T, D)
+        """``(B, T, D)``: of the centre second of each step."""
+        return self.scale * sinusoids(span.mean(-1), self.in_dim, self.shortest, self.longest)
