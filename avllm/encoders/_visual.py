@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 from transformers import PretrainedConfig
@@ -102,6 +103,11 @@ def pair(value: Any) -> tuple[int, int]:
     return int(value), int(value)
 
 
+def average_onto(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps ``(U, D, H, W)`` -> ``(U, P, D)``, averaged onto P = rows x columns tokens, row by row."""
+    return adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2)
+
+
 def checkpoint_resize(found: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """The resizing of a ``preprocessor_config.json``, in its old forms (bare numbers) too, so that ``size`` comes out.
 
@@ -126,9 +132,10 @@ class VisualBackbone(Backbone):
             tokens, then the grid) or ``pooled`` (the backbone's own pooled vector, one; last layer only).
         image_size: side in pixels that frames are brought to; None takes the checkpoint's. Another size than that of
             the position embedding interpolates it.
+        side: average the grid onto ``side`` x ``side`` tokens; None keeps the backbone's own. ``patch`` only.
 
     Raises:
-        ValueError: a feature that the family does not have.
+        ValueError: a feature that the family does not have; a side finer than the grid, or with another feature.
     """
 
     stream = "video"
@@ -144,12 +151,15 @@ class VisualBackbone(Backbone):
         layers: list[int] | None = None,
         feature: str | None = None,
         image_size: int | None = None,
+        side: int | None = None,
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(config, layers=layers, preprocessing=preprocessing)
         self.feature = feature or self.default_feature
         self.asked_size = image_size
+        self.side = side
         self._check_feature()
+        self._check_side()
 
     def _check_feature(self) -> None:
         if self.feature not in self.features:
@@ -161,9 +171,23 @@ class VisualBackbone(Backbone):
                 f"{type(self).__name__}: pooled exists for the last layer only; leave out layers={self.layers}"
             )
 
+    def _check_side(self) -> None:
+        if self.side is None:
+            return
+        if self.feature != "patch":
+            raise ValueError(
+                f'{type(self).__name__}: side={self.side} averages the grid, which feature="patch" alone gives; '
+                f"feature is {self.feature!r}. Leave one of the two out"
+            )
+        if not 1 <= self.side <= min(self.own_grid):
+            raise ValueError(
+                f"{type(self).__name__}: side={self.side}; expected 1 to {min(self.own_grid)}, as the backbone gives "
+                f"{self.own_grid[0]} x {self.own_grid[1]} tokens"
+            )
+
     def options(self) -> dict[str, Any]:
         """See :meth:`Backbone.options`."""
-        return {**super().options(), "feature": self.feature, "image_size": self.asked_size}
+        return {**super().options(), "feature": self.feature, "image_size": self.asked_size, "side": self.side}
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -182,12 +206,22 @@ class VisualBackbone(Backbone):
         same = self.image_size == pair(self.backbone_config.image_size)
         return {} if same else {"interpolate_pos_encoding": True}
 
+    @property
+    def own_grid(self) -> tuple[int, int]:
+        """(rows, columns) of tokens that the backbone gives, from the config alone."""
+        (height, width), (ph, pw) = self.image_size, pair(self.backbone_config.patch_size)
+        return height // ph, width // pw
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of tokens that are given out."""
+        return self.own_grid if self.side is None else (self.side, self.side)
+
     def tokens(self) -> int:
         """P, from the config alone."""
         if self.feature in ("cls", "pooled"):
             return 1
-        (height, width), (ph, pw) = self.image_size, pair(self.backbone_config.patch_size)
-        return (height // ph) * (width // pw) + (self.prefix_tokens if self.feature == "all" else 0)
+        return self.grid[0] * self.grid[1] + (self.prefix_tokens if self.feature == "all" else 0)
 
     def preprocessor(self) -> VisualPreprocessor:
         """The checkpoint's own preprocessing, or the family's."""
@@ -210,4 +244,6 @@ class VisualBackbone(Backbone):
             x = x[:, :1]
         elif self.feature == "patch":
             x = x[:, self.prefix_tokens :]
+        if self.side is not None:
+            x = average_onto(x.unflatten(1, self.own_grid).permute(0, 3, 1, 2), self.grid)
         return x[:, None]  # (U, 1, P, D)

@@ -6,10 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 from transformers import PretrainedConfig, PvtV2Config, PvtV2Model
 
-from avllm.encoders._visual import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, VisualBackbone
+from avllm.encoders._visual import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, VisualBackbone, average_onto
 
 
 class PVTv2(VisualBackbone):
@@ -20,7 +19,6 @@ class PVTv2(VisualBackbone):
 
     Args:
         config, options: see :class:`~avllm.encoders._visual.VisualBackbone`.
-        side: average the maps onto ``side`` x ``side`` tokens; None keeps the last map's own grid.
     """
 
     config_class = PvtV2Config
@@ -34,15 +32,10 @@ class PVTv2(VisualBackbone):
         "image_std": IMAGENET_STD,
     }
 
-    def __init__(self, config: PretrainedConfig | dict[str, Any], *, side: int | None = None, **options: Any) -> None:
+    def __init__(self, config: PretrainedConfig | dict[str, Any], **options: Any) -> None:
         super().__init__(config, **options)
-        self.side = side
         # Its convolutions are several times faster on CPUs in this order of memory; the numbers are the same.
         self.backbone.to(memory_format=torch.channels_last)
-
-    def options(self) -> dict[str, Any]:
-        """See :meth:`Backbone.options`."""
-        return {**super().options(), "side": self.side}
 
     @property
     def depth(self) -> int:
@@ -56,28 +49,17 @@ class PVTv2(VisualBackbone):
         return {n: int(sizes[i % (self.depth + 1)]) for n, i in zip(self.layer_names, self.layers, strict=True)}
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of tokens: the last map's, where each stage divides the sides by its stride, rounding up."""
-        if self.side is not None:
-            return self.side, self.side
+    def own_grid(self) -> tuple[int, int]:
+        """(rows, columns) of the last map: each stage divides the sides by its stride, rounding up."""
         height, width = self.image_size
         for stride in self.backbone_config.strides[: self.depth + 1]:
             height, width = -(-height // stride), -(-width // stride)
         return height, width
 
-    def options(self) -> dict[str, Any]:
-        """See :meth:`Backbone.options`."""
-        return {**super().options(), "side": self.side}
-
     def call_options(self) -> dict[str, Any]:
         """There are no position embeddings to interpolate: any size goes."""
         return {}
 
-    def tokens(self) -> int:
-        """P, from the config alone."""
-        return self.grid[0] * self.grid[1]
-
     def arrange(self, x: Tensor, out: Any) -> Tensor:
         """A stage's map ``(U, D, H, W)`` -> ``(U, 1, P, D)``."""
-        x = adaptive_avg_pool2d(x, self.grid)  # as it is, where it is the last
-        return x.flatten(2).transpose(1, 2)[:, None]  # (U, 1, P, D)
+        return average_onto(x, self.grid)[:, None]  # (U, 1, P, D)

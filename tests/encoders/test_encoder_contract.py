@@ -212,6 +212,26 @@ def test_another_picture_size_interpolates_the_positions(key):
     assert encode(encoder, [clip])[""].shape[2] == 36 + (key == "eva")
 
 
+@pytest.mark.parametrize("key", ["clip", "siglip", "eva", "dinov2", "pvt_v2"])
+def test_side_averages_the_grid(key):
+    clips = [build(key, feature="patch").preprocessor()(frames(2), 1.0)]
+    own = encode(build(key, feature="patch"), clips)[""]
+    encoder = build(key, feature="patch", side=2)
+    clips[0] = encoder.preprocessor()(frames(2), 1.0)
+    assert clips[0].mask.shape[1] == encoder.tokens() == 4
+    rows, columns = encoder.own_grid
+    blocks = own.unflatten(2, (2, rows // 2, 2, columns // 2)).mean((3, 5)).flatten(2, 3)
+    torch.testing.assert_close(encode(encoder, clips)[""], blocks)
+    assert family(key)(encoder.backbone_config, **encoder.options()).side == 2
+
+
+def test_a_side_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="expected 1 to 4"):
+        build("siglip", side=5)
+    with pytest.raises(ValueError, match="feature is 'pooled'"):
+        build("siglip", feature="pooled", side=2)
+
+
 def test_naflex_pictures_of_any_shape_share_a_batch():
     encoder = build("siglip2")
     clips = [encoder.preprocessor()(frames(1, h, w), 1.0) for h, w in ((30, 90), (64, 64), (90, 30))]
