@@ -23,7 +23,7 @@ from toy.rendering import render_clip
 from toy.scripting import SPLITS, script_split, split_sizes
 from tqdm import tqdm
 
-VERSION = 3  # raise it when the same settings give another world
+VERSION = 4  # raise it when the same settings give another world
 UNFINISHED = "unfinished.json"
 
 

@@ -80,21 +80,28 @@ def find_questions(batch: Batch) -> Questions:
 class AnswerMatch(Objective):
     """Match (clip, question) with the answer, among the distinct answers of the micro-batch.
 
-    Rows without a ``kind`` (captions) take no part. The clip is the mean of each stream's connector tokens; the
-    question scales what is read from it.
+    Rows without a ``kind`` (captions) take no part. The clip is read twice: the mean of each stream's connector tokens,
+    scaled by the question, tells what the whole clip tells; and the question attends to the single tokens, for what
+    only one of them tells.
 
     Args:
         model: an AVLLM; widths and stream names are read from it.
-        dim: width of the common space; hidden: width inside.
+        dim: width of the common space; hidden: width inside, a multiple of ``heads``.
+        heads: of the attention.
         temperature: at the start; learned.
     """
 
-    def __init__(self, model: Any, *, dim: int = 128, hidden: int = 512, temperature: float = 0.07) -> None:
+    def __init__(
+        self, model: Any, *, dim: int = 128, hidden: int = 512, heads: int = 4, temperature: float = 0.07
+    ) -> None:
         super().__init__(model)
         width = int(model.llm.get_input_embeddings().embedding_dim)
         self.streams: list[str] = list(model.connector.out_streams)
         self.read = nn.Sequential(nn.LayerNorm(width * len(self.streams)), nn.Linear(width * len(self.streams), hidden))
         self.steer = nn.Linear(width, hidden)
+        self.heads = heads
+        self.ask, self.token_norm = nn.Linear(width, hidden), nn.LayerNorm(width)
+        self.look_up = nn.Linear(width, 2 * hidden)  # keys and values
         self.asked_projection, self.answer_projection = nn.Linear(hidden, dim), nn.Linear(width, dim)
         self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
 
@@ -112,8 +119,9 @@ class AnswerMatch(Objective):
             batch.input_ids, torch.tensor(list(model.config.media_token_ids.values())).to(trained.device)
         )
         asked = _mean_by(words, questions.owner.masked_fill(trained | media, -1), len(questions.row))  # (n, D)
+        asked = F.layer_norm(asked, asked.shape[-1:])
         hidden = self.read(self._clips(streams, batch))[questions.row]  # (n, H)
-        hidden = F.gelu(hidden * (1 + self.steer(F.layer_norm(asked, asked.shape[-1:]))))
+        hidden = F.gelu(hidden * (1 + self.steer(asked))) + self._attend(asked, questions.row, streams, batch)
         asked = F.normalize(self.asked_projection(hidden).float(), dim=-1)  # (n, dim)
         scale = self.log_temperature.clamp(math.log(0.01), 0.0).neg().exp().squeeze()
         answers = self._answers(words, questions, trained)
@@ -135,10 +143,37 @@ class AnswerMatch(Objective):
         ]
         return torch.cat([p.float() for p in pooled], -1)
 
+    def _attend(self, asked: Tensor, row: Tensor, streams: dict[str, Tokens], batch: Batch) -> Tensor:
+        """``(n, H)``: what each question ``asked (n, D)`` finds in the connector's tokens of its row."""
+        if not streams:
+            return asked.new_zeros(len(asked), self.ask.out_features)
+        tokens, there = tokens_by_row(streams, batch.clip_row, batch.input_ids.shape[0])  # (R, M, D), (R, M)
+        keys, values = self.look_up(self.token_norm(tokens)).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        query = self.ask(asked).unflatten(-1, (self.heads, -1))  # (n, heads, H / heads)
+        scores = torch.einsum("nhd,nmhd->nhm", query, keys[row]).float() / query.shape[-1] ** 0.5
+        scores = scores.masked_fill(~there[row][:, None], -1e9)
+        return torch.einsum("nhm,nmhd->nhd", scores.softmax(-1).to(values.dtype), values[row]).flatten(1)
+
     def _answers(self, words: Tensor, questions: Questions, trained: Tensor) -> Tensor:
         """``(m, dim)`` unit vectors of the distinct answers: the mean of their words, projected."""
         each = _mean_by(words, questions.owner.masked_fill(~trained, -1), len(questions.row))  # (n, D)
         return F.normalize(self.answer_projection(each[questions.first]).float(), dim=-1)
+
+
+def tokens_by_row(streams: dict[str, Tokens], clip_row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """All connector tokens of all clips of each row, ``(R, M, D)``, and which are real, ``(R, M)``.
+
+    Args:
+        streams: connector output of B clips. clip_row: ``(B,)`` the row of each clip. rows: R.
+    """
+    flat = [tokens.flat() for tokens in streams.values()]
+    x, mask = torch.cat([f[0] for f in flat], 1), torch.cat([f[1] for f in flat], 1)  # (B, N, D), (B, N)
+    same = clip_row[:, None] == clip_row[None]  # (B, B)
+    place = same.tril(-1).sum(1)  # (B,) clips of the same row before this one
+    most = int(place.max()) + 1 if len(place) else 1
+    out = x.new_zeros(rows, most, *x.shape[1:])
+    real = mask.new_zeros(rows, most, mask.shape[1])
+    return out.index_put((clip_row, place), x).flatten(1, 2), real.index_put((clip_row, place), mask).flatten(1, 2)
 
 
 def _mean_by(x: Tensor, owner: Tensor, count: int) -> Tensor:

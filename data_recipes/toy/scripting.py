@@ -25,10 +25,8 @@ KINDS = {"tone": 0.21, "chirp": 0.21, "noise": 0.21, "pulse": 0.37}  # pulse tra
 PITCHES = {"low": 220.0, "middle": 660.0, "high": 2000.0}  # Hz
 TIMBRES = ("sine", "square", "saw")
 PULSES = (2, 3, 4, 5)
-UNSEEN_THINGS = {
-    ("circle", "red"), ("square", "green"), ("triangle", "blue"),
-    ("cross", "yellow"), ("ring", "purple"), ("circle", "white"),
-}  # fmt: skip
+# one colour of each shape
+UNSEEN_THINGS = {("circle", "red"), ("square", "green"), ("triangle", "blue"), ("cross", "yellow"), ("ring", "purple")}
 # kind and pitch; pulse trains: kind and timbre, so that the pitches stay equally frequent in training
 UNSEEN_SOUNDS = {("tone", "high"), ("chirp", "low"), ("noise", "middle"), ("pulse", "square")}
 FORMS = {"av": 0.80, "mute": 0.055, "silent": 0.025, "wav": 0.06, "jpg": 0.06}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from avllm.adapters.base import sinusoids
 from avllm.adapters.clip_sum import ClipSum
 from avllm.adapters.sync_concat import SyncConcat
 from avllm.models.connector import Connector
@@ -50,7 +51,7 @@ def test_missing_in_the_batch_is_missing_in_the_clip() -> None:
 SPECS = [
     {"type": "temporal_pool", "stream": "video", "tokens": "mean"},
     {"type": "sync_concat", "streams": ["video", "audio"], "to": "av", "seconds": 0.125},
-    {"type": "clip_sum", "stream": "av", "num_tokens": 3, "dim": 8},
+    {"type": "clip_sum", "stream": "av", "num_tokens": 2, "moments": 1, "dim": 8},
     {"type": "linear", "stream": "av"},
     {"type": "linear", "stream": "video"},
     {"type": "linear", "stream": "audio"},
@@ -82,6 +83,27 @@ def test_a_sum_counts() -> None:
     torch.testing.assert_close(adapter.adapt(twice).x, 2 * adapter.adapt(once).x)
     masked = Tokens(twice.x, twice.mask & (torch.arange(8) < 4)[None, :, None], twice.span)
     torch.testing.assert_close(adapter.adapt(masked).x, adapter.adapt(once).x)
+
+
+def test_a_moment_is_when_it_happens() -> None:
+    """What is detected in one step leaves the sinusoids of that step's second, whatever else the clip holds."""
+    adapter = ClipSum({"av": 4}, 4, stream="av", num_tokens=0, moments=1, dim=8, hidden=4)
+    found = stream([1.0], 0.125, 4)
+    tokens = Tokens(torch.zeros_like(found.x), found.mask, found.span)
+    tokens.x[0, 5, 0, 0] = 1.0  # after the norm this is the only step with anything in it
+    with torch.no_grad():
+        adapter.layers[1].weight.copy_(1e4 * torch.eye(4))
+        adapter.layers[1].bias.zero_()
+        adapter.detectors.weight.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+        adapter.detectors.bias.fill_(-50.0)
+        out = adapter.adapt(tokens)
+    expected = sinusoids(torch.tensor(5.5 * 0.125), 8, 0.25, 20.0)
+    torch.testing.assert_close(out.x[0, 0, 0], expected)
+
+
+def test_nothing_to_sum_is_an_error() -> None:
+    with pytest.raises(ValueError, match="num_tokens 0 and moments 0"):
+        ClipSum({"av": 4}, 4, stream="av", num_tokens=0)
 
 
 def test_an_absent_clip_is_masked() -> None:

@@ -198,3 +198,12 @@ def test_a_swap_without_a_partner_is_an_error(loaded: Loaded, questions: Path, t
     first.write_text("".join(questions.read_text().splitlines(keepends=True)[:2]))
     with pytest.raises(ValueError, match="another file"):
         evaluate(*loaded, first, swap="audio", max_new_tokens=2)
+
+
+def test_precision_is_part_of_what_a_cache_holds(loaded: Loaded, questions: Path, tmp_path: Path) -> None:
+    plain = evaluate(*loaded, questions, max_new_tokens=6, precision="bf16")
+    for precision in ("fp32", "bf16", "bf16"):
+        cached = evaluate(*loaded, questions, max_new_tokens=6, precision=precision, cache=tmp_path / "cache")
+    assert answers(cached) == answers(plain)
+    with pytest.raises(ValueError, match="precision is 'fp16'.*'bf16'"):
+        evaluate(*loaded, questions, precision="fp16")

@@ -15,7 +15,8 @@ from avllm.data.manifest import read_manifest
 from avllm.data.packing import pack_rows
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
-from avllm.objectives.answer_match import AnswerMatch, find_questions, match_loss
+from avllm.objectives.answer_match import AnswerMatch, find_questions, match_loss, tokens_by_row
+from avllm.tokens import Tokens
 
 
 def test_loss_by_hand() -> None:
@@ -92,3 +93,15 @@ def test_the_gradient_reaches_the_connector(parts: tuple[AVLLM, AVProcessor], wo
     loss.backward()
     assert all(float(p.grad.abs().sum()) > 0 for p in model.connector.parameters())
     assert all(p.grad is not None for p in objective.parameters())
+
+
+def test_tokens_of_several_clips_stand_in_their_row() -> None:
+    span = torch.zeros(3, 1, 2)
+    video = Tokens(
+        torch.arange(6.0).view(3, 1, 2, 1), torch.tensor([[[True, True]], [[True, False]], [[True, True]]]), span
+    )
+    audio = Tokens(10 + torch.arange(3.0).view(3, 1, 1, 1), torch.ones(3, 1, 1, dtype=torch.bool), span)
+    x, there = tokens_by_row({"video": video, "audio": audio}, torch.tensor([1, 0, 1]), 3)
+    assert x[0][there[0]].flatten().tolist() == [2.0, 11.0]
+    assert x[1][there[1]].flatten().tolist() == [0.0, 1.0, 10.0, 4.0, 5.0, 12.0]
+    assert not there[2].any(), "a row of text alone has none"
