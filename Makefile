@@ -1,7 +1,7 @@
 .PHONY: check lint types test format
 BIN := .venv/bin
 
-check: lint types test  ## what CI runs before the quickstart
+check: lint types test  ## what has to pass before a commit
 
 lint:
 	$(BIN)/ruff check .

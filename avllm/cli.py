@@ -10,7 +10,7 @@ import typer
 
 app = typer.Typer(
     name="avllm",
-    help="Make a language model see and hear: ask, evaluate, look at data, parts and checkpoints.",
+    help="Make a language model see and hear: ask, evaluate, look at parts and checkpoints.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
