@@ -53,7 +53,7 @@ SORTS = (
         ["circle", "square", "triangle", "cross", "ring"],
         "star heart moon arrow oval cube cone leaf fish tree house boat".split(),  # noqa: SIM905
     ),
-    (["low", "middle", "high"], ["deep", "shrill", "soft", "sharp", "dull", "bright"]),
+    (["deep", "low", "middle", "high", "shrill"], "soft sharp dull bright flat round thin full hollow".split()),  # noqa: SIM905
 )
 
 
