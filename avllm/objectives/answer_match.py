@@ -88,11 +88,21 @@ class AnswerMatch(Objective):
         model: an AVLLM; widths and stream names are read from it.
         dim: width of the common space; hidden: width inside, a multiple of ``heads``.
         heads: of the attention.
+        words: weight of a second reading, in the LLM's own space of words: the question's words look up the tokens that
+            are like them, and the answer's words are to be like what was found. So a token comes to stand where the sum
+            of the words for what it tells stands, which a frozen LLM can read. 0 leaves it out.
         temperature: at the start; learned.
     """
 
     def __init__(
-        self, model: Any, *, dim: int = 128, hidden: int = 512, heads: int = 4, temperature: float = 0.07
+        self,
+        model: Any,
+        *,
+        dim: int = 128,
+        hidden: int = 512,
+        heads: int = 4,
+        words: float = 0.0,
+        temperature: float = 0.07,
     ) -> None:
         super().__init__(model)
         width = int(model.llm.get_input_embeddings().embedding_dim)
@@ -104,6 +114,11 @@ class AnswerMatch(Objective):
         self.look_up = nn.Linear(width, 2 * hidden)  # keys and values
         self.asked_projection, self.answer_projection = nn.Linear(hidden, dim), nn.Linear(width, dim)
         self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
+        self.words = words
+        if words:
+            self.nothing = nn.Parameter(torch.randn(2, width) * width**-0.5)  # what is found where nothing is like it
+            self.gate = nn.Linear(width, width)
+            self.log_sharpness = nn.Parameter(torch.tensor([math.log(10.0)]))
 
     def weight(self, batch: Batch) -> float:
         """The number of questions."""
@@ -119,14 +134,41 @@ class AnswerMatch(Objective):
             batch.input_ids, torch.tensor(list(model.config.media_token_ids.values())).to(trained.device)
         )
         asked = _mean_by(words, questions.owner.masked_fill(trained | media, -1), len(questions.row))  # (n, D)
-        asked = F.layer_norm(asked, asked.shape[-1:])
-        hidden = self.read(self._clips(streams, batch))[questions.row]  # (n, H)
-        hidden = F.gelu(hidden * (1 + self.steer(asked))) + self._attend(asked, questions.row, streams, batch)
-        asked = F.normalize(self.asked_projection(hidden).float(), dim=-1)  # (n, dim)
+        answers = _mean_by(words, questions.owner.masked_fill(~trained, -1), len(questions.row))[questions.first]
+        tokens = tokens_by_row(streams, batch.clip_row, batch.input_ids.shape[0]) if streams else None
         scale = self.log_temperature.clamp(math.log(0.01), 0.0).neg().exp().squeeze()
-        answers = self._answers(words, questions, trained)
-        loss, hits = match_loss(asked, answers, questions.answer, scale)
-        return loss, {"hits": hits}
+        told = self._tell(F.layer_norm(asked, asked.shape[-1:]), questions.row, self._clips(streams, batch), tokens)
+        loss, hits = match_loss(told, _unit(self.answer_projection(answers)), questions.answer, scale)
+        if not self.words or tokens is None:
+            return loss, {"hits": hits}
+        found = self._look_up(asked, *(t[questions.row] for t in tokens))
+        more, by_words = match_loss(found, _unit(answers), questions.answer, scale)
+        return loss + self.words * more, {"hits": hits, "hits_by_words": by_words}
+
+    def _tell(self, asked: Tensor, row: Tensor, clips: Tensor, tokens: tuple[Tensor, Tensor] | None) -> Tensor:
+        """``(n, dim)`` unit vectors: what the clips ``(R, streams * D)`` and their tokens say to each question."""
+        hidden = F.gelu(self.read(clips)[row] * (1 + self.steer(asked)))  # (n, H)
+        if tokens is not None:
+            hidden = hidden + self._attend(asked, *(t[row] for t in tokens))
+        return _unit(self.asked_projection(hidden))
+
+    def _attend(self, asked: Tensor, tokens: Tensor, there: Tensor) -> Tensor:
+        """``(n, H)``: what each question ``asked (n, D)`` finds in ``tokens (n, M, D)`` that are ``there (n, M)``."""
+        keys, values = self.look_up(self.token_norm(tokens)).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        query = self.ask(asked).unflatten(-1, (self.heads, -1))  # (n, heads, H / heads)
+        scores = torch.einsum("nhd,nmhd->nhm", query, keys).float() / query.shape[-1] ** 0.5
+        scores = scores.masked_fill(~there[:, None], -1e9)
+        return torch.einsum("nhm,nmhd->nhd", scores.softmax(-1).to(values.dtype), values).flatten(1)
+
+    def _look_up(self, asked: Tensor, tokens: Tensor, there: Tensor) -> Tensor:
+        """``(n, D)`` unit vectors: the tokens that are like the question's words, gated by the question."""
+        key, value = self.nothing.unbind()
+        keys = torch.cat([tokens, key.expand(len(tokens), 1, -1)], 1).float()  # (n, M + 1, D)
+        values = torch.cat([tokens, value.expand(len(tokens), 1, -1)], 1).float()
+        like = torch.einsum("nd,nmd->nm", _unit(asked), F.normalize(keys, dim=-1)) * self.log_sharpness.exp()
+        like = like.masked_fill(~F.pad(there, (0, 1), value=True), -1e9)
+        found = torch.einsum("nm,nmd->nd", like.softmax(-1), values)
+        return _unit(found * (1 + self.gate(F.layer_norm(asked, asked.shape[-1:])).float()))
 
     def _words(self, model: Any, batch: Batch) -> Tensor:
         table = model.llm.get_input_embeddings()
@@ -143,21 +185,9 @@ class AnswerMatch(Objective):
         ]
         return torch.cat([p.float() for p in pooled], -1)
 
-    def _attend(self, asked: Tensor, row: Tensor, streams: dict[str, Tokens], batch: Batch) -> Tensor:
-        """``(n, H)``: what each question ``asked (n, D)`` finds in the connector's tokens of its row."""
-        if not streams:
-            return asked.new_zeros(len(asked), self.ask.out_features)
-        tokens, there = tokens_by_row(streams, batch.clip_row, batch.input_ids.shape[0])  # (R, M, D), (R, M)
-        keys, values = self.look_up(self.token_norm(tokens)).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        query = self.ask(asked).unflatten(-1, (self.heads, -1))  # (n, heads, H / heads)
-        scores = torch.einsum("nhd,nmhd->nhm", query, keys[row]).float() / query.shape[-1] ** 0.5
-        scores = scores.masked_fill(~there[row][:, None], -1e9)
-        return torch.einsum("nhm,nmhd->nhd", scores.softmax(-1).to(values.dtype), values[row]).flatten(1)
 
-    def _answers(self, words: Tensor, questions: Questions, trained: Tensor) -> Tensor:
-        """``(m, dim)`` unit vectors of the distinct answers: the mean of their words, projected."""
-        each = _mean_by(words, questions.owner.masked_fill(~trained, -1), len(questions.row))  # (n, D)
-        return F.normalize(self.answer_projection(each[questions.first]).float(), dim=-1)
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=-1)
 
 
 def tokens_by_row(streams: dict[str, Tokens], clip_row: Tensor, rows: int) -> tuple[Tensor, Tensor]:

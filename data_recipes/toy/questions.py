@@ -56,6 +56,10 @@ WORDINGS: dict[str, list[str]] = {
         "Give the second at which the moving thing appears.",
     ],
 }  # fmt: skip
+# wordings a clip, in training only, of the kinds that fewest clips allow
+REPEATS = {
+    "seen.bounces": 2, "heard.pulses": 2, "both.first": 2, "both.sync": 2, "both.silent": 2, "when.thing": 2,
+}  # fmt: skip
 UNANSWERABLE_SHARE = 0.09  # of the answerable rows of each kind
 
 
@@ -133,8 +137,8 @@ def balance(rows: list[dict], unseen: bool, rng: np.random.Generator) -> list[di
     return kept
 
 
-def word(rows: list[dict], rng: np.random.Generator) -> list[dict]:
-    """Deal the wordings out evenly within each (cell, answer)."""
+def word(rows: list[dict], repeats: int, rng: np.random.Generator) -> list[dict]:
+    """Deal the wordings out evenly within each (cell, answer); `repeats` different wordings a row."""
     groups = defaultdict(list)
     for row in rows:
         groups[(row["cell"], row["answer"] if row["kind"] in CHOICES else "")].append(row)
@@ -142,7 +146,7 @@ def word(rows: list[dict], rng: np.random.Generator) -> list[dict]:
     for key in sorted(groups, key=str):
         offset = int(rng.integers(3))
         for i, j in enumerate(rng.permutation(len(groups[key]))):
-            worded.append({**groups[key][j], "wording": (i + offset) % 3})
+            worded += [{**groups[key][j], "wording": (i + offset + k) % 3} for k in range(repeats)]
     return worded
 
 
@@ -181,7 +185,7 @@ def question_rows(clips: list[dict], split: str, seed: int) -> list[dict]:
     for kind in WORDINGS:
         rng = np.random.default_rng([seed, SPLITS.index(split), 4, zlib.crc32(kind.encode())])
         kept = balance(candidates[kind], split == "unseen", rng)
-        kept = word(kept, rng)
+        kept = word(kept, REPEATS.get(kind, 1) if split == "train" else 1, rng)
         rows += kept + refusals(kind, round(UNANSWERABLE_SHARE * len(kept)), clips, rng)
     rng = np.random.default_rng([seed, SPLITS.index(split), 5])
     rows = [rows[i] for i in rng.permutation(len(rows))]
