@@ -28,7 +28,7 @@ from avllm.encoders.whisper import Whisper
 
 STEPS, STEP = 300, 0.02  # a window of 6 s, the longest clip, in Whisper's steps
 KINDS = ("none", "tone", "chirp", "noise", "pulse")
-PITCHES = ("none", "low", "middle", "high")
+PITCHES = ("none", "deep", "low", "middle", "high", "shrill")
 TIMBRES = ("none", "sine", "square", "saw")
 CLICK, RECENT_CLICK, PULSE = range(3)  # places in the yes-or-no labels
 MOST_PULSES = 5
