@@ -18,9 +18,9 @@ import math
 import random
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ TEMPLATE = (
 PIECES = Regex(r"\.\d|▁?\d|▁?[A-Za-z]+|▁?[^\s\w▁]|▁")
 NEEDS = {"seen": "video", "heard": "audio", "both": "both"}
 REFUSAL = "unanswerable"
-FORMS = ("whole", "places", "facts")  # of the logs, step by step
+FORMS = ("whole", "places", "mixed")  # of the logs, step by step
 # The world's words of a sort, and words of that sort for things that the world does not have.
 SORTS = (
     (
@@ -81,10 +81,10 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 @dataclass
 class Clip:
-    """A training clip as text: its log, its caption, and its questions with what they ask about."""
+    """A training clip as text: its log, its facts by kind, its caption, and its questions with what they ask about."""
 
     log: dict[str, list[list[str]]]
-    facts: Callable[[Iterable[str]], list[list[str]]]
+    facts: dict[str, list[str]]
     caption: str
     questions: dict[tuple[str, str | None], list[tuple[str, str]]]  # by kind and thing asked about: question, answer
 
@@ -104,7 +104,7 @@ def read_clips(world: Path, split: str) -> list[Clip]:
     return [
         Clip(
             entries(s),
-            partial(facts, s),
+            facts(s),
             captions.get(s["id"], ""),
             questions[s["id"]],
         )
@@ -157,7 +157,7 @@ class Writer:
 
         Args:
             clip: to write about. draw: random numbers.
-            form: ``whole``; ``facts``, without the entries in time; ``places``, for the questions on those alone.
+            form: ``whole``, or ``places``, for the questions on those alone.
         """
         kept = dict(clip.log)
         for stream in ("video", "audio"):
@@ -189,10 +189,29 @@ class Writer:
 
     def begin(self, clip: Clip, kept: dict[str, list[list[str]]], form: str) -> Sequence:
         """The log alone, of the streams that are kept."""
-        words = [] if form == "places" else clip.facts(kept)
-        words = words + kept.get("grid", []) + (interleave(kept) if form == "whole" else [])
+        words = [fact for kind, fact in clip.facts.items() if answerable(kind, kept)] if form == "whole" else []
+        return self.start(words + kept.get("grid", []) + (interleave(kept) if form == "whole" else []))
+
+    def start(self, words: list[list[str]]) -> Sequence:
+        """A log of these entries, and nothing said about it yet."""
         bags = [[self.user], *map(self.bag, words)]
         return Sequence(bags, [-100] * len(bags), [0] * len(bags), list(range(len(bags))))
+
+    def mix(self, clips: dict[str, list[Clip]], draw: random.Random) -> Sequence:
+        """Facts of many clips, one of each kind, with their questions: the kinds that few clips have come in each log.
+
+        Args:
+            clips: those that are asked each kind. draw: random numbers.
+        """
+        missing = draw.choice([(), (), (), (), (), (), ("audio",), ("video",)])
+        kept = dict.fromkeys(s for s in ("video", "audio") if s not in missing)
+        about = {kind: draw.choice(others) for kind, others in clips.items()}
+        told = [clip.facts[kind] for kind, clip in about.items() if answerable(kind, kept)]
+        out = self.start(draw.sample(told, len(told)))
+        for kind, clip in draw.sample(sorted(about.items(), key=itemgetter(0)), len(about)):
+            question, answer = draw.choice(clip.questions[(kind, None)])
+            self.add(out, self.ids(question), self.ids(answer if answerable(kind, kept) else REFUSAL))
+        return self.rename(out, draw)
 
     def bag(self, words: list[str]) -> list[int]:
         """The last token of each word (all are one token)."""
@@ -215,7 +234,7 @@ def interleave(log: dict[str, list[list[str]]]) -> list[list[str]]:
     return [log[s][i] for i in range(steps) for s in ("video", "audio") if s in log and i < len(log[s])]
 
 
-def answerable(kind: str, log: dict[str, list[list[str]]]) -> bool:
+def answerable(kind: str, log: Collection[str]) -> bool:
     """Whether the streams that a kind of question asks about are there."""
     if kind.startswith("when"):
         return ("audio" if kind == "when.sound" else "video") in log
@@ -301,12 +320,20 @@ def train(llm: LlamaForCausalLM, writer: Writer, clips: list[Clip], *, steps: in
     """Warm-up and cosine, bfloat16 in the matrix products."""
     draw, optimizers = random.Random(0), build_optimizers(llm, lr)
     crowded = [clip for clip in clips if any(slot and len(clip.log) > 1 for _, slot in clip.questions)]
+    asked: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        for kind, slot in clip.questions:
+            if not slot and kind in clip.facts:
+                asked[kind].append(clip)
     for step in track(range(steps), "learning to read"):
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = group["peak"] * min((step + 1) / 40, 0.5 * (1 + math.cos(math.pi * step / steps)))
         form = FORMS[step % len(FORMS)]
-        chosen = draw.sample(crowded, 3 * batch) if form == "places" else draw.sample(clips, batch)
-        rows = pad([writer.write(clip, draw, form) for clip in chosen])
+        if form == "mixed":
+            rows = pad([writer.mix(asked, draw) for _ in range(2 * batch)])
+        else:
+            chosen = draw.sample(crowded, 3 * batch) if form == "places" else draw.sample(clips, batch)
+            rows = pad([writer.write(clip, draw, form) for clip in chosen])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss, _ = loss_of(llm, rows)
         llm.zero_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 SECONDS = 0.25  # of a log's entry
@@ -77,34 +76,32 @@ def heard(script: dict[str, Any], start: float) -> list[str]:
     return words + clock(start, [*(s["start"] for s in sounds), *script["clicks"], *(s["end"] for s in sounds)])
 
 
-def facts(script: dict[str, Any], streams: Iterable[str]) -> list[list[str]]:
-    """The whole clip, one entry a fact."""
-    found = []
-    if "video" in streams:
-        found += facts_seen(script)
-    if "audio" in streams:
-        found.append(["clicks", str(len(script["clicks"]))])
-        for sound in script["sounds"]:
-            found += [["sound", "kind", sound["kind"]], ["sound", "pitch", sound["pitch"]]]
-            found.append(["sound", "start", "second", *clock(sound["start"], [])])
-            found += [["pulses", str(len(sound["pulses"]))]] if sound["kind"] == "pulse" else []
-    if "video" in streams and "audio" in streams:
-        bounces, clicks = set(script["events"]["bounces"]), set(script["clicks"])
-        found.append(["silent", "bounces", "click", str(len(bounces - clicks)), "no" if bounces - clicks else "yes"])
-        if script["sounds"] and script["objects"]:
+def facts(script: dict[str, Any]) -> dict[str, list[str]]:
+    """The whole clip, one entry a fact, by the kind of question that it answers."""
+    found = facts_seen(script) if script["objects"] else {}
+    for sound in script["sounds"]:
+        found |= {"heard.kind": ["sound", "kind", sound["kind"]], "heard.pitch": ["sound", "pitch", sound["pitch"]]}
+        found["when.sound"] = ["sound", "start", "second", *clock(sound["start"], [])]
+        found |= {"heard.pulses": ["pulses", str(len(sound["pulses"]))]} if sound["kind"] == "pulse" else {}
+    if script["form"] == "av":
+        silent = len(set(script["events"]["bounces"]) - set(script["clicks"]))
+        found["both.silent"] = ["silent", "bounces", str(silent)]
+        found["both.sync"] = ["click", "each", "bounce", "no" if silent else "yes"]
+        if script["sounds"]:
             early = script["sounds"][0]["start"] < script["events"]["appears"]
-            found.append(["first", "sound" if early else "thing"])
+            found["both.first"] = ["first", "sound" if early else "thing"]
     return found
 
 
-def facts_seen(script: dict[str, Any]) -> list[list[str]]:
+def facts_seen(script: dict[str, Any]) -> dict[str, list[str]]:
     """What the picture tells."""
     things, events = script["objects"], script["events"]
-    found = [["things", "number", str(len(things))], ["bounces", "bounce", str(len(events["bounces"]))]]
+    found = {"seen.number": ["things", "number", str(len(things))]}
+    found["seen.bounces"] = ["bounces", "bounce", str(len(events["bounces"]))]
     if len(things) == 1:
-        found += [["thing", key, things[0][key]] for key in ("colour", "shape", "size")]
+        found |= {f"seen.{key}": ["thing", key, things[0][key]] for key in ("colour", "shape", "size")}
     if script["direction"]:
-        found.append(["moving", "thing", "way", "direction", script["direction"]])
+        found["seen.direction"] = ["moving", "thing", "way", "direction", script["direction"]]
     if events["appears"]:
-        found.append(["moving", "thing", "appear", "second", *clock(events["appears"], [])])
+        found["when.thing"] = ["moving", "thing", "appear", "second", *clock(events["appears"], [])]
     return found
