@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from toy_language.batches import Padded, Sequence, pad, visible
 from toy_language.logs import LOG_WORDS, entries, facts
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -116,21 +117,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-@dataclass
-class Sequence:
-    """A log and what is said about it, blind to one another.
-
-    Attributes:
-        bags: one list of token ids a position. labels: the id that is to come next, or -100. parts: 0 for the log,
-            k for the k-th text behind it.
-    """
-
-    bags: list[list[int]]
-    labels: list[int]
-    parts: list[int]
-    positions: list[int]
 
 
 class Writer:
@@ -245,47 +231,6 @@ def answerable(kind: str, log: Collection[str]) -> bool:
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Padded:
-    """Sequences of one length.
-
-    Attributes:
-        words: ids of all positions' bags, one after the other; starts: ``(R * L,)`` where each position's bag begins.
-        labels, parts (-1 = padding), positions: ``(R, L)``.
-    """
-
-    words: Tensor
-    starts: Tensor
-    labels: Tensor
-    parts: Tensor
-    positions: Tensor
-
-
-def pad(sequences: list[Sequence]) -> Padded:
-    """Sequences side by side."""
-    length = max(len(s.bags) for s in sequences)
-    bags = [bag for s in sequences for bag in s.bags + [[0]] * (length - len(s.bags))]
-    starts = torch.tensor([0, *(len(b) for b in bags[:-1])]).cumsum(0)
-
-    def side_by_side(rows: list[list[int]], fill: int) -> Tensor:
-        return torch.tensor([row + [fill] * (length - len(row)) for row in rows])
-
-    return Padded(
-        torch.tensor([word for bag in bags for word in bag]),
-        starts,
-        side_by_side([s.labels for s in sequences], -100),
-        side_by_side([s.parts for s in sequences], -1),
-        side_by_side([s.positions for s in sequences], 0),
-    )
-
-
-def visible(parts: Tensor) -> Tensor:
-    """Which position sees which, ``(R, 1, L, L)`` additive: causal, the log and the own text."""
-    same = (parts[:, :, None] == parts[:, None]) | (parts[:, None] == 0)
-    allowed = same & torch.ones(parts.shape[1], parts.shape[1], dtype=torch.bool).tril()
-    return torch.zeros(allowed.shape).masked_fill(~allowed, -1e9)[:, None]
-
-
 def embed(llm: LlamaForCausalLM, batch: Padded) -> Tensor:
     """``(R, L, D)``: the sum of each position's words."""
     words = F.embedding_bag(batch.words, llm.get_input_embeddings().weight, batch.starts, mode="sum")  # (R * L, D)
@@ -382,7 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=420)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--questions", type=int, default=10, help="behind one log")
     parser.add_argument("--lr", type=float, default=4e-3)
