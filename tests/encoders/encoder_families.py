@@ -79,6 +79,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "hidden_size": 64,
         "num_hidden_layers": 3,
     },
+    "mel_conv": {
+        "num_mel_bins": 40,
+        "hidden_size": 32,
+        "kernel_sizes": [3, 3, 5, 5],
+        "strides": [1, 2, 1, 2],
+        "max_frames": 100,
+    },
     "wav2vec2": SPEECH,
     "hubert": {**SPEECH, "feat_extract_norm": "layer", "do_stable_layer_norm": True},
 }
@@ -121,7 +128,7 @@ def sound(seconds: float, rate: int, start: float = 0.0, seed: int = 0) -> Sound
 FOLDER = Path(avllm.encoders.__file__).parent
 KEYS = sorted(f.stem for f in FOLDER.glob("*.py") if not f.stem.startswith("_") and f.stem != "base")
 SPEECH_KEYS = ["wav2vec2", "hubert"]
-SOUNDS = ["whisper", "ast", "clap", *SPEECH_KEYS]
+SOUNDS = ["whisper", "ast", "clap", "mel_conv", *SPEECH_KEYS]
 
 
 def family(key: str) -> type[Encoder]:

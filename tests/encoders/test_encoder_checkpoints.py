@@ -49,6 +49,8 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from avllm.encoders.mel_conv import MelConvConfig, MelConvModel
+
 torch.set_num_threads(1)
 TEXT = {
     "hidden_size": 16,
@@ -132,6 +134,7 @@ CASES = [
     ("ast", ASTForAudioClassification, lambda: ASTConfig(**CONFIGS["ast"]), "audio_spectrogram_transformer"),
     ("clap", ClapAudioModel, lambda: clap().audio_config, ""),
     ("clap", ClapModel, clap, "audio_model"),
+    ("mel_conv", MelConvModel, lambda: MelConvConfig(**CONFIGS["mel_conv"]), ""),
     ("wav2vec2", Wav2Vec2Model, lambda: speech(Wav2Vec2Config, "wav2vec2"), ""),
     ("wav2vec2", Wav2Vec2ForCTC, lambda: speech(Wav2Vec2Config, "wav2vec2"), "wav2vec2"),
     ("wav2vec2", Wav2Vec2ForPreTraining, lambda: speech(Wav2Vec2Config, "wav2vec2"), "wav2vec2"),

@@ -1,0 +1,155 @@
+"""Strided convolutions over the mel spectrogram, for sounds that are learned from few recordings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from avllm.encoders._audio import MelPreprocessor, window_steps
+from avllm.encoders._backbone import Backbone
+
+
+class MelConvConfig(PretrainedConfig):
+    """Shape of a :class:`MelConvModel`.
+
+    Args:
+        num_mel_bins: mel bands.
+        hidden_size: channels of every layer.
+        kernel_sizes, strides: of each layer, in steps of the one before; kernels are odd.
+        max_frames: mel frames of a window.
+        dropout: of the last layer's output.
+    """
+
+    model_type = "mel_conv"
+
+    def __init__(
+        self,
+        num_mel_bins: int = 64,
+        hidden_size: int = 96,
+        kernel_sizes: tuple[int, ...] | list[int] = (3, 3, 5, 5),
+        strides: tuple[int, ...] | list[int] = (1, 2, 2, 2),
+        max_frames: int = 256,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if len(kernel_sizes) != len(strides) or any(k % 2 == 0 for k in kernel_sizes):
+            raise ValueError(
+                f"mel_conv has kernel_sizes {list(kernel_sizes)} and strides {list(strides)}; expected lists of equal "
+                "length and odd kernels"
+            )
+        self.num_mel_bins, self.hidden_size = num_mel_bins, hidden_size
+        self.kernel_sizes, self.strides = list(kernel_sizes), list(strides)
+        self.max_frames, self.dropout = max_frames, dropout
+        super().__init__(**kwargs)
+
+
+class ConvLayer(nn.Module):
+    """``gelu(norm(conv(x)))``; the norm (GroupNorm, one group) is over the channels and steps of a window."""
+
+    def __init__(self, inside: int, outside: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(inside, outside, kernel, stride=stride, padding=kernel // 2)
+        self.norm = nn.GroupNorm(1, outside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(U, C, T)`` -> ``(U, D, ceil(T / stride))``."""
+        return F.gelu(self.norm(self.conv(x)))
+
+
+class MelConvModel(PreTrainedModel):
+    """Whisper's convolutional stem (arXiv:2212.04356) made deeper: a norm behind each convolution, no attention.
+
+    The spectrogram itself is normalised over the window first, so that a soft recording is heard as a loud one.
+    """
+
+    config_class = MelConvConfig
+    base_model_prefix = "mel_conv"
+    main_input_name = "input_features"
+
+    def __init__(self, config: MelConvConfig) -> None:
+        super().__init__(config)
+        self.norm = nn.GroupNorm(1, config.num_mel_bins)
+        widths = [config.num_mel_bins, *[config.hidden_size] * len(config.strides)]
+        shapes = zip(widths, widths[1:], config.kernel_sizes, config.strides, strict=False)
+        self.layers = nn.ModuleList(ConvLayer(*shape) for shape in shapes)
+        self.dropout = nn.Dropout(config.dropout)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Torch's own initialisation stays: there is a norm behind every convolution."""
+
+    def forward(self, input_features: Tensor, output_hidden_states: bool = False) -> BaseModelOutput:
+        """``(U, mels, frames)`` -> ``last_hidden_state`` and hidden states ``(U, T, D)``, each at its layer's rate."""
+        x, states = self.norm(input_features), []
+        for layer in self.layers:
+            x = layer(x)  # (U, D, T)
+            states.append(x.transpose(1, 2))
+        last = self.dropout(states[-1])
+        return BaseModelOutput(last_hidden_state=last, hidden_states=tuple(states) if output_hidden_states else None)
+
+
+AutoConfig.register(MelConvConfig.model_type, MelConvConfig, exist_ok=True)
+
+
+class MelConv(Backbone):
+    """Convolutions over Whisper's log-mel spectrogram: one token a step, a step for each product of the strides.
+
+    Earlier, finer layers are averaged onto the steps of the last. There are no released weights; it is for training
+    from scratch (see ``train/presets/esc10``).
+
+    Args:
+        config, layers, preprocessing: see :class:`~avllm.encoders._backbone.Backbone`.
+        window: seconds of sound in a window; None means ``max_frames``.
+    """
+
+    stream = "audio"
+    config_class = MelConvConfig
+    model_class = MelConvModel
+
+    def __init__(
+        self,
+        config: PretrainedConfig | dict[str, Any],
+        *,
+        layers: list[int] | None = None,
+        window: float | None = None,
+        preprocessing: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(config, layers=layers, preprocessing=preprocessing)
+        self.window = window
+        found = preprocessing or {}
+        self.rate, self.hop = int(found.get("sampling_rate", 16_000)), int(found.get("hop_length", 160))
+        self.stride = 1  # mel frames in a step
+        for stride in self.backbone_config.strides:
+            self.stride *= stride
+        most = int(self.backbone_config.max_frames) // self.stride
+        self.steps = window_steps(window, self.rate, self.stride * self.hop, most, "mel_conv")
+
+    @property
+    def depth(self) -> int:
+        """Layers behind the first."""
+        return len(self.backbone_config.strides) - 1
+
+    def options(self) -> dict[str, Any]:
+        """See :meth:`Backbone.options`."""
+        return {**super().options(), "window": self.window}
+
+    def preprocessor(self) -> MelPreprocessor:
+        """Whisper's log-mel; a window shorter than ``max_frames`` is not padded up to it."""
+        return MelPreprocessor(
+            rate=self.rate,
+            unit_samples=self.steps * self.stride * self.hop,
+            steps=self.steps,
+            tokens=1,
+            mels=int(self.backbone_config.num_mel_bins),
+            frames=self.steps * self.stride,
+            hop=self.hop,
+            n_fft=int((self.preprocessing or {}).get("n_fft", 400)),
+        )
+
+    def arrange(self, x: Tensor, out: Any) -> Tensor:
+        """One layer ``(U, T, D)`` -> ``(U, S, 1, D)``."""
+        return F.adaptive_avg_pool1d(x.transpose(1, 2), self.steps).transpose(1, 2)[:, :, None]
