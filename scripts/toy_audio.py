@@ -30,7 +30,8 @@ STEPS, STEP = 300, 0.02  # a window of 6 s, the longest clip, in Whisper's steps
 KINDS = ("none", "tone", "chirp", "noise", "pulse")
 PITCHES = ("none", "deep", "low", "middle", "high", "shrill")
 TIMBRES = ("none", "sine", "square", "saw")
-CLICK, RECENT_CLICK, PULSE = range(3)  # places in the yes-or-no labels
+CLICK, RECENT_CLICK, PULSE, STRIKE, BEGIN, END = range(6)  # places in the yes-or-no labels
+EVENTS = 6
 MOST_PULSES = 5
 IGNORE = -100
 
@@ -41,7 +42,7 @@ class Sounds:
 
     Attributes:
         mel: ``(N, mels, 2 * STEPS)``. classes: ``(N, STEPS, 4)`` long: kind, pitch, timbre and the number of pulses so
-            far, IGNORE behind the clip's end. events: ``(N, STEPS, 3)`` float 0 or 1. real: ``(N, STEPS)`` bool.
+            far, IGNORE behind the clip's end. events: ``(N, STEPS, 6)`` float 0 or 1. real: ``(N, STEPS)`` bool.
     """
 
     mel: Tensor
@@ -74,10 +75,10 @@ def read_sounds(world: Path, split: str, preprocess: Any) -> Sounds:
 
 
 def label_steps(script: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Classes ``(STEPS, 4)``, events ``(STEPS, 3)`` and which steps are real ``(STEPS,)`` of one clip."""
+    """Classes ``(STEPS, 4)``, events ``(STEPS, 6)`` and which steps are real ``(STEPS,)`` of one clip."""
     centre = (torch.arange(STEPS) + 0.5) * STEP
     real = centre < script["duration"]
-    classes, events = torch.zeros(STEPS, 4, dtype=torch.long), torch.zeros(STEPS, 3)
+    classes, events = torch.zeros(STEPS, 4, dtype=torch.long), torch.zeros(STEPS, EVENTS)
     for sound in script["sounds"]:
         on = (centre >= sound["start"]) & (centre < sound["end"])
         classes[on, 0] = KINDS.index(sound["kind"])
@@ -86,6 +87,9 @@ def label_steps(script: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         for pulse in sound["pulses"]:
             classes[centre >= pulse, 3] += 1
             events[(centre >= pulse) & (centre < pulse + 0.09), PULSE] = 1
+            events[(centre - pulse).abs() < 1.5 * STEP, STRIKE] = 1  # all of one width, so that a sum over steps counts
+        events[(centre - sound["start"]).abs() < 1.5 * STEP, BEGIN] = 1
+        events[(centre - sound["end"]).abs() < 1.5 * STEP, END] = 1
         classes[centre > sound["end"] + 0.5, 3] = 0
     for click in script["clicks"]:
         events[(centre - click).abs() < 1.5 * STEP, CLICK] = 1
@@ -101,11 +105,11 @@ class Listener(nn.Module):
 
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, nn.Linear(width, sum(self.SIZES) + 3)
+        self.encoder, self.head = encoder, nn.Linear(width, sum(self.SIZES) + EVENTS)
 
     def forward(self, mel: Tensor) -> tuple[list[Tensor], Tensor]:
-        """``(N, mels, 2 * STEPS)`` -> logits of each class ``(N, STEPS, size)`` and of the events ``(N, STEPS, 3)``."""
-        *classes, events = self.head(self.encoder(mel).last_hidden_state).float().split([*self.SIZES, 3], dim=-1)
+        """``(N, mels, 2 * STEPS)`` -> logits of each class ``(N, STEPS, size)`` and of the events ``(N, STEPS, 6)``."""
+        *classes, events = self.head(self.encoder(mel).last_hidden_state).float().split([*self.SIZES, EVENTS], dim=-1)
         return classes, events
 
     def loss(self, sounds: Sounds, rows: Tensor) -> Tensor:
@@ -114,9 +118,9 @@ class Listener(nn.Module):
         classes, events = self(mel)
         real = sounds.real[rows]
         total = sum(F.cross_entropy(x.flatten(0, 1), labels[..., i].flatten()) for i, x in enumerate(classes))
-        rare = torch.tensor([4.0, 2.0, 2.0])  # few steps are events
+        rare = torch.tensor([4.0, 2.0, 2.0, 4.0, 4.0, 4.0])  # few steps are events
         told = real & (labels[..., 0] != IGNORE)
-        return total + 4 * F.binary_cross_entropy_with_logits(events[told], sounds.events[rows][told], pos_weight=rare)
+        return total + 8 * F.binary_cross_entropy_with_logits(events[told], sounds.events[rows][told], pos_weight=rare)
 
 
 def disguise(mel: Tensor, labels: Tensor, share: float = 0.85) -> tuple[Tensor, Tensor]:
@@ -189,9 +193,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.out.is_dir():

@@ -95,7 +95,7 @@ def render_sound(sound: dict, rng: np.random.Generator) -> np.ndarray:
         noise = np.fft.irfft(spectrum * band, n)
         return fade * noise / max(1e-9, noise.std()) * 0.6
     if sound["kind"] == "chirp":
-        sweep = sound["sweep"] * np.linspace(-0.45, 0.45, n)  # octaves
+        sweep = sound["sweep"] * np.linspace(-0.65, 0.65, n)  # octaves
         return fade * oscillate(2 * np.pi * np.cumsum(f * 2.0**sweep) / RATE, sound["timbre"], f)
     wave_form = oscillate(2 * np.pi * f * t, sound["timbre"], f)
     if sound["kind"] == "tone":

@@ -22,7 +22,7 @@ COLOURS = {
 SIZES = {"small": 7.0, "big": 13.0}  # radius in pixels
 DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 1), "up": (1, -1)}  # axis, sign
 KINDS = {"tone": 0.185, "chirp": 0.185, "noise": 0.185, "pulse": 0.445}  # pulse trains have a question of their own
-PITCHES = {"deep": 150.0, "low": 310.0, "middle": 640.0, "high": 1320.0, "shrill": 2720.0}  # Hz
+PITCHES = {"deep": 280.0, "low": 540.0, "middle": 1040.0, "high": 2000.0, "shrill": 3850.0}  # Hz
 TIMBRES = ("sine", "square", "saw")
 PULSES = (2, 3, 4, 5)
 # each colour is kept from one shape, so that the colours stay equally frequent in training
@@ -30,8 +30,8 @@ UNSEEN_THINGS = {
     ("circle", "red"), ("square", "green"), ("triangle", "blue"),
     ("cross", "yellow"), ("ring", "purple"), ("circle", "white"),
 }  # fmt: skip
-# kind and pitch, between pitches that the kind is heard at; pulse trains, whose number is asked, kind and timbre
-UNSEEN_SOUNDS = {("tone", "middle"), ("chirp", "high"), ("noise", "low"), ("pulse", "square")}
+# of two kinds a pitch, between pitches that they are heard at; of two a timbre
+UNSEEN_SOUNDS = {("tone", "saw"), ("chirp", "high"), ("noise", "low"), ("pulse", "square")}
 FORMS = {"av": 0.80, "mute": 0.055, "silent": 0.025, "wav": 0.06, "jpg": 0.06}
 SUFFIX = {"av": "mp4", "mute": "mp4", "silent": "mp4", "wav": "wav", "jpg": "jpg"}
 PROGRAMS = {
