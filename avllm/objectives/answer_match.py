@@ -28,16 +28,22 @@ class Questions(NamedTuple):
     """The questions of a batch.
 
     Attributes:
-        row: ``(n,)`` the row of each question.
+        row, place: ``(n,)`` the row of each question, and which of the row's questions it is.
         owner: ``(R, L)`` the question that a token belongs to, -1 for none.
         answer: ``(n,)`` the number of its answer among the batch's distinct answers.
         first: ``(m,)`` the first question that has each distinct answer.
     """
 
     row: Tensor
+    place: Tensor
     owner: Tensor
     answer: Tensor
     first: Tensor
+
+    def by_row(self, x: Tensor, rows: int) -> Tensor:
+        """``(n, D)`` -> ``(rows, Q, D)``: the questions of each row side by side, zeros behind them."""
+        most = int(self.place.max()) + 1 if len(self.place) else 1
+        return x.new_zeros(rows, most, x.shape[-1]).index_put((self.row, self.place), x)
 
 
 def match_loss(asked: Tensor, answers: Tensor, own: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -57,6 +63,7 @@ def find_questions(batch: Batch) -> Questions:
     part = torch.zeros_like(batch.labels) if batch.segments is None else batch.segments[..., 1]
     owner = torch.full_like(batch.labels, -1)
     rows: list[int] = []
+    places: list[int] = []
     answers: list[int] = []
     first: list[int] = []
     numbers: dict[tuple[int, ...], int] = {}
@@ -72,9 +79,12 @@ def find_questions(batch: Batch) -> Questions:
                 numbers[key] = len(numbers)
                 first.append(len(rows))
             answers.append(numbers[key])
+            places.append(rows.count(r))
             rows.append(r)
-    row, answer, one = (torch.tensor(v, dtype=torch.long, device=owner.device) for v in (rows, answers, first))
-    return Questions(row, owner, answer, one)
+    row, place, answer, one = (
+        torch.tensor(v, dtype=torch.long, device=owner.device) for v in (rows, places, answers, first)
+    )
+    return Questions(row, place, owner, answer, one)
 
 
 class AnswerMatch(Objective):
@@ -137,37 +147,39 @@ class AnswerMatch(Objective):
         answers = _mean_by(words, questions.owner.masked_fill(~trained, -1), len(questions.row))[questions.first]
         tokens = tokens_by_row(streams, batch.clip_row, batch.input_ids.shape[0]) if streams else None
         scale = self.log_temperature.clamp(math.log(0.01), 0.0).neg().exp().squeeze()
-        told = self._tell(F.layer_norm(asked, asked.shape[-1:]), questions.row, self._clips(streams, batch), tokens)
+        told = self._tell(F.layer_norm(asked, asked.shape[-1:]), questions, self._clips(streams, batch), tokens)
         loss, hits = match_loss(told, _unit(self.answer_projection(answers)), questions.answer, scale)
         if not self.words or tokens is None:
             return loss, {"hits": hits}
-        found = self._look_up(asked, *(t[questions.row] for t in tokens))
+        found = self._look_up(asked, questions, *tokens)
         more, by_words = match_loss(found, _unit(answers), questions.answer, scale)
         return loss + self.words * more, {"hits": hits, "hits_by_words": by_words}
 
-    def _tell(self, asked: Tensor, row: Tensor, clips: Tensor, tokens: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _tell(self, asked: Tensor, questions: Questions, clips: Tensor, tokens: tuple[Tensor, Tensor] | None) -> Tensor:
         """``(n, dim)`` unit vectors: what the clips ``(R, streams * D)`` and their tokens say to each question."""
-        hidden = F.gelu(self.read(clips)[row] * (1 + self.steer(asked)))  # (n, H)
+        hidden = F.gelu(self.read(clips)[questions.row] * (1 + self.steer(asked)))  # (n, H)
         if tokens is not None:
-            hidden = hidden + self._attend(asked, *(t[row] for t in tokens))
+            hidden = hidden + self._attend(asked, questions, *tokens)
         return _unit(self.asked_projection(hidden))
 
-    def _attend(self, asked: Tensor, tokens: Tensor, there: Tensor) -> Tensor:
-        """``(n, H)``: what each question ``asked (n, D)`` finds in ``tokens (n, M, D)`` that are ``there (n, M)``."""
+    def _attend(self, asked: Tensor, questions: Questions, tokens: Tensor, there: Tensor) -> Tensor:
+        """``(n, H)``: what each question ``asked (n, D)`` finds in its row's tokens, of which some are ``there``."""
         keys, values = self.look_up(self.token_norm(tokens)).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        query = self.ask(asked).unflatten(-1, (self.heads, -1))  # (n, heads, H / heads)
-        scores = torch.einsum("nhd,nmhd->nhm", query, keys).float() / query.shape[-1] ** 0.5
-        scores = scores.masked_fill(~there[:, None], -1e9)
-        return torch.einsum("nhm,nmhd->nhd", scores.softmax(-1).to(values.dtype), values).flatten(1)
+        query = questions.by_row(self.ask(asked), len(tokens)).unflatten(-1, (self.heads, -1))  # (R, Q, heads, H')
+        scores = torch.einsum("rqhd,rmhd->rhqm", query, keys).float() / query.shape[-1] ** 0.5
+        scores = scores.masked_fill(~there[:, None, None], -1e9)
+        found = torch.einsum("rhqm,rmhd->rqhd", scores.softmax(-1).to(values.dtype), values).flatten(2)  # (R, Q, H)
+        return found[questions.row, questions.place]
 
-    def _look_up(self, asked: Tensor, tokens: Tensor, there: Tensor) -> Tensor:
+    def _look_up(self, asked: Tensor, questions: Questions, tokens: Tensor, there: Tensor) -> Tensor:
         """``(n, D)`` unit vectors: the tokens that are like the question's words, gated by the question."""
         key, value = self.nothing.unbind()
-        keys = torch.cat([tokens, key.expand(len(tokens), 1, -1)], 1).float()  # (n, M + 1, D)
+        keys = torch.cat([tokens, key.expand(len(tokens), 1, -1)], 1).float()  # (R, M + 1, D)
         values = torch.cat([tokens, value.expand(len(tokens), 1, -1)], 1).float()
-        like = torch.einsum("nd,nmd->nm", _unit(asked), F.normalize(keys, dim=-1)) * self.log_sharpness.exp()
-        like = like.masked_fill(~F.pad(there, (0, 1), value=True), -1e9)
-        found = torch.einsum("nm,nmd->nd", like.softmax(-1), values)
+        query = questions.by_row(_unit(asked), len(tokens))  # (R, Q, D)
+        like = torch.einsum("rqd,rmd->rqm", query, F.normalize(keys, dim=-1)) * self.log_sharpness.exp()
+        like = like.masked_fill(~F.pad(there, (0, 1), value=True)[:, None], -1e9)
+        found = torch.einsum("rqm,rmd->rqd", like.softmax(-1), values)[questions.row, questions.place]
         return _unit(found * (1 + self.gate(F.layer_norm(asked, asked.shape[-1:])).float()))
 
     def _words(self, model: Any, batch: Batch) -> Tensor:

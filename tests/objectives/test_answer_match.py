@@ -15,7 +15,7 @@ from avllm.data.manifest import read_manifest
 from avllm.data.packing import pack_rows
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
-from avllm.objectives.answer_match import AnswerMatch, find_questions, match_loss, tokens_by_row
+from avllm.objectives.answer_match import AnswerMatch, Questions, find_questions, match_loss, tokens_by_row
 from avllm.tokens import Tokens
 
 
@@ -105,3 +105,46 @@ def test_tokens_of_several_clips_stand_in_their_row() -> None:
     assert x[0][there[0]].flatten().tolist() == [2.0, 11.0]
     assert x[1][there[1]].flatten().tolist() == [0.0, 1.0, 10.0, 4.0, 5.0, 12.0]
     assert not there[2].any(), "a row of text alone has none"
+
+
+def test_a_token_that_is_the_sum_of_words_is_read(parts: tuple[AVLLM, AVProcessor]) -> None:
+    model, _ = parts
+    torch.manual_seed(2)
+    objective = AnswerMatch(model, dim=8, hidden=16, words=1.0)
+    width = objective.gate.in_features
+    question, answer, other = torch.randn(3, width)
+    tokens = torch.stack([question + answer, torch.randn(width), -question + other])[None].repeat(2, 1, 1)
+    there = torch.tensor(
+        [[True, True, True], [False, True, True]]
+    )  # the second row lacks the token that is asked about
+    asked = Questions(*(torch.tensor(v) for v in ([0, 1], [0, 0], [[0]], [0, 0], [0])))
+    with torch.no_grad():
+        objective.gate.weight.zero_()
+        objective.gate.bias.zero_()
+        objective.log_sharpness.fill_(5.0)
+        objective.nothing[0].copy_(question)  # where nothing else is like it, nothing is found
+        found = objective._look_up(question.expand(2, -1), asked, tokens, there)
+    nothing = torch.nn.functional.normalize(objective.nothing[1].detach(), dim=-1)
+    torch.testing.assert_close(found[1], nothing)
+    assert float(found[0] @ torch.nn.functional.normalize(answer, dim=-1)) > 0.3
+
+
+def test_the_second_reading_trains_the_connector(parts: tuple[AVLLM, AVProcessor], world: World) -> None:
+    model, processor = parts
+    batch = processor.collate(rows_of(processor, world.questions, 4))
+    objective = AnswerMatch(model, dim=8, hidden=16, words=1.0)
+    plain = AnswerMatch(model, dim=8, hidden=16)
+    plain.load_state_dict(objective.state_dict(), strict=False)
+    (loss, figures), (less, _) = objective(model, batch), plain(model, batch)
+    assert set(figures) == {"hits", "hits_by_words"}
+    assert float(loss.detach()) > float(less.detach())
+    (loss - less).backward()
+    assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.connector.parameters())
+
+
+def test_questions_stand_side_by_side_in_their_row() -> None:
+    questions = Questions(*(torch.tensor(v) for v in ([0, 0, 2], [0, 1, 0], [[0]], [0, 0, 0], [0])))
+    x = torch.arange(1.0, 4.0)[:, None]
+    side = questions.by_row(x, 3)
+    assert side.squeeze(-1).tolist() == [[1.0, 2.0], [0.0, 0.0], [3.0, 0.0]]
+    torch.testing.assert_close(side[questions.row, questions.place], x)

@@ -73,6 +73,20 @@ def test_torchrun_with_two_processes_is_one_with_twice_the_accumulation(world: W
     assert difference(weights(tmp_path / "two"), weights(one)) < 1e-6
 
 
+def test_stages_that_share_a_process_group_are_stages_by_themselves(world: World, tmp_path: Path) -> None:
+    first = settings(world, tmp_path / "align", "align")
+    second = settings(world, tmp_path / "caption", init=str(tmp_path / "align"), init_from_scratch=False)
+    del second["model"]
+    presets = [str(write_preset(tmp_path / f"{n}.yaml", s)) for n, s in (("align", first), ("caption", second))]
+    port, times = str(free_port()), tmp_path / "seconds.json"
+    command = ("torchrun", "--nproc_per_node", "2", "--master_port", port, "scripts/quickstart_train.py", str(times))
+    launch(*command, *presets)
+    assert set(json.loads(times.read_text())) == {"align", "caption"}
+    alone = run({**second, "output": str(tmp_path / "alone")}, ranks=2)
+    assert losses(tmp_path / "caption") == losses(alone)
+    assert difference(weights(tmp_path / "caption"), weights(alone)) == 0
+
+
 def test_contrastive_over_two_processes_is_contrastive_over_one(world: World, tmp_path: Path) -> None:
     found = {}
     for ranks, size in ((1, 4), (2, 2)):
