@@ -121,8 +121,8 @@ def test_a_token_that_is_the_sum_of_words_is_read(parts: tuple[AVLLM, AVProcesso
     with torch.no_grad():
         objective.gate.weight.zero_()
         objective.gate.bias.zero_()
-        objective.log_sharpness.fill_(5.0)
-        objective.nothing[0].copy_(question)  # where nothing else is like it, nothing is found
+        objective.log_sharpness.fill_(6.0)
+        objective.nothing[0].copy_(question + 2 * torch.randn(width))  # a little like it: where nothing else is
         found = objective._look_up(question.expand(2, -1), asked, tokens, there)
     nothing = torch.nn.functional.normalize(objective.nothing[1].detach(), dim=-1)
     torch.testing.assert_close(found[1], nothing)
