@@ -35,20 +35,22 @@ class TextSide(nn.Module):
     Args:
         model: an AVLLM, whose LLM gives the width.
         kind: ``llm`` (mean of the LLM's last hidden states over the answer, without its LoRA adapters),
-            ``llm_embeddings`` (mean of its input embeddings), or an HF text encoder's hub name or folder.
+            ``llm_embeddings`` (mean of its input embeddings), or an HF text encoder's hub name or folder. Of models of
+            two sides (CLIP, T5) the text side is taken.
     """
 
     def __init__(self, model: Any, kind: str) -> None:
         super().__init__()
         self.kind = kind
-        self.encoder: nn.Module | None = None
         self.dim = int(model.llm.get_input_embeddings().embedding_dim)
+        # In a tuple it is no submodule: no rule can make it train, no checkpoint holds it, DDP does not wait for it.
+        self._frozen: tuple[nn.Module, ...] = ()
         if kind not in ("llm", "llm_embeddings"):
-            from transformers import AutoModel, AutoTokenizer
+            from transformers import AutoTokenizer
 
             self.tokenizer = AutoTokenizer.from_pretrained(kind)
-            encoder = AutoModel.from_pretrained(kind)
-            self.encoder, self.dim = encoder.requires_grad_(False), int(encoder.config.hidden_size)
+            encoder, self.dim = load_text_encoder(kind)
+            self._frozen = (encoder,)
 
     @torch.no_grad()
     def forward(self, model: Any, batch: Batch, rows: Tensor | None = None) -> Tensor:
@@ -67,7 +69,7 @@ class TextSide(nn.Module):
 
     def _embed(self, model: Any, batch: Batch, rows: Tensor) -> Tensor:
         """``(n, dim)`` of the chosen rows."""
-        if self.encoder is not None:
+        if self._frozen:
             return self._by_encoder([t for t, keep in zip(batch.targets, rows.tolist(), strict=True) if keep], rows)
         ids, mask = answer_tokens(batch.labels[rows])  # (n, M)
         if self.kind == "llm_embeddings":
@@ -80,10 +82,28 @@ class TextSide(nn.Module):
 
     def _by_encoder(self, targets: list[list[str]], rows: Tensor) -> Tensor:
         texts = [" ".join(row) for row in targets]
-        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(rows.device)
-        assert self.encoder is not None
-        self.encoder.eval()
-        return masked_mean(self.encoder(**tokens).last_hidden_state, tokens["attention_mask"].bool())
+        encoder = self._frozen[0].to(rows.device)
+        longest = min(self.tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", 512))
+        options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
+        tokens = self.tokenizer(texts, **options).to(rows.device)
+        return masked_mean(encoder(**tokens).last_hidden_state, tokens["attention_mask"].bool())
+
+
+def load_text_encoder(name: str) -> tuple[nn.Module, int]:
+    """A frozen text encoder by hub name or folder, in eval mode, and its width.
+
+    Raises:
+        OSError: the name is neither a folder nor on the hub. ValueError: a model without a text side.
+    """
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(name)
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    model = getattr(model, "text_model", model)
+    if model.get_input_embeddings() is None or not hasattr(model.config, "vocab_size"):
+        raise ValueError(f"text: {name} is a {type(model).__name__}, which reads no text; expected a text encoder")
+    return model.requires_grad_(False).eval(), int(model.config.hidden_size)
 
 
 def _has_lora(llm: nn.Module) -> bool:
