@@ -72,7 +72,7 @@ class Fold:
         """One stage of the preset, on this fold's manifests."""
         name = f"{stage}_{STAGES[stage]}"
         before = {"stage1": f"model.llm.name={self.folder / 'llm'}", "stage2": self.init(1), "stage3": self.init(2)}
-        manifest = self.manifest("train" if stage == "stage3" else "captions_train")
+        manifest = self.manifest("captions_train" if stage == "stage2" else "train")
         own = [f"output={self.folder / stage}", before[stage], f"data.train={manifest}", f"seed={self.args.seed}"]
         self.python(f"train/{name}.py", f"train/presets/esc10/{name}.yaml", *own, *getattr(self.args, stage))
 

@@ -46,6 +46,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
         "encoder_ffn_dim": 64,
         "max_source_positions": 1500,
     },
+    "mel_conv": {"hidden_size": 32},
 }
 
 
