@@ -3,6 +3,7 @@ hears what the straight run heard, whatever the number of workers."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -90,13 +91,20 @@ def mute_bands(x: torch.Tensor, rate: int, count: int, share: float, rng: np.ran
         return x
     size = next_fast_len(x.shape[0], real=True)  # a prime number of samples would take ten times as long
     spectrum = torch.fft.rfft(x, n=size)
-    mels = 2595.0 * torch.log10(1.0 + torch.linspace(0, rate / 2, spectrum.shape[0]) / 700.0)
-    place = mels / mels[-1]  # of each bin on the mel scale, 0 to 1
+    place = mel_places(spectrum.shape[0], rate)
     for _ in range(count):
         width = rng.random() * share
         low = rng.random() * (1 - width)
-        spectrum = torch.where((place >= low) & (place < low + width), spectrum * 10**-1.5, spectrum)
+        first, end = torch.searchsorted(place, torch.tensor([low, low + width])).tolist()
+        spectrum[first:end] *= 10**-1.5
     return torch.fft.irfft(spectrum, n=size)[: x.shape[0]]
+
+
+@functools.lru_cache(maxsize=8)
+def mel_places(bins: int, rate: int) -> torch.Tensor:
+    """Where each of a spectrum's bins lies on the mel scale, 0 to 1: ``(bins,)``, rising."""
+    mels = 2595.0 * torch.log10(1.0 + torch.linspace(0, rate / 2, bins) / 700.0)
+    return mels / mels[-1]
 
 
 def silence(x: torch.Tensor, rate: int, count: int, seconds: float, rng: np.random.Generator) -> torch.Tensor:
