@@ -6,6 +6,7 @@ The clip's second 0 is the interval's start. ``media_open.py``, ``media_frames.p
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -187,8 +188,11 @@ def load_image(path: str | Path) -> Clip:
                 seen = f"{image.width}x{image.height} pixels; the limit is {MAX_PIXELS} in all"
                 raise MediaError(path, "undecodable", seen)
             pixels = _rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # Pillow's ways to say "broken"
-        reason = "truncated" if "truncated" in str(error) else "undecodable"
+    except MediaError:
+        raise
+    # Pillow's ways to say "broken"
+    except (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise MediaError(path, reason, str(error)) from error
     x = torch.from_numpy(pixels)[None]  # (1, H, W, 3)
     return Clip(Frames(x, torch.zeros(1, 2)), None, 0.0)

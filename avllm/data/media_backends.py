@@ -13,7 +13,16 @@ import math
 import numpy as np
 import torch
 
-from avllm.data.media_frames import TICK, Window, displayed_size, first_frame, read_frames, read_window
+from avllm.data.media_frames import (
+    TICK,
+    Window,
+    display_matrix,
+    displayed_size,
+    first_frame,
+    mirrored,
+    read_frames,
+    read_window,
+)
 from avllm.data.media_open import MediaError, OpenMedia
 from avllm.data.sampling import Sampling
 
@@ -25,8 +34,8 @@ def read_with(
 ) -> np.ndarray:
     """The frame on the screen at each moment (seconds of the file), uint8 ``(T, H, W, 3)``, by another decoder.
 
-    decord plays stream-copied cuts and open groups of pictures wrongly and has no AV1 decoder; such files are read by
-    PyAV. It turns rotated pictures by itself.
+    decord plays stream-copied cuts and open groups of pictures wrongly, does not mirror and has no AV1 decoder; such
+    files are read by PyAV. It turns rotated pictures by itself.
     """
     if importlib.util.find_spec(backend) is None:
         raise ModuleNotFoundError(f"backend={backend!r} is not installed; expected: pip install {backend}, or 'auto'")
@@ -35,10 +44,13 @@ def read_with(
     window = read_window(media, 0.0, math.inf)
     if not decord_is_right(media, window):
         return read_frames(media, moments, end, sampling)
+    shown = first_frame(media, window)
+    if mirrored(display_matrix(shown)):
+        return read_frames(media, moments, end, sampling)
     # decord's own timestamps are wrong where a track does not begin at 0; the packets' are not.
     seconds = [second for second, _ in window.displayed()]
     indices = [max(0, bisect.bisect_right(seconds, moment + TICK) - 1) for moment in moments]
-    width, height = displayed_size(first_frame(media, window))
+    width, height = displayed_size(shown)
     return _decord(media.path, len(seconds), indices, sampling.size(width, height), threads)
 
 

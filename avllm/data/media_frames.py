@@ -129,6 +129,11 @@ def rotation(matrix: np.ndarray | None) -> int:
     return round(float(np.degrees(np.arctan2(float(matrix[0, 1]), float(matrix[0, 0]))))) % 360
 
 
+def mirrored(matrix: np.ndarray | None) -> bool:
+    """Whether the stored picture is flipped for display: the matrix has a negative determinant."""
+    return matrix is not None and float(np.linalg.det(matrix[:2, :2].astype(float))) < 0
+
+
 def displayed_size(frame: VideoFrame) -> tuple[int, int]:
     """Width and height after rotation."""
     upright = rotation(display_matrix(frame)) % 180 == 0
@@ -213,7 +218,8 @@ def _read_from(media: OpenMedia, seek_to: float, last: float) -> Window:
         media.container.seek(media.ticks(seek_to, stream), stream=stream, backward=True)
     window = Window([], [], complete=False)
     for packet in read_packets(media, stream):
-        if packet.dts is not None and media.second(packet.dts, stream.time_base) > last + TICK:
+        late = packet.dts is not None and media.second(packet.dts, stream.time_base) > last + TICK
+        if late and window.packets:  # a track that starts after `last` still gives its first frame
             window.complete = True  # dts never exceeds pts: nothing that is displayed by `last` comes after this
             break
         if window.packets or packet.is_keyframe:

@@ -40,6 +40,10 @@ FORMATS = (
 )
 
 
+# Elementary streams: their headers declare no duration, libav estimates one from the bit rate of the beginning.
+ELEMENTARY = {"mp3", "aac", "ac3", "eac3"}
+
+
 class MediaError(ValueError):
     """A media file that cannot be used.
 
@@ -182,7 +186,7 @@ def read_packets(media: OpenMedia, stream: VideoStream | AudioStream | None = No
 
 def file_duration(media: OpenMedia) -> float:
     """Seconds from the container's start to the end that its header, or else its last packet, says."""
-    if media.container.duration:
+    if media.container.duration and not _is_estimated(media):
         return max(0.0, media.container.duration / av.time_base * _stretch(media))
     last = 0.0
     for packet in read_packets(media):
@@ -193,6 +197,8 @@ def file_duration(media: OpenMedia) -> float:
 
 def stream_end(media: OpenMedia, stream: VideoStream | AudioStream) -> float | None:
     """Second of the file at which the header says the stream ends; None when it does not say."""
+    if _is_estimated(media):
+        return None
     if stream.duration:
         ticks = round(stream.duration * _stretch(media)) + (stream.start_time or 0)
         return media.second(ticks, stream.time_base)
@@ -202,6 +208,19 @@ def stream_end(media: OpenMedia, stream: VideoStream | AudioStream) -> float | N
         return 3600 * float(hours) + 60 * float(minutes) + float(seconds) - media.origin
     alone = media.video is None or media.audio is None
     return media.container.duration / av.time_base if alone and media.container.duration else None
+
+
+def _is_estimated(media: OpenMedia) -> bool:
+    """Whether the duration is libav's estimate, which is wrong where the bit rate varies."""
+    kind = media.container.format.name
+    if kind != "mp3":
+        return kind in ELEMENTARY
+    with open(media.path, "rb") as file:
+        head = file.read(10)
+        tag = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False)) + 10
+        file.seek(tag if head.startswith(b"ID3") else 0)
+        first = file.read(4096)  # the first frame says how many follow, in files of most encoders
+    return not any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))
 
 
 def _stretch(media: OpenMedia) -> float:

@@ -65,7 +65,8 @@ class Placed:
 def read_sound(media: OpenMedia, first: float, last: float, rate: int) -> tuple[Tensor, float] | None:
     """The sound of the seconds ``first`` to ``last`` of the file.
 
-    The samples are those that a resampling of the whole file would give: the grid starts at second 0 of the file.
+    The samples are those that a resampling of the whole file would give: the grid starts at second 0 of the file. In
+    Matroska and FLV, whose timestamps are whole milliseconds, what is sought beyond ``SEEK_FROM`` may stand off by one.
 
     Returns:
         float32 ``(S,)`` at ``rate`` Hz and the second of the file at which it starts (later than ``first`` when the

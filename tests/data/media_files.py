@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -203,3 +204,23 @@ def video(path: Path, n: int = 8, **options) -> Clip:
     """``n`` uniform frames, no sound."""
     options = {"sampling": Sampling(num_frames=n), "rate": None, **options}
     return load_video(path, **options)
+
+
+def write_plain_mp3(path: Path, sound: np.ndarray, rate: int) -> Path:
+    """An MP3 of variable bit rate that does not say how long it is."""
+    with av.open(str(path), "w", options={"write_xing": "0"}) as container:
+        options = {"global_quality": str(5 * 118), "flags": "+qscale"}
+        audio = container.add_stream("libmp3lame", rate=rate, layout="mono", options=options)
+        for frame in [*sound_frames(audio, sound, rate, "mono"), None]:
+            container.mux(audio.encode(frame))
+    return path
+
+
+def set_display_matrix(source: Path, target: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Copy an MP4 whose one track is shown through the matrix (a, b, c, d) of ISO 14496-12."""
+    data = bytearray(source.read_bytes())
+    at = data.find(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    target.write_bytes(data)
+    return target

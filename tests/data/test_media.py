@@ -21,11 +21,13 @@ from data.media_files import (
     drop_sound_packets,
     numbers,
     reason,
+    set_display_matrix,
     spoil_sound,
     video,
     write_audio,
     write_clip,
     write_format,
+    write_plain_mp3,
 )
 
 from avllm.data.media import Sampling, load_audio, load_image, load_video, probe
@@ -188,6 +190,28 @@ def test_rotation_metadata_is_applied(folder: Path, angle: int) -> None:
     assert (info.height, info.width) == tuple(expected.shape[1:3])
 
 
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)])
+def test_mirrored_pictures_are_mirrored_by_every_backend(folder: Path, matrix: tuple[int, int, int, int]) -> None:
+    straight = write_clip(folder / "straight.mp4", seconds=0.4)
+    path = set_display_matrix(straight, folder / "mirrored.mp4", matrix)
+    expected = video(straight, 2).frames.x
+    a, b, c, d = matrix
+    expected = expected.transpose(1, 2) if b else expected
+    expected = expected.flip([dim for dim, sign in ((2, a + c), (1, b + d)) if sign < 0])
+    for backend in ("pyav", "decord"):
+        assert torch.equal(video(path, 2, backend=backend).frames.x, expected)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_before_a_picture_that_starts_late_its_first_frame_stands(folder: Path, suffix: str) -> None:
+    late = [2 + i / 25 for i in range(25)]
+    path = write_clip(folder / f"late-picture.{suffix}", times=late, sound=clicks(3, RATE, [0.5, 1.0]), rate=RATE)
+    found = video(path, 2, start=0.25, end=1.25, rate=RATE)
+    assert numbers(found.frames.x) == [0, 0]
+    assert click_times(found) == pytest.approx([0.25, 0.75], abs=0.01)
+    assert (probe(path).width, probe(path).height) == (160, 96)
+
+
 def test_stream_copied_cut_with_an_edit_list(folder: Path, clip: Path) -> None:
     path = cut_copy(clip, folder / "cut.mp4", start=1.4)
     assert probe(path).edit_list
@@ -232,6 +256,20 @@ def test_odd_rates_are_resampled(folder: Path, rate: int) -> None:
     found = load_audio(write_audio(folder / f"{rate}.wav", clicks(2, rate, [1.5]), rate), rate=RATE)
     assert click_times(found) == pytest.approx([1.5], abs=0.002)
     assert len(found.sound.x) == 2 * RATE
+
+
+@pytest.mark.parametrize("name", ["adts.aac", "plain.mp3", "xing.mp3", "a.ac3"])
+def test_a_duration_that_is_only_estimated_is_not_believed(folder: Path, name: str) -> None:
+    """Five loud seconds and 25 quiet ones: the bit rate of the beginning says little about the length."""
+    sound = clicks(30, 44_100, [25.5])
+    sound[:, : 5 * 44_100] += 0.1 * np.random.default_rng(0).standard_normal(5 * 44_100).astype(np.float32)
+    codec = {"aac": "aac", "mp3": "libmp3lame", "ac3": "ac3"}[name.split(".")[1]]
+    plain = name == "plain.mp3"
+    path = write_plain_mp3(folder / name, sound, 44_100) if plain else write_audio(folder / name, sound, 44_100, codec)
+    found = load_audio(path, rate=RATE)
+    assert found.duration == pytest.approx(30, abs=0.1)
+    assert found.sound.start + len(found.sound.x) / RATE == pytest.approx(30, abs=0.1)
+    assert click_times(found)[-1] == pytest.approx(25.5, abs=0.06)  # these containers do not tell the codec's delay
 
 
 def test_an_interval_is_a_slice_of_the_whole(folder: Path) -> None:

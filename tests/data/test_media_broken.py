@@ -67,6 +67,10 @@ def test_broken_images(folder: Path) -> None:
     names = {"cut.jpg": "truncated", "text.jpg": "undecodable", "empty.jpg": "zero_byte", "none.jpg": "missing"}
     for name, expected in names.items():
         assert reason(lambda name=name: load_image(folder / name)) == expected
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "full.png")
+    header = (folder / "full.png").read_bytes()
+    (folder / "header.png").write_bytes(header[:11] + bytes([12]) + header[12:])  # Pillow raises a bare ValueError
+    assert reason(lambda: load_image(folder / "header.png")) == "truncated"
     for seed in range(10):
         flip(folder / "full.jpg", folder / "flipped.jpg", seed)
         survives(lambda: load_image(folder / "flipped.jpg"))
