@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class _Interval(_Strict):
@@ -34,7 +34,7 @@ class VideoPart(_Interval):
     """A video file, or an interval of it; ``sound`` says whether its own sound track is used."""
 
     type: Literal["video"] = "video"
-    video: str
+    video: str = Field(min_length=1)
     sound: Literal["auto", "on", "off"] = "auto"
 
     @property
@@ -47,7 +47,7 @@ class AudioPart(_Interval):
     """A sound file, or the sound of a video file."""
 
     type: Literal["audio"] = "audio"
-    audio: str
+    audio: str = Field(min_length=1)
 
     @property
     def path(self) -> str:
@@ -59,7 +59,7 @@ class ImagePart(_Strict):
     """A picture."""
 
     type: Literal["image"] = "image"
-    image: str
+    image: str = Field(min_length=1)
 
     @property
     def path(self) -> str:
