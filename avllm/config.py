@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from avllm.registry import suggest
 
@@ -30,7 +30,16 @@ def _number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
-PartSpec = dict[str, Any]  # {"type": name, **options}
+
+
+def _numbers(value: Any) -> Any:
+    """Number by number in the options of a part, lists and sections in it included."""
+    if isinstance(value, dict):
+        return {k: v if k in ("type", "name", "text") else _numbers(v) for k, v in value.items()}
+    return [_numbers(v) for v in value] if isinstance(value, list) else _number(value)
+
+
+PartSpec = Annotated[dict[str, Any], BeforeValidator(_numbers)]  # {"type": name, **options}
 
 
 class LoraConfig(_Section):
@@ -78,11 +87,6 @@ class ModelConfig(_Section):
     media_text: dict[Literal["video", "audio", "image"], str] = Field(
         default_factory=dict, description="text around the tokens of a media part, for example '<Video>{media}</Video>'"
     )
-
-    @field_validator("connector")
-    @classmethod
-    def _numbers(cls, value: list[PartSpec]) -> list[PartSpec]:
-        return [{k: _number(v) for k, v in spec.items()} for spec in value]
 
 
 class SourceConfig(_Section):
@@ -167,7 +171,15 @@ class TrainConfig(_Section):
         return self
 
 
-Rule = tuple[str, Number | None]
+def _regex(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from error
+    return value
+
+
+Rule = tuple[Annotated[str, AfterValidator(_regex)], Number | None]
 Stage = Literal["align", "caption", "instruct"]
 
 
@@ -222,14 +234,18 @@ def _override(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {text!r}; expected section.key=value, for example train.max_steps=100")
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: {value!r} is no YAML: {error}") from error
     *parents, last = key.split(".")
     node: Any = data
     for name in parents:
         node = _descend(node, name, text)
     if isinstance(node, list):
-        node[_position(node, last, text)] = yaml.safe_load(value)
+        node[_position(node, last, text)] = found
     else:
-        node[last] = yaml.safe_load(value)
+        node[last] = found
 
 
 def _descend(node: Any, name: str, text: str) -> Any:

@@ -52,6 +52,10 @@ def test_numbers_without_a_dot_are_numbers(preset: Path) -> None:
     assert config.lora.alpha == 10.0
     assert config.model is not None
     assert config.model.connector[1]["longest"] == 10_000.0
+    config = read(preset, "objectives.0.temperature=7e-2", "model.encoders.video.layers=[1e0, 2]")
+    assert config.objectives[0]["temperature"] == 0.07
+    assert config.model is not None
+    assert config.model.encoders["video"]["layers"] == [1.0, 2]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +84,8 @@ def test_an_unknown_key_names_the_right_one(preset: Path, override: str, names: 
         ("data.max_skip_rate=2", "data.max_skip_rate"),
         ("stage=pretrain", "stage.*align"),
         ("trainable=[[connector]]", "trainable"),
+        ("trainable.0.0='(connector'", r"trainable.0.0: no regular expression.*seen: '\(connector'"),
+        ("train.trackers=[", r"override 'train.trackers=\['.*is no YAML"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_seen(preset: Path, override: str, message: str) -> None:
