@@ -72,10 +72,14 @@ class Report:
         else:
             LOG.info("step %d/%d  %s", step, self.steps, text)
 
-    def close(self) -> None:
-        """Stop the bar and draw the loss curve."""
+    def stop(self) -> None:
+        """Stop the bar, which else would keep the terminal's cursor."""
         if self.bar is not None:
             self.bar.stop()
+
+    def close(self) -> None:
+        """Stop the bar and draw the loss curve."""
+        self.stop()
         if distributed.is_main():
             plot_loss(self.path, self.path.with_name("loss.png"))
 

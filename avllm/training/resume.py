@@ -18,13 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from avllm import distributed
+from avllm.config import RunConfig
+from avllm.data.manifest import digest
+from avllm.models.checkpoint import LORA, fingerprint
 
+FINISHED = "finished.json"
 FREE_KEYS = {
     "train.log_every",
     "train.trackers",
     "train.keep",
     "train.save_every",
     "data.num_workers",
+    "data.keep_decoded",
     "data.timeout",
     "data.max_skip_rate",
 }
@@ -40,7 +45,7 @@ class Position:
     """Where a run stands.
 
     Attributes:
-        step: optimizer steps done.
+        step: optimizer steps done; trained: those of them that had a target.
         seen: manifest rows looked at; skipped: rows left out, by ``source/reason``.
         best: lowest validation loss, None before the first.
     """
@@ -49,6 +54,7 @@ class Position:
     seen: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     best: float | None = None
+    trained: int = 0
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -79,23 +85,39 @@ def latest(run: Path) -> Path | None:
 def check_same_run(run: Path, settings: dict[str, Any]) -> None:
     """Compare the settings of a run folder with those it is asked to go on with, or record them.
 
+    A folder without a resume point holds nothing to go on with: a start that failed may be repeated otherwise.
+
+    Args:
+        run: the run's folder.
+        settings: the run's, and under ``inputs`` the digests of what it reads, see :func:`inputs`.
+
     Raises:
-        ResumeError: a setting that decides numbers is another one.
+        ResumeError: a setting that decides numbers, or a file that is read, is another one.
     """
     path = run / "run.json"
-    if not path.is_file():
+    if not path.is_file() or not (latest(run) or (run / FINISHED).is_file()):
         if distributed.is_main():
             run.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(settings, indent=1))
         return
     before = json.loads(path.read_text(encoding="utf-8"))
+    settings = settings if "inputs" in before else {k: v for k, v in settings.items() if k != "inputs"}
     differing = differences(before, json.loads(json.dumps(settings)))
     if differing:
         lines = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, old, new in differing)
         raise ResumeError(
-            f"{run} holds a run with other settings ({lines}). Give another `output`, or delete the folder to start "
-            f"anew; only {', '.join(sorted(FREE_KEYS))} may change on the way"
+            f"{run} holds a run with other settings or data ({lines}). Give another `output`, or delete the folder to "
+            f"start anew; only {', '.join(sorted(FREE_KEYS))} may change on the way"
         )
+
+
+def inputs(config: RunConfig) -> dict[str, Any]:
+    """Digests of the manifests and of the checkpoint that a run starts from; None of a file that is not there."""
+    files = {s.manifest: Path(s.manifest) for s in [*config.data.train, *config.data.validation]}
+    found: dict[str, Any] = {name: digest(path) if path.is_file() else None for name, path in files.items()}
+    if config.init is not None:
+        found[config.init] = [fingerprint(config.init), fingerprint(str(Path(config.init) / LORA))]
+    return found
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -64,8 +64,8 @@ class Task(nn.Module):
 
 
 def save_objectives(task: Task, folder: str | Path) -> None:
-    """Write what the objectives themselves learned (projections, temperature) beside the checkpoint."""
-    state = {n: p.detach().cpu().clone() for n, p in task.objectives.named_parameters() if p.requires_grad}
+    """Write the objectives' own parameters (projections, temperature) beside the checkpoint, frozen ones too."""
+    state = {n: p.detach().cpu().clone() for n, p in task.objectives.named_parameters()}
     if state:
         write_tensors(state, Path(folder) / OBJECTIVES)
 
@@ -86,8 +86,12 @@ def load_objectives(model: nn.Module, folder: str | Path) -> nn.ModuleDict:
     saved = {name: torch.atleast_1d(tensor) for name, tensor in load_file(path).items()}
     own = dict(objectives.named_parameters())
     odd = sorted(n for n, tensor in saved.items() if n not in own or own[n].shape != tensor.shape)
-    if odd:
-        raise CheckpointError(f"{path} does not fit the objectives in {folder}'s manifest: {odd[:3]}")
+    missing = sorted(own.keys() - saved.keys())
+    if odd or missing:
+        raise CheckpointError(
+            f"{path} does not fit the objectives in {folder}'s manifest: missing {missing[:3]}, "
+            f"unexpected or of another shape {odd[:3]}"
+        )
     with torch.no_grad():
         for name, tensor in saved.items():
             own[name].copy_(tensor)

@@ -24,13 +24,16 @@ from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, OncePerIte
 from avllm.log import logger, set_up
 from avllm.training import optim
 from avllm.training.progress import Clock, Report
-from avllm.training.resume import Position, ResumePoints, check_same_run, latest, write_atomic
+from avllm.training.resume import FINISHED, Position, ResumePoints, check_same_run, inputs, latest, write_atomic
 from avllm.training.skipped import Skipped
 from avllm.training.start import Parts, build_dataset, build_parts, export, padding, use_cache
 from avllm.training.task import Task
 
 LOG = logger(__name__)
-FINISHED = "finished.json"
+
+
+class TrainingError(RuntimeError):
+    """A run that goes on but does not train: numbers that are none, or no step with a target."""
 
 
 def run_stage(config: RunConfig) -> Path:
@@ -42,14 +45,15 @@ def run_stage(config: RunConfig) -> Path:
         the run's folder, which ``AVLLM.from_pretrained`` and the next stage's ``init`` read.
 
     Raises:
-        ResumeError: the folder holds a run with other settings. LineageError: the stage before is missing.
+        ResumeError: the folder holds a run with other settings or data. LineageError: the stage before is missing.
         SkipRateError: too many rows are bad. RuleError: the rules of ``trainable`` do not fit the parameters.
+        TrainingError: the gradient is not finite, or no step had a target.
     """
     run = Path(config.output)
     joined = distributed.active()  # a group that the caller has made outlives the stage
     accelerator = make_accelerator(config, run)
     set_up()
-    settings = config.model_dump(mode="json") | {"processes": distributed.world_size()}
+    settings = config.model_dump(mode="json") | {"processes": distributed.world_size(), "inputs": inputs(config)}
     check_same_run(run, settings)
     if (run / FINISHED).is_file():
         LOG.info("%s is a finished run; nothing to do. Delete the folder to train it again", run)
@@ -58,7 +62,11 @@ def run_stage(config: RunConfig) -> Path:
         dump_config(config, run / "config.yaml")
     set_seed(config.seed)
     parts = build_parts(config)
-    Trainer(config, parts, accelerator).train()
+    trainer = Trainer(config, parts, accelerator)
+    try:
+        trainer.train()
+    finally:
+        trainer.report.stop()
     for tracker in accelerator.trackers:
         tracker.finish()
     if not joined:
@@ -81,6 +89,11 @@ def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
         log_with=train.trackers or None,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
     )
+    absent = set(train.trackers) - {str(t) for t in accelerator.log_with} - {"all"}
+    if absent:  # accelerate leaves them out in silence
+        raise ModuleNotFoundError(
+            f"train.trackers: {', '.join(sorted(absent))} cannot be imported; install it, or leave it out"
+        )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if not asked == distributed.world_size() == accelerator.num_processes:
         raise RuntimeError(
@@ -130,6 +143,8 @@ class Trainer:
         config, train = self.config, self.config.train
         task = Task(self.parts.model, config.objectives)
         self.shares = optim.apply_rules(task, config.trainable)
+        if config.lora is not None and not any("lora_" in n for s in self.shares if s.lr is not None for n in s.names):
+            raise optim.RuleError("lora is given, but no rule of `trainable` trains it; add ['lora_', 1e-4] in front")
         use_cache(config, self.parts, [d for d in (self.dataset, self.validation) if d], self.accelerator)
         if train.gradient_checkpointing:
             self.parts.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -209,7 +224,8 @@ class Trainer:
                 losses, figures = self.task(micro.batch.to(self.device))
                 self.backward(self.combine(losses, totals) * distributed.world_size(), last)
             _add(sums, losses, figures)
-        norm = self.update()
+        norm = self.update(step, micros)
+        self.position.trained += 1
         return self.figures(sums, totals) | {"lr": factor * _peak(self.optimizer), "grad_norm": norm}
 
     def count(self, step: int, micros: list[MicroBatch]) -> list[float]:
@@ -245,15 +261,27 @@ class Trainer:
         else:
             loss.backward()
 
-    def update(self) -> float:
-        """Clip, step, forget the gradients; returns the norm before clipping."""
+    def update(self, step: int, micros: list[MicroBatch]) -> float:
+        """Clip, step, forget the gradients; returns the norm before clipping.
+
+        Raises:
+            TrainingError: the norm is not finite, which would make every weight so.
+        """
         if self.is_deepspeed:
-            return float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
-        parameters = [p for p in self.task.parameters() if p.requires_grad]
-        norm = self.accelerator.clip_grad_norm_(parameters, self.config.train.clip or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return float(norm)
+            norm = float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
+        else:
+            parameters = [p for p in self.task.parameters() if p.requires_grad]
+            norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.train.clip or math.inf))
+        if not math.isfinite(norm):
+            rows = [row for micro in micros for row in micro.batch.ids]
+            raise TrainingError(
+                f"step {step + 1}: the gradient's norm is {norm}; rows of this process: {', '.join(rows[:8])}. "
+                "Lower the learning rate or warm up longer; the last resume point is from before"
+            )
+        if not self.is_deepspeed:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return norm
 
     def figures(self, sums: dict[str, Tensor], totals: list[float]) -> dict[str, float]:
         """Loss and further means over all processes."""
@@ -289,6 +317,11 @@ class Trainer:
     def finish(self) -> None:
         """Write the checkpoint into the run's folder, the loss curve, and the mark that the run is done."""
         self.skipped.check()
+        if not self.position.trained:
+            raise TrainingError(
+                f"none of the {self.steps} steps of {self.run} had a row with a target, so nothing was trained. "
+                f"Left out: {self.skipped.summary()}. Look at the manifests, and at what the objectives ask for"
+            )
         export(self, self.run)
         self.report.close()
         if distributed.is_main():

@@ -23,9 +23,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def stage(world: World, folder: Path, name: str, **changes: Any) -> dict[str, Any]:
-    """A caption stage of four steps on the questions."""
-    return settings(world, folder / name, **{"data__train": str(world.questions), "train__warmup": 0, **changes})
+def stage(world: World, folder: Path, name: str, kind: str = "caption", **changes: Any) -> dict[str, Any]:
+    """A stage of four steps on the questions."""
+    return settings(world, folder / name, kind, **{"data__train": str(world.questions), "train__warmup": 0, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,41 @@ def test_other_settings_are_refused_on_resume(world: World, tmp_path: Path) -> N
     run(asked)
     with pytest.raises(Exception, match=r"train.batch_size: 2 then, 3 now"):
         train(stage(world, tmp_path, "run", train__max_steps=1, train__batch_size=3))
+
+
+def test_other_data_are_refused_on_resume_and_a_failed_start_is_forgotten(world: World, tmp_path: Path) -> None:
+    manifest = tmp_path / "rows.jsonl"
+    asked = stage(world, tmp_path, "run", train__max_steps=1, data__train=str(manifest))
+    with pytest.raises(Exception, match=r"rows.jsonl"):
+        train(asked)
+    bare = [row("a", [text("what colour is it ?")], "red"), row("b", [text("what colour is it ?")], "blue")]
+    write_rows(manifest, bare)
+    with pytest.raises(Exception, match="none of the 1 steps .* nothing was trained"):
+        train(stage(world, tmp_path, "run", "align", train__max_steps=1, data__train=str(manifest)))
+    (tmp_path / "run" / "finished.json").touch()
+    write_rows(manifest, bare[:1])
+    with pytest.raises(Exception, match=r"inputs.*rows.jsonl: '\w{64}' then, '\w{64}' now"):
+        train(stage(world, tmp_path, "run", "align", train__max_steps=1, data__train=str(manifest)))
+
+
+def test_a_run_that_cannot_train_says_so(world: World, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="lora is given, but no rule of `trainable` trains it"):
+        train(stage(world, tmp_path, "frozen", lora=LORA))
+    with pytest.raises(Exception, match=r"train.trackers: \w+ cannot be imported"):
+        train(stage(world, tmp_path, "blind", train__trackers=[absent_tracker()]))
+    with pytest.raises(Exception, match=r"step 2: the gradient's norm is (nan|inf); rows of this process: \w+-\d"):
+        train(stage(world, tmp_path, "burst", trainable=[["^connector", 1e30], [".*", None]]))
+    assert not (tmp_path / "burst" / "finished.json").exists()
+
+
+def absent_tracker() -> str:
+    """A tracker that accelerate knows and that is not installed here."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    absent = sorted({str(name) for name in LOGGER_TYPE_TO_CLASS} - {str(t) for t in get_available_trackers()})
+    if not absent:
+        pytest.skip("every tracker is installed")
+    return absent[0]
 
 
 def test_cached_and_uncached_are_equal_and_a_second_run_decodes_nothing(world: World, tmp_path: Path) -> None:
