@@ -77,7 +77,8 @@ class TextSide(nn.Module):
         # a row without an answer still needs one visible token, or its softmax is empty
         seen = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)
         with getattr(model.llm, "disable_adapter", nullcontext)() if _has_lora(model.llm) else nullcontext():
-            out = model.llm(input_ids=ids, attention_mask=seen.long(), output_hidden_states=True, logits_to_keep=1)
+            mask_of = {"attention_mask": seen.long(), "use_cache": False, "logits_to_keep": 1}
+            out = model.llm(input_ids=ids, output_hidden_states=True, **mask_of)
         return masked_mean(out.hidden_states[-1], mask)  # (n, dim)
 
     def _by_encoder(self, targets: list[list[str]], rows: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ class Objective(nn.Module):
 
     The trainer divides the sums of all micro batches and processes by their total weight, so that 8 rows at once,
     8 times 1 row, and 2 processes with 4 give one and the same gradient. An objective therefore never takes a mean.
+    (One that compares rows with each other sees those of one micro-step: accumulation brings it no further ones.)
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -71,6 +71,9 @@ def symmetric_info_nce(media: Tensor, text: Tensor, ids: Tensor, scale: Tensor |
 class Contrastive(Objective):
     """Align pooled connector tokens with the caption (the row's answer).
 
+    The negatives of a row are the other rows of its micro-step, of all processes: ``train.accumulate`` adds none, and a
+    batch of a single row has nothing to learn from.
+
     Args:
         model: an AVLLM; only its widths are read here.
         pairs: of ``video-text``, ``audio-text``, ``av-text``. A row takes part in a pair when it has all its streams.
