@@ -38,6 +38,7 @@ def main() -> int:
             generation,
             batch_size=arguments.batch_size,
             workers=arguments.workers,
+            loaded={"quantize": arguments.quantize},
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

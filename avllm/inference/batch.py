@@ -65,6 +65,7 @@ def answer_file(
     *,
     batch_size: int = 8,
     workers: int = 2,
+    loaded: dict[str, Any] | None = None,
 ) -> Summary:
     """Answer a file of requests; started again after a kill, it goes on behind the last row that was written.
 
@@ -76,6 +77,7 @@ def answer_file(
         generation: greedy when None.
         batch_size: prompts in a batch. It does not change greedy answers, so it may change between runs.
         workers: threads that decode ahead.
+        loaded: how ``load`` changes the model (``quantize``, ``dtype``), JSON-able: it decides answers, too.
 
     Raises:
         JournalError: the output belongs to other requests, another checkpoint or other settings.
@@ -88,6 +90,7 @@ def answer_file(
         "requests_sha256": digest(requests),
         "checkpoint_sha256": checkpoint_digest(checkpoint),
         "generation": generation.settings(),
+        **(loaded or {}),
     }
     with Journal(output, run) as journal:
         before, answered, errors = journal.done, 0, 0

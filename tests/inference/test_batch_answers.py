@@ -46,7 +46,7 @@ def requests(clips: list[Path], tmp_path: Path) -> Path:
 
 
 def run(
-    chat: Chat, checkpoint: Path, requests: Path, output: Path, generation: Generation = SHORT, **options: int
+    chat: Chat, checkpoint: Path, requests: Path, output: Path, generation: Generation = SHORT, **options: Any
 ) -> Summary:
     return answer_file(lambda: (chat.model, chat.processor), checkpoint, requests, output, generation, **options)
 
@@ -194,3 +194,12 @@ def test_decodes_only_a_little_ahead(chat: Chat) -> None:
     next(answers)
     assert taken <= 4 * 2 + 2 * 2 + 1
     answers.close()
+
+
+def test_answers_of_a_model_loaded_otherwise_are_not_mixed(
+    chat: Chat, checkpoint: Path, requests: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "answers.jsonl"
+    run(chat, checkpoint, requests, output, SHORT, loaded={"quantize": None})
+    with pytest.raises(JournalError, match="another run: quantize differ"):
+        run(chat, checkpoint, requests, output, SHORT, loaded={"quantize": "4bit"})
