@@ -47,7 +47,7 @@ def run_eval(
         settings: see :class:`avllm.evaluation.runner.Settings`.
 
     Returns:
-        ``{"checkpoint", "manifest", "conditions": {name: figures}, "environment", "seconds"}``, JSON-able.
+        ``{"checkpoint", "manifest", "settings", "conditions": {name: figures}, "environment", "seconds"}``, JSON-able.
     """
     changed = [*(Condition(without=w) for w in without), *(Condition(swap=s) for s in swap)]  # type: ignore[arg-type]
     conditions = list(dict.fromkeys([AS_IS, *changed]))
@@ -71,7 +71,8 @@ def run_eval(
     return {
         "checkpoint": {"folder": str(checkpoint), "manifest": read_manifest_of(checkpoint)},
         "manifest": {"file": str(manifest), "sha256": digest(manifest), "limit": limit},
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
+        "settings": {"refusal": refusal, "quantize": quantize}
+        | {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
         "conditions": {name: result.to_dict() for name, result in results.items()},
         "environment": environment(device),
         "seconds": round(time.perf_counter() - began, 3),

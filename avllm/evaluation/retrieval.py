@@ -43,7 +43,7 @@ def retrieval(
         batch_size: rows embedded at a time.
         num_workers: processes that decode.
         device: where to compute.
-        precision: ``fp32``, or ``bf16`` for autocast.
+        precision: of the encoders: ``fp32``, or ``bf16`` for autocast.
 
     Returns:
         ``n``, ``r1``, ``r5``, ``r10`` (shares), ``r1_low`` and ``r1_high`` (95%), ``median_rank``, ``chance`` (1 / n).

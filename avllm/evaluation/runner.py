@@ -195,6 +195,7 @@ class _Run:
                 rows[place] = self.processor.row(prompt, streams, answer=False, runs=runs)
             except RowError as error:
                 self._skip(place, error.reason, str(error))
+        self._warn_of_own(condition, [i for i in rows if not touched[i]], clips)
         answers = answer_rows(
             self.model,
             self.processor,
@@ -206,6 +207,16 @@ class _Run:
         for place, answer in zip(rows, answers, strict=True):
             seconds = max((clips[p].unit.seconds for p in self.prompts[place].media), default=0.0)
             self._note(condition, place, answer, seconds, touched[place])
+
+    def _warn_of_own(self, condition: Condition, places: list[int], clips: dict[MediaPart, EncodedClip]) -> None:
+        """Rows of a swap that keep what they have, since no other clip is asked their kind of question."""
+        kept = [i for i in places if any(condition.swap in clips[p].streams for p in self.prompts[i].media)]
+        if condition.swap and kept:
+            kinds = sorted({self.prompts[i].kind or "none" for i in kept})
+            LOG.warning(
+                "%s: %d rows keep their own %s, no other clip is asked their kind (%s); see `touched`",
+                *(condition.name, len(kept), condition.swap, ", ".join(kinds)),
+            )
 
     def _partners(self, condition: Condition, places: list[int], clips: dict[MediaPart, EncodedClip]) -> Partners:
         if condition.swap is None:

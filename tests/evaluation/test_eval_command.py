@@ -28,6 +28,7 @@ def test_eval_prints_json_and_writes_files(checkpoint: Path, questions: Path, tm
     assert found == json.loads(output.read_text())
     assert set(found["conditions"]) == {"as_is", "without_audio", "swapped_video"}
     assert found["conditions"]["as_is"]["all"]["n"] == 10
+    assert {"quantize", "refusal", "seed", "max_new_tokens"} <= set(found["settings"])
     assert found["checkpoint"]["manifest"]["backbones"]["llm"]["sha256"]
     assert {"torch", "cpu", "time", "commit", "python"} <= set(found["environment"])
     rows = [json.loads(line) for line in predictions.read_text().splitlines()]

@@ -155,12 +155,23 @@ def test_scores_by_form() -> None:
     assert score_by_form(sample, "it is red", 1.0, "unanswerable").correct is True
     assert score_by_form(sample, "Unanswerable.", 1.0, "unanswerable").refused is True
     assert score_by_form(read_row(row | {"answers": ["crimson"]}), "Crimson", 1.0, "x").correct is True
+    lettered = read_row(row | {"choices": ["red", "blue"], "messages": answered(row, "A")})
+    assert [score_by_form(lettered, a, 1.0, "x").correct for a in ("A", "red", "(b)", "blue")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     timed = read_row(row | {"seconds": 1.25})
     assert score_by_form(timed, "1.5", 4.0, "x").error == pytest.approx(0.25)
     lost = score_by_form(timed, "no idea", 4.0, "x")
     assert (lost.error, lost.is_number, lost.correct) == (4.0, False, None)
     own = read_row(row | {"meta": {"refusal": "cannot say"}})
     assert score_by_form(own, "Cannot say.", 1.0, "unanswerable").refused is True
+
+
+def answered(row: dict[str, Any], answer: str) -> list[dict[str, Any]]:
+    return [row["messages"][0], {"role": "assistant", "content": answer}]
 
 
 def read_row(row: dict[str, Any]) -> Any:
@@ -198,6 +209,20 @@ def test_a_swap_without_a_partner_is_an_error(loaded: Loaded, questions: Path, t
     first.write_text("".join(questions.read_text().splitlines(keepends=True)[:2]))
     with pytest.raises(ValueError, match="another file"):
         evaluate(*loaded, first, swap="audio", max_new_tokens=2)
+
+
+def test_rows_that_keep_their_own_stream_in_a_swap_are_told(
+    loaded: Loaded, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(runner, "answer_rows", lambda model, processor, rows, **_: [""] * len(rows))
+    monkeypatch.setattr(runner.LOG, "warning", lambda text, *values: told.append(text % values))
+    result = evaluate(*loaded, questions, swap="video", clips_at_once=11)  # the twelfth clip is alone among the last
+    assert told == [
+        "swapped_video: 2 rows keep their own video, no other clip is asked their kind (heard.pitch, seen.colour); "
+        "see `touched`"
+    ]
+    assert result.overall["touched"] == pytest.approx(22 / 25)
 
 
 def test_precision_is_part_of_what_a_cache_holds(loaded: Loaded, questions: Path, tmp_path: Path) -> None:

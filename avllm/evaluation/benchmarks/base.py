@@ -60,6 +60,12 @@ def truths(sample: Sample) -> list[str]:
     return [sample.answer or "", *(sample.answers or [])]
 
 
+def _choice(text: str, choices: list[str]) -> str:
+    """The choice that a text means (a truth may be given by its letter, as an answer may), or the text itself."""
+    place = pick_choice(text, choices)
+    return text if place is None else choices[place]
+
+
 def score_by_form(sample: Sample, answer: str, duration: float, refusal: str) -> Score:
     """The usual score by what the row brings: ``seconds`` -> absolute error, ``choices`` -> multiple choice, else exact
     match and token F1."""
@@ -69,7 +75,6 @@ def score_by_form(sample: Sample, answer: str, duration: float, refusal: str) ->
         return Score(None, None, error, is_number, refused)
     accepted = truths(sample)
     if sample.choices:
-        place = pick_choice(answer, sample.choices)
-        meant = answer if place is None else sample.choices[place]
-        return Score(exact_match(meant, accepted), None, None, True, refused)
+        meant, *right = (_choice(text, sample.choices) for text in (answer, *accepted))
+        return Score(exact_match(meant, right), None, None, True, refused)
     return Score(exact_match(answer, accepted), token_f1(answer, accepted), None, True, refused)
