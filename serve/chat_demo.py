@@ -337,7 +337,13 @@ def main() -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"{TITLE}: http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
-    serve(Demo(chat, arguments.checkpoint.resolve().name), arguments.host, arguments.port, arguments.max_file_mb)
+    demo = Demo(chat, arguments.checkpoint.resolve().name)
+    try:
+        serve(demo, arguments.host, arguments.port, arguments.max_file_mb)
+    except OSError as error:  # gradio's own message speaks of settings that this program does not have
+        raise SystemExit(
+            f"error: cannot listen on {arguments.host}:{arguments.port}; another program may be there. Choose a --port"
+        ) from error
 
 
 def serve(demo: Demo, host: str, port: int, max_file_mb: int, **options: Any) -> tuple[Any, str, str]:
