@@ -183,7 +183,11 @@ def _without_lora(config: AVConfig) -> AVConfig:
 
 def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> None:
     recorded = read_manifest_of(folder)["backbones"] if (folder / MANIFEST).is_file() else {}
-    for part, record in {"llm": config.llm, **{f"encoders.{s}": r for s, r in config.encoders.items()}}.items():
+    records = {"llm": config.llm, **{f"encoders.{s}": r for s, r in config.encoders.items()}}
+    unknown = sorted(set(places) - set(records))
+    if unknown:
+        raise CheckpointError(f"{folder} has no backbone {', '.join(unknown)}; it has {', '.join(records)}")
+    for part, record in records.items():
         record["name"] = places.get(part, record.get("name"))
         if part in config.trained:
             continue
@@ -203,6 +207,11 @@ def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> N
 def _load_llm(config: AVConfig, settings: LLMConfig) -> Any:
     if "llm" not in config.trained:
         return load_llm(settings)[0]
+    if settings.quantize:
+        raise CheckpointError(
+            f"quantize={settings.quantize!r}: this checkpoint holds the LLM's own trained weights, which are not "
+            "quantised while they are read; leave quantize out"
+        )
     from transformers import AutoConfig, AutoModelForCausalLM
 
     inner = AutoConfig.for_model(**config.llm["config"])

@@ -68,6 +68,12 @@ class AVLLM(PreTrainedModel):
             for layer, name in zip(encoder.layer_names, stream_names(stream, encoder.layer_names), strict=True)
         }
         self.connector = Connector(config.connector, widths, self.llm.get_input_embeddings().weight.shape[-1])
+        nameless = set(self.connector.out_streams) - set(config.media_token_ids)
+        if nameless:
+            raise ValueError(
+                f"the connector ends with streams {sorted(nameless)}, for which the tokenizer has no placeholder; "
+                f"it has {sorted(config.media_token_ids)}. Consume them in a fusion, or end with the encoders' streams"
+            )
         if config.lora and not hasattr(self.llm, "peft_config"):
             self.llm = add_lora(self.llm, LoraConfig(**config.lora))
         self.generation_config = self.llm.generation_config
@@ -181,7 +187,7 @@ class AVLLM(PreTrainedModel):
                     raise ValueError(f"{int(place.sum())} <|{name}|> placeholders but no {name} in the batch")
                 continue
             tokens = streams[name].x[streams[name].mask]  # (M, D)
-            if int(place.sum()) != tokens.shape[0]:
+            if int(place.sum()) != tokens.shape[0] or (batch is not None and _misplaced(place, streams[name], batch)):
                 raise ValueError(_mismatch(name, place, streams[name], batch))
             embeds = embeds.masked_scatter(place.unsqueeze(-1), tokens.to(embeds.dtype))  # (R, L, D)
         return embeds
@@ -347,11 +353,21 @@ def block_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill(~allowed, torch.finfo(dtype).min).unsqueeze(1)  # (R, 1, L, L)
 
 
+def _by_row(place: Tensor, tokens: Tokens, batch: Batch) -> Tensor:
+    made = tokens.mask.flatten(1).sum(1)  # (B,)
+    return torch.zeros_like(place.sum(1)).index_add_(0, batch.clip_row.to(made.device), made)  # (R,)
+
+
+def _misplaced(place: Tensor, tokens: Tokens, batch: Batch) -> bool:
+    """Whether a row has more and another fewer placeholders than tokens, so that the sums agree."""
+    return bool((_by_row(place, tokens, batch) != place.sum(1)).any())
+
+
 def _mismatch(name: str, place: Tensor, tokens: Tokens, batch: Batch | None) -> str:
     made = tokens.mask.flatten(1).sum(1)  # (B,)
     wanted = place.sum(1)  # (R,)
     if batch is not None:
-        by_row = torch.zeros_like(wanted).index_add_(0, batch.clip_row.to(made.device), made)
+        by_row = _by_row(place, tokens, batch)
         row = int((by_row != wanted).nonzero()[0])
         seen = f"row {batch.ids[row]!r}: {int(wanted[row])} <|{name}|> tokens but the connector made {int(by_row[row])}"
     else:

@@ -49,6 +49,9 @@ class AVProcessor:
         widths: width of each stream that the encoders give.
         llm_dim: width of the LLM's embeddings.
 
+    Raises:
+        ValueError: a text around media does not hold ``{media}`` once.
+
     Attributes:
         max_length: longest row in tokens.
         timeout: seconds after which decoding one file is given up.
@@ -64,6 +67,9 @@ class AVProcessor:
     ) -> None:
         self.tokenizer, self.preprocessors, self.config = tokenizer, preprocessors, config
         self.widths, self.llm_dim = widths, llm_dim
+        for kind, text in config.media_text.items():
+            if text.count("{media}") != 1:
+                raise ValueError(f"media_text around {kind} is {text!r}; expected {{media}} in it, once")
         with torch.device("meta"):  # counts tokens, holds no numbers
             self.connector = Connector(config.connector, widths, llm_dim)
         self.layout: Layout = build("layouts", config.layout)
@@ -140,6 +146,8 @@ class AVProcessor:
             self._needs(audio is not None, "sound", "audio")
             assert audio is not None
             return load_audio(path, rate=audio.rate, start=part.start, end=part.end, timeout=self.timeout)
+        if part.sound == "on":
+            self._needs(audio is not None, "video whose sound is to be heard", "audio")
         return load_video(
             path,
             start=part.start,

@@ -201,6 +201,41 @@ def test_wrong_number_of_media_tokens_is_named(built: tuple[AVLLM, AVProcessor],
         model.merge_media(batch.input_ids, cut, batch)
 
 
+def test_a_row_with_too_many_and_one_with_too_few_are_named(built: tuple[AVLLM, AVProcessor], world: World) -> None:
+    model, processor = built
+    batch = processor.collate(rows(processor, world, MIX[:2]))
+    tokens = model.connect(model.encode_media(batch.streams))["video"]
+    mask = torch.nn.functional.pad(tokens.mask, (0, 0, 0, 1))
+    mask[0, 3], mask[1, 4] = False, True  # the sums agree
+    x, span = torch.nn.functional.pad(tokens.x, (0, 0, 0, 0, 0, 1)), torch.nn.functional.pad(tokens.span, (0, 0, 0, 1))
+    moved = {**model.connect(model.encode_media(batch.streams)), "video": Tokens(x, mask, span)}
+    with pytest.raises(ValueError, match=r"row 'both': 4 <\|video\|> tokens but the connector made 3"):
+        model.merge_media(batch.input_ids, moved, batch)
+
+
+def test_a_stream_without_a_placeholder_is_named(world: World) -> None:
+    audio = {**world.model["encoders"]["audio"], "layers": [1, -1]}
+    connector = [{"type": "linear", "stream": s} for s in ("video", "audio", "audio.1")]
+    encoders = {**world.model["encoders"], "audio": audio}
+    with pytest.raises(ValueError, match=r"ends with streams \['audio\.1'\]"):
+        compose(description(world, connector=connector, encoders=encoders))
+
+
+def test_sound_that_must_be_heard_needs_an_ear(world: World) -> None:
+    encoders = {"video": world.model["encoders"]["video"]}
+    connector = [{"type": "linear", "stream": "video"}]
+    _, processor = compose(description(world, connector=connector, encoders=encoders))
+    assert len(rows(processor, world, [sample(video(), "what ?")])) == 1
+    with pytest.raises(RowError, match="no audio encoder"):
+        rows(processor, world, [sample(video(sound="on"), "what ?")])
+
+
+@pytest.mark.parametrize("text", ["<Video>", "{media}{media}"])
+def test_the_text_around_media_holds_it_once(world: World, text: str) -> None:
+    with pytest.raises(ValueError, match="once"):
+        compose(description(world, media_text={"video": text}))
+
+
 def test_rows_that_cannot_be_made(built: tuple[AVLLM, AVProcessor], world: World) -> None:
     _, processor = built
     with pytest.raises(RowError, match="empty") as caught:
@@ -315,6 +350,16 @@ def test_damaged_checkpoints_are_refused(world: World, tmp_path: Path) -> None:
     save_file(state | {"connector.9.weight": torch.ones(1)}, tmp_path / "trained.safetensors")
     with pytest.raises(CheckpointError, match=r"unexpected \['connector\.9\.weight'\]"):
         AVLLM.from_pretrained(tmp_path)
+
+
+def test_arguments_that_would_do_nothing_are_refused(world: World, tmp_path: Path) -> None:
+    model, processor = compose(description(world))
+    model.config.trained = ["connector", "llm"]
+    save_checkpoint(model, processor, tmp_path, [])
+    with pytest.raises(CheckpointError, match=r"no backbone encoder\.audio; it has llm, encoders\.audio"):
+        AVLLM.from_pretrained(tmp_path, backbones={"encoder.audio": "x"})
+    with pytest.raises(CheckpointError, match="leave quantize out"):
+        AVLLM.from_pretrained(tmp_path, quantize="4bit")
 
 
 def test_another_backbone_is_refused(world: World, tmp_path: Path) -> None:
