@@ -37,6 +37,12 @@ class Position(StreamAdapter):
         super().__init__(widths, llm_dim, stream)
         if kind not in ("learned", "seconds"):
             raise ValueError(f"position on {stream!r} has kind {kind!r}; expected 'learned' or 'seconds'")
+        if max_steps < 1:
+            raise ValueError(f"position on {stream!r} has max_steps {max_steps}; expected 1 or more")
+        if not 0 < shortest < longest:
+            raise ValueError(
+                f"position on {stream!r} has periods from {shortest} to {longest} s; expected 0 < shortest < longest"
+            )
         self.kind, self.shortest, self.longest = kind, shortest, longest
         if kind == "learned":
             self.embedding = nn.Parameter(torch.empty(max_steps, self.in_dim).normal_(std=0.02))

@@ -52,6 +52,17 @@ class QFormer(StreamAdapter):
             raise ValueError(f"qformer on {stream!r} has per {per!r}; expected 'frame', 'window' or 'clip'")
         if (per == "window") != (seconds is not None):
             raise ValueError(f"qformer on {stream!r} has per {per!r} and seconds {seconds}; a window needs its seconds")
+        if seconds is not None and seconds <= 0:
+            raise ValueError(f"qformer on {stream!r} has seconds {seconds}; expected more than 0")
+        if context is not None and (seconds is None or context < seconds):
+            raise ValueError(
+                f"qformer on {stream!r} has context {context}; expected at least the window's seconds ({seconds}), "
+                "for what lies between narrower ones would not be read"
+            )
+        if num_queries < 1 or layers < 1:
+            raise ValueError(
+                f"qformer on {stream!r} has num_queries {num_queries} and layers {layers}; expected 1 or more"
+            )
         from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
         config = Blip2QFormerConfig(

@@ -51,6 +51,8 @@ class TemporalConv(StreamAdapter):
         super().__init__(widths, llm_dim, stream)
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"temporal_conv on {stream!r} has kernel {kernel}; expected an odd number")
+        if layers < 1 or growth < 1:
+            raise ValueError(f"temporal_conv on {stream!r} has layers {layers} and growth {growth}; expected 1 or more")
         dim = dim or self.in_dim
         self.enter = nn.Linear(self.in_dim, dim) if dim != self.in_dim else nn.Identity()
         self.blocks = nn.ModuleList(ConvBlock(dim, kernel, growth**i) for i in range(layers))

@@ -97,6 +97,13 @@ def test_positions_in_seconds_follow_the_clock_and_not_the_index() -> None:
         ({"type": "temporal_pool", "tokens": "max"}, "'keep' or 'mean'"),
         ({"type": "temporal_pool", "seconds": 0.0}, "more than 0"),
         ({"type": "mlp", "depth": 0}, "at least 1"),
+        ({"type": "qformer", "per": "window", "seconds": 0.0}, "more than 0"),
+        ({"type": "qformer", "per": "frame", "context": 2.0}, "at least the window's seconds"),
+        ({"type": "qformer", "per": "window", "seconds": 1.0, "context": 0.5}, "would not be read"),
+        ({"type": "qformer", "num_queries": 0}, "1 or more"),
+        ({"type": "position", "kind": "learned", "max_steps": 0}, "1 or more"),
+        ({"type": "position", "shortest": 0.0}, "0 < shortest"),
+        ({"type": "temporal_conv", "growth": 0}, "1 or more"),
     ],
 )
 def test_options_that_cannot_be(spec: dict[str, object], message: str) -> None:
