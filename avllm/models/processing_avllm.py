@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -250,16 +251,25 @@ class AVProcessor:
             if message["role"] != "assistant":
                 continue
             before, after = self._template(plain[:place], True), self._template(plain[: place + 1], False)
-            if not (whole.startswith(before) and whole.startswith(after.rstrip())):
+            end = min(len(after), len(whole))
+            if not whole.startswith(after.rstrip()):  # Qwen3 drops the empty thoughts of earlier turns
+                turn = message["content"] + after.rpartition(message["content"])[2]
+                end = len(before) + len(turn) if whole.startswith(turn, len(before)) else -1
+            if end < 0 or not whole.startswith(before):
                 raise RowError(
                     "chat_template",
                     f"the chat template rewrites turn {place} when more turns follow; use one that only appends",
                 )
-            ranges.append((len(before), min(len(after), len(whole))))
+            ranges.append((len(before), end))
         return whole, ranges
 
     def _template(self, messages: list[dict[str, str]], generation: bool) -> str:
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        except TemplateError as error:
+            raise RowError(
+                "chat_template", f"the LLM's chat template refuses roles {[m['role'] for m in messages]}: {error}"
+            ) from error
         return str(text)
 
     def _flatten(self, message: Message) -> str:

@@ -236,6 +236,30 @@ def test_the_text_around_media_holds_it_once(world: World, text: str) -> None:
         compose(description(world, media_text={"video": text}))
 
 
+# as Qwen3's: the last answer alone stands behind (empty) thoughts
+THINKING = (
+    "{% for m in messages %}{{ '<s>' + m['role'] + ' ' }}{% if m['role'] == 'assistant' and loop.last %}"
+    "{{ 'nothing : ' }}{% endif %}{{ m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant ' }}{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+
+
+def test_templates_that_drop_earlier_thoughts_or_refuse_a_role(world: World) -> None:
+    _, processor = compose(description(world))
+    turns = [("user", "what ?"), ("assistant", "red"), ("user", "what ?"), ("assistant", "blue")]
+    talk = Sample.model_validate({"id": "t", "messages": [{"role": r, "content": c} for r, c in turns]})
+    processor.tokenizer.chat_template = THINKING
+    row = processor.row(talk, [])
+    trained = processor.tokenizer.decode(row.labels[row.labels != IGNORE])
+    assert trained.split() == ["red", "</s>", "nothing", ":", "blue", "</s>"]
+    assert len(processor.row(talk, [], answer=False).input_ids) < len(row.input_ids)
+    processor.tokenizer.chat_template = NO_SYSTEM + THINKING
+    messages = [{"role": "system", "content": "describe"}, *talk.model_dump()["messages"]]
+    with pytest.raises(RowError, match="no system role"):
+        processor.row(Sample.model_validate({"id": "t", "messages": messages}), [])
+
+
 def test_rows_that_cannot_be_made(built: tuple[AVLLM, AVProcessor], world: World) -> None:
     _, processor = built
     with pytest.raises(RowError, match="empty") as caught:
