@@ -1,0 +1,70 @@
+"""What every objective of the folder keeps to, with its default options; a new file is found by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import World, make_world
+
+from avllm.config import ModelConfig
+from avllm.data.dataset import SampleDataset
+from avllm.data.manifest import read_manifest
+from avllm.models.modeling_avllm import AVLLM
+from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.registry import build, choices
+from avllm.training.start import Parts, padding
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("objectives"), clips=6)
+
+
+@pytest.fixture(scope="module")
+def parts(world: World) -> Parts:
+    description = ModelConfig.model_validate(world.model)
+    tokenizer, ids = load_tokenizer(description)
+    model = AVLLM.from_backbones(description, ids)
+    return Parts(model, AVProcessor.from_model(model, tokenizer), [])
+
+
+def batch_of(parts: Parts, manifest: Path, rows: int) -> Any:
+    """The first rows of a manifest; none gives the batch of a process that has only bad rows."""
+    assert rows <= len(read_manifest(manifest))
+    dataset = SampleDataset([str(manifest)], parts.processor)
+    return padding(parts, world_size=1)([dataset[i] for i in range(rows)]).batch
+
+
+@pytest.mark.parametrize("name", choices("objectives"))
+def test_a_sum_over_targets_that_teaches_the_connector(parts: Parts, world: World, name: str) -> None:
+    torch.manual_seed(0)
+    model = parts.model.train()
+    model.zero_grad()
+    objective = build("objectives", {"type": name}, model)
+    batch = batch_of(parts, world.questions, 12)
+    weight = objective.weight(batch)
+    assert isinstance(weight, float)
+    assert weight > 0
+    loss, figures = objective(model, batch)
+    assert loss.shape == ()
+    assert all(value.shape == () and value.isfinite() for value in figures.values())
+    loss.backward()
+    grads = [p.grad for p in model.connector.parameters() if p.grad is not None]
+    assert all(g.isfinite().all() for g in grads)
+    assert any(g.abs().sum() > 0 for g in grads)
+    assert all(p.grad is None for p in model.llm.parameters())  # what is frozen stays so
+
+
+@pytest.mark.parametrize("name", choices("objectives"))
+def test_a_batch_without_targets_weighs_nothing_and_is_a_zero_on_the_graph(
+    parts: Parts, world: World, name: str
+) -> None:
+    objective = build("objectives", {"type": name}, parts.model.train())
+    empty = batch_of(parts, world.questions, 0)
+    assert objective.weight(empty) == 0.0
+    loss, figures = objective(parts.model, empty)
+    assert float(loss.detach()) == 0.0
+    assert all(float(value) == 0.0 for value in figures.values())
