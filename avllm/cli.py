@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+Quantize = Literal["4bit", "8bit"]
 
 app = typer.Typer(
     name="avllm",
@@ -48,7 +50,7 @@ def ask(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 = greedy: the same answer each time.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of probability that is sampled from.")] = 1.0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    quantize: Annotated[str | None, typer.Option(help="Load the LLM in 4bit or 8bit.")] = None,
+    quantize: Annotated[Quantize | None, typer.Option(help="Load the LLM in 4 or 8 bit.")] = None,
 ) -> None:
     """Ask about a clip; the answer streams to the terminal."""
     from avllm.log import hush_libraries
@@ -79,7 +81,7 @@ def evaluate(
     cache: Annotated[Path | None, typer.Option(help="Folder of features to use and to fill.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 for autocast.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    quantize: Annotated[str | None, typer.Option(help="Load the LLM in 4bit or 8bit.")] = None,
+    quantize: Annotated[Quantize | None, typer.Option(help="Load the LLM in 4 or 8 bit.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the figures as JSON.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="File for every answer (JSONL).")] = None,
     as_json: Annotated[

@@ -16,9 +16,13 @@ from avllm.evaluation.conditions import AS_IS, Condition
 from avllm.evaluation.environment import environment
 from avllm.evaluation.results import Result, table
 from avllm.evaluation.runner import evaluate_all
+from avllm.inference.chat import check_device
 from avllm.models.checkpoint import read_manifest_of
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
+
+WIDE = 140
+"""Columns of a table that goes into a file."""
 
 
 def run_eval(
@@ -51,7 +55,10 @@ def run_eval(
     """
     changed = [*(Condition(without=w) for w in without), *(Condition(swap=s) for s in swap)]  # type: ignore[arg-type]
     conditions = list(dict.fromkeys([AS_IS, *changed]))
+    check_device(device)
     console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = WIDE
     began = time.perf_counter()
     model = AVLLM.from_pretrained(str(checkpoint), device=device, quantize=quantize)
     processor = AVProcessor.from_pretrained(checkpoint)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from avllm.data.schema import Sample
@@ -134,18 +135,24 @@ def _mean(values: Sequence[float | bool]) -> float:
     return float(sum(values) / len(values)) if values else 0.0
 
 
+COLUMNS = ("", "n", "accuracy", "95%", "chance", "F1", "error", "95% ", "chance ", "refused", "changed")
+
+
 def table(result: Result) -> Table:
-    """The figures of a condition for the terminal, by kind, by source, and over all rows."""
-    made = Table(title=result.condition.name.replace("_", " "), title_justify="left", header_style="bold")
-    for column in ("", "n", "accuracy", "95%", "chance", "F1", "error", "95% ", "chance ", "refused", "changed"):
-        made.add_column(column, justify="left" if not column else "right")
-    for name, row in result.kinds.items():
-        made.add_row(name, *_cells(row))
-    made.add_section()
-    for name, row in result.sources.items():
-        made.add_row(f"source {name}", *_cells(row))
-    made.add_section()
-    made.add_row("all", *_cells(result.overall), style="bold")
+    """The figures of a condition for the terminal, by kind, by source, and over all rows; no column without figures."""
+    kinds = [(name, *_cells(row)) for name, row in result.kinds.items()]
+    sources = [(f"source {name}", *_cells(row)) for name, row in result.sources.items()]
+    total = ("all", *_cells(result.overall))
+    filled = [i for i in range(len(COLUMNS)) if any(row[i] for row in (*kinds, *sources, total))]
+    made = Table(
+        title=result.condition.name.replace("_", " "), title_justify="left", header_style="bold", box=SIMPLE_HEAD
+    )
+    for i in filled:  # a figure too wide for the terminal goes on in the next line; half of one would be another one
+        made.add_column(COLUMNS[i], justify="right" if i else "left", overflow="fold")
+    for rows in (kinds, sources, [total]):
+        for row in rows:
+            made.add_row(*(row[i] for i in filled), style="bold" if row is total else None)
+        made.add_section()
     return made
 
 

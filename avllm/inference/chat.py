@@ -51,10 +51,12 @@ class Chat:
 
         Raises:
             CheckpointError: the folder is no checkpoint, or does not fit its backbones.
+            ValueError: no such device here.
         """
         from avllm.models.modeling_avllm import AVLLM
         from avllm.models.processing_avllm import AVProcessor
 
+        check_device(device)
         model = AVLLM.from_pretrained(str(checkpoint), device=device, **options)
         return cls(model, AVProcessor.from_pretrained(checkpoint))
 
@@ -174,6 +176,23 @@ class Chat:
         preprocessors, order = self.processor.preprocessors, self.processor.order
         found = [(part, *self._media[part]) for part in parts]
         return [perceive(part, clip, inputs, preprocessors, order(inputs)) for part, clip, inputs in found]
+
+
+def check_device(device: str) -> None:
+    """Whether this machine has a device, before anything is loaded.
+
+    Raises:
+        ValueError: torch knows no such device, or there is none here.
+    """
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is none that torch knows; expected cpu, cuda, cuda:1, ...") from error
+    here = torch.accelerator.current_accelerator(check_available=True)
+    if kind != "cpu" and (here is None or kind != here.type):
+        raise ValueError(f"device {device!r} is not usable here; this machine has cpu{f' and {here}' if here else ''}")
 
 
 def media_kind(path: str | Path) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from avllm.cli import app
+from avllm.data.schema import Sample
+from avllm.evaluation.benchmarks.base import score_by_form
+from avllm.evaluation.conditions import AS_IS
+from avllm.evaluation.results import Prediction, Result, table
 
 
 def call(*arguments: str) -> str:
@@ -51,3 +57,19 @@ def test_ckpt_inspect_tells_what_is_inside(checkpoint: Path) -> None:
     assert found["connector"] == ["mlp", "linear"]
     assert found["parameters"]["connector"] > 0
     assert all(record["found"] for record in found["backbones"].values())
+
+
+def test_tables_show_whole_figures_and_no_empty_column() -> None:
+    said = {
+        "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "red"}],
+        "kind": "seen.colour",
+    }
+    rows = [Sample.model_validate({"id": str(i), "choices": ["red", "blue"], **said}) for i in range(3)]
+    predictions = [Prediction(s, "red", score_by_form(s, "red", 1.0, "x"), touched=False) for s in rows]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table(Result(AS_IS, predictions)))
+    shown = console.export_text()
+    assert "43.9-100.0" in shown  # Wilson, 3 of 3
+    assert "seen.colour" in shown
+    assert "error" not in shown
+    assert "…" not in shown

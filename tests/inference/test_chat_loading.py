@@ -56,3 +56,9 @@ def test_a_4bit_llm_answers_the_same_each_time(checkpoint: Path, clips: list[Pat
     assert [ask(chat, video=clips[0]) for _ in range(2)] == [first] * 2
     assert all(torch.equal(m.weight.data, w) for m, w in zip(packed, weights, strict=True))
     assert ask(chat, video=clips[1]) != first  # it still sees
+
+
+@pytest.mark.parametrize("device", ["tpu", "xpu:7"])
+def test_a_device_that_is_not_here_is_named_before_anything_is_read(tmp_path: Path, device: str) -> None:
+    with pytest.raises(ValueError, match=f"device '{device}' is (none that torch knows|not usable here)"):
+        Chat.load(tmp_path, device=device)
