@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +36,13 @@ class PVTv2(VisualBackbone):
         super().__init__(config, **options)
         # Its convolutions are several times faster on CPUs in this order of memory; the numbers are the same.
         self.backbone.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, **options: Any) -> Self:
+        """See :meth:`Backbone.from_pretrained`."""
+        encoder = super().from_pretrained(name_or_path, **options)
+        encoder.backbone.to(memory_format=torch.channels_last)  # what was loaded took the place of what was built
+        return encoder
 
     @property
     def depth(self) -> int:

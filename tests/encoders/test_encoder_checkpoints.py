@@ -242,3 +242,13 @@ def test_weight_norm_of_older_versions(tmp_path):
     assert any(k.endswith("weight_g") for k in load_file(file))
     ours = family("wav2vec2").from_pretrained(str(tmp_path)).backbone.state_dict()
     assert all(torch.equal(v, model.wav2vec2.state_dict()[k]) for k, v in ours.items())
+
+
+def test_pvt_v2_is_in_its_fast_order_of_memory_after_loading_too(tmp_path):
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2], "depths": [1, 1, 1, 1]}
+    pvt = family("pvt_v2")
+    built = pvt({**sizes, "image_size": 32})
+    built.backbone.save_pretrained(tmp_path)
+    for encoder in (built, pvt.from_pretrained(str(tmp_path))):
+        patches = [p for p in encoder.backbone.parameters() if p.dim() == 4]
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in patches)
