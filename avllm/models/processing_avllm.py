@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from avllm.config import ModelConfig
 from avllm.data.collate import IGNORE, Batch, Row, collate
@@ -111,12 +111,18 @@ class AVProcessor:
         (folder / FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> AVProcessor:
+    def from_pretrained(cls, folder: str | Path, **auto: Any) -> AVProcessor:
         """Read what :meth:`save_pretrained` wrote, beside the model's config.json.
 
+        Args:
+            folder: a checkpoint.
+            auto: what ``AutoProcessor`` hands on by itself; nothing else is accepted.
+
         Raises:
-            FileNotFoundError: the folder holds no processor.
+            FileNotFoundError: the folder holds no processor. TypeError: an option that would do nothing.
         """
+        if set(auto) - {"_from_auto", "trust_remote_code", "revision"}:
+            raise TypeError(f"AVProcessor.from_pretrained takes a folder only, not {sorted(auto)}")
         folder = Path(folder)
         if not (folder / FILE).is_file():
             raise FileNotFoundError(f"{folder} has no {FILE}; expected an avllm checkpoint folder")
@@ -332,6 +338,9 @@ class AVProcessor:
         names = {i: s for s, i in self.config.media_token_ids.items()}
         counts = Counter(names.get(int(i), "text") for i in row.input_ids)
         return dict(counts)
+
+
+AutoProcessor.register(AVConfig, AVProcessor, exist_ok=True)
 
 
 def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, dict[str, int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import RATE, World, make_tokenizer, make_world
+from transformers import AutoProcessor
 
 from avllm.config import LoraConfig, ModelConfig
 from avllm.data.collate import IGNORE
@@ -339,7 +340,8 @@ def test_checkpoint_round_trip(world: World, tmp_path: Path, lora: bool) -> None
         model.eval()
     mark_trained(model)
     save_checkpoint(model, processor, tmp_path, [{"stage": "align"}])
-    again, its_processor = AVLLM.from_pretrained(tmp_path), AVProcessor.from_pretrained(tmp_path)
+    again, its_processor = AVLLM.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(its_processor, AVProcessor)
     batch, its_batch = (p.collate(rows(p, world, MIX)) for p in (processor, its_processor))
     assert torch.equal(batch.input_ids, its_batch.input_ids)
     with torch.no_grad():
