@@ -31,7 +31,7 @@ UNSEEN_THINGS = {
     ("cross", "yellow"), ("ring", "purple"), ("circle", "white"),
 }  # fmt: skip
 # of two kinds a pitch, between pitches that they are heard at; of two a timbre
-UNSEEN_SOUNDS = {("tone", "saw"), ("chirp", "high"), ("noise", "low"), ("pulse", "square")}
+UNSEEN_SOUNDS = {("tone", "middle"), ("noise", "low"), ("chirp", "saw"), ("pulse", "square")}
 FORMS = {"av": 0.80, "mute": 0.055, "silent": 0.025, "wav": 0.06, "jpg": 0.06}
 SUFFIX = {"av": "mp4", "mute": "mp4", "silent": "mp4", "wav": "wav", "jpg": "jpg"}
 PROGRAMS = {
