@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PvtV2Config, PvtV2Model
 
 from avllm.encoders._visual import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, VisualBackbone, average_onto
@@ -35,13 +35,13 @@ class PVTv2(VisualBackbone):
     def __init__(self, config: PretrainedConfig | dict[str, Any], **options: Any) -> None:
         super().__init__(config, **options)
         # Its convolutions are several times faster on CPUs in this order of memory; the numbers are the same.
-        self.backbone.to(memory_format=torch.channels_last)
+        nn.Module.to(self.backbone, memory_format=torch.channels_last)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, **options: Any) -> Self:
         """See :meth:`Backbone.from_pretrained`."""
         encoder = super().from_pretrained(name_or_path, **options)
-        encoder.backbone.to(memory_format=torch.channels_last)  # what was loaded took the place of what was built
+        nn.Module.to(encoder.backbone, memory_format=torch.channels_last)  # what was loaded took the place of what was built
         return encoder
 
     @property
