@@ -41,7 +41,7 @@ class PVTv2(VisualBackbone):
     def from_pretrained(cls, name_or_path: str, **options: Any) -> Self:
         """See :meth:`Backbone.from_pretrained`."""
         encoder = super().from_pretrained(name_or_path, **options)
-        nn.Module.to(encoder.backbone, memory_format=torch.channels_last)  # what was loaded took the place of what was built
+        nn.Module.to(encoder.backbone, memory_format=torch.channels_last)  # the loaded one replaced the built one
         return encoder
 
     @property
