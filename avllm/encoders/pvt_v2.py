@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PvtV2Config, PvtV2Model
 
 from avllm.encoders._visual import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, VisualBackbone, average_onto
@@ -35,13 +35,14 @@ class PVTv2(VisualBackbone):
     def __init__(self, config: PretrainedConfig | dict[str, Any], **options: Any) -> None:
         super().__init__(config, **options)
         # Its convolutions are several times faster on CPUs in this order of memory; the numbers are the same.
-        nn.Module.to(self.backbone, memory_format=torch.channels_last)
+        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, **options: Any) -> Self:
         """See :meth:`Backbone.from_pretrained`."""
         encoder = super().from_pretrained(name_or_path, **options)
-        nn.Module.to(encoder.backbone, memory_format=torch.channels_last)  # the loaded one replaced the built one
+        # The loaded backbone replaced the one that was built.
+        encoder.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         return encoder
 
     @property
