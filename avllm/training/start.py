@@ -127,12 +127,17 @@ def use_cache(config: RunConfig, parts: Parts, datasets: Sequence[SampleDataset]
         dataset.cache = cache
 
 
-def padding(parts: Parts, world_size: int) -> Collate:
-    """How rows become a batch: with several processes every stream is there on each of them, masked where absent."""
+def padding(parts: Parts, *, blanks: bool) -> Collate:
+    """How rows become a batch.
+
+    Args:
+        blanks: every stream is there, masked where absent: several processes have to do the same at the same time, and
+            DeepSpeed wants a gradient of every micro-step.
+    """
     pad = int(parts.processor.tokenizer.pad_token_id)
     ids = torch.tensor([pad, pad])
     empty = Row("", ids, torch.full_like(ids, -100), [], torch.zeros(2, dtype=torch.bool), targets=[""])
-    return Collate(partial(parts.processor.collate, blanks=world_size > 1), empty)
+    return Collate(partial(parts.processor.collate, blanks=blanks), empty)
 
 
 def export(trainer: Trainer, folder: Path) -> None:

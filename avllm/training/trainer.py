@@ -136,7 +136,8 @@ class Trainer:
         self.order = Order(self.dataset.sizes, [s.weight for s in data.train], self.config.seed)
         self.steps = train.max_steps or math.ceil((train.epochs or 0) * self.order.epoch_length / self.cut.step_items)
         self.warmup = round(train.warmup * self.steps) if train.warmup < 1 else round(train.warmup)
-        self.collate: Collate = padding(self.parts, distributed.world_size())
+        by_deepspeed = self.accelerator.state.deepspeed_plugin is not None
+        self.collate: Collate = padding(self.parts, blanks=distributed.world_size() > 1 or by_deepspeed)
         self.validation = build_dataset(self.config, data.validation, self.parts) if data.validation else None
 
     def _build_task(self) -> None:
@@ -258,7 +259,7 @@ class Trainer:
         if self.is_deepspeed:
             wrapped = self.accelerator.deepspeed_engine_wrapped
             wrapped.backward(loss * self.cut.accumulate, sync_gradients=last)
-        else:
+        elif loss.requires_grad:  # not so for rows of text alone, or of bad rows alone, before a frozen LLM
             loss.backward()
 
     def update(self, step: int, micros: list[MicroBatch]) -> float:
@@ -271,6 +272,8 @@ class Trainer:
             norm = float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
         else:
             parameters = [p for p in self.task.parameters() if p.requires_grad]
+            for p in parameters:  # a stream that no row has: zero, as with several processes, and not left out
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.train.clip or math.inf))
         if not math.isfinite(norm):
             rows = [row for micro in micros for row in micro.batch.ids]

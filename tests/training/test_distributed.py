@@ -138,6 +138,24 @@ def test_ranks_with_nothing_but_broken_rows_do_not_hang(world: World, tmp_path: 
     assert len((found / "skipped.jsonl").read_text().splitlines()) == 8
 
 
+def test_steps_of_text_alone_are_the_same_in_one_process(world: World, tmp_path: Path) -> None:
+    """Before a frozen LLM they have no gradient at all; a broken row may stand in them, too."""
+    good = [json.loads(line) for line in world.captions.read_text().splitlines()][:4]
+    for sample in good:
+        part = sample["messages"][0]["content"][0]
+        part["video"] = str(world.captions.parent / part["video"])
+    words = [row(f"text-{i}", [text("what colour is it ?")], "red") for i in range(7)]
+    broken = row("broken", [{"type": "video", "video": "gone.mp4"}], "red")
+    manifest = str(write_rows(tmp_path / "mixed.jsonl", [*good, *words, broken]))
+    changes = {"data__train": manifest, "data__max_skip_rate": 1.0, "train__batch_size": 1, "train__max_steps": 6}
+    asked = settings(world, tmp_path / "one", **changes, train__accumulate=2, train__weight_decay=0.1)
+    one = run(asked)
+    assert 0.0 in [r["grad_norm"] for r in rows(one)]  # a step without media is among them
+    two = run({**asked, "output": str(tmp_path / "two"), "train": {**asked["train"], "accumulate": 1}}, ranks=2)
+    assert losses(one) == pytest.approx(losses(two), abs=1e-5)
+    assert difference(weights(one), weights(two)) < 1e-5
+
+
 def test_a_killed_run_of_two_processes_goes_on(world: World, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"data__train": str(world.questions), "train__max_steps": 4}
     straight = run(settings(world, tmp_path / "straight", **changes), ranks=2)
