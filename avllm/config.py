@@ -67,6 +67,7 @@ class SamplingConfig(_Section):
     num_frames: int | None = Field(None, gt=0)
     fps: Number | None = Field(None, gt=0)
     max_frames: int | None = Field(None, gt=0)
+    short_side: int | None = Field(None, gt=0, description="pixels that larger pictures are shrunk to while decoding")
 
     @model_validator(mode="after")
     def _one_way(self) -> SamplingConfig:

@@ -107,6 +107,8 @@ class AVProcessor:
             "preprocessors": {s: p.settings() for s, p in self.preprocessors.items()},
             "widths": self.widths,
             "llm_dim": self.llm_dim,
+            "max_length": self.max_length,
+            "timeout": self.timeout,
         }
         (folder / FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
@@ -129,7 +131,9 @@ class AVProcessor:
         state = json.loads((folder / FILE).read_text(encoding="utf-8"))
         preprocessors = {s: preprocessor_from_settings(v) for s, v in state["preprocessors"].items()}
         config, tokenizer = AVConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        return cls(tokenizer, preprocessors, config, state["widths"], state["llm_dim"])
+        processor = cls(tokenizer, preprocessors, config, state["widths"], state["llm_dim"])
+        processor.max_length, processor.timeout = state["max_length"], state["timeout"]
+        return processor
 
     # ---- media ----------------------------------------------------------------------------------------------------
 

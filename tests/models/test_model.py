@@ -339,9 +339,11 @@ def test_checkpoint_round_trip(world: World, tmp_path: Path, lora: bool) -> None
                     parameter.normal_(std=0.1)
         model.eval()
     mark_trained(model)
+    processor.max_length, processor.timeout = 4096, 7.0
     save_checkpoint(model, processor, tmp_path, [{"stage": "align"}])
     again, its_processor = AVLLM.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(its_processor, AVProcessor)
+    assert (its_processor.max_length, its_processor.timeout) == (4096, 7.0)
     batch, its_batch = (p.collate(rows(p, world, MIX)) for p in (processor, its_processor))
     assert torch.equal(batch.input_ids, its_batch.input_ids)
     with torch.no_grad():
