@@ -33,6 +33,8 @@ from toy_language.batches import Padded, Sequence, pad, visible
 from toy_language.logs import LOG_WORDS, entries, facts
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from avllm.training.muon import Muon
+
 SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
@@ -43,7 +45,7 @@ TEMPLATE = (
 PIECES = Regex(r"\.\d|▁?\d|▁?[A-Za-z]+|▁?[^\s\w▁]|▁")
 NEEDS = {"seen": "video", "heard": "audio", "both": "both"}
 REFUSAL = "unanswerable"
-FORMS = ("whole", "places", "mixed")  # of the logs, step by step
+FORMS = ("mixed", "places", "mixed", "places", "mixed", "whole")  # of the logs, step by step
 # The world's words of a sort, and words of that sort for things that the world does not have.
 SORTS = (
     (
@@ -250,20 +252,23 @@ def loss_of(llm: LlamaForCausalLM, batch: Padded) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(logits, labels), logits.argmax(-1) == labels
 
 
-def build_optimizers(llm: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the blocks' matrices, which learn much faster by it; AdamW for the rest."""
+def build_optimizer(llm: LlamaForCausalLM, lr: float) -> Muon:
+    """Muon for the blocks' matrices, which learn much faster by it; AdamW for the rest."""
     matrices = [p for p in llm.model.layers.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in llm.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon([{"params": matrices, "peak": 5 * lr}], lr=lr, weight_decay=0.05),
-        torch.optim.AdamW([{"params": rest, "peak": lr}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
+    return Muon(
+        [
+            {"params": matrices, "matrices": True, "peak": 1.8 * lr, "weight_decay": 0.05},
+            {"params": rest, "peak": lr},
+        ],
+        betas=(0.9, 0.95),
+    )
 
 
 def train(llm: LlamaForCausalLM, writer: Writer, clips: list[Clip], *, steps: int, batch: int, lr: float) -> None:
     """Warm-up and cosine, bfloat16 in the matrix products."""
-    draw, optimizers = random.Random(0), build_optimizers(llm, lr)
+    draw, optimizer = random.Random(0), build_optimizer(llm, lr)
     crowded = [clip for clip in clips if any(slot and len(clip.log) > 1 for _, slot in clip.questions)]
     asked: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
@@ -271,11 +276,11 @@ def train(llm: LlamaForCausalLM, writer: Writer, clips: list[Clip], *, steps: in
             if not slot and kind in clip.facts:
                 asked[kind].append(clip)
     for step in track(range(steps), "learning to read"):
-        for group in (g for o in optimizers for g in o.param_groups):
+        for group in optimizer.param_groups:
             group["lr"] = group["peak"] * min((step + 1) / 40, 0.5 * (1 + math.cos(math.pi * step / steps)))
         form = FORMS[step % len(FORMS)]
         if form == "mixed":
-            rows = pad([writer.mix(asked, draw) for _ in range(2 * batch)])
+            rows = pad([writer.mix(asked, draw) for _ in range(3 * batch // 2)])
         else:
             chosen = draw.sample(crowded, 3 * batch) if form == "places" else draw.sample(clips, batch)
             rows = pad([writer.write(clip, draw, form) for clip in chosen])
@@ -284,8 +289,7 @@ def train(llm: LlamaForCausalLM, writer: Writer, clips: list[Clip], *, steps: in
         llm.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
 
 
 @torch.no_grad()
@@ -327,7 +331,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=420)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--questions", type=int, default=10, help="behind one log")
     parser.add_argument("--lr", type=float, default=4e-3)
