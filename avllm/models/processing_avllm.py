@@ -296,12 +296,12 @@ class AVProcessor:
         spans = [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
         plain = [text[a:b] for a, b in spans if text[a] != MARK]
         encoded = iter(self._encode(plain))
-        pending = iter(runs)
+        pending, media = iter(runs), self.config.media_token_ids  # looked up once: a config's attributes are slow
         ids: list[int] = []
         labels: list[int] = []
         for a, _ in spans:
             is_run = text[a] == MARK
-            piece = [self.config.media_token_ids[name] for name in next(pending)] if is_run else next(encoded)
+            piece = [media[name] for name in next(pending)] if is_run else next(encoded)
             on = not is_run and any(low <= a < high for low, high in trained)
             ids += piece
             labels += piece if on else [IGNORE] * len(piece)
