@@ -81,9 +81,7 @@ def training_phase(cores: int) -> Phase:
         start = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
     else:
         start = [sys.executable]
-    # The presets are written for two processes; one process takes twice the micro-steps and gets the same steps.
-    more = [] if cores > 1 else ["--set", "train.accumulate=2"]
-    command = [*start, "scripts/quickstart_train.py", str(STAGE_SECONDS), *files, *more]
+    command = [*start, "scripts/quickstart_train.py", str(STAGE_SECONDS), *files]
     made = [*(RUN / name for name in STAGES), STAGE_SECONDS]
     return Phase("training", "alignment, captions, questions: " + ", ".join(files), [[command]], files, made)
 

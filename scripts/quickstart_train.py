@@ -1,9 +1,10 @@
 """Several stages in one go, so that the libraries are loaded once. Called by scripts/quickstart.py, under torchrun.
 
-    torchrun --nproc_per_node 2 scripts/quickstart_train.py SECONDS PRESET... [--set key=value ...]
+    torchrun --nproc_per_node 2 scripts/quickstart_train.py SECONDS PRESET...
 
-The same as the scripts in train/ one after the other. SECONDS is a JSON file in which the time of each stage is added
-up. A finished stage is left as it is, an interrupted one goes on.
+The same as the scripts in train/ one after the other. The presets are written for two processes; a single one takes twice
+the micro-steps and gets the same steps. SECONDS is a JSON file in which the time of each stage is added up. A finished
+stage is left as it is, an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seconds", type=Path, help="JSON file for the time of each stage")
     parser.add_argument("presets", nargs="+", type=Path)
-    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides for every preset")
     args = parser.parse_args()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
         dist.init_process_group("gloo")  # one group for all stages
     for preset in args.presets:
         began = time.perf_counter()
-        config = load_config(preset, args.set)
+        config = load_config(preset)
+        if processes == 1:
+            config = load_config(preset, [f"train.accumulate={2 * config.train.accumulate}"])
         run_stage(config)
         if os.environ.get("RANK", "0") == "0":
             spent = json.loads(args.seconds.read_text()) if args.seconds.is_file() else {}
