@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node 2 scripts/quickstart_train.py SECONDS PRESET...
 
-The same as the scripts in train/ one after the other. The presets are written for two processes; a single one takes twice
+As the scripts in train/, one after the other. The presets are written for two processes; a single one takes twice
 the micro-steps and gets the same steps. SECONDS is a JSON file in which the time of each stage is added up. A finished
 stage is left as it is, an interrupted one goes on.
 """
