@@ -146,7 +146,7 @@ def _id_of(line: bytes) -> str | None:
     except ValueError:  # no JSON, or no UTF-8
         return None
     value = found.get("id") if isinstance(found, dict) else None
-    return None if value is None else str(value)  # a number is wrong as an id, and still tells which row it was
+    return value if isinstance(value, str) else None
 
 
 def prepare(processor: AVProcessor, request: Request, root: Path | None) -> Prepared:
