@@ -74,7 +74,7 @@ class MelConvModel(PreTrainedModel):
         super().__init__(config)
         self.norm = nn.GroupNorm(1, config.num_mel_bins)
         widths = [config.num_mel_bins, *[config.hidden_size] * len(config.strides)]
-        shapes = zip(widths, widths[1:], config.kernel_sizes, config.strides, strict=False)
+        shapes = zip(widths[:-1], widths[1:], config.kernel_sizes, config.strides, strict=True)
         self.layers = nn.ModuleList(ConvLayer(*shape) for shape in shapes)
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
