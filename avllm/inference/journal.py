@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from avllm.data.append_only import AppendOnly, LockedError, write_whole
 
 CHECKPOINT_FILES = (
     "config.json",
@@ -32,9 +32,6 @@ class Journal:
         path: the answers file (JSONL).
         run: what decides the answers, JSON-able (digests of input and checkpoint, settings).
 
-    Attributes:
-        done: rows that are there.
-
     Raises:
         JournalError: the file belongs to another run, to no known one, or is being written.
     """
@@ -42,19 +39,24 @@ class Journal:
     def __init__(self, path: str | Path, run: dict[str, Any]) -> None:
         self.path = Path(path)
         self.sidecar = self.path.with_name(self.path.name + ".run.json")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab+")
         try:
-            self._lock()
+            self._rows = AppendOnly(self.path)
+        except LockedError as error:
+            raise JournalError(str(error)) from error
+        try:
             self._check(run)
-            self.done = self._cut()
         except BaseException:
-            self._file.close()
+            self._rows.close()
             raise
+
+    @property
+    def done(self) -> int:
+        """Rows that are there."""
+        return self._rows.count
 
     def _check(self, run: dict[str, Any]) -> None:
         if self.path.stat().st_size == 0:
-            _write_whole(self.sidecar, json.dumps(run, indent=2) + "\n")
+            write_whole(self.sidecar, json.dumps(run, indent=2) + "\n")
             return
         if not self.sidecar.is_file():
             raise JournalError(
@@ -69,28 +71,9 @@ class Journal:
                 f"({self.sidecar.name} has them); choose another output, or delete the file to begin again"
             )
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it back when the process dies
-        except BlockingIOError as error:
-            raise JournalError(f"{self.path} is being written by another process; let it end, or stop it") from error
-
-    def _cut(self) -> int:
-        """Take off a half-written last line; returns how many whole ones there are."""
-        self._file.seek(0)
-        whole, count = 0, 0
-        for line in self._file:
-            if line.endswith(b"\n"):
-                whole, count = whole + len(line), count + 1
-        self._file.truncate(whole)
-        return count
-
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write rows, and come back when they are on the disk."""
-        self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.done += len(rows)
+        self._rows.append(rows)
 
     def __enter__(self) -> Journal:
         return self
@@ -98,16 +81,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+        self._rows.close()
 
 
 def checkpoint_digest(folder: str | Path) -> str:

@@ -1,0 +1,92 @@
+"""A JSONL file that survives a kill: rows are appended whole, a half-written last one is cut off, one process writes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class LockedError(ValueError):
+    """Another process is writing the file."""
+
+
+class AppendOnly:
+    """Open a JSONL file to go on behind its last whole row.
+
+    Attributes:
+        path: the file.
+        count: whole rows in it.
+
+    Raises:
+        LockedError: another process has it open in the same way.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab+")
+        try:
+            self._lock()
+            self.count, self._whole = self._measure()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it back when the process dies
+        except BlockingIOError as error:
+            raise LockedError(f"{self.path} is being written by another process; let it end, or stop it") from error
+
+    def _measure(self) -> tuple[int, int]:
+        """Whole rows, and the bytes that they take; nothing is cut before something is appended."""
+        self._file.seek(0)
+        count, size = 0, 0
+        for line in self._file:
+            if line.endswith(b"\n"):
+                count, size = count + 1, size + len(line)
+        return count, size
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write rows, and come back when they are on the disk."""
+        lines = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        self._file.truncate(self._whole)
+        self._file.write(lines)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.count, self._whole = self.count + len(rows), self._whole + len(lines)
+
+    def close(self) -> None:
+        """Close the file and give back the lock."""
+        self._file.close()
+
+    def __enter__(self) -> AppendOnly:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole rows of a JSONL file that may be in the middle of being written."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, and come back when it is on the disk."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
