@@ -117,6 +117,8 @@ class MediaInfo:
     audio_duration: float | None = None
     audio_codec: str | None = None
     edit_list: bool = False
+    container: str = ""
+    video_duration: float | None = None
 
 
 def load_video(
@@ -179,19 +181,21 @@ def load_image(path: str | Path) -> Clip:
     Transparent pixels become white. Animations give their first frame.
 
     Raises:
-        MediaError: missing, zero_byte, undecodable, truncated.
+        MediaError: missing, zero_byte, undecodable, absurd_size, truncated.
     """
     require_file(path)
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 seen = f"{image.width}x{image.height} pixels; the limit is {MAX_PIXELS} in all"
-                raise MediaError(path, "undecodable", seen)
+                raise MediaError(path, "absurd_size", seen)
             pixels = _rgb(ImageOps.exif_transpose(image))
     except MediaError:
         raise
+    except Image.DecompressionBombError as error:
+        raise MediaError(path, "absurd_size", str(error)) from error
     # Pillow's ways to say "broken"
-    except (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, EOFError, ValueError, struct.error) as error:
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise MediaError(path, reason, str(error)) from error
     x = torch.from_numpy(pixels)[None]  # (1, H, W, 3)
@@ -202,14 +206,14 @@ def probe(path: str | Path, timeout: float = 60.0) -> MediaInfo:
     """Headers of a video or sound file, and its first frame for the rotation.
 
     Raises:
-        MediaError: missing, zero_byte, undecodable, truncated, timeout; ``no_video`` when there is neither video nor
-            sound in the file.
+        MediaError: missing, zero_byte, undecodable, absurd_size, truncated, timeout; ``no_video`` when there is neither
+            video nor sound in the file.
     """
     with open_media(path, timeout) as media:
         if media.video is None and media.audio is None:
             raise no_track(path, "no_video", "the file has neither a video nor a sound track")
         duration = file_duration(media)
-        fields = {**_video_info(media), **_audio_info(media)}
+        fields = {**_video_info(media), **_audio_info(media), "container": media.container.format.name}
     return MediaInfo(duration, media.video is not None, media.audio is not None, **fields)
 
 
@@ -259,6 +263,7 @@ def _video_info(media: OpenMedia) -> dict[str, Any]:
         "rotation": rotation(display_matrix(frame)),
         "video_codec": media.video.codec_context.name,
         "edit_list": window.cut,
+        "video_duration": stream_end(media, media.video),
     }
 
 

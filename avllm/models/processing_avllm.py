@@ -19,8 +19,9 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from avllm.config import ModelConfig
 from avllm.data.collate import IGNORE, Batch, Row, collate
-from avllm.data.media import Clip, Frames, Sampling, Sound, load_audio, load_image, load_video
-from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample, TextPart, resolve
+from avllm.data.media import Clip, Frames, Sampling, Sound
+from avllm.data.media_part import load_part
+from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample, TextPart
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.layouts.base import Layout
 from avllm.models.configuration_avllm import AVConfig
@@ -147,27 +148,16 @@ class AVProcessor:
 
     def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
         """Decode one media part."""
-        path = resolve(part, root)
         audio = self.preprocessors.get("audio")
         sees = "video" in self.preprocessors
         if isinstance(part, ImagePart):
             self._needs(sees, "picture", "visual")
-            return load_image(path)
-        if isinstance(part, AudioPart):
+        elif isinstance(part, AudioPart):
             self._needs(audio is not None, "sound", "audio")
-            assert audio is not None
-            return load_audio(path, rate=audio.rate, start=part.start, end=part.end, timeout=self.timeout)
-        if part.sound == "on":
+        elif part.sound == "on":
             self._needs(audio is not None, "video whose sound is to be heard", "audio")
-        return load_video(
-            path,
-            start=part.start,
-            end=part.end,
-            sampling=self.sampling if sees else None,
-            rate=audio.rate if audio is not None and part.sound != "off" else None,
-            sound=part.sound,
-            timeout=self.timeout,
-        )
+        sampling, rate = self.sampling if sees else None, None if audio is None else audio.rate
+        return load_part(part, root, sampling=sampling, rate=rate, timeout=self.timeout)
 
     @staticmethod
     def _needs(there: bool, what: str, encoder: str) -> None:

@@ -152,7 +152,8 @@ def test_flipped_bytes_never_crash(folder: Path, name: str) -> None:
 def test_huge_dimensions_in_the_header_are_refused(folder: Path) -> None:
     image = b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
     (folder / "huge.gif").write_bytes(b"GIF89a\xff\xff\xff\xff\x80\x00\x00\x00\x00\x00\xff\xff\xff" + image)
-    for call in (video, probe, load_image):
+    assert reason(lambda: load_image(folder / "huge.gif")) == "absurd_size"
+    for call in (video, probe):  # libav has thrown the dimensions away by then
         assert reason(lambda call=call: call(folder / "huge.gif")) == "undecodable"
 
 
