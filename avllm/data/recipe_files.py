@@ -1,0 +1,276 @@
+"""Readers of the authors' files for recipes: CSV, TSV, JSON and JSON lines, plain, gzipped or inside a zip file.
+
+All of them stream, and yield a :class:`Record` for each row: its fields and where it stands.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+CHUNK = 1 << 20
+"""Characters of a JSON file that are read at a time."""
+
+
+class RecipeError(ValueError):
+    """A source that cannot be read: the message says what was seen, what was expected and what to do."""
+
+
+class Record(dict[str, Any]):
+    """The fields of one row of a file.
+
+    Attributes:
+        where: ``file:line`` of a table or of JSON lines, ``file[index]`` or ``file["key"]`` of JSON.
+        key: the key of the row when the file is one object of rows, else "".
+
+    Raises:
+        RecipeError: on ``record["field"]`` when the row has no such field.
+    """
+
+    def __init__(self, fields: dict[str, Any], where: str, key: str = "") -> None:
+        super().__init__(fields)
+        self.where, self.key = where, key
+
+    def __missing__(self, field: str) -> Any:
+        raise RecipeError(f"{self.where}: no field {field!r}; the row has {', '.join(map(str, self)) or 'none'}")
+
+    def text(self, field: str) -> str:
+        """A field as text without space around it; a number is written out, null is "".
+
+        Raises:
+            RecipeError: there is no such field, or it is a list or an object.
+        """
+        value = self[field]
+        if isinstance(value, (list, dict)):
+            raise RecipeError(f"{self.where}: field {field!r} is a {type(value).__name__}; expected text")
+        return "" if value is None else str(value).strip()
+
+    def number(self, field: str) -> float:
+        """A field as a number.
+
+        Raises:
+            RecipeError: there is no such field, or it is no number.
+        """
+        value = self[field]
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise RecipeError(f"{self.where}: field {field!r} is {value!r}; expected a number") from None
+
+    def array(self, field: str) -> list[Any]:
+        """A field that is a list.
+
+        Raises:
+            RecipeError: there is no such field, or it is no list.
+        """
+        value = self[field]
+        if not isinstance(value, list):
+            raise RecipeError(f"{self.where}: field {field!r} is a {type(value).__name__}; expected a list")
+        return value
+
+
+def open_text(path: Path) -> IO[str]:
+    """A text file in UTF-8, with or without a byte order mark; ``x.gz`` and ``a.zip/inner.json`` are unpacked as read.
+
+    Raises:
+        RecipeError: there is no such file, or no such member of the zip file.
+    """
+    archive = next((p for p in path.parents if p.suffix == ".zip" and p.is_file()), None)
+    if archive is not None:
+        return _member(archive, path.relative_to(archive).as_posix())
+    if not path.is_file():
+        raise RecipeError(f"{path} is not there; expected a file of the data set")
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _member(archive: Path, name: str) -> IO[str]:
+    try:
+        return io.TextIOWrapper(zipfile.ZipFile(archive).open(name), encoding="utf-8-sig", newline="")
+    except KeyError:
+        raise RecipeError(f"{archive} has no member {name}") from None
+    except zipfile.BadZipFile as error:
+        raise RecipeError(f"{archive} is no whole zip file ({error}); get it again") from error
+
+
+def read_csv(
+    path: Path, columns: Iterable[str], delimiter: str = ",", header: bool = True, comment: str | None = None
+) -> Iterator[Record]:
+    """The rows of a table.
+
+    Args:
+        path: see :func:`open_text`.
+        columns: with a header, those that must be there (others are kept); without one, the names of all.
+        delimiter: what stands between the fields; a tab for TSV, where quotes are text.
+        header: whether the first row names the columns.
+        comment: lines that begin with this are passed over.
+
+    Raises:
+        RecipeError: no file, a column is absent, or a row has more or fewer fields than there are columns.
+    """
+    columns = list(columns)
+    with open_text(path) as file:
+        lines = _Lines(file, comment)
+        if delimiter == "\t":
+            table = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        else:
+            table = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+        names = [name.strip() for name in next(table, [])] if header else columns
+        absent = [name for name in columns if name not in names]
+        if absent:
+            raise RecipeError(
+                f"{path} has no column {', '.join(absent)}; expected {', '.join(columns)}, found {', '.join(names)}"
+            )
+        for row in table:
+            where = f"{path.name}:{lines.number}"
+            if row and len(row) != len(names):
+                raise RecipeError(
+                    f"{path} line {lines.number}: {len(row)} fields where {len(names)} are expected "
+                    f"({', '.join(names)}); is the file whole?"
+                )
+            if row:
+                yield Record(dict(zip(names, row, strict=True)), where)
+
+
+class _Lines:
+    """The lines of a file without its comments; ``number`` is the line last given, from 1."""
+
+    def __init__(self, file: IO[str], comment: str | None) -> None:
+        self.file, self.comment, self.number = file, comment, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.file:
+            self.number += 1
+            if self.comment is None or not line.startswith(self.comment):
+                yield line
+
+
+def read_jsonl(path: Path) -> Iterator[Record]:
+    """One JSON object a line; blank lines are passed over.
+
+    Raises:
+        RecipeError: no file, or a line that is no JSON object.
+    """
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise RecipeError(f"{path} line {number}: no JSON ({error}); is the file whole?") from error
+            yield _record(value, f"{path.name}:{number}", path)
+
+
+def read_json(path: Path, field: str | None = None) -> Iterator[Record]:
+    """The rows of a JSON file that is a list of objects, or one object whose values are the rows (see ``Record.key``).
+
+    Rows that are no objects are given as ``{"value": row}``. The file is never in memory as a whole.
+
+    Args:
+        path: see :func:`open_text`.
+        field: the rows stand in this field of the file's object: ``{"version": 1, "data": [...]}``.
+
+    Raises:
+        RecipeError: no file, no such field, no list or object there, or the file is no (whole) JSON.
+    """
+    with open_text(path) as file:
+        stream = _JsonStream(file, path)
+        if field is not None:
+            stream.enter(field)
+        opening = stream.take("[{")
+        index = 0
+        while (key := stream.next_key(opening, first=index == 0)) is not None:
+            where = f"{path.name}[{index}]" if opening == "[" else f"{path.name}[{json.dumps(key)}]"
+            value = stream.value()
+            yield Record(value if isinstance(value, dict) else {"value": value}, where, key)
+            index += 1
+
+
+def _record(value: Any, where: str, path: Path) -> Record:
+    if not isinstance(value, dict):
+        raise RecipeError(f"{path.parent / where}: a {type(value).__name__}; expected an object")
+    return Record(value, where)
+
+
+class _JsonStream:
+    """A cursor in a JSON text that is read in chunks."""
+
+    def __init__(self, file: IO[str], path: Path) -> None:
+        self.file, self.path, self.buffer, self.at, self.ended = file, path, "", 0, False
+        self.decoder = json.JSONDecoder()
+
+    def more(self, size: int = CHUNK) -> None:
+        """Drop what was read and append a chunk."""
+        chunk = self.file.read(max(size, len(self.buffer) - self.at))  # doubles, so that a huge value stays linear
+        self.buffer, self.at, self.ended = self.buffer[self.at :] + chunk, 0, not chunk
+
+    def peek(self) -> str:
+        """The next character that is no space, "" at the end."""
+        while True:
+            while self.at < len(self.buffer) and self.buffer[self.at] in " \t\r\n":
+                self.at += 1
+            if self.at < len(self.buffer) or self.ended:
+                return self.buffer[self.at : self.at + 1]
+            self.more()
+
+    def take(self, expected: str) -> str:
+        """The next character, which has to be one of these."""
+        found = self.peek()
+        if not found or found not in expected:
+            raise self.error(f"found {found or 'the end'!r} where one of {expected!r} is expected")
+        self.at += 1
+        return found
+
+    def value(self) -> Any:
+        """The value that begins here."""
+        self.peek()
+        while True:
+            problem: json.JSONDecodeError | None = None
+            try:
+                value, end = self.decoder.raw_decode(self.buffer, self.at)
+                # A number at the end of the buffer may go on in the next chunk.
+                if end < len(self.buffer) or self.ended:
+                    self.at = end
+                    return value
+            except json.JSONDecodeError as error:
+                problem = error
+            if self.ended and problem is not None:
+                raise self.error(str(problem))
+            self.more()
+
+    def next_key(self, opening: str, first: bool) -> str | None:
+        """Step to the next item of a list ("" for each) or object (its key); None at the end of it."""
+        closing = "]" if opening == "[" else "}"
+        if self.peek() == closing:
+            self.at += 1
+            return None
+        if not first:
+            self.take(",")
+        if opening == "[":
+            return ""
+        key = self.value()
+        self.take(":")
+        return str(key)
+
+    def enter(self, field: str) -> None:
+        """Step to the value of a field of the file's object."""
+        self.take("{")
+        seen: list[str] = []
+        while (key := self.next_key("{", first=not seen)) is not None:
+            if key == field:
+                return
+            seen.append(key)
+            self.value()
+        raise self.error(f"no field {field!r}; it has {', '.join(seen) or 'none'}", hint="")
+
+    def error(self, what: str, hint: str = "; is the file whole?") -> RecipeError:
+        """An error that names the file."""
+        return RecipeError(f"{self.path}: {what}{hint}")
