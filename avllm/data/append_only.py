@@ -1,4 +1,4 @@
-"""A JSONL file that survives a kill: rows are appended whole, a half-written last one is cut off, one process writes."""
+"""A JSONL file that survives a kill: rows are appended whole, a half-written last one is cut, one process writes."""
 
 from __future__ import annotations
 
