@@ -5,6 +5,8 @@ Every function works in a single process too, where it does nothing; so callers 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +38,16 @@ def barrier() -> None:
     """Wait until every process has come here."""
     if active():
         dist.barrier()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process goes through the block before the others: they find on the disk what it has made."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
 
 
 def sum_over_processes(x: Tensor) -> Tensor:

@@ -6,43 +6,21 @@ comes out as a named :class:`Bad`, never as another row in its place.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from avllm.data.augment import Augment
 from avllm.data.cache import FeatureCache, Place
 from avllm.data.collate import Row
-from avllm.data.manifest import read_manifest
+from avllm.data.items import Bad, Items
 from avllm.data.media import Clip, MediaError, Sound
 from avllm.data.packing import pack_rows
 from avllm.data.schema import MediaPart, RowError, Sample
 from avllm.tokens import EncoderInput
 
 KEPT_TEXTS = 50_000  # items whose token rows are remembered
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A row that was left out.
-
-    Attributes:
-        reason: ``missing``, ``zero_byte``, ``undecodable``, ... (see ``MediaError``), or of
-            ``RowError``: ``too_long``, ``empty_answer``, ...
-        detail: what was seen.
-    """
-
-    id: str
-    source: str
-    manifest: str
-    reason: str
-    detail: str
-
-    def to_dict(self) -> dict[str, str]:
-        """As ``skipped.jsonl`` holds it."""
-        return asdict(self)
 
 
 @dataclass
@@ -81,10 +59,11 @@ class SampleDataset:
         keep_decoded: MB of decoded clips that are kept in memory instead of being decoded again.
 
     Args:
-        manifests: JSONL files.
+        manifests: JSONL files, or URLs of them.
         processor: decodes and tokenizes; picklable and without weights, since it travels to the loader's workers.
         pack: group rows with the same media behind one copy of it.
         max_packed: most rows in one group.
+        quarantine: reason by id of rows that are left out.
 
     Raises:
         ManifestError: a manifest is missing or malformed.
@@ -97,7 +76,9 @@ class SampleDataset:
         *,
         pack: bool = False,
         max_packed: int = 32,
+        quarantine: Mapping[str, str] | None = None,
     ) -> None:
+        self.items = Items(manifests, pack=pack, max_packed=max_packed, quarantine=quarantine)
         self.processor = processor
         self.cache: FeatureCache | None = None
         self.augment: Augment | None = None
@@ -105,17 +86,6 @@ class SampleDataset:
         self._kept: dict[Place, Clip] = {}
         self._kept_mb = 0.0
         self._texts: dict[int, Loaded] = {}  # token rows without their clips; kept while the cache keeps the features
-        self.manifests = [Path(m) for m in manifests]
-        self.samples: list[tuple[int, Sample]] = []
-        self.items: list[list[int]] = []
-        self.sizes: list[int] = []
-        for number, manifest in enumerate(self.manifests):
-            first = len(self.samples)
-            self.samples += [(number, sample) for sample in read_manifest(manifest)]
-            places = list(range(first, len(self.samples)))
-            groups = self._by_media(places, max_packed) if pack else [[i] for i in places]
-            self.items += groups
-            self.sizes.append(len(groups))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -131,7 +101,7 @@ class SampleDataset:
         try:
             clips = self.clips(places[0], drawn)
         except (MediaError, RowError) as error:
-            return Loaded([], [self._bad(i, error.reason, str(error)) for i in places], len(places))
+            return Loaded([], [self.items.bad(i, error.reason, str(error)) for i in places], len(places))
         if item not in self._texts:
             loaded = self._rows(places, clips)
             if self.cache is None or len(self._texts) >= KEPT_TEXTS:
@@ -145,9 +115,9 @@ class SampleDataset:
         rows, bad = [], []
         for place in places:
             try:
-                rows.append(self._row(self.samples[place][1], clips))
+                rows.append(self._row(self.items.sample(place), clips))
             except RowError as error:
-                bad.append(self._bad(place, error.reason, str(error)))
+                bad.append(self.items.bad(place, error.reason, str(error)))
         rows = pack_rows(rows, self.processor.max_length) if len(rows) > 1 else rows
         return Loaded(rows, bad, len(places))
 
@@ -160,8 +130,7 @@ class SampleDataset:
         Raises:
             MediaError: a file cannot be decoded. RowError: the model has no encoder for it.
         """
-        manifest, sample = self.samples[place]
-        root = self.manifests[manifest].parent
+        sample, root = self.items.sample(place), self.items.root(place)
         if self.augment is not None and drawn is not None:
             decoded = [self.decode((root, part)) for part in sample.media]
             changed = [self.augment(clip, drawn, n, self._some_sound) for n, clip in enumerate(decoded)]
@@ -174,9 +143,10 @@ class SampleDataset:
 
         A file that cannot be decoded is none either: it is counted as bad when its own row comes.
         """
-        manifest, sample = self.samples[int(which * len(self.samples))]
+        place = int(self.items.rows[int(which * len(self.items.rows))])
+        root = self.items.root(place)
         try:
-            clips = [self.decode((self.manifests[manifest].parent, part)) for part in sample.media[:1]]
+            clips = [self.decode((root, part)) for part in self.items.sample(place).media[:1]]
         except (MediaError, RowError):
             return None
         return clips[0].sound if clips else None
@@ -196,32 +166,14 @@ class SampleDataset:
             self._kept_mb += size
         return clip
 
-    def places(self) -> list[Place]:
-        """Every media part of every row, as the feature cache addresses them."""
-        return [(self.manifests[m].parent, part) for m, sample in self.samples for part in sample.media]
+    def places(self) -> Iterator[Place]:
+        """Every media part, as the feature cache addresses them; parts that rows share come once."""
+        for place in self.items.distinct_media():
+            root = self.items.root(int(place))
+            yield from ((root, part) for part in self.items.sample(int(place)).media)
 
     def _row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]]) -> Row:
         row = self.processor.row(sample, clips)
         if row.num_targets == 0:
             raise RowError("no_answer", "no token of this row is trained on")
         return row
-
-    def _bad(self, place: int, reason: str, detail: str) -> Bad:
-        manifest, sample = self.samples[place]
-        return Bad(sample.id, sample.source, str(self.manifests[manifest]), reason, detail)
-
-    def _by_media(self, places: list[int], largest: int) -> list[list[int]]:
-        groups: dict[str, list[list[int]]] = {}
-        for place in places:
-            sample = self.samples[place][1]
-            key = media_key(sample)
-            stacks = groups.setdefault(key if sample.media else f"row {place}", [[]])
-            if len(stacks[-1]) == largest:
-                stacks.append([])
-            stacks[-1].append(place)
-        return [stack for stacks in groups.values() for stack in stacks]
-
-
-def media_key(sample: Sample) -> str:
-    """Equal for samples that show the same media in the same order."""
-    return json.dumps([part.model_dump(mode="json") for part in sample.media], sort_keys=True)

@@ -133,7 +133,7 @@ class Trainer:
         data, train = self.config.data, self.config.train
         self.dataset = build_dataset(self.config, data.train, self.parts)
         self.cut = Cut(train.batch_size, train.accumulate, distributed.world_size(), distributed.rank())
-        self.order = Order(self.dataset.sizes, [s.weight for s in data.train], self.config.seed)
+        self.order = Order(self.dataset.items.sizes, [s.weight for s in data.train], self.config.seed)
         self.steps = train.max_steps or math.ceil((train.epochs or 0) * self.order.epoch_length / self.cut.step_items)
         self.warmup = round(train.warmup * self.steps) if train.warmup < 1 else round(train.warmup)
         by_deepspeed = self.accelerator.state.deepspeed_plugin is not None
@@ -167,7 +167,7 @@ class Trainer:
         if point:
             LOG.info("going on at step %d of %d, from %s", self.position.step, self.steps, point)
         here, data = self.position, self.config.data
-        epoch_rows = len(self.dataset.samples)
+        epoch_rows = len(self.dataset.items.rows)
         self.skipped = Skipped(self.run, data.max_skip_rate, epoch_rows, here.skipped, here.seen, here.step)
         self.report = Report(self.run, self.accelerator, self.steps, here.step)
         self.clock = Clock()

@@ -1,0 +1,158 @@
+"""Where a file's bytes are: a file of this machine, a URL that fsspec knows, or a member of a tar shard in either.
+
+A member is written ``SHARD.tar#OFFSET+SIZE/NAME``: the bytes are found without looking through the shard, so a row of a
+shard is read as any other row, in any order.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+MEMBER = re.compile(r"(?P<shard>.+\.tar)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>[^/]+)")
+URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)")  # one slash: what pathlib leaves of two
+
+
+class Place(NamedTuple):
+    """Bytes that are no plain local file: ``size`` of them from ``offset`` of a file, or all of it when None."""
+
+    file: str
+    offset: int
+    size: int | None
+
+
+def place_of(path: str | Path) -> Place | None:
+    """Where a shard's member or a URL is; None for a plain file of this machine."""
+    text = url_of(path) or str(path)
+    member = MEMBER.fullmatch(text)
+    if member:
+        return Place(member["shard"], int(member["offset"]), int(member["size"]))
+    return Place(text, 0, None) if url_of(path) else None
+
+
+def url_of(path: str | Path) -> str | None:
+    """The URL that a text or a path stands for, or None. ``Path("s3://a/b")`` has lost a slash; it is put back."""
+    found = URL.fullmatch(str(path))
+    return f"{found['protocol']}://{found['rest']}" if found else None
+
+
+def parent_of(path: str | Path) -> Path:
+    """The folder of a file or URL."""
+    return Path(path).parent
+
+
+def size_of(path: str | Path) -> int | None:
+    """Bytes of a file, member or URL; None when there is no such file."""
+    place = place_of(path)
+    if place is None:
+        return os.path.getsize(path) if os.path.isfile(path) else None
+    if url_of(place.file):
+        files, name = _file_system(place.file)
+        there = files.size(name) if files.isfile(name) else None
+    else:
+        there = os.path.getsize(place.file) if os.path.isfile(place.file) else None
+    if there is None or place.size is None:
+        return there
+    return max(0, min(place.size, there - place.offset))
+
+
+def open_bytes(path: str | Path) -> BinaryIO:
+    """Open a file, member or URL for reading; it has the name of the file, as far as decoders go by names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    place = place_of(path)
+    if place is None:
+        return open(path, "rb")
+    if url_of(place.file):
+        return _Named(_fetch(place), str(path))
+    return io.BufferedReader(_Window(place, str(path)))  # type: ignore[return-value]
+
+
+class _Named(io.BytesIO):
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+
+class _Window(io.RawIOBase):
+    """A range of a local file as a file of its own."""
+
+    def __init__(self, place: Place, name: str) -> None:
+        self.name = name
+        self._file = open(place.file, "rb")  # noqa: SIM115 (closed in close)
+        self._first, self._at = place.offset, 0
+        self._size = max(0, min(place.size or 0, os.fstat(self._file.fileno()).st_size - place.offset))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = os.pread(self._file.fileno(), min(len(buffer), max(0, self._size - self._at)), self._first + self._at)
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@functools.lru_cache(maxsize=2)  # a decoder opens a file more than once: headers, then packets
+def _fetch(place: Place) -> bytes:
+    files, name = _file_system(place.file)
+    if place.size is None:
+        return files.cat_file(name)
+    return files.cat_file(name, start=place.offset, end=place.offset + place.size)
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    # asked for each time: fsspec itself keeps file systems, one set a process, so that workers may be forked
+    return fsspec.core.url_to_fs(url)
+
+
+def cache_folder() -> Path:
+    """Where indexes and copies of remote manifests are kept: ``AVLLM_CACHE``, else ``~/.cache/avllm``."""
+    if "AVLLM_CACHE" in os.environ:
+        return Path(os.environ["AVLLM_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avllm"
+
+
+def local_copy(path: str | Path) -> Path:
+    """The file itself, or a copy of what a URL holds, fetched anew when that has changed.
+
+    Raises:
+        FileNotFoundError: the URL leads nowhere.
+    """
+    url = url_of(path)
+    if url is None:
+        return Path(path)
+    files, name = _file_system(url)
+    if not files.isfile(name):
+        raise FileNotFoundError(f"{url} is not there; expected a manifest (JSONL, one sample a line)")
+    state = hashlib.sha256(f"{url} {files.ukey(name)}".encode()).hexdigest()[:32]
+    copy = cache_folder() / "remote" / f"{state}.jsonl"
+    if not copy.is_file():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        partial = copy.with_name(f".{copy.name}.{os.getpid()}.partial")
+        files.get_file(name, str(partial))
+        partial.replace(copy)
+    return copy
