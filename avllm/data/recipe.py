@@ -40,7 +40,7 @@ from avllm import __version__
 from avllm.data.manifest import describe
 from avllm.data.recipe_about import Dataset, check_layout
 from avllm.data.recipe_captions import caption_messages, caption_prompt, caption_samples
-from avllm.data.recipe_files import RecipeError, Record, open_text, read_csv, read_json, read_jsonl
+from avllm.data.recipe_files import RecipeError, Record, files_by_stem, open_text, read_csv, read_json, read_jsonl
 from avllm.data.schema import Sample
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "caption_messages",
     "caption_prompt",
     "caption_samples",
+    "files_by_stem",
     "first_file",
     "main",
     "make",

@@ -21,6 +21,7 @@ class Dataset:
         layout: the folder that is expected, one path a line, relative to it, two spaces and words about it. A line
             in brackets is optional; ``a.csv | b.csv`` is either; ``*`` stands for anything.
         citation: the paper.
+        command: how to run the recipe where it differs from ``python data_recipes/NAME.py SOURCE --output DIR``.
     """
 
     title: str
@@ -29,6 +30,7 @@ class Dataset:
     where: str
     layout: str
     citation: str
+    command: str = ""
 
 
 def layout_paths(layout: str) -> Iterator[tuple[list[str], bool]]:

@@ -39,8 +39,14 @@ PROMPTS = {
         "What do you see, and what do you hear?",
         "Write a caption for this video and its sound.",
     ),
+    "label": (
+        "What makes the sound?",
+        "Which sound can be heard? Name it.",
+        "Name the sound in this clip.",
+        "What kind of sound is this?",
+    ),
 }
-"""By what is described; ``audiovisual`` is a video whose caption tells of its sound too."""
+"""By what is described; ``audiovisual`` is a video whose caption tells of its sound too, ``label`` a sound's class."""
 
 
 def caption_prompt(about: str, key: str) -> str:

@@ -9,10 +9,11 @@ import csv
 import gzip
 import io
 import json
+import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 CHUNK = 1 << 20
 """Characters of a JSON file that are read at a time."""
@@ -28,6 +29,7 @@ class Record(dict[str, Any]):
     Attributes:
         where: ``file:line`` of a table or of JSON lines, ``file[index]`` or ``file["key"]`` of JSON.
         key: the key of the row when the file is one object of rows, else "".
+        problem: why the row of a table is not as it should be, see ``ragged`` of :func:`read_csv`, else "".
 
     Raises:
         RecipeError: on ``record["field"]`` when the row has no such field.
@@ -36,6 +38,7 @@ class Record(dict[str, Any]):
     def __init__(self, fields: dict[str, Any], where: str, key: str = "") -> None:
         super().__init__(fields)
         self.where, self.key = where, key
+        self.problem = ""
 
     def __missing__(self, field: str) -> Any:
         raise RecipeError(f"{self.where}: no field {field!r}; the row has {', '.join(map(str, self)) or 'none'}")
@@ -75,25 +78,25 @@ class Record(dict[str, Any]):
         return value
 
 
-def open_text(path: Path) -> IO[str]:
-    """A text file in UTF-8, with or without a byte order mark; ``x.gz`` and ``a.zip/inner.json`` are unpacked as read.
+def open_text(path: Path, encoding: str = "utf-8-sig") -> IO[str]:
+    """A text file; ``x.gz`` and ``a.zip/inner.json`` are unpacked as read. UTF-8 may begin with a byte order mark.
 
     Raises:
         RecipeError: there is no such file, or no such member of the zip file.
     """
     archive = next((p for p in path.parents if p.suffix == ".zip" and p.is_file()), None)
     if archive is not None:
-        return _member(archive, path.relative_to(archive).as_posix())
+        return _member(archive, path.relative_to(archive).as_posix(), encoding)
     if not path.is_file():
         raise RecipeError(f"{path} is not there; expected a file of the data set")
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+        return gzip.open(path, "rt", encoding=encoding, newline="")
+    return path.open(encoding=encoding, newline="")
 
 
-def _member(archive: Path, name: str) -> IO[str]:
+def _member(archive: Path, name: str, encoding: str) -> IO[str]:
     try:
-        return io.TextIOWrapper(zipfile.ZipFile(archive).open(name), encoding="utf-8-sig", newline="")
+        return io.TextIOWrapper(zipfile.ZipFile(archive).open(name), encoding=encoding, newline="")
     except KeyError:
         raise RecipeError(f"{archive} has no member {name}") from None
     except zipfile.BadZipFile as error:
@@ -101,7 +104,13 @@ def _member(archive: Path, name: str) -> IO[str]:
 
 
 def read_csv(
-    path: Path, columns: Iterable[str], delimiter: str = ",", header: bool = True, comment: str | None = None
+    path: Path,
+    columns: Iterable[str],
+    delimiter: str = ",",
+    header: bool = True,
+    comment: str | None = None,
+    ragged: bool = False,
+    encoding: str = "utf-8-sig",
 ) -> Iterator[Record]:
     """The rows of a table.
 
@@ -111,32 +120,34 @@ def read_csv(
         delimiter: what stands between the fields; a tab for TSV, where quotes are text.
         header: whether the first row names the columns.
         comment: lines that begin with this are passed over.
+        ragged: give rows with more or fewer fields than columns too, with ``problem`` set, instead of an error.
 
     Raises:
         RecipeError: no file, a column is absent, or a row has more or fewer fields than there are columns.
     """
-    columns = list(columns)
-    with open_text(path) as file:
+    with open_text(path, encoding) as file:
         lines = _Lines(file, comment)
-        if delimiter == "\t":
-            table = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-        else:
-            table = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-        names = [name.strip() for name in next(table, [])] if header else columns
-        absent = [name for name in columns if name not in names]
-        if absent:
-            raise RecipeError(
-                f"{path} has no column {', '.join(absent)}; expected {', '.join(columns)}, found {', '.join(names)}"
-            )
+        quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        table = csv.reader(lines, delimiter=delimiter, quoting=quoting)
+        names = _columns(path, next(table, []) if header else None, list(columns))
         for row in table:
-            where = f"{path.name}:{lines.number}"
-            if row and len(row) != len(names):
-                raise RecipeError(
-                    f"{path} line {lines.number}: {len(row)} fields where {len(names)} are expected "
-                    f"({', '.join(names)}); is the file whole?"
-                )
+            record = Record(dict(zip(names, row, strict=False)), f"{path.name}:{lines.number}")
+            if len(row) != len(names):
+                record.problem = f"{len(row)} fields where {len(names)} are expected ({', '.join(names)})"
+            if record.problem and row and not ragged:
+                raise RecipeError(f"{path} line {lines.number}: {record.problem}; is the file whole?")
             if row:
-                yield Record(dict(zip(names, row, strict=True)), where)
+                yield record
+
+
+def _columns(path: Path, header: list[str] | None, expected: list[str]) -> list[str]:
+    names = expected if header is None else [name.strip() for name in header]
+    absent = [name for name in expected if name not in names]
+    if absent:
+        raise RecipeError(
+            f"{path} has no column {', '.join(absent)}; expected {', '.join(expected)}, found {', '.join(names)}"
+        )
+    return names
 
 
 class _Lines:
@@ -198,6 +209,22 @@ def _record(value: Any, where: str, path: Path) -> Record:
     if not isinstance(value, dict):
         raise RecipeError(f"{path.parent / where}: a {type(value).__name__}; expected an object")
     return Record(value, where)
+
+
+def files_by_stem(folder: Path, source: Path, suffixes: Iterable[str]) -> dict[str, str]:
+    """Name without suffix -> path relative to ``source`` of all files below a folder; of two, the first by name.
+
+    For media whose folders differ from copy to copy, and whose names are ids.
+    """
+    wanted = tuple(suffixes)
+    found: dict[str, str] = {}
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in wanted:
+                found.setdefault(stem, Path(os.path.relpath(os.path.join(root, name), source)).as_posix())
+    return found
 
 
 class _JsonStream:
