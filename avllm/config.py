@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from avllm.registry import suggest
 
@@ -90,15 +100,51 @@ class ModelConfig(_Section):
     )
 
 
+def _curriculum(value: dict[int, float]) -> dict[int, float]:
+    if 0 not in value or min(value) < 0:
+        raise ValueError(f"weights from steps {sorted(value)}; expected the first to hold from step 0")
+    if not any(value.values()):
+        raise ValueError("every weight is 0; leave the source out, or give it a weight at some step")
+    return value
+
+
+Weight = Annotated[
+    Annotated[Number, Field(gt=0), Tag("number")]
+    | Annotated[dict[int, Annotated[Number, Field(ge=0)]], AfterValidator(_curriculum), Tag("by_step")],
+    Discriminator(lambda value: "by_step" if isinstance(value, dict) else "number"),
+]
+"""Of a source: a number, or numbers by the step from which each holds."""
+
+
 class SourceConfig(_Section):
     """One manifest of a mixture."""
 
-    manifest: str
-    weight: Number = Field(1.0, gt=0, description="how often a row is drawn, relative to the other sources")
+    manifest: str = Field(
+        description="JSONL file, or an fsspec URL of one (s3://..., shards packed by `avllm data pack`)"
+    )
+    weight: Weight = Field(1.0, description="times a row is drawn an epoch; {0: 1, 500: 0.2} changes it at step 500")
+    max_rows: int | None = Field(
+        None, gt=0, description="most rows drawn an epoch, before the weight; others come later"
+    )
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps from which a weight holds."""
+        return sorted(self.weight) if isinstance(self.weight, dict) else [0]
+
+    def weight_at(self, step: int) -> float:
+        """The weight that holds at a step."""
+        if not isinstance(self.weight, dict):
+            return self.weight
+        return self.weight[max(begin for begin in self.weight if begin <= step)]
+
+
+def _list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
 
 
 def _sources(value: Any) -> Any:
-    value = value if isinstance(value, list) else [value]
+    value = _list(value)
     return [{"manifest": v} if isinstance(v, str) else v for v in value]
 
 
@@ -125,8 +171,18 @@ class DataConfig(_Section):
     train: Sources
     validation: Sources = Field(default_factory=list)
     max_length: int = Field(2048, gt=0, description="longest sequence; a row whose answer would be cut is a bad row")
-    pack: bool = Field(False, description="rows about the same media stand behind one copy of it, blind to each other")
-    max_packed: int = Field(32, gt=0, description="most rows behind one copy")
+    pack: bool | Literal["media", "sequences", "both"] = Field(
+        False, description="rows that share a sequence, blind to each other: about the same media (true), any, or both"
+    )
+    max_packed: int = Field(32, gt=0, description="most rows about the same media behind one copy of it")
+    pack_length: int | None = Field(None, gt=0, description="longest sequence that any rows fill; max_length")
+    temperature: Number = Field(1.0, gt=0, description="above 1, sources' sizes come closer: size ** (1 / temperature)")
+    batches: Literal["mixed", "one_source"] = Field(
+        "mixed", description="one_source: each micro batch is of one source"
+    )
+    quarantine: Annotated[list[str], BeforeValidator(_list)] = Field(
+        default_factory=list, description="files of `avllm data check` (id, tab, reason): rows that are left out"
+    )
     num_workers: int = Field(2, ge=0)
     max_skip_rate: Number = Field(0.01, ge=0, le=1, description="share of bad rows above which the run stops")
     cache: str | None = Field(None, description="folder in which features of frozen encoders are kept")
@@ -136,9 +192,37 @@ class DataConfig(_Section):
     augment: AugmentConfig | None = Field(None, description="changes to training clips; not with data.cache")
 
     @model_validator(mode="after")
+    def _something_is_drawn(self) -> DataConfig:
+        for step in sorted({step for source in self.train for step in source.steps}):
+            if not any(source.weight_at(step) for source in self.train):
+                raise ValueError(f"at step {step} the weight of every source is 0; give one of them a weight there")
+        return self
+
+    @model_validator(mode="after")
     def _no_cached_changes(self) -> DataConfig:
         if self.augment is not None and self.cache is not None:
             raise ValueError("both augment and cache are given; cached features cannot be changed. Leave one out")
+        return self
+
+    @property
+    def shares_media(self) -> bool:
+        """Whether rows about the same media stand behind one copy of it."""
+        return self.pack in (True, "media", "both")
+
+    @property
+    def filled_length(self) -> int | None:
+        """Longest sequence that any rows fill together; None where they do not."""
+        return (self.pack_length or self.max_length) if self.pack in ("sequences", "both") else None
+
+    @model_validator(mode="after")
+    def _sequences_hold_rows(self) -> DataConfig:
+        if self.pack_length is not None and self.filled_length is None:
+            raise ValueError(f"pack_length is given with pack {self.pack!r}; it belongs to pack: sequences or both")
+        if self.pack_length is not None and self.pack_length < self.max_length:
+            raise ValueError(
+                f"pack_length {self.pack_length} is below max_length {self.max_length}, up to which a row may be long; "
+                "raise the one or lower the other"
+            )
         return self
 
 
@@ -148,6 +232,9 @@ class TrainConfig(_Section):
     max_steps: int | None = Field(None, gt=0)
     epochs: Number | None = Field(None, gt=0)
     batch_size: int = Field(8, gt=0, description="rows in a micro-step of one process")
+    max_tokens: int | None = Field(
+        None, gt=0, description="most tokens, padding included, in a micro-step: batch_size rows then make several"
+    )
     accumulate: int = Field(1, gt=0, description="micro-steps in an optimizer step")
     warmup: Number = Field(0.03, ge=0, description="steps, or a share of all steps when below 1")
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -205,6 +292,18 @@ class RunConfig(_Section):
             raise ValueError("neither model nor init is given; stage 1 describes a model, later stages say init: RUN")
         if self.model is not None and self.init is not None:
             raise ValueError("both model and init are given; the model is described in stage 1 only")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_are_known(self) -> RunConfig:
+        if self.train.epochs is not None and any(source.steps != [0] for source in self.data.train):
+            raise ValueError("weights that change with the steps go with train.max_steps; train.epochs is given")
+        longest = self.data.filled_length or self.data.max_length
+        if self.train.max_tokens is not None and self.train.max_tokens < longest:
+            raise ValueError(
+                f"train.max_tokens {self.train.max_tokens} is below data.max_length (or pack_length) {longest}, up to "
+                "which a row may be long; raise the one or lower the other"
+            )
         return self
 
 

@@ -1,20 +1,26 @@
-"""Several questions about one clip in one sequence: one copy of the media in front, the questions blind to each other.
+"""Several rows in one sequence, blind to each other: loss and gradients are those of the rows one by one.
 
-Part 0 is the shared beginning; part k is what follows of row k. A token sees part 0 and what stands before it in its
-own part (see ``Batch.segments``), and positions restart behind part 0, so that loss and gradients are those of the rows
-one by one, while the media passes through the LLM once.
+``pack_rows`` (questions about one clip): one copy of the media in front, the questions behind it. Part 0 is the shared
+beginning; part k is what follows of row k. A token sees part 0 and what stands before it in its own part (see
+``Batch.segments``), and positions restart behind part 0; the media passes through the LLM once.
+
+``fill_sequences`` (any rows): one behind the other, each a group of its own in which positions start at 0. Nothing is
+computed twice or less by it; what it saves is padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from avllm.data.collate import IGNORE
+
 if TYPE_CHECKING:
-    from avllm.data.collate import Row
+    from avllm.data.collate import Batch, Row
 
 
 def pack_rows(rows: Sequence[Row], max_length: int) -> list[Row]:
@@ -86,3 +92,77 @@ def _join(rows: Sequence[Row], shared: int) -> Row:
         position_ids=torch.cat(positions),
         targets=[text for r in rows for text in r.targets],
     )
+
+
+def fill_sequences(rows: Sequence[Row], max_length: int) -> list[Row]:
+    """Put rows one behind the other into few sequences of nearly equal length.
+
+    Rows stay whole, media runs with them. The result is a function of the rows' lengths and order alone.
+
+    Args:
+        rows: of any media, packed ones among them; at least one.
+        max_length: of a sequence, or the longest row where that is longer.
+    """
+    return [_chain([rows[i] for i in places]) for places in level_bins([len(r.input_ids) for r in rows], max_length)]
+
+
+def level_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Places of ``lengths`` in bins: as few bins as first fit decreasing needs, levelled.
+
+    A batch is padded to its longest sequence, so the bins are filled again with the smallest capacity at which their
+    number stays the same (MULTIFIT; Coffman, Garey and Johnson 1978, doi:10.1137/0207001).
+    """
+    capacity = max(capacity, *lengths)
+    count = len(first_fit(lengths, capacity))
+    least = max(-(-sum(lengths) // count), *lengths)
+    more = bisect_left(range(least, capacity), True, key=lambda c: len(first_fit(lengths, c)) <= count)
+    return first_fit(lengths, least + more)
+
+
+def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """First fit decreasing: the longest first, each into the first bin with room. Bins and what is in them keep the
+    order of ``lengths``.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = next((n for n, free in enumerate(room) if free >= lengths[place]), len(bins))
+        if at == len(bins):
+            bins.append([])
+            room.append(capacity)
+        bins[at].append(place)
+        room[at] -= lengths[place]
+    return sorted(sorted(places) for places in bins)
+
+
+def _chain(rows: Sequence[Row]) -> Row:
+    """Rows one behind the other, the group of each its number in the sequence."""
+    if len(rows) == 1:
+        return rows[0]
+    segments, positions = [], []
+    for group, row in enumerate(rows):
+        length = len(row.input_ids)
+        part = torch.zeros(length, dtype=torch.long) if row.segments is None else row.segments[:, 1]
+        segments.append(torch.stack([torch.full((length,), group), part], dim=1))  # (L, 2)
+        positions.append(torch.arange(length) if row.position_ids is None else row.position_ids)
+    # the first token of a sequence is nobody's next one, and so it has to be behind another row
+    labels = [torch.cat([r.labels.new_full((1,), IGNORE), r.labels[1:]]) for r in rows]
+    sources, kinds = {r.source for r in rows}, {r.kind for r in rows}
+    return replace(
+        rows[0],
+        id=", ".join(r.id for r in rows),
+        source=sources.pop() if len(sources) == 1 else "several",
+        kind=kinds.pop() if len(kinds) == 1 else None,
+        input_ids=torch.cat([r.input_ids for r in rows]),
+        labels=torch.cat(labels),
+        is_media=torch.cat([r.is_media for r in rows]),
+        clips=[clip for r in rows for clip in r.clips],
+        segments=torch.cat(segments),
+        position_ids=torch.cat(positions),
+        targets=[text for r in rows for text in r.targets],
+    )
+
+
+def collate_filled(collate: Callable[[list[Row]], Batch], max_length: int, rows: list[Row]) -> Batch:
+    """``collate(rows)`` of rows that share sequences of ``max_length``: see :func:`fill_sequences`. Picklable."""
+    return collate(fill_sequences(rows, max_length))

@@ -25,6 +25,7 @@ from avllm.adapters.base import Prompt
 from avllm.config import LoraConfig, ModelConfig
 from avllm.data.collate import IGNORE, Batch
 from avllm.encoders.base import Encoder
+from avllm.models.attention import llm_inputs
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, stream_names
 from avllm.models.llm import add_lora, load_llm
@@ -237,11 +238,11 @@ class AVLLM(PreTrainedModel):
     def run_llm(self, embeds: Tensor, batch: Batch, keep: Tensor | None = None) -> CausalLMOutputWithPast:
         """The LLM on embedded rows ``(R, L, D)``, with the batch's mask, positions and packing."""
         wanted = {} if keep is None else {"logits_to_keep": keep}
-        return self.llm(**_llm_inputs(embeds, batch), **wanted)
+        return self.llm(**llm_inputs(self.llm.config, embeds, batch), **wanted)
 
     def run_decoder(self, embeds: Tensor, batch: Batch) -> Tensor:
         """The same without the head: last hidden states ``(R, L, D)``, for losses that need logits at few places."""
-        return self.llm.get_decoder()(**_llm_inputs(embeds, batch)).last_hidden_state
+        return self.llm.get_decoder()(**llm_inputs(self.llm.config, embeds, batch)).last_hidden_state
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden states ``(R, L, D)`` of the LLM on bare text, for text embeddings."""
@@ -324,33 +325,6 @@ def load_encoder(stream: str, spec: dict[str, Any]) -> tuple[Encoder, dict[str, 
         "options": encoder.options(),
     }
     return encoder, record
-
-
-def _llm_inputs(embeds: Tensor, batch: Batch) -> dict[str, Any]:
-    mask: Tensor = batch.attention_mask.long()
-    if batch.segments is not None:
-        mask = block_mask(batch.segments, embeds.dtype)  # (R, 1, L, L)
-    return {
-        "inputs_embeds": embeds,
-        "attention_mask": mask,
-        "position_ids": batch.position_ids,
-        "use_cache": False,
-    }
-
-
-def block_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask ``(R, 1, L, L)`` of packed rows: causal, in one group, to the own part or the shared one.
-
-    Padding sees itself, so that no row of the softmax is empty.
-    """
-    group, part = segments.unbind(-1)  # (R, L)
-    length = group.shape[1]
-    same = group[:, :, None] == group[:, None, :]
-    visible = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
-    causal = torch.ones(length, length, dtype=torch.bool, device=group.device).tril()
-    allowed = same & visible & causal  # (R, L, L)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=group.device)
-    return mask.masked_fill(~allowed, torch.finfo(dtype).min).unsqueeze(1)  # (R, 1, L, L)
 
 
 def _by_row(place: Tensor, tokens: Tokens, batch: Batch) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,7 +16,13 @@ class Objective(nn.Module):
     The trainer divides the sums of all micro batches and processes by their total weight, so that 8 rows at once,
     8 times 1 row, and 2 processes with 4 give one and the same gradient. An objective therefore never takes a mean.
     (One that compares rows with each other sees those of one micro-step: accumulation brings it no further ones.)
+
+    Attributes:
+        by_row: True where it takes a row of the batch for one sample (its clips, its text); False where only tokens
+            count, so that unrelated samples may stand in one row.
     """
+
+    by_row: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

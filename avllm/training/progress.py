@@ -90,6 +90,7 @@ _SHOWN = {
     "lr": "lr {:.2e}",
     "tokens_per_s": "{:,.0f} tokens/s",
     "data_wait": "data-wait {:.0%}",
+    "padding": "padding {:.1%}",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +16,16 @@ from avllm import distributed
 from avllm.config import RunConfig, SourceConfig
 from avllm.data.augment import Augment
 from avllm.data.cache import FeatureCache, fill, recipe
-from avllm.data.collate import Row
+from avllm.data.collate import Batch, Row
 from avllm.data.dataset import SampleDataset
 from avllm.data.loader import Collate
 from avllm.data.manifest import digest
+from avllm.data.packing import collate_filled
+from avllm.models.attention import PackingError, check_packing
 from avllm.models.checkpoint import is_checkpoint, mark_trained, read_manifest_of, save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
-from avllm.training.task import save_objectives
+from avllm.training.task import Task, save_objectives
 
 if TYPE_CHECKING:
     from avllm.training.trainer import Trainer
@@ -96,7 +98,7 @@ def build_dataset(config: RunConfig, sources: Sequence[SourceConfig], parts: Par
     """The items of a list of manifests, as this stage's processor reads them."""
     data = config.data
     manifests = [s.manifest for s in sources]
-    dataset = SampleDataset(manifests, parts.processor, pack=data.pack, max_packed=data.max_packed)
+    dataset = SampleDataset(manifests, parts.processor, pack=data.shares_media, max_packed=data.max_packed)
     dataset.keep_decoded = data.keep_decoded
     if data.augment is not None:  # validation asks for items without a place in the run: it is never augmented
         dataset.augment = Augment(data.augment, config.seed)
@@ -127,17 +129,36 @@ def use_cache(config: RunConfig, parts: Parts, datasets: Sequence[SampleDataset]
         dataset.cache = cache
 
 
-def padding(parts: Parts, *, blanks: bool) -> Collate:
+def check_rows(config: RunConfig, task: Task) -> None:
+    """Make sure that rows that share a sequence are to model and objectives what they are by themselves.
+
+    Raises:
+        PackingError: they are not.
+    """
+    if not config.data.pack:
+        return
+    check_packing(task.model)
+    by_row = [name for name, objective in task.objectives.items() if objective.by_row]
+    if config.data.filled_length and by_row:
+        raise PackingError(
+            f"data.pack is {config.data.pack!r}, but objective {', '.join(by_row)} takes each row for one sample; "
+            "unrelated samples can share a row where only tokens count (next_token). Expected pack: media or false"
+        )
+
+
+def padding(parts: Parts, *, blanks: bool, filled: int | None = None) -> Collate:
     """How rows become a batch.
 
     Args:
+        filled: tokens up to which rows share a sequence; None gives each its own.
         blanks: every stream is there, masked where absent: several processes have to do the same at the same time, and
             DeepSpeed wants a gradient of every micro-step.
     """
     pad = int(parts.processor.tokenizer.pad_token_id)
     ids = torch.tensor([pad, pad])
     empty = Row("", ids, torch.full_like(ids, -100), [], torch.zeros(2, dtype=torch.bool), targets=[""])
-    return Collate(partial(parts.processor.collate, blanks=blanks), empty)
+    collate: Callable[[list[Row]], Batch] = partial(parts.processor.collate, blanks=blanks)
+    return Collate(partial(collate_filled, collate, filled) if filled else collate, empty)
 
 
 def export(trainer: Trainer, folder: Path) -> None:

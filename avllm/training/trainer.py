@@ -26,7 +26,7 @@ from avllm.training import optim
 from avllm.training.progress import Clock, Report
 from avllm.training.resume import FINISHED, Position, ResumePoints, check_same_run, inputs, latest, write_atomic
 from avllm.training.skipped import Skipped
-from avllm.training.start import Parts, build_dataset, build_parts, export, padding, use_cache
+from avllm.training.start import Parts, build_dataset, build_parts, check_rows, export, padding, use_cache
 from avllm.training.task import Task
 
 LOG = logger(__name__)
@@ -137,12 +137,14 @@ class Trainer:
         self.steps = train.max_steps or math.ceil((train.epochs or 0) * self.order.epoch_length / self.cut.step_items)
         self.warmup = round(train.warmup * self.steps) if train.warmup < 1 else round(train.warmup)
         by_deepspeed = self.accelerator.state.deepspeed_plugin is not None
-        self.collate: Collate = padding(self.parts, blanks=distributed.world_size() > 1 or by_deepspeed)
+        blanks = distributed.world_size() > 1 or by_deepspeed
+        self.collate: Collate = padding(self.parts, blanks=blanks, filled=data.filled_length)
         self.validation = build_dataset(self.config, data.validation, self.parts) if data.validation else None
 
     def _build_task(self) -> None:
         config, train = self.config, self.config.train
         task = Task(self.parts.model, config.objectives)
+        check_rows(config, task)
         self.shares = optim.apply_rules(task, config.trainable)
         if config.lora is not None and not any("lora_" in n for s in self.shares if s.lr is not None for n in s.names):
             raise optim.RuleError("lora is given, but no rule of `trainable` trains it; add ['lora_', 1e-4] in front")
@@ -170,7 +172,7 @@ class Trainer:
         epoch_rows = len(self.dataset.items.rows)
         self.skipped = Skipped(self.run, data.max_skip_rate, epoch_rows, here.skipped, here.seen, here.step)
         self.report = Report(self.run, self.accelerator, self.steps, here.step)
-        self.clock = Clock()
+        self.clock, self.padding = Clock(), 0.0
         if self.config.train.trackers:
             self.accelerator.init_trackers("avllm")
 
@@ -227,16 +229,20 @@ class Trainer:
             _add(sums, losses, figures)
         norm = self.update(step, micros)
         self.position.trained += 1
-        return self.figures(sums, totals) | {"lr": factor * _peak(self.optimizer), "grad_norm": norm}
+        figures = {"lr": factor * _peak(self.optimizer), "grad_norm": norm, "padding": self.padding}
+        return self.figures(sums, totals) | figures
 
     def count(self, step: int, micros: list[MicroBatch]) -> list[float]:
         """Each objective's targets in this step over all processes; bad rows are accounted for on the way."""
         weights = [sum(w) for w in zip(*(self.bare.weights(m.batch) for m in micros), strict=True)]
         bad = [b for m in micros for b in m.bad]
-        own = [*weights, len(bad), sum(m.seen for m in micros), sum(m.tokens for m in micros)]
+        masks = [m.batch.attention_mask for m in micros]
+        filled, places = sum(int(m.sum()) for m in masks), sum(m.numel() for m in masks)
+        own = [*weights, filled, places, len(bad), sum(m.seen for m in micros), sum(m.tokens for m in micros)]
         sums = distributed.sum_over_processes(torch.tensor(own, dtype=torch.float64, device=self.device)).tolist()
-        *totals, num_bad, seen, tokens = sums
+        *totals, filled, places, num_bad, seen, tokens = sums
         self.clock.tokens += tokens
+        self.padding = 1 - filled / places
         everyones = [b for part in distributed.gather_objects(bad) for b in part] if num_bad else []
         self.skipped.add(everyones, int(seen), step + 1)
         self.position.seen, self.position.skipped = self.skipped.seen, dict(self.skipped.counts)

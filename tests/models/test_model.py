@@ -14,8 +14,9 @@ from avllm.config import LoraConfig, ModelConfig
 from avllm.data.collate import IGNORE
 from avllm.data.media import Clip, Sound
 from avllm.data.schema import RowError, Sample
+from avllm.models.attention import block_mask
 from avllm.models.checkpoint import CheckpointError, mark_trained, save_checkpoint
-from avllm.models.modeling_avllm import AVLLM, block_mask
+from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 from avllm.tokens import Tokens
 
