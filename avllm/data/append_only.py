@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -72,14 +72,6 @@ class AppendOnly:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a JSONL file that may be in the middle of being written."""
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
 
 
 def write_whole(path: Path, text: str) -> None:

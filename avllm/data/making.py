@@ -1,0 +1,303 @@
+"""The engine of recipes that make data: independent tasks, shard by shard, on this machine or with Ray.
+
+A job plans its tasks once (``work/tasks.jsonl``) and makes each shard of them in a folder of its own, which takes its
+name when it is whole::
+
+    OUTPUT/work/run.json                what the work belongs to
+    OUTPUT/work/tasks.jsonl             the plan, one task a line
+    OUTPUT/work/answers/*.jsonl         what a text model answered
+    OUTPUT/shards/shard-00000/          items.jsonl (rows and drops, in order) and the media that the shard made
+
+Started again after a kill, it goes on with the shards that are not there. A shard follows from its tasks alone, so that
+neither the number of workers nor the engine changes a byte.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import typer
+
+from avllm.data.append_only import AppendOnly, LockedError, write_whole
+from avllm.data.recipe import Drop, Row
+from avllm.data.recipe_files import RecipeError
+
+MEDIA = ("video", "audio", "image")
+Engine = Annotated[
+    Literal["local", "ray"], typer.Option(help="Where shards are made: here, or on Ray (pip install 'avllm[ray]').")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that make shards; they change the time, not the data.")]
+ShardSize = Annotated[int, typer.Option(min=1, help="Tasks in a shard: what a kill can lose.")]
+
+
+class MakingError(RecipeError):
+    """Work that cannot go on: the folder belongs to other work, or the engine is not there."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where a shard stands in the plan, and where its media are written.
+
+    Attributes:
+        number: from 0.
+        start: byte of ``tasks.jsonl`` at which its tasks begin.
+        count: tasks.
+        output: the folder of the whole work.
+    """
+
+    number: int
+    start: int
+    count: int
+    output: Path
+
+    @property
+    def name(self) -> str:
+        """``shard-00000``."""
+        return f"shard-{self.number:05d}"
+
+    @property
+    def whole(self) -> Path:
+        """The folder when the shard is whole."""
+        return self.output / "shards" / self.name
+
+    @property
+    def folder(self) -> Path:
+        """The folder while it is made; media go in here."""
+        return self.output / "shards" / f"{self.name}.partial"
+
+    @property
+    def answers(self) -> Path:
+        """The folder of text models' answers."""
+        return self.output / "work" / "answers"
+
+
+class Job(Protocol):
+    """What is made: picklable, and the same wherever it runs."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides what is made, JSON-able."""
+        ...
+
+    def plan(self) -> Iterator[dict[str, Any] | Drop]:
+        """The tasks, JSON-able, and what is left out before there is a task."""
+        ...
+
+    def make(self, tasks: Sequence[dict[str, Any]], shard: Shard) -> Iterator[Row | Drop]:
+        """Make a shard. Media paths of rows are absolute, or relative to ``shard.folder``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job and the shards that its plan is cut into."""
+
+    job: Job
+    shards: list[Shard]
+
+    def make(self, number: int) -> int:
+        """Make a shard unless it is there; returns its number."""
+        shard = self.shards[number]
+        if not shard.whole.is_dir():
+            make_shard(self.job, shard)
+        return number
+
+
+def make(
+    job: Job, output: Path, *, engine: str = "local", workers: int = 1, shard_size: int = 32
+) -> Iterator[Row | Drop]:
+    """Do the work that is not done, and give all rows and drops in the order of the plan.
+
+    Args:
+        output: the folder of the work; with Ray on several machines, on a file system that all of them see.
+        engine: ``local`` or ``ray``.
+        workers: processes. Each holds its own text model.
+        shard_size: tasks in a shard.
+
+    Raises:
+        MakingError: the folder belongs to other work, another process is at it, or Ray is not installed.
+    """
+    if engine not in ("local", "ray"):
+        raise MakingError(f"engine {engine!r}; expected local or ray")
+    (output / "shards").mkdir(parents=True, exist_ok=True)
+    with _locked(output / "work" / "lock.jsonl"):
+        _claim(output, {**job.settings, "shard_size": shard_size})
+        _plan(job, output)
+        work = Work(job, list(_cut(output, shard_size)))
+        yield from _planned_drops(output)
+        done = _on_ray(work, workers) if engine == "ray" else _here(work, workers)
+        for number in done:
+            yield from read_shard(work.shards[number])
+
+
+def _locked(path: Path) -> AppendOnly:
+    try:
+        return AppendOnly(path)
+    except LockedError as error:
+        raise MakingError(f"another process is at the work in {path.parents[1]}; let it end, or stop it") from error
+
+
+def _claim(output: Path, settings: dict[str, Any]) -> None:
+    path = output / "work" / "run.json"
+    settings = json.loads(json.dumps(settings))
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        other = sorted(k for k in {*known, *settings} if known.get(k) != settings.get(k))
+        if other:
+            raise MakingError(
+                f"{output} holds work of other settings: {', '.join(other)} differ (work/run.json has them). "
+                "Choose another folder, or delete this one to begin again"
+            )
+        return
+    write_whole(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _plan(job: Job, output: Path) -> None:
+    """Write the plan, once: what it is made of may be costly, and must not change between two starts."""
+    path = output / "work" / "tasks.jsonl"
+    if path.is_file():
+        return
+    partials = {name: path.with_name(f"{name}.partial") for name in ("tasks.jsonl", "drops.jsonl")}
+    with partials["tasks.jsonl"].open("w", encoding="utf-8") as tasks, partials["drops.jsonl"].open("w") as drops:
+        for item in job.plan():
+            file, value = (drops, asdict(item)) if isinstance(item, Drop) else (tasks, item)
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    for name in ("drops.jsonl", "tasks.jsonl"):  # the tasks last: with them the plan is whole
+        partials[name].replace(path.with_name(name))
+
+
+def _planned_drops(output: Path) -> Iterator[Drop]:
+    with (output / "work" / "drops.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            yield Drop(**json.loads(line))
+
+
+def _cut(output: Path, size: int) -> Iterator[Shard]:
+    with (output / "work" / "tasks.jsonl").open("rb") as file:
+        number, start = 0, 0
+        while lines := list(islice(file, size)):
+            yield Shard(number, start, len(lines), output.resolve())
+            number, start = number + 1, start + sum(map(len, lines))
+
+
+def read_tasks(shard: Shard) -> list[dict[str, Any]]:
+    """The tasks of a shard."""
+    with (shard.output / "work" / "tasks.jsonl").open("rb") as file:
+        file.seek(shard.start)
+        return [json.loads(line) for line in islice(file, shard.count)]
+
+
+def make_shard(job: Job, shard: Shard) -> None:
+    """Make a shard whole or not at all."""
+    if shard.folder.exists():
+        shutil.rmtree(shard.folder)  # of a run that was killed
+    shard.folder.mkdir(parents=True)
+    with (shard.folder / "items.jsonl").open("w", encoding="utf-8") as file:
+        for item in job.make(read_tasks(shard), shard):
+            kind = "row" if isinstance(item, Row) else "drop"
+            file.write(json.dumps({kind: asdict(item)}, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    shard.folder.replace(shard.whole)
+
+
+def read_shard(shard: Shard) -> Iterator[Row | Drop]:
+    """The rows and drops of a whole shard; media paths are absolute."""
+    with (shard.whole / "items.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            item = json.loads(line)
+            if "drop" in item:
+                yield Drop(**item["drop"])
+                continue
+            for message in item["row"]["sample"]["messages"]:
+                for part in message["content"]:
+                    if isinstance(part, dict) and part.get("type") in MEDIA:
+                        part[part["type"]] = str(shard.whole / part[part["type"]])  # an absolute path stays
+            yield Row(**item["row"])
+
+
+def _here(work: Work, workers: int) -> Iterator[int]:
+    """Make the shards with processes of this machine; their numbers in order."""
+    numbers = range(len(work.shards))
+    if workers <= 1:
+        yield from map(work.make, numbers)
+        return
+    # Spawned: a forked process inherits locks and threads of the decoders in an unknown state.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_take, initargs=(work,)) as pool:
+        futures: list[Future[int]] = [pool.submit(_make_taken, number) for number in numbers]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_taken: list[Work] = []
+
+
+def _take(work: Work) -> None:
+    _taken[:] = [work]
+
+
+def _make_taken(number: int) -> int:
+    return _taken[0].make(number)
+
+
+class _OnRay:
+    """The work of one Ray actor: the job comes once, numbers of shards come and go."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"number": [self.work.make(int(number)) for number in batch["number"]]}
+
+
+def _on_ray(work: Work, workers: int) -> Iterator[int]:
+    """Make the shards with Ray Data: on the cluster of RAY_ADDRESS, else with processes of this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MakingError("--engine ray needs Ray; expected: pip install 'avllm[ray]', or --engine local") from error
+    _start_ray(workers)
+    home = type(work.job).__module__
+    if home != "__main__" and not home.startswith("avllm."):  # a recipe is a file that workers cannot import
+        ray.cloudpickle.register_pickle_by_value(sys.modules[home])
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    numbers = [{"number": shard.number} for shard in work.shards]
+    data = ray.data.from_items(numbers, override_num_blocks=max(1, len(numbers))).map_batches(
+        _OnRay,
+        fn_constructor_args=(work,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, max(1, len(numbers)))),
+    )
+    for row in data.iter_rows():
+        yield int(row["number"])
+
+
+def _start_ray(workers: int) -> None:
+    import logging
+
+    import ray
+
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    else:
+        ray.init(num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
