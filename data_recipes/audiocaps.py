@@ -1,0 +1,97 @@
+"""AudioCaps 1 and 2 (captioned ten-second sounds of AudioSet) -> captions.
+
+    python data_recipes/audiocaps.py SOURCE --output DIR
+
+The authors (https://github.com/cdjkim/audiocaps, dataset/ and dataset2.0/) give train.csv, val.csv and test.csv with
+`audiocap_id, youtube_id, start_time, caption`, and no sounds. Copies of the sounds differ in folders, formats and
+names; the ones in use are `Y<youtube_id>`, `<youtube_id>`, `<youtube_id>_<start_time>`, `<audiocap_id>` and
+`Y<youtube_id>_<start>.000_<end>.000`, and all are found. Two quirks: the five captions of a validation or test clip
+stand far apart, and in 2.0's train.csv a few captions are broken over two lines without quotes (its issues 23 and
+31): those are joined again. Paper: C. D. Kim et al., AudioCaps: Generating Captions for Audios in The Wild, NAACL
+2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from avllm.data import recipe
+from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, files_by_stem, read_csv
+
+ABOUT = Dataset(
+    title="AudioCaps",
+    licence="captions: academic use only; sounds: of their YouTube authors",
+    size="51,308 clips of 10 s and 57,190 captions (2.0: 92,726 and 98,606)",
+    where="https://github.com/cdjkim/audiocaps (dataset/ or dataset2.0/); sounds from YouTube or with AudioSet",
+    layout="""
+        train.csv | dataset/train.csv | csv_files_v1/train.csv  audiocap_id, youtube_id, start_time, caption
+        [val.csv  the same, five captions a clip]
+        [test.csv  the same, five captions a clip]
+        [*/  sounds, in any folder]
+    """,
+    citation="Kim et al., AudioCaps, NAACL 2019",
+)
+COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
+FOLDERS = ("", "dataset", "csv_files_v1")
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".mp4")
+SECONDS = 10
+
+
+def rows(source: Path) -> Iterator[Row | Drop]:
+    """One row a caption in training; in validation and test one row a clip with its five captions."""
+    sounds = files_by_stem(source, source, SUFFIXES)
+    folder = next(source / name for name in FOLDERS if (source / name / "train.csv").is_file())
+    for name, split in SPLITS.items():
+        table = folder / f"{name}.csv"
+        if not table.is_file():
+            continue
+        clips: dict[str, list[Record]] = {}
+        for record in whole_rows(table):
+            if isinstance(record, Drop):
+                yield record
+            elif split == "train":
+                yield from clip_rows(f"audiocaps-{record.text('audiocap_id')}", [record], sounds, split)
+            else:
+                clips.setdefault(f"audiocaps-{record.text('youtube_id')}", []).append(record)
+        for clip, records in clips.items():
+            yield from clip_rows(clip, records, sounds, split)
+
+
+def whole_rows(table: Path) -> Iterator[Record | Drop]:
+    """The rows of a table; a line that is the rest of the caption before it is joined to it."""
+    held: Record | None = None
+    for record in read_csv(table, COLUMNS, ragged=True):
+        if record.problem and held is not None and not record["audiocap_id"].isdigit():
+            held["caption"] = f"{held['caption']} {','.join(record.values())}"
+        elif record.problem or not record.text("caption"):
+            yield Drop("malformed_row" if record.problem else "empty_caption", record.where, record.problem)
+        else:
+            if held is not None:
+                yield held
+            held = record
+    if held is not None:
+        yield held
+
+
+def clip_rows(name: str, records: list[Record], sounds: dict[str, str], split: str) -> Iterator[Row]:
+    """The rows of one clip."""
+    captions = [record.text("caption") for record in records]
+    part = {"type": "audio", "audio": sound_of(records[0], sounds)}
+    meta: dict[str, Any] = {key: records[0].text(key) for key in ("youtube_id", "start_time")}
+    for sample in caption_samples(name, part, captions, split == "train"):
+        yield Row(sample | {"meta": meta}, split)
+
+
+def sound_of(record: Record, sounds: dict[str, str]) -> str:
+    """The clip's file, under whichever of the names in use, else the name that it should have."""
+    video, start = record.text("youtube_id"), record.number("start_time")
+    spans = [f"{video}_{start:.3f}_{start + SECONDS:.3f}", f"{video}_{start:.0f}"]
+    stems = [f"Y{video}", video, *spans, *(f"Y{span}" for span in spans), record.text("audiocap_id")]
+    return next((sounds[stem] for stem in stems if stem in sounds), f"audio/Y{video}.wav")
+
+
+if __name__ == "__main__":
+    recipe.main(ABOUT, rows)

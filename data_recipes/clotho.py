@@ -1,0 +1,78 @@
+"""Clotho 2.1 (sounds of Freesound, five captions each) -> captions.
+
+    python data_recipes/clotho.py SOURCE --output DIR
+
+For each of the splits development, validation and evaluation the authors (https://zenodo.org/records/4783391) give
+`clotho_captions_<split>.csv` (`file_name, caption_1 ... caption_5`), `clotho_metadata_<split>.csv` (with the licence
+of each sound; in ISO-8859-1, the captions are in UTF-8) and an archive of WAV files that unpacks to a folder with the
+split's name. Paper: K. Drossos et al., Clotho: an Audio Captioning Dataset, ICASSP 2020, arXiv:1910.09387.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from avllm.data import recipe
+from avllm.data.recipe import Dataset, Drop, Row, caption_samples, first_file, read_csv
+
+ABOUT = Dataset(
+    title="Clotho 2.1",
+    licence="captions: Tampere University, non-commercial with attribution; sounds: Creative Commons, by clip",
+    size="5,929 sounds of 15 to 30 s, 29,645 captions, 8 GB",
+    where="https://zenodo.org/records/4783391: the csv files, and the 7z archives unpacked",
+    layout="""
+        clotho_captions_development.csv | clotho_csv_files/clotho_captions_development.csv  file_name, caption_1 ...
+        [clotho_captions_validation.csv  the same; and _evaluation.csv]
+        [clotho_metadata_development.csv  file_name, ..., license; and _validation.csv, _evaluation.csv]
+        [development/  *.wav; or clotho_audio_development/; and validation/, evaluation/]
+    """,
+    citation="Drossos et al., Clotho, ICASSP 2020, arXiv:1910.09387",
+)
+SPLITS = {"development": "train", "validation": "validation", "evaluation": "test"}
+FOLDERS = ("", "clotho_audio_", "clotho_audio_files/")
+CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
+
+
+def rows(source: Path) -> Iterator[Row | Drop]:
+    """Five rows a sound in training; in validation and test one row, with the further captions as answers."""
+    for name, split in SPLITS.items():
+        table = table_of(source, f"clotho_captions_{name}.csv")
+        if split == "train" or table.is_file():
+            yield from split_rows(source, table, name, split)
+
+
+def table_of(source: Path, name: str) -> Path:
+    """A table, in the source or where loaders put it."""
+    return source / first_file(source, (name, f"clotho_csv_files/{name}"))
+
+
+def licences(source: Path, name: str) -> dict[str, str]:
+    """File name -> licence, empty where the metadata were not fetched."""
+    table = table_of(source, f"clotho_metadata_{name}.csv")
+    if not table.is_file():
+        return {}
+    return {
+        record["file_name"]: record.text("license")
+        for record in read_csv(table, ("file_name", "license"), encoding="iso-8859-1")
+    }
+
+
+def split_rows(source: Path, table: Path, name: str, split: str) -> Iterator[Row | Drop]:
+    """The rows of one split."""
+    licence = licences(source, name)
+    for record in read_csv(table, ("file_name", *CAPTIONS)):
+        file = record["file_name"]  # as it stands, spaces included
+        captions = [text for key in CAPTIONS if (text := record.text(key))]
+        if not captions:
+            yield Drop("empty_caption", record.where, file)
+            continue
+        path = first_file(source, [f"{folder}{name}/{file}" for folder in FOLDERS])
+        own = {"licence": licence[file]} if licence.get(file) else {}
+        sample_id = f"clotho-{name}-{Path(file).stem.strip()}"
+        for sample in caption_samples(sample_id, {"type": "audio", "audio": path}, captions, split == "train"):
+            yield Row(sample | own, split)
+
+
+if __name__ == "__main__":
+    recipe.main(ABOUT, rows)

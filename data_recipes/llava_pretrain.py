@@ -1,0 +1,73 @@
+"""LLaVA-Pretrain (558K pictures of LAION, CC and SBU) and its forerunner CC3M-595K -> captions.
+
+    python data_recipes/llava_pretrain.py SOURCE --output DIR
+
+Both are one JSON list of `{"id", "image", "conversations": [{"from": "human", "value": "<image>\\n..."}, {"from":
+"gpt", "value": caption}]}` with `<image>` before or behind the question; pictures stand in images.zip,
+`00453/004539375.jpg` or `GCC_train_000000000.jpg` (https://huggingface.co/datasets/liuhaotian/LLaVA-Pretrain and
+.../LLaVA-CC3M-Pretrain-595K). The authors' questions are kept; `--own-prompts` takes those of all other caption sets.
+Paper: H. Liu et al., Visual Instruction Tuning, NeurIPS 2023, arXiv:2304.08485.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from avllm.data import recipe
+from avllm.data.recipe import Dataset, Drop, Record, Row, caption_messages, first_file, read_json
+
+ABOUT = Dataset(
+    title="LLaVA-Pretrain, CC3M-595K",
+    licence="of CC-3M, and for 558K also of LAION and SBU (BLIP captions: BSD-3-Clause)",
+    size="558K or 595K pictures, 27 GB or 6 GB",
+    where="https://huggingface.co/datasets/liuhaotian/LLaVA-Pretrain (or LLaVA-CC3M-Pretrain-595K); unpack images.zip",
+    layout="""
+        blip_laion_cc_sbu_558k.json | chat.json  the conversations
+        [images/  images.zip, unpacked; or its content beside the json]
+    """,
+    citation="Liu et al., Visual Instruction Tuning, NeurIPS 2023, arXiv:2304.08485",
+)
+MARK = "<image>"
+
+
+def rows(
+    source: Path,
+    own_prompts: Annotated[bool, typer.Option("--own-prompts", help="Ask as in the other caption sets.")] = False,
+) -> Iterator[Row | Drop]:
+    """One row a picture."""
+    for record in read_json(source / first_file(source, ("blip_laion_cc_sbu_558k.json", "chat.json"))):
+        turns = conversation(record)
+        if isinstance(turns, Drop):
+            yield turns
+            continue
+        question, caption = turns
+        image = record.text("image")
+        part = {"type": "image", "image": first_file(source, (f"images/{image}", image))}
+        name = f"llava-pretrain-{record.text('id')}"
+        messages = caption_messages(part, caption, name) if own_prompts else authors_messages(part, question, caption)
+        yield Row({"id": name, "messages": messages})
+
+
+def conversation(record: Record) -> tuple[str, str] | Drop:
+    """(question with its ``<image>``, caption), or why the row cannot be used."""
+    turns = record.array("conversations")
+    if [turn.get("from") for turn in turns] != ["human", "gpt"] or MARK not in turns[0]["value"]:
+        return Drop("not_one_caption", record.where, "expected a human turn with <image> and a gpt turn")
+    if not turns[1]["value"].strip():
+        return Drop("empty_caption", record.where, record.text("id"))
+    return turns[0]["value"], turns[1]["value"].strip()
+
+
+def authors_messages(part: dict[str, Any], question: str, caption: str) -> list[dict[str, Any]]:
+    """The authors' question, with the picture where they put it."""
+    text = {"type": "text", "text": question.replace(MARK, "").strip()}
+    content = [part, text] if question.lstrip().startswith(MARK) else [text, part]
+    return [{"role": "user", "content": content}, {"role": "assistant", "content": caption}]
+
+
+if __name__ == "__main__":
+    recipe.main(ABOUT, rows)

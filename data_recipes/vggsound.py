@@ -1,0 +1,66 @@
+"""VGGSound (ten seconds of YouTube whose sound is of one of 309 classes and its source in the picture) -> questions.
+
+    python data_recipes/vggsound.py SOURCE --output DIR [--media audio] [--choices]
+
+`vggsound.csv` has no header: YouTube id, start in seconds, label, train or test
+(https://www.robots.ox.ac.uk/~vgg/data/vggsound). Clips are `<YouTube id>_<start, six digits>.mp4`; the archives that
+are passed on unpack to `scratch/shared/beegfs/hchen/train_data/VGGSound_final/video`, and clips are found in any
+folder. Paper: H. Chen et al., VGGSound: A Large-scale Audio-Visual Dataset, ICASSP 2020, arXiv:2004.14368.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from avllm.data import recipe
+from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, files_by_stem, read_csv
+
+ABOUT = Dataset(
+    title="VGGSound",
+    licence="CC BY 4.0; videos: of their YouTube authors",
+    size="199,467 clips of 10 s, 309 classes, 550 hours",
+    where="https://www.robots.ox.ac.uk/~vgg/data/vggsound (vggsound.csv); clips from YouTube",
+    layout="""
+        vggsound.csv  YouTube id, start, label, split; no header
+        [video/  <YouTube id>_000030.mp4, in any folder]
+    """,
+    citation="Chen et al., VGGSound, ICASSP 2020, arXiv:2004.14368",
+)
+COLUMNS = ("youtube_id", "start", "label", "split")
+
+
+Media = Literal["video", "audio"]
+"""What is asked about: the clip with its sound, or its sound alone."""
+
+
+def rows(
+    source: Path,
+    media: Annotated[Media, typer.Option(help="Show the clip, or only play its sound.")] = "video",
+    choices: Annotated[bool, typer.Option("--choices", help="Name all classes in each test row (7 kB a row).")] = False,
+) -> Iterator[Row | Drop]:
+    """One row a clip; the answer is its label."""
+    table = source / "vggsound.csv"
+    clips = files_by_stem(source, source, (".mp4", ".mkv", ".webm"))
+    classes = sorted({record.text("label") for record in read_csv(table, COLUMNS, header=False)}) if choices else []
+    for record in read_csv(table, COLUMNS, header=False):
+        yield clip_row(record, clips, media, classes)
+
+
+def clip_row(record: Record, clips: dict[str, str], media: Media, classes: list[str]) -> Row | Drop:
+    """The row of one clip, or why it is left out."""
+    split, label = record.text("split"), record.text("label")
+    if split not in ("train", "test") or not label:
+        return Drop("malformed_row", record.where, f"split {split!r}, label {label!r}")
+    clip = f"{record.text('youtube_id')}_{int(record.number('start')):06d}"
+    part: dict[str, Any] = {"type": media, media: clips.get(clip, f"video/{clip}.mp4")}
+    (sample,) = caption_samples(f"vggsound-{clip}", part, [label], split == "train", about="label")
+    closed = {"choices": classes} if classes and split == "test" else {}
+    return Row(sample | closed | {"meta": {"label": label}}, split)
+
+
+if __name__ == "__main__":
+    recipe.main(ABOUT, rows)

@@ -1,0 +1,65 @@
+"""WebVid-2M and WebVid-10M (stock footage with its title) -> captions.
+
+    python data_recipes/webvid.py SOURCE --output DIR [--subset 10M]
+
+Columns `videoid, contentUrl, duration, page_dir, name` and the folders `videos/<page_dir>/<videoid>.mp4` are those of
+the authors' README and download.py (https://github.com/m-bain/webvid). Rows without a page_dir have no place in the
+folders and are left out, as their download.py does. The clips have no sound track. Paper: M. Bain et al., Frozen in
+Time: A Joint Video and Image Encoder for End-to-End Retrieval, ICCV 2021, arXiv:2104.00650.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avllm.data import recipe
+from avllm.data.recipe import Dataset, Drop, Row, caption_samples, first_file, read_csv
+
+ABOUT = Dataset(
+    title="WebVid",
+    licence="terms of the footage's owner; non-commercial research",
+    size="2.5M or 10.7M clips, 13,000 or 52,000 hours",
+    where="https://github.com/m-bain/webvid (withdrawn by its authors in February 2024)",
+    layout="""
+        results_*_train.csv | metadata/results_*_train.csv  videoid, contentUrl, duration, page_dir, name
+        [results_*_val.csv | metadata/results_*_val.csv  the same]
+        [videos/*/*.mp4 | */*.mp4  <page_dir>/<videoid>.mp4]
+    """,
+    citation="Bain et al., Frozen in Time, ICCV 2021, arXiv:2104.00650",
+)
+SPLITS = {"train": "train", "val": "validation"}
+
+
+def rows(
+    source: Path,
+    subset: Annotated[str, typer.Option(help="2M or 10M: results_<subset>_train.csv and _val.csv.")] = "2M",
+) -> Iterator[Row | Drop]:
+    """One row a clip."""
+    for name, split in SPLITS.items():
+        file = f"results_{subset}_{name}.csv"
+        table = source / first_file(source, (file, f"metadata/{file}"))
+        if split == "train" or table.is_file():
+            yield from table_rows(source, table, split)
+
+
+def table_rows(source: Path, table: Path, split: str) -> Iterator[Row | Drop]:
+    """The rows of one file."""
+    for record in read_csv(table, ("videoid", "page_dir", "name")):
+        video, page, caption = record.text("videoid"), record.text("page_dir"), record.text("name")
+        if not page:
+            yield Drop("no_page_dir", record.where, video)
+        elif not caption:
+            yield Drop("empty_caption", record.where, video)
+        else:
+            path = first_file(source, (f"videos/{page}/{video}.mp4", f"{page}/{video}.mp4"))
+            part = {"type": "video", "video": path}
+            for sample in caption_samples(f"webvid-{video}", part, [caption], split == "train"):
+                yield Row(sample, split)
+
+
+if __name__ == "__main__":
+    recipe.main(ABOUT, rows)

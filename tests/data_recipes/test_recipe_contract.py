@@ -1,0 +1,146 @@
+"""Every recipe that stands on the frame: rows are valid, what is missing is named, drops are counted, runs are equal.
+
+A recipe needs a function of its own name in a ``sources_*.py`` of this folder that writes its layout into a folder: a
+few rows with all their media, and at least one row to be dropped. ``OPTIONS = {recipe: {...}}`` there gives options.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from avllm.data.manifest import read_manifest
+from avllm.data.recipe import Dataset, RecipeError, Report, make
+from avllm.data.recipe_about import layout_paths
+from avllm.data.schema import resolve
+
+HERE = Path(__file__).resolve().parent
+RECIPES = HERE.parents[1] / "data_recipes"
+
+
+def names_of(path: Path) -> set[str]:
+    """The names that a file defines, unread."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    return functions | {t.id for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+
+
+NAMES = [path.stem for path in sorted(RECIPES.glob("*.py")) if {"ABOUT", "rows"} <= names_of(path)]
+
+
+def load(path: Path) -> ModuleType:
+    """A file as a module, under a name of its own."""
+    name = f"recipe_contract_{path.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def source_of(name: str) -> tuple[Callable[[Path], None], dict[str, Any]]:
+    """What writes a recipe's source, and the options to run the recipe with."""
+    for path in sorted(HERE.glob("sources_*.py")):
+        if name in names_of(path):
+            module = load(path)
+            return getattr(module, name), getattr(module, "OPTIONS", {}).get(name, {})
+    raise AssertionError(f"no sources_*.py in tests/data_recipes has a function {name}(source: Path)")
+
+
+class Ready:
+    """A recipe with its source written."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.module, self.source = name, load(RECIPES / f"{name}.py"), folder / "source"
+        self.about: Dataset = self.module.ABOUT
+        write, self.options = source_of(name)
+        self.source.mkdir()
+        write(self.source)
+
+    def run(self, output: Path) -> Report:
+        return make(self.about, self.module.rows, self.source, output, name=self.name, **self.options)
+
+
+@pytest.fixture(params=NAMES)
+def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Ready:
+    return Ready(request.param, tmp_path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_are_valid_and_all_is_accounted_for(recipe: Ready, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    report = recipe.run(output)
+    account = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
+    assert account["recipe"] == recipe.name
+    assert account["rows"] == dict(report.rows)
+    assert account["missing_files"] == report.missing_files == 0, (output / "missing.txt").read_text()
+    for split, count in report.rows.items():
+        samples = read_manifest(output / f"{split}.jsonl")
+        assert len(samples) == count > 0
+        assert all(s.licence for s in samples)
+        assert all(s.source != "unknown" for s in samples)
+        assert all(s.answer and s.answer.strip() for s in samples)
+        assert all(resolve(part, output).is_file() for s in samples for part in s.media)
+    dropped = read_lines(output / "dropped.jsonl")
+    assert dropped, f"the source of {recipe.name} has no row to be dropped"
+    assert len(dropped) == report.dropped.total()
+    assert "invalid_row" not in report.dropped
+    assert all(d["reason"] in report.dropped and d["where"] for d in dropped)
+
+
+def test_a_second_run_writes_the_same_bytes(recipe: Ready, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    recipe.run(output)
+    first = {p.relative_to(output): p.read_bytes() for p in output.rglob("*.json*")}
+    recipe.run(output)
+    assert {p.relative_to(output): p.read_bytes() for p in output.rglob("*.json*")} == first
+    assert not list(output.rglob("*.partial"))
+
+
+def test_a_missing_media_file_is_named_and_its_rows_are_dropped(recipe: Ready, tmp_path: Path) -> None:
+    if "output" in inspect.signature(recipe.module.rows).parameters:
+        pytest.skip("makes its media")
+    full = recipe.run(tmp_path / "full")
+    split = next(iter(full.rows))
+    gone = resolve(read_manifest(tmp_path / "full" / f"{split}.jsonl")[0].media[0], tmp_path / "full").resolve()
+    gone.unlink()
+    try:
+        report = recipe.run(tmp_path / "out")
+    except RecipeError as error:  # it was the only row
+        assert "missing_media" in str(error)  # noqa: PT017
+        return
+    assert report.missing_files == 1
+    assert report.dropped["missing_media"] == full.rows.total() - report.rows.total() > 0
+    (named,) = (tmp_path / "out" / "missing.txt").read_text(encoding="utf-8").splitlines()
+    assert Path(named).stem.split("_")[0] in gone.stem or gone.stem in named
+
+
+def test_a_source_without_its_files_is_refused(recipe: Ready, tmp_path: Path) -> None:
+    required = [paths for paths, needed in layout_paths(recipe.about.layout) if needed]
+    assert required, f"the layout of {recipe.name} asks for nothing"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    recipe.source = empty
+    with pytest.raises(RecipeError) as caught:
+        recipe.run(tmp_path / "out")
+    assert required[0][0] in str(caught.value)
+    assert recipe.about.where in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_field_of_about_is_filled(recipe: Ready) -> None:
+    assert all([recipe.about.title, recipe.about.licence, recipe.about.size, recipe.about.where, recipe.about.citation])
