@@ -1,0 +1,93 @@
+"""What recipes of questions and conversations share: media by their ids, rows or drops, listed choices, wordings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from avllm.data.conversations import is_blank, question_messages
+from avllm.data.recipe import Drop, RecipeError, Record, Row, files_by_stem
+from avllm.data.schema import RowError
+
+VIDEO_FILES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+
+VideoFolder = Annotated[str, typer.Option(help="The videos are somewhere below this folder, in SOURCE or anywhere.")]
+"""The option of all recipes whose videos are named by their ids."""
+
+
+class Videos:
+    """The videos below a folder, found by their names without suffix (ids), however copies of the set nest them."""
+
+    def __init__(self, source: Path, folder: str) -> None:
+        self.folder = folder
+        self.known = files_by_stem(source / folder, source, VIDEO_FILES)
+
+    def part(self, *stems: str) -> dict[str, Any]:
+        """The content part of the first of these names that is there; of none, the first (the frame reports it)."""
+        found = next((self.known[stem] for stem in stems if stem in self.known), None)
+        return {"type": "video", "video": found or f"{self.folder}/{stems[0]}.mp4"}
+
+
+def rows_of(records: Iterable[Record], build: Callable[[Record], Row]) -> Iterator[Row | Drop]:
+    """One row a record, or a drop that says why there is none."""
+    for record in records:
+        try:
+            yield build(record)
+        except RowError as error:
+            yield Drop(error.reason, record.where, error.detail)
+        except RecipeError as error:
+            yield Drop("malformed_row", record.where, str(error))
+
+
+def split_files(source: Path, files: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, Path]]:
+    """(split, the first of its files that is there) of each split that has one."""
+    for split, names in files.items():
+        path = next((source / name for name in names if (source / name).is_file()), None)
+        if path is not None:
+            yield split, path
+
+
+def question_sample(
+    sample_id: str,
+    media: dict[str, Any],
+    question: str,
+    answer: str,
+    *,
+    kind: str | None = None,
+    choices: Sequence[str] | None = None,
+    answers: Sequence[str] | None = None,
+    meta: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A row of one question about one file; what is None or empty is left out.
+
+    Raises:
+        RowError: ``empty_question`` or ``empty_answer``.
+    """
+    row = {"id": sample_id, "messages": question_messages([media], [(question, answer)])}
+    further = {"kind": kind, "choices": choices, "answers": answers, "meta": meta}
+    return row | {name: value for name, value in further.items() if value}
+
+
+def with_choices(question: str, choices: Sequence[str]) -> str:
+    """The question with its choices below it, one a line: ``(A) ...``."""
+    listed = (f"({chr(ord('A') + place)}) {choice}" for place, choice in enumerate(choices))
+    return "\n".join([question.strip(), *listed])
+
+
+def chosen(choices: Iterable[Any], place: Any) -> tuple[list[str], str]:
+    """The choices as texts, and the right one.
+
+    Raises:
+        RowError: ``empty_choice``, or ``answer_out_of_range`` where ``place`` is no index of theirs, from 0.
+    """
+    texts = ["" if choice is None else str(choice).strip() for choice in choices]
+    if any(is_blank(text) for text in texts):
+        raise RowError("empty_choice", f"the choices are {texts}")
+    if not str(place).isdecimal() or int(place) >= len(texts):
+        raise RowError(
+            "answer_out_of_range", f"the answer is {place!r}; there are {len(texts)} choices, counted from 0"
+        )
+    return texts, texts[int(place)]

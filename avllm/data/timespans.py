@@ -1,0 +1,60 @@
+"""Intervals of a clip in recipes: checked once, and put into words one way for all sets, to a tenth of a second."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from avllm.data.schema import RowError
+
+Span = tuple[float, float]
+"""Start and end in seconds of the clip."""
+
+
+def checked_span(start: float, end: float, duration: float | None = None, overrun: float = 0.0) -> Span:
+    """An interval that lies in the clip.
+
+    Args:
+        start, end: seconds of the clip, as annotated.
+        duration: seconds of the clip; None where the set does not tell.
+        overrun: an end that lies behind the clip's by no more than this is the clip's end. Annotators' players round
+            lengths up, so that events which last to the end often end a little behind it.
+
+    Raises:
+        RowError: ``bad_interval`` (no numbers, begins before the clip, or shorter than can be said) or
+            ``outside_clip``.
+    """
+    if (
+        not (math.isfinite(start) and math.isfinite(end))
+        or start < 0
+        or say_time(start) == say_time(end)
+        or start > end
+    ):
+        raise RowError("bad_interval", f"an event from {start} to {end} s; expected 0 <= start < end, 0.1 s apart")
+    if duration is not None and (start >= duration or end > duration + overrun):
+        raise RowError("outside_clip", f"an event from {start} to {end} s in a clip of {duration} s")
+    return start, end if duration is None else min(end, duration)
+
+
+def say_time(seconds: float) -> str:
+    """``24.3``: all times in texts have one decimal."""
+    return f"{seconds:.1f}"
+
+
+def say_span(span: Span) -> str:
+    """``from 24.3 to 30.4 seconds``."""
+    return f"from {say_time(span[0])} to {say_time(span[1])} seconds"
+
+
+def say_spans(spans: Iterable[Span]) -> str:
+    """The intervals in order of time, as a sentence: ``From 0.5 to 3.0 seconds, from 5.0 to 8.1 seconds.``"""
+    return _sentence(", ".join(say_span(span) for span in sorted(spans)))
+
+
+def say_events(events: Sequence[tuple[Span, str]]) -> str:
+    """Events in order of time, one a line: ``From 0.5 to 3.0 seconds: dog barking.``"""
+    return "\n".join(_sentence(f"{say_span(span)}: {name}") for span, name in sorted(events))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
