@@ -5,7 +5,7 @@ Every function works in a single process too, where it does nothing; so callers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,15 @@ def sum_over_processes(x: Tensor) -> Tensor:
     if active():
         dist.all_reduce(x)
     return x
+
+
+def sum_of_parts(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The sum over the processes of each tensor, in one exchange; all of one dtype, alike on every process."""
+    if not active() or not parts:
+        return parts
+    flat = torch.cat([part.reshape(-1) for part in parts])
+    dist.all_reduce(flat)
+    return [piece.view(part.shape) for piece, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)]
 
 
 def gather_objects(obj: Any) -> list[Any]:

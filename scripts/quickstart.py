@@ -35,7 +35,8 @@ class Phase:
     Attributes:
         name: as summary.json has it.
         about: one line for people.
-        lanes: commands that run side by side, each lane a list of commands one after the other.
+        lanes: commands that run side by side, each lane a list of commands one after the other; the longest lane
+            first: the others give way to it where there are fewer cores than lanes.
         made_from: files and folders (relative to the project) that decide the result.
         makes: files and folders that are deleted when the phase has to start over.
     """
@@ -52,7 +53,7 @@ def phases(clips: int, seed: int, cores: int) -> list[Phase]:
     python = sys.executable
     world = [python, "data_recipes/toy_world.py", str(WORLD), "--clips", str(clips), "--seed", str(seed)]
     pretrain = {
-        name: [python, f"scripts/toy_{name}.py", str(WORLD), str(RUN / name)] for name in ("vision", "llm", "audio")
+        name: [python, f"scripts/toy_{name}.py", str(WORLD), str(RUN / name)] for name in ("llm", "vision", "audio")
     }
     report = [python, "scripts/quickstart_report.py", str(RUN)]
     return [
@@ -161,7 +162,8 @@ def run_phase(phase: Phase, cores: int) -> None:
         for log in logs:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.unlink(missing_ok=True)
-        pairs = zip(phase.lanes, logs, strict=True)
+        polite = [[["nice", "-n", "5", *command] for command in lane] for lane in phase.lanes[1:]]
+        pairs = zip([phase.lanes[0], *polite], logs, strict=True)
         lanes = [threading.Thread(target=run_lane, args=(lane, failed, log)) for lane, log in pairs]
         for lane in lanes:
             lane.start()

@@ -94,7 +94,9 @@ def load(folder: Path) -> tuple[Any, Any]:
     from avllm.models.modeling_avllm import AVLLM
     from avllm.models.processing_avllm import AVProcessor
 
-    return AVLLM.from_pretrained(str(folder)), AVProcessor.from_pretrained(folder)
+    model = AVLLM.from_pretrained(str(folder))
+    model.llm.merge_adapter()  # the same within rounding, and a third faster
+    return model, AVProcessor.from_pretrained(folder)
 
 
 def retrieve(run: Path) -> dict[str, Any]:

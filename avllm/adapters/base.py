@@ -166,6 +166,21 @@ def gather_steps(tokens: Tokens, windows: Windows) -> tuple[Tensor, Tensor]:
     return tokens.x[rows, windows.index], keep  # (B, W, K, P, D)
 
 
+def window_sums(tokens: Tokens, windows: Windows) -> tuple[Tensor, Tensor]:
+    """The real tokens of each window summed up, ``(B, W, P, D)``, and how many there are, ``(B, W, P)``.
+
+    A product with the matrix of which step is in which window: nothing is copied once for each window. Not under
+    autocast, since half precision cannot count.
+    """
+    b, t, p, d = tokens.x.shape
+    member = tokens.x.new_zeros(b, windows.index.shape[1], t)  # (B, W, T)
+    member.scatter_add_(2, windows.index, windows.mask.to(member.dtype))
+    real = tokens.mask.to(member.dtype)  # (B, T, P)
+    with torch.autocast(tokens.x.device.type, enabled=False):
+        sums = member @ (tokens.x * real.unsqueeze(-1)).flatten(2)  # (B, W, P * D)
+        return sums.unflatten(2, (p, d)), member @ real
+
+
 def window_grid(grid: Grid, seconds: float, context: float | None = None) -> tuple[Windows, Tensor]:
     """:func:`time_windows` of one clip and the mask ``(W, K, P)`` of the tokens in each window."""
     windows = time_windows(grid.span[None], grid.mask.any(-1)[None], seconds, context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from avllm.adapters.base import Prompt, StreamAdapter, gather_steps, masked_mean, time_windows, window_grid
+from avllm.adapters.base import Prompt, StreamAdapter, masked_mean, time_windows, window_grid, window_sums
 from avllm.tokens import Grid, Tokens
 
 
@@ -33,8 +33,8 @@ class TemporalPool(StreamAdapter):
         if self.seconds is None:
             return tokens
         windows = time_windows(tokens.span, tokens.mask.any(-1), self.seconds)
-        x, keep = gather_steps(tokens, windows)  # (B, W, K, P, D)
-        return Tokens(masked_mean(x, keep, 2), keep.any(2), windows.span)  # (B, W, P, D)
+        x, count = window_sums(tokens, windows)  # (B, W, P, D), (B, W, P)
+        return Tokens(x / count.clamp(min=1).unsqueeze(-1), count > 0, windows.span)
 
     def grid(self, grid: Grid) -> Grid:
         if self.tokens == "mean":

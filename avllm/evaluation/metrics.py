@@ -8,6 +8,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,8 @@ class Interval(NamedTuple):
     high: float
 
 
-def words(text: str) -> list[str]:
+@lru_cache(maxsize=100_000)  # answers and choices are the same few texts again and again
+def words(text: str) -> tuple[str, ...]:
     """Words as they are compared: lower case, NFKC, no punctuation at their edges, no articles, ``two`` = ``2``.
 
     Punctuation inside a word stays, so that ``1.5`` is not ``15`` and ``x-ray`` is one word.
@@ -46,7 +48,7 @@ def words(text: str) -> list[str]:
     pieces = (w.strip(_EDGES) for w in _keep_signs(unicodedata.normalize("NFKC", text).casefold()).split())
     kept = [_DIGITS.get(w, w) for w in pieces if w]
     without_articles = [w for w in kept if w not in _ARTICLES]
-    return [w.replace("\0", "-") for w in without_articles or kept]  # an answer "a" (the letter) keeps its only word
+    return tuple(w.replace("\0", "-") for w in without_articles or kept)  # the answer "a" keeps its word
 
 
 def _keep_signs(text: str) -> str:
@@ -68,7 +70,7 @@ def token_f1(answer: str, references: Sequence[str]) -> float:
     return max(_f1(words(answer), words(reference)) for reference in references)
 
 
-def _f1(answer: list[str], reference: list[str]) -> float:
+def _f1(answer: Sequence[str], reference: Sequence[str]) -> float:
     if not answer or not reference:
         return float(answer == reference)
     common = (Counter(answer) & Counter(reference)).total()
@@ -96,15 +98,15 @@ def pick_choice(answer: str, choices: Sequence[str]) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _cut_out(text: list[str], phrase: list[str]) -> tuple[list[str], bool]:
+def _cut_out(text: Sequence[str], phrase: Sequence[str]) -> tuple[tuple[str, ...], bool]:
     """The text with each occurrence of the phrase replaced by a gap, and whether there was one."""
     kept: list[str] = []
     place, there, size = 0, False, len(phrase)
     while place < len(text):
-        hit = size > 0 and text[place : place + size] == phrase
+        hit = size > 0 and tuple(text[place : place + size]) == tuple(phrase)
         kept.append("\0" if hit else text[place])
         there, place = there or hit, place + (size if hit else 1)
-    return kept, there
+    return tuple(kept), there
 
 
 def read_number(answer: str) -> float | None:

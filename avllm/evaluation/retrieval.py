@@ -104,10 +104,7 @@ def contrastive_of(model: AVLLM, run: str | Path) -> Contrastive:
 def embed_rows(model: AVLLM, processor: AVProcessor, objective: Contrastive, rows: list[Row]) -> tuple[Tensor, Tensor]:
     """Unit vectors ``(R, dim)`` of the rows' captions and of their clips, each clip by all the streams that it has."""
     batch = processor.collate(rows).to(model.device)
-    if model.connector.conditioned:
-        _, streams = model.embed(batch)
-    else:
-        streams = connect_once(model, rows)
+    streams = model.media_tokens(batch) if model.connector.conditioned else connect_once(model, rows)
     text = objective.embed_text(model, batch)  # (R, dim)
     media = torch.zeros_like(text)
     by_pair: dict[str, list[int]] = {}

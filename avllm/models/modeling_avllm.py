@@ -78,7 +78,7 @@ class AVLLM(PreTrainedModel):
         if config.lora and not hasattr(self.llm, "peft_config"):
             self.llm = add_lora(self.llm, LoraConfig(**config.lora))
         self.generation_config = self.llm.generation_config
-        self._shared: dict[Batch, tuple[Tensor, dict[str, Tokens]]] | None = None
+        self._shared: dict[Batch, dict[str, Tokens]] | None = None
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -181,6 +181,7 @@ class AVLLM(PreTrainedModel):
         ids = self.config.media_token_ids
         is_media = torch.isin(input_ids, torch.tensor(list(ids.values()), device=input_ids.device))
         embeds = self.llm.get_input_embeddings()(input_ids.masked_fill(is_media, 0))  # (R, L, D)
+        places, found = [], []
         for name, token_id in ids.items():
             place = input_ids == token_id  # (R, L)
             if name not in streams:
@@ -190,22 +191,29 @@ class AVLLM(PreTrainedModel):
             tokens = streams[name].x[streams[name].mask]  # (M, D)
             if int(place.sum()) != tokens.shape[0] or (batch is not None and _misplaced(place, streams[name], batch)):
                 raise ValueError(_mismatch(name, place, streams[name], batch))
-            embeds = embeds.masked_scatter(place.unsqueeze(-1), tokens.to(embeds.dtype))  # (R, L, D)
-        return embeds
+            places.append(place.flatten().nonzero().squeeze(-1))  # (M,)
+            found.append(tokens.to(embeds.dtype))
+        if not places:
+            return embeds
+        merged = embeds.flatten(0, 1).index_copy(0, torch.cat(places), torch.cat(found))  # (R * L, D)
+        return merged.view_as(embeds)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, dict[str, Tokens]]:
-        """A batch -> the LLM's input embeddings ``(R, L, D)`` and the connector's output by stream."""
+    def media_tokens(self, batch: Batch) -> dict[str, Tokens]:
+        """A batch -> the connector's output by stream, ``(B, T', P', D)``."""
         if self._shared is not None and batch in self._shared:
             return self._shared[batch]
         features = self.encode_media(batch.streams)
         streams = self.connect(features, self._prompt(batch) if self.connector.conditioned else None)
-        found = self.merge_media(batch.input_ids, streams, batch), streams
         if self._shared is not None:
-            self._shared[batch] = found
-        return found
+            self._shared[batch] = streams
+        return streams
+
+    def embed(self, batch: Batch) -> Tensor:
+        """A batch -> the LLM's input embeddings ``(R, L, D)``."""
+        return self.merge_media(batch.input_ids, self.media_tokens(batch), batch)
 
     @contextmanager
-    def shared_embeddings(self) -> Iterator[None]:
+    def shared_media(self) -> Iterator[None]:
         """Within this, each batch passes encoders and connector once, however many objectives ask for it."""
         self._shared = {}
         try:
@@ -232,7 +240,7 @@ class AVLLM(PreTrainedModel):
         Returns:
             ``logits (R, K, V)``, K = L without ``keep``.
         """
-        embeds, _ = self.embed(batch)
+        embeds = self.embed(batch)
         return self.run_llm(embeds, batch, keep)
 
     def run_llm(self, embeds: Tensor, batch: Batch, keep: Tensor | None = None) -> CausalLMOutputWithPast:
@@ -260,7 +268,7 @@ class AVLLM(PreTrainedModel):
         Returns:
             ``(R, new tokens)`` long.
         """
-        embeds, _ = self.embed(batch)
+        embeds = self.embed(batch)
         return self.llm.generate(
             inputs_embeds=embeds,
             attention_mask=batch.attention_mask.long(),

@@ -8,6 +8,8 @@ that is asked about has a short way back into the connector.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -60,31 +62,35 @@ def match_loss(asked: Tensor, answers: Tensor, own: Tensor, scale: Tensor | floa
 
 def find_questions(batch: Batch) -> Questions:
     """Each part of a packed row, or each row, that has a target and a ``kind`` is a question."""
-    part = torch.zeros_like(batch.labels) if batch.segments is None else batch.segments[..., 1]
-    owner = torch.full_like(batch.labels, -1)
-    rows: list[int] = []
-    places: list[int] = []
-    answers: list[int] = []
-    first: list[int] = []
-    numbers: dict[tuple[int, ...], int] = {}
-    for r in range(batch.labels.shape[0]):
-        if batch.kinds[r] in (None, "caption"):
-            continue
-        trained = batch.labels[r] != IGNORE
-        for p in part[r][trained].unique().tolist():
-            mine = (part[r] == p) & batch.attention_mask[r]
-            owner[r][mine] = len(rows)
-            key = tuple(batch.labels[r][mine & trained].tolist())
-            if key not in numbers:
-                numbers[key] = len(numbers)
-                first.append(len(rows))
-            answers.append(numbers[key])
-            places.append(rows.count(r))
-            rows.append(r)
-    row, place, answer, one = (
-        torch.tensor(v, dtype=torch.long, device=owner.device) for v in (rows, places, answers, first)
+    labels = batch.labels
+    segments = labels.new_zeros(*labels.shape, 2) if batch.segments is None else batch.segments.clamp(min=0)
+    part = segments[..., 0] * (segments[..., 1].max() + 1) + segments[..., 1]  # (R, L)
+    asked = torch.tensor([kind not in (None, "caption") for kind in batch.kinds], device=labels.device)
+    trained = (labels != IGNORE) & asked[:, None]
+    most = int(part.max()) + 1
+    key = torch.arange(len(labels), device=labels.device)[:, None] * most + part  # (R, L) of each row's each part
+    keys = key[trained].unique()  # (n,)
+    number = torch.full((len(labels) * most,), -1, device=labels.device).index_copy(
+        0, keys, torch.arange(len(keys), device=labels.device)
     )
-    return Questions(row, place, owner, answer, one)
+    owner = number[key].masked_fill(~batch.attention_mask, -1)  # (R, L)
+    row = keys // most
+    place = torch.arange(len(keys), device=labels.device) - torch.searchsorted(row, row)
+    sizes = owner[trained].bincount(minlength=len(keys)).tolist()
+    texts = [tuple(text) for text in _cut(labels[trained].tolist(), sizes)]  # tokens of a question stand in a row
+    first: dict[tuple[int, ...], int] = {}
+    for n, text in enumerate(texts):
+        first.setdefault(text, n)
+    numbers = {text: n for n, text in enumerate(first)}
+    answer = [numbers[text] for text in texts]
+    answers, ones = (torch.tensor(v, dtype=torch.long, device=labels.device) for v in (answer, list(first.values())))
+    return Questions(row, place, owner, answers, ones)
+
+
+def _cut(items: list[int], sizes: list[int]) -> Iterator[list[int]]:
+    """Consecutive pieces of a list."""
+    rest = iter(items)
+    return (list(islice(rest, size)) for size in sizes)
 
 
 class AnswerMatch(Objective):
@@ -136,7 +142,7 @@ class AnswerMatch(Objective):
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed cross-entropy over questions; ``hits``: questions whose own answer is matched best."""
-        _, streams = model.embed(batch)
+        streams = model.media_tokens(batch)
         questions = find_questions(batch)
         words = self._words(model, batch)  # (R, L, D)
         trained = batch.labels != IGNORE

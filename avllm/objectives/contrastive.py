@@ -53,8 +53,8 @@ def symmetric_info_nce(media: Tensor, text: Tensor, ids: Tensor, scale: Tensor |
         The sum over rows of the mean of both directions, and how many rows found their own text (or an equal one)
         first: both scalars.
     """
-    all_media, first = gather_with_grad(media)  # (N, D)
-    all_text, _ = gather_with_grad(text)  # (N, D)
+    both, first = gather_with_grad(torch.stack([media, text], 1))  # (N, 2, D), at once: each call is a wait
+    all_media, all_text = both.unbind(1)  # (N, D)
     all_ids, _ = gather_with_grad(ids)  # (N,)
     own = first + torch.arange(media.shape[0], device=media.device)  # (n,)
     same = ids[:, None] == all_ids[None]  # (n, N)
@@ -125,7 +125,7 @@ class Contrastive(Objective):
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over (row, pair) of the symmetric loss; ``hits``: how many of them found their own text first."""
-        _, streams = model.embed(batch)
+        streams = model.media_tokens(batch)
         text = self.embed_text(model, batch)  # (R, dim)
         ids = text_ids(batch, self.same)
         loss = text.sum() * 0.0

@@ -77,7 +77,7 @@ class Matching(Objective):
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss over rows; ``hits``: matching pairs that were called matching."""
-        _, streams = model.embed(batch)
+        streams = model.media_tokens(batch)
         texts = self.text_projection(self.text(model, batch)).float()  # (R, dim)
         if any(name not in streams for name in STREAMS_OF[self.pair]):
             return texts.sum() * 0.0, {"hits": texts.new_zeros(())}

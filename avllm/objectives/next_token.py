@@ -89,7 +89,7 @@ class NextToken(Objective):
         does more to its logits than its head, all of them are made.
         """
         at, wanted = targets(batch.labels)  # (R, L), (n,)
-        embeds, _ = model.embed(batch)  # (R, L, D)
+        embeds = model.embed(batch)  # (R, L, D)
         if self.plain_head:
             logits = model.llm.get_output_embeddings()(model.run_decoder(embeds, batch)[at])  # (n, V)
         else:

@@ -8,17 +8,22 @@ arXiv 2502.16982, section 2.2), so that one learning rate and one decay mean the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from avllm import distributed
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, by Keller Jordan
 
 
 class Muon(torch.optim.Optimizer):
     """One step for all groups: orthogonalised momentum where ``group["matrices"]`` is true, AdamW elsewhere.
+
+    Processes that train the same parameters with the same gradients share the orthogonalising: each does a part of the
+    matrices and all get everyone's.
 
     Args:
         groups: parameter groups with ``matrices`` (bool), ``lr`` and ``weight_decay``.
@@ -54,14 +59,18 @@ class Muon(torch.optim.Optimizer):
                 self._adam(parameters, group)
 
     def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        alike: dict[tuple[int, int], list[Tensor]] = defaultdict(list)  # one iteration for all matrices of a shape
-        for p in parameters:
-            alike[(p.shape[0], p[0].numel())].append(p)
-        for shape, matrices in alike.items():
-            directions = torch.stack([self._momentum(p, group).view(shape) for p in matrices])
-            steps = orthogonalise(directions, group["iterations"]) * (0.2 * max(shape) ** 0.5)
-            for p, step in zip(matrices, steps, strict=True):
-                p.add_(step.view_as(p).to(p.dtype), alpha=-group["lr"])
+        directions = [self._momentum(p, group).view(p.shape[0], -1) for p in parameters]
+        mine = share_out([cost(d) for d in directions], distributed.world_size())[distributed.rank()]
+        alike: dict[torch.Size, list[int]] = defaultdict(list)  # one iteration for all matrices of a shape
+        for number in mine:
+            alike[directions[number].shape].append(number)
+        steps = [torch.zeros_like(d, dtype=torch.bfloat16) for d in directions]
+        for numbers in alike.values():
+            found = orthogonalise(torch.stack([directions[n] for n in numbers]), group["iterations"])
+            for number, step in zip(numbers, found, strict=True):
+                steps[number] = step
+        for p, step in zip(parameters, distributed.sum_of_parts(steps), strict=True):
+            p.add_(step.view_as(p).to(p.dtype), alpha=-group["lr"] * 0.2 * max(step.shape) ** 0.5)
 
     def _momentum(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[p]
@@ -86,8 +95,25 @@ class Muon(torch.optim.Optimizer):
             p.addcdiv_(state["mean"], spread, value=-group["lr"] / (1 - first**steps))
 
 
+def cost(matrix: Tensor) -> int:
+    """Multiplications of one iteration on a matrix ``(a, b)``, about."""
+    small, large = sorted(matrix.shape)
+    return small * small * (2 * large + small)
+
+
+def share_out(costs: Sequence[int], shares: int) -> list[list[int]]:
+    """Numbers of the items of each share: the dearest first, each to the share that has least."""
+    found: list[list[int]] = [[] for _ in range(shares)]
+    sums = [0] * shares
+    for number in sorted(range(len(costs)), key=lambda n: -costs[n]):
+        least = sums.index(min(sums))
+        found[least].append(number)
+        sums[least] += costs[number]
+    return [sorted(numbers) for numbers in found]
+
+
 def orthogonalise(x: Tensor, iterations: int) -> Tensor:
-    """Matrices ``(n, a, b)`` -> about the nearest with all singular values 1, by Newton and Schulz in bfloat16."""
+    """Matrices ``(n, a, b)`` -> about the nearest with all singular values 1, by Newton and Schulz, in bfloat16."""
     a, b, c = COEFFICIENTS
     tall = x.shape[-2] > x.shape[-1]
     y = (x.mT if tall else x).bfloat16()
@@ -95,4 +121,4 @@ def orthogonalise(x: Tensor, iterations: int) -> Tensor:
     for _ in range(iterations):
         gram = y @ y.mT
         y = a * y + (b * gram + c * gram @ gram) @ y
-    return (y.mT if tall else y).to(x.dtype)
+    return y.mT if tall else y

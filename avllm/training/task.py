@@ -56,7 +56,7 @@ class Task(nn.Module):
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Loss sums by objective, and further sums named ``objective/figure``."""
         losses, figures = {}, {}
-        with self.model.shared_embeddings():  # type: ignore[operator]
+        with self.model.shared_media():  # type: ignore[operator]
             for key, objective in self.objectives.items():
                 losses[key], found = objective(self.model, batch)
                 figures.update({f"{key}/{name}": value for name, value in found.items()})

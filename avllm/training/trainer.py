@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from rich.console import Console
 from torch import Tensor
 
@@ -153,6 +153,12 @@ class Trainer:
             self.parts.model.gradient_checkpointing_enable({"use_reentrant": False})
         if distributed.is_main():
             Console(stderr=True).print(optim.rule_table(task, self.shares))
+        kind = self.accelerator.distributed_type
+        if train.optimizer == "muon" and kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+            raise ValueError(
+                f"train.optimizer is muon under {kind.value}, which cuts matrices up; expected whole ones: take adamw, "
+                "or launch without it (train/launch/ddp.yaml)"
+            )
         optimizer = optim.build_optimizer(
             task, self.shares, weight_decay=train.weight_decay, betas=train.betas, kind=train.optimizer
         )

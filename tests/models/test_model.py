@@ -85,7 +85,7 @@ def test_media_tokens_stand_in_their_places(built: tuple[AVLLM, AVProcessor], wo
     model, processor = built
     made = rows(processor, world, MIX)
     batch = processor.collate(made)
-    embeds, streams = model.embed(batch)
+    embeds, streams = model.embed(batch), model.media_tokens(batch)
     for name, token_id in model.config.media_token_ids.items():
         in_order = streams[name].x[streams[name].mask]
         assert torch.equal(embeds[batch.input_ids == token_id], in_order)
@@ -162,7 +162,7 @@ def test_clips_change_places_with_their_embeddings(built: tuple[AVLLM, AVProcess
     first, second = video("000.mp4", sound="off"), video("001.mp4", sound="off")
     a, b = rows(processor, world, [sample(first, "and", second, "?"), sample(second, "and", first, "?")])
     with torch.no_grad():
-        x, y = (model.embed(processor.collate([r]))[0][0] for r in (a, b))
+        x, y = (model.embed(processor.collate([r]))[0] for r in (a, b))
     assert torch.equal(a.input_ids, b.input_ids)
     places = a.is_media.nonzero().flatten()
     one, two = places[:4], places[4:]

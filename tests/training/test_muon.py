@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from avllm.training.muon import Muon, orthogonalise
+from avllm.training.muon import Muon, orthogonalise, share_out
 from avllm.training.optim import apply_rules, build_optimizer
 
 
@@ -74,3 +74,10 @@ def test_a_saved_state_goes_on_bit_by_bit() -> None:
     step(again, resumed, 2)
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_matrices_are_shared_out_by_what_they_cost() -> None:
+    assert share_out([9, 1, 4, 5], 2) == [[0, 1], [2, 3]]
+    shares = share_out([7, 7, 3, 2, 2, 1], 3)
+    assert sorted(n for share in shares for n in share) == list(range(6))
+    assert max(sum([7, 7, 3, 2, 2, 1][n] for n in share) for share in shares) == 8
