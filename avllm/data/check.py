@@ -1,0 +1,266 @@
+"""Everything that is wrong with manifests and their files, found before it costs anything.
+
+Three passes that hold no row: the rows say which files there are and how they are used; the files are looked at in
+worker processes (``check_files.py``); the rows are read again and each is told what is wrong with it, with its files
+and with what it shares with others. Errors go to the quarantine list, which training leaves out; warnings to the
+report.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from avllm.data.check_file import Use
+from avllm.data.check_files import Files, Looking, absolute, same_bytes
+from avllm.data.check_page import write_page
+from avllm.data.check_reasons import REASONS, Finding
+from avllm.data.check_rows import Ids, Line, TestRows, lines, text_problems
+from avllm.data.schema import RowError, Sample
+
+EXAMPLES = 20  # findings of a reason that the report shows; findings.jsonl has all
+PICTURES = 6  # thumbnails of a reason that the page shows
+SLOWEST = 5
+
+
+class Tokens(Protocol):
+    """Counts a row's tokens."""
+
+    def __call__(self, sample: Sample, media: Sequence[dict[str, int]]) -> int:
+        """Tokens of a row whose media parts take ``media`` tokens by stream.
+
+        Raises:
+            RowError: no training row can be made of it.
+        """
+        ...
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        rows: by manifest. files: distinct ones; reused: of them out of the journal.
+        reasons: how many rows each reason has; examples: the first findings of each.
+        sources: by source: rows, rows with errors, rows with warnings.
+        values: of the histograms: seconds, frames and sound level (dB) of the clips, tokens of the rows.
+        thumbnails: JPEGs in base64 of files with problems.
+        slowest: seconds and file.
+    """
+
+    rows: Counter[str] = field(default_factory=Counter)
+    files: int = 0
+    reused: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[Finding]] = field(default_factory=lambda: defaultdict(list))
+    sources: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    values: dict[str, array[float]] = field(default_factory=lambda: defaultdict(lambda: array("f")))
+    thumbnails: dict[str, str] = field(default_factory=dict)
+    slowest: list[tuple[float, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def count(self, severity: str) -> int:
+        """Rows with a finding of this severity."""
+        return sum(c[severity] for c in self.sources.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``check.json`` holds it."""
+        about = {r: REASONS[r] for r, _ in self.reasons.most_common()}
+        return {
+            "rows": dict(self.rows),
+            "files": self.files,
+            "files_from_journal": self.reused,
+            "rows_with_errors": self.count("error"),
+            "rows_with_warnings": self.count("warning"),
+            "reasons": {r: {"severity": a.severity, "rows": self.reasons[r]} for r, a in about.items()},
+            "sources": {s: dict(c) for s, c in self.sources.items()},
+            "summary": {name: summary(values) for name, values in self.values.items()},
+            "examples": {r: [vars(f) for f in found] for r, found in self.examples.items()},
+            "slowest": self.slowest,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Least, median, greatest and sum of some numbers."""
+    ordered = sorted(values)
+    found = {"count": len(ordered), "min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1]}
+    return {name: round(value, 3) for name, value in {**found, "sum": sum(ordered)}.items()}
+
+
+def check(
+    manifests: Sequence[Path],
+    *,
+    looking: Looking | None = None,
+    against: Sequence[Path] = (),
+    tokens: Tokens | None = None,
+    output: Path | None = None,
+) -> Report:
+    """Check manifests and their files.
+
+    Args:
+        manifests: JSONL files.
+        looking: how files are looked at.
+        against: manifests of test rows, none of which may occur among the others.
+        tokens: counts a row's tokens; None counts none.
+        output: folder for ``check.json``, ``check.html``, ``quarantine.txt`` (id, tab, reasons: the rows with errors),
+            ``findings.jsonl`` (everything) and ``journal.jsonl``, out of which an interrupted check goes on.
+
+    Raises:
+        ManifestError: a manifest is no file.
+    """
+    began, looking = time.monotonic(), looking or Looking()
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    uses = gather(manifests)
+    files = Files(looking, None if output is None else output / "journal.jsonl")
+    files.look(uses)
+    judge = Judge(files, uses, _test_rows(against), gather(against), tokens)
+    report = Report(files=len(files), reused=files.reused)
+    with ExitStack() as stack:
+        sinks = [stack.enter_context(_whole(output / name)) for name in SINKS] if output is not None else []
+        for line in lines(manifests):
+            _tell(report, line, judge.findings(line, report), sinks)
+    _facts(report, files)
+    report.seconds = time.monotonic() - began
+    if output is not None:
+        text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
+        (output / "check.json").write_text(text + "\n", encoding="utf-8")
+        write_page(report, output / "check.html")
+    return report
+
+
+SINKS = ("quarantine.txt", "findings.jsonl")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[str]]:
+    """A text file that appears when it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        yield file
+    partial.replace(path)
+
+
+def gather(manifests: Sequence[Path]) -> dict[str, tuple[Use, ...]]:
+    """Every file of some manifests, and the distinct ways in which rows use it."""
+    found: dict[str, dict[Use, None]] = {}
+    for line in lines(manifests):
+        if line.sample is not None:
+            for path, use in absolute(line.sample, line.manifest.parent):
+                found.setdefault(path, {})[use] = None
+    return {path: tuple(uses) for path, uses in found.items()}
+
+
+def _test_rows(manifests: Sequence[Path]) -> TestRows:
+    rows = TestRows()
+    for line in lines(manifests):
+        rows.add(line)
+    return rows
+
+
+class Judge:
+    """What is wrong with a row, given all files.
+
+    Args:
+        files: what was found out about them.
+        uses: how rows use them.
+        test: rows that must not occur; test_files: their files.
+        tokens: counts a row's tokens, or None.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        uses: dict[str, tuple[Use, ...]],
+        test: TestRows,
+        test_files: dict[str, tuple[Use, ...]],
+        tokens: Tokens | None,
+    ) -> None:
+        self.files, self.uses, self.test, self.tokens = files, uses, test, tokens
+        self.ids = Ids()
+        hashes = same_bytes(dict.fromkeys([*uses, *test_files]), files.looking.workers)
+        self.shown_in_test = {hashes[p]: p for p in test_files if p in hashes}
+        self.test_paths = set(test_files)
+        first: dict[str, str] = {}
+        self.twins = {p: first.setdefault(hashes[p], p) for p in uses if p in hashes}
+        self.hashes = hashes
+
+    def findings(self, line: Line, report: Report) -> list[Finding]:
+        """Everything about one line; its tokens go into the report's values."""
+        sample = line.sample
+        found: list[tuple[str, str, str | None]] = [(*each, None) for each in self.ids.problems(line)]
+        if sample is None:
+            found.append(("malformed", line.error, None))
+            return [self._finding(line, *each) for each in found]
+        found += [(*each, None) for each in (*text_problems(sample), *self.test.problems(sample))]
+        places = absolute(sample, line.manifest.parent)
+        media = [self._use(path, use) for path, use in places]
+        for (path, _), seen in zip(places, media, strict=True):
+            found += [(reason, detail, path) for reason, detail in (*seen["problems"], *self._shared(path))]
+        if self.tokens is not None and not any(REASONS[reason].severity == "error" for reason, _, _ in found):
+            found += [(*each, None) for each in self._length(sample, media, report)]
+        return [self._finding(line, *each) for each in dict.fromkeys(found)]
+
+    @staticmethod
+    def _finding(line: Line, reason: str, detail: str, path: str | None) -> Finding:
+        source = "" if line.sample is None else line.sample.source
+        return Finding(line.id, str(line.manifest), line.number, source, reason, detail, path)
+
+    def _use(self, path: str, use: Use) -> dict[str, Any]:
+        found = self.files[path]
+        mine: dict[str, Any] = found["uses"][self.uses[path].index(use)]
+        return {**mine, "problems": [*mine["problems"], *found["problems"]]}
+
+    def _shared(self, path: str) -> Iterator[tuple[str, str]]:
+        if path in self.test_paths:
+            yield "test_media", "a test row names the same file"
+        elif path in self.hashes and self.hashes[path] in self.shown_in_test:
+            yield "test_media", f"the same bytes as {self.shown_in_test[self.hashes[path]]}"
+        if self.twins.get(path, path) != path:
+            yield "duplicate_media", f"the same bytes as {self.twins[path]}"
+
+    def _length(self, sample: Sample, media: list[dict[str, Any]], report: Report) -> Iterator[tuple[str, str]]:
+        assert self.tokens is not None
+        try:
+            report.values["tokens"].append(self.tokens(sample, [use.get("tokens", {}) for use in media]))
+        except RowError as error:
+            yield error.reason, error.detail
+
+
+def _tell(report: Report, line: Line, found: list[Finding], sinks: list[IO[str]]) -> None:
+    """Count what was found about a line and write it down."""
+    source = "(malformed)" if line.sample is None else line.sample.source
+    report.rows[str(line.manifest)] += 1
+    report.sources[source].update(["rows", *{f.severity for f in found}])
+    for reason in dict.fromkeys(f.reason for f in found):
+        report.reasons[reason] += 1
+    for finding in found:
+        if len(report.examples[finding.reason]) < EXAMPLES:
+            report.examples[finding.reason].append(finding)
+    if sinks:
+        quarantine, everything = sinks
+        errors = list(dict.fromkeys(f.reason for f in found if f.severity == "error"))
+        if errors and line.id and "unlisted_id" not in errors:
+            quarantine.write(f"{line.id}\t{','.join(errors)}\n")
+        everything.writelines(json.dumps({"severity": f.severity, **vars(f)}, ensure_ascii=False) + "\n" for f in found)
+
+
+def _facts(report: Report, files: Files) -> None:
+    """Figures of all files for the histograms, and thumbnails of those in the report's examples."""
+    wanted = {f.path for found in report.examples.values() for f in found[:PICTURES]}
+    names = {"seconds": "seconds", "frames": "frames", "level_db": "sound level"}
+    for path, found in files:
+        for use in found["uses"]:
+            for key in names.keys() & use.keys():
+                report.values[names[key]].append(use[key])
+        if found["thumbnail"] and path in wanted:
+            report.thumbnails[path] = found["thumbnail"]
+        report.slowest = sorted([*report.slowest, (found.get("seconds", 0.0), path)], reverse=True)[:SLOWEST]

@@ -1,0 +1,286 @@
+"""One media file under the glass: headers, a decode of what training would read, and what is odd about it.
+
+:func:`examine` runs in worker processes (``check_workers.py``); its answer is JSON-able, since a journal keeps it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+
+from avllm.data.media import Clip, MediaError, MediaInfo, Sampling, Sound, load_image, load_video, probe
+from avllm.data.media_part import load_part
+from avllm.data.media_whole import decode_whole
+from avllm.data.schema import AudioPart, ImagePart, MediaPart, RowError, VideoPart
+from avllm.tokens import EncoderInput
+
+Decode = Literal["headers", "sample", "full"]
+
+SILENCE_DB = -60.0  # loudest sample, against full scale; below it a track counts as silent
+LATE_SECONDS = 0.1
+SHORT_SECONDS = 0.5  # by which sound and picture may end apart
+MAX_FPS, MIN_RATE, MAX_RATE = 1000.0, 4_000, 384_000
+DAMAGED_SHARE = 0.05  # of packets; above it a file that is decoded whole counts as undecodable
+THUMBNAIL = 120  # pixels of the shorter side
+# Which names go with a container, as libav's demuxers are called.
+SUFFIXES = {
+    "mov,mp4,m4a,3gp,3g2,mj2": {".mp4", ".mov", ".m4a", ".m4v", ".3gp", ".3g2", ".mj2", ".qt", ".m4b", ".f4v"},
+    "matroska,webm": {".mkv", ".webm", ".mka"},
+    "avi": {".avi"},
+    "mpegts": {".ts", ".mts", ".m2ts"},
+    "mpeg": {".mpg", ".mpeg", ".vob", ".m2p"},
+    "flv": {".flv", ".f4v"},
+    "asf": {".wmv", ".wma", ".asf"},
+    "ogg": {".ogg", ".oga", ".ogv", ".opus"},
+    "wav": {".wav", ".wave"},
+    "mp3": {".mp3"},
+    "flac": {".flac"},
+    "aac": {".aac"},
+    "gif": {".gif"},
+}
+
+
+class Use(NamedTuple):
+    """How rows use a file: the fields of a media part beside its path."""
+
+    kind: str
+    start: float | None = None
+    end: float | None = None
+    sound: str = "auto"
+
+    @classmethod
+    def of(cls, part: MediaPart) -> Use:
+        """The use that a part makes of its file."""
+        if isinstance(part, ImagePart):
+            return cls("image")
+        return cls(part.type, part.start, part.end, part.sound if isinstance(part, VideoPart) else "auto")
+
+    def part(self, path: str) -> MediaPart:
+        """The part again."""
+        if self.kind == "image":
+            return ImagePart(image=path)
+        if self.kind == "audio":
+            return AudioPart(audio=path, start=self.start, end=self.end)
+        return VideoPart.model_validate({"video": path, "start": self.start, "end": self.end, "sound": self.sound})
+
+
+class Reader(Protocol):
+    """What reads a part as training does (AVProcessor, or :class:`PlainReader`)."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which decoding a part is given up."""
+        ...
+
+    def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
+        """Decode one media part."""
+        ...
+
+    def prepare(self, clip: Clip) -> dict[str, EncoderInput]:
+        """Each stream of a clip as its encoder takes it."""
+        ...
+
+    def order(self, clip: dict[str, EncoderInput]) -> list[str]:
+        """The stream of each token that the clip becomes."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainReader:
+    """Reads as a usual model would: eight frames and the sound at 16 kHz. No tokens, since there is no model."""
+
+    sampling: Sampling = Sampling(num_frames=8, short_side=224)
+    rate: int = 16_000
+    timeout: float = 60.0
+
+    def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
+        """Decode one media part."""
+        return load_part(part, root, sampling=self.sampling, rate=self.rate, timeout=self.timeout)
+
+    def prepare(self, clip: Clip) -> dict[str, EncoderInput]:
+        """Nothing: no encoder is known."""
+        return {}
+
+    def order(self, clip: dict[str, EncoderInput]) -> list[str]:
+        """Nothing: no connector is known."""
+        return []
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file, how rows use it, and how it is looked at."""
+
+    path: str
+    uses: tuple[Use, ...]
+    decode: Decode
+    reader: Reader
+
+
+def examine(job: Job) -> dict[str, Any]:
+    """Look at a file.
+
+    Returns:
+        ``about`` (what the headers say), ``problems`` ([reason, detail] of the file itself), ``uses`` (for each use its
+        ``problems``, seconds, frames, sound level in dB of full scale, tokens by stream), ``thumbnail`` (a JPEG in
+        base64 of a file with problems, or None) and ``seconds`` (how long it took).
+    """
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    problems: list[tuple[str, str]] = []
+    about: MediaInfo | None = None
+    pictures = all(use.kind == "image" for use in job.uses)
+    try:
+        about = None if pictures else probe(job.path, job.reader.timeout)
+    except MediaError as error:
+        problems.append((error.reason, error.detail))
+    uses = [_examine_use(job, use, about, problems[:1]) for use in job.uses]
+    if problems and any(not use["problems"] for use in uses):
+        problems = [("damaged", detail) for _, detail in problems]  # training reads it all the same
+    if about is not None:
+        problems += _oddities(job.path, about)
+        problems += _whole(job, about) if job.decode == "full" else []
+    elif pictures and not uses[0]["problems"]:
+        problems += _picture_suffix(job.path)
+    wrong = problems or any(use["problems"] for use in uses)
+    return {
+        "about": {} if about is None else {k: v for k, v in vars(about).items() if v is not None},
+        "problems": problems,
+        "uses": uses,
+        "thumbnail": _thumbnail(job) if wrong else None,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _examine_use(job: Job, use: Use, about: MediaInfo | None, known: list[tuple[str, str]]) -> dict[str, Any]:
+    """One use of a file: read as training reads it, or, of headers alone, judged by them."""
+    if known and (job.decode == "headers" or known[0][0] in ("missing", "zero_byte")):
+        return {"problems": known}
+    if job.decode == "headers" and about is not None:
+        return {"problems": _by_headers(use, about), "seconds": _asked_seconds(use, about)}
+    try:
+        clip = job.reader.load_clip(use.part(job.path), None)
+        order = job.reader.order(job.reader.prepare(clip))
+    except MediaError as error:
+        return {"problems": [(error.reason, error.detail)]}
+    except RowError as error:
+        return {"problems": [(error.reason, error.detail)]}
+    found: dict[str, Any] = {"problems": [], "seconds": round(clip.duration, 3)}
+    found["tokens"] = {stream: order.count(stream) for stream in sorted(set(order))}
+    if clip.frames is not None:
+        found["frames"] = len(clip.frames.x)
+        found["size"] = [clip.frames.x.shape[2], clip.frames.x.shape[1]]
+    if clip.sound is not None:
+        found |= _levels(clip.sound)
+        found["problems"] += _sound_problems(use, clip, found["peak_db"], about)
+    if about is not None:
+        found["problems"] += _past_end(use, about)
+    return found
+
+
+def _levels(sound: Sound) -> dict[str, float]:
+    peak, power = sound.x.abs().max(), sound.x.square().mean()
+    return {
+        "peak_db": round(20 * math.log10(max(float(peak), 1e-6)), 1),
+        "level_db": round(10 * math.log10(max(float(power), 1e-12)), 1),
+    }
+
+
+def _sound_problems(use: Use, clip: Clip, peak: float, about: MediaInfo | None) -> list[tuple[str, str]]:
+    assert clip.sound is not None
+    found = []
+    if peak < SILENCE_DB:
+        found.append(("silent", f"the loudest sample is at {peak:.0f} dB"))
+    seen = use.kind == "video" and about is not None and about.has_video
+    if clip.sound.start > LATE_SECONDS:
+        found.append(("late_sound", f"it begins at {clip.sound.start:.2f} s of the clip"))
+    end, until = clip.sound.start + len(clip.sound.x) / clip.sound.rate, clip.duration
+    if seen and about is not None and about.video_duration is not None:
+        until = min(until, about.video_duration - (use.start or 0.0))
+    if seen and until - end > SHORT_SECONDS:
+        found.append(("short_sound", f"it ends at {end:.2f} s, the picture at {until:.2f} s"))
+    return found
+
+
+def _past_end(use: Use, about: MediaInfo) -> list[tuple[str, str]]:
+    if use.end is None or use.end <= about.duration + SHORT_SECONDS:
+        return []
+    return [("past_end", f"end={use.end:g} s of a file of {about.duration:.2f} s")]
+
+
+def _by_headers(use: Use, about: MediaInfo) -> list[tuple[str, str]]:
+    if use.kind == "video" and not about.has_video:
+        return [("no_video", "the file has no video track")]
+    if not about.has_audio and (use.kind == "audio" or use.sound == "on"):
+        return [("no_audio", "the file has no sound track")]
+    if use.start is not None and use.start >= about.duration:
+        return [("empty_interval", f"start={use.start:g} s of a file of {about.duration:.3f} s")]
+    return _past_end(use, about)
+
+
+def _asked_seconds(use: Use, about: MediaInfo) -> float:
+    return round(min(use.end or about.duration, about.duration) - (use.start or 0.0), 3)
+
+
+def _oddities(path: str, about: MediaInfo) -> list[tuple[str, str]]:
+    """What the headers alone tell: the name, the rates, tracks of different length."""
+    found = []
+    suffix, known = Path(path).suffix.lower(), SUFFIXES.get(about.container)
+    if known is not None and suffix not in known:
+        found.append(("wrong_extension", f"{suffix or 'no suffix'}, but it is {about.container}"))
+    if about.fps is not None and about.fps > MAX_FPS:
+        found.append(("absurd_rate", f"{about.fps:g} frames a second"))
+    if about.audio_rate is not None and not MIN_RATE <= about.audio_rate <= MAX_RATE:
+        found.append(("absurd_rate", f"sound at {about.audio_rate} Hz"))
+    if about.video_duration is not None and about.audio_duration is not None:
+        heard = (about.audio_start or 0.0) + about.audio_duration
+        if heard - about.video_duration > SHORT_SECONDS:
+            found.append(("short_picture", f"it ends at {about.video_duration:.2f} s, the sound at {heard:.2f} s"))
+    return found
+
+
+def _picture_suffix(path: str) -> list[tuple[str, str]]:
+    suffix = Path(path).suffix.lower()
+    with Image.open(path) as image:
+        name = image.format or ""
+    if Image.registered_extensions().get(suffix) in (name, None if suffix else name):
+        return []
+    return [("wrong_extension", f"{suffix or 'no suffix'}, but it is {name}")]
+
+
+def _whole(job: Job, about: MediaInfo) -> list[tuple[str, str]]:
+    """Decode everything: what lies between the frames that training happens to look at."""
+    try:
+        whole = decode_whole(job.path, job.reader.timeout)
+    except MediaError as error:
+        return [(error.reason, error.detail)]
+    if not whole.broken:
+        return []
+    seen = f"{whole.broken} of {whole.packets} packets cannot be decoded"
+    return [("undecodable" if whole.broken > DAMAGED_SHARE * whole.packets else "damaged", seen)]
+
+
+def _thumbnail(job: Job) -> str | None:
+    """The first picture that a file gives, small; None when it gives none."""
+    try:
+        if job.uses[0].kind == "image":
+            clip = load_image(job.path)
+        else:
+            first = Sampling(num_frames=1, short_side=THUMBNAIL)
+            clip = load_video(job.path, end=0.01, sampling=first, rate=None, timeout=job.reader.timeout)
+    except MediaError:  # it is among the problems already
+        return None
+    if clip.frames is None:
+        return None
+    image = Image.fromarray(clip.frames.x[0].numpy())
+    image.thumbnail((2 * THUMBNAIL, THUMBNAIL))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=70)
+    return base64.b64encode(out.getvalue()).decode()

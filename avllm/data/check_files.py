@@ -1,0 +1,147 @@
+"""All files of some manifests, looked at in parallel; a journal keeps what was found, so that a check goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from avllm.data.append_only import AppendOnly
+from avllm.data.check_file import Decode, Job, PlainReader, Reader, Use, examine
+from avllm.data.check_workers import Lost, run_guarded
+from avllm.data.schema import Sample, resolve
+
+Uses = Mapping[str, tuple[Use, ...]]
+OVERHEAD_SECONDS = 10.0  # that a file may take beside decoding: reading it over a network, a busy machine
+
+
+@dataclass(frozen=True)
+class Looking:
+    """How files are looked at.
+
+    Attributes:
+        decode: ``headers``; ``sample``: also what training would read; ``full``: also every other packet.
+        reader: reads a part as training does, and knows how many seconds that may take.
+        reading: names the reader in the journal: results of another one are not reused.
+        workers: processes.
+    """
+
+    decode: Decode = "sample"
+    reader: Reader = PlainReader()
+    reading: str = "plain"
+    workers: int = 2
+
+
+def absolute(sample: Sample, root: Path) -> list[tuple[str, Use]]:
+    """The file and the use of each media part of a row."""
+    return [(os.path.abspath(resolve(part, root)), Use.of(part)) for part in sample.media]
+
+
+class Files:
+    """What was found out about files.
+
+    Attributes:
+        reused: how many came out of the journal.
+
+    Args:
+        looking: how they are looked at.
+        journal: JSONL file that is read, and written on; None keeps nothing.
+    """
+
+    def __init__(self, looking: Looking, journal: Path | None) -> None:
+        self.looking, self.journal, self.reused = looking, journal, 0
+        self._known: dict[str, str] = {}  # path -> its result as JSON: a tenth of the memory of its objects
+
+    def __getitem__(self, path: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._known[path])
+        return found
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        return ((path, json.loads(text)) for path, text in self._known.items())
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def look(self, uses: Uses) -> None:
+        """Look at each file that the journal does not know as it is now."""
+        keys = {path: self._key(path, uses[path]) for path in uses}
+        self._known = {path: text for path, key, text in self._journalled() if keys.get(path) == key}
+        self.reused = len(self._known)
+        jobs = (Job(p, uses[p], self.looking.decode, self.looking.reader) for p in uses if p not in self._known)
+        done = run_guarded(examine, jobs, workers=self.looking.workers, seconds=self._seconds)
+        todo = len(uses) - self.reused
+        shown = track(done, "files", total=todo, disable=todo == 0, console=Console(stderr=True))
+        with nullcontext() if self.journal is None else AppendOnly(self.journal) as journal:
+            for job, found in shown:
+                result = lost(job, found) if isinstance(found, Lost) else found
+                self._known[job.path] = json.dumps(result, ensure_ascii=False)
+                if journal is not None and not isinstance(found, Lost):  # another day the machine may be less busy
+                    journal.append([{"path": job.path, "key": keys[job.path], "found": self._known[job.path]}])
+
+    def _seconds(self, job: Job) -> float:
+        decodes = len(job.uses) + 2 + (job.decode == "full")  # the headers and the thumbnail beside the uses
+        return self.looking.reader.timeout * decodes + OVERHEAD_SECONDS
+
+    def _key(self, path: str, uses: Iterable[Use]) -> str:
+        size, changed = stamp(path)
+        how = [size, changed, self.looking.decode, self.looking.reading, self.looking.reader.timeout, list(uses)]
+        return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:32]
+
+    def _journalled(self) -> Iterator[tuple[str, str, str]]:
+        """(path, key, result) of each whole line."""
+        if self.journal is None or not self.journal.is_file():
+            return
+        with self.journal.open(encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    row = json.loads(line)
+                    yield row["path"], row["key"], row["found"]
+
+
+def lost(job: Job, found: Lost) -> dict[str, Any]:
+    """The result of a file whose worker hung or died."""
+    problems = [(found.reason, found.detail)]
+    return {"about": {}, "problems": [], "uses": [{"problems": problems}] * len(job.uses), "thumbnail": None}
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """Size and time of change of a file; (-1, 0) of one that is not there."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return -1, 0
+    return state.st_size, state.st_mtime_ns
+
+
+def same_bytes(paths: Iterable[str], workers: int) -> dict[str, str]:
+    """SHA-256 of the files that can have a twin at all: those whose size another one has."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for path in paths:
+        size = stamp(path)[0]
+        if size > 0:
+            by_size[size].append(path)
+    todo = [path for group in by_size.values() if len(group) > 1 for path in group]
+    done = run_guarded(content_hash, todo, workers=workers, seconds=lambda path: 3600.0)
+    return {
+        path: found
+        for path, found in track(done, "duplicates", total=len(todo), disable=not todo, console=Console(stderr=True))
+        if isinstance(found, str)
+    }
+
+
+def content_hash(path: str) -> str | None:
+    """SHA-256 of a file's bytes; None when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

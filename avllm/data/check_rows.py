@@ -1,0 +1,137 @@
+"""What the rows of a manifest say, held against the schema, against each other and against test rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from avllm.data.manifest import ManifestError, parse_row
+from avllm.data.schema import Sample, TextPart
+
+LONG_TEXT = 20_000  # characters
+CAPTION_WORDS = 6  # shorter answers are shared by chance ("a dog barks")
+# What conversations of other systems hold where their media stood.
+PLACEHOLDER = re.compile(r"<\|?/?(?:image|video|audio|speech|sound|av|vid|im)(?:here|_?pad|_?start|_?end)?\|?>", re.I)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a manifest; ``sample`` is None where it is malformed, and ``error`` says why."""
+
+    manifest: Path
+    number: int
+    sample: Sample | None
+    error: str
+    id: str
+
+
+def lines(manifests: Sequence[Path]) -> Iterator[Line]:
+    """Every line that is not blank, malformed ones included.
+
+    Raises:
+        ManifestError: a manifest is no file.
+    """
+    for manifest in manifests:
+        if not manifest.is_file():
+            raise ManifestError(f"{manifest} is not a file; expected a manifest (JSONL, one sample a line)")
+        with manifest.open("rb") as file:
+            for number, text in enumerate(file, start=1):
+                if text.strip():
+                    yield _line(manifest, number, text)
+
+
+def _line(manifest: Path, number: int, text: bytes) -> Line:
+    where = f"{manifest} line {number}"
+    try:
+        sample = parse_row(text, where)
+    except ManifestError as error:
+        return Line(manifest, number, None, str(error).removeprefix(f"{where}: "), _id_of(text))
+    return Line(manifest, number, sample, "", sample.id)
+
+
+def _id_of(text: bytes) -> str:
+    """The id of a line that is no sample, where it has one."""
+    try:
+        data = json.loads(text)
+    except ValueError:  # no JSON, or no UTF-8
+        return ""
+    found = data.get("id") if isinstance(data, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def text_problems(sample: Sample) -> Iterator[tuple[str, str]]:
+    """(reason, detail) of all that is odd about a row's own words."""
+    if any(c in sample.id for c in "\t\n\r"):
+        yield "unlisted_id", f"id {sample.id!r}"
+    if not sample.licence:
+        yield "no_licence", f"source {sample.source}"
+    if not (sample.answer or "").strip():
+        yield "empty_answer", f"the last turn is the {sample.messages[-1].role}'s"
+    for number, message in enumerate(sample.messages):
+        last_answer = number == len(sample.messages) - 1 and message.role == "assistant"
+        only_text = all(isinstance(part, TextPart) for part in message.content)
+        if only_text and not message.text.strip() and not last_answer:
+            yield "empty_text", f"turn {number} ({message.role}) holds nothing"
+        if len(message.text) > LONG_TEXT:
+            yield "long_text", f"turn {number} ({message.role}) has {len(message.text)} characters"
+        found = PLACEHOLDER.search(message.text)
+        if found:
+            media = len(message.content) - sum(isinstance(p, TextPart) for p in message.content)
+            seen = f"turn {number} ({message.role}) holds {found[0]!r} as text, beside {media} media parts"
+            yield "placeholder", seen
+
+
+@dataclass
+class Ids:
+    """Which ids stood where."""
+
+    seen: dict[str, tuple[Path, int]] = field(default_factory=dict)
+
+    def problems(self, line: Line) -> Iterator[tuple[str, str]]:
+        """Whether the id of a line stood somewhere before."""
+        first = self.seen.setdefault(line.id, (line.manifest, line.number))
+        if not line.id or first == (line.manifest, line.number):
+            return
+        reason = "duplicate_id" if first[0] == line.manifest else "id_in_two_manifests"
+        yield reason, f"id {line.id!r} stands already in {first[0]} line {first[1]}"
+
+
+@dataclass
+class TestRows:
+    """What training rows must not share: the ids of test rows, and their answers where these are long enough."""
+
+    __test__ = False  # pytest takes the name for a test's
+
+    ids: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> source, where
+    captions: dict[bytes, str] = field(default_factory=dict)  # digest -> where
+
+    def add(self, line: Line) -> None:
+        """Take in a test row."""
+        if line.sample is None:
+            return
+        where = f"{line.manifest} line {line.number}"
+        self.ids.setdefault(line.sample.id, (line.sample.source, where))
+        key = caption_key(line.sample)
+        if key is not None:
+            self.captions.setdefault(key, where)
+
+    def problems(self, sample: Sample) -> Iterator[tuple[str, str]]:
+        """What a training row shares with test rows."""
+        source, where = self.ids.get(sample.id, ("", ""))
+        if where:
+            yield "test_id" if source == sample.source else "same_id_as_test", f"id {sample.id!r}: {where}"
+        key = caption_key(sample)
+        if key is not None and key in self.captions:
+            yield "test_caption", f"{(sample.answer or '')[:80]!r}: {self.captions[key]}"
+
+
+def caption_key(sample: Sample) -> bytes | None:
+    """Equal for the same answer, whatever its case and punctuation; None for answers that many rows share."""
+    words = re.findall(r"\w+", (sample.answer or "").casefold())
+    if len(words) < CAPTION_WORDS:
+        return None
+    return hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()

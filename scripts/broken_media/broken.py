@@ -1,0 +1,205 @@
+"""Files that cannot be used, or not as the row asks."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+from broken_media.classes import CONTAINERS, FRONT, SOUNDS, SPOILT, Part, Place, audio, image, odd, video
+from broken_media.writing import cut, flip, noise_packets, patch, wav_header
+from PIL import Image
+
+
+@odd("missing")
+def missing(place: Place) -> Part:
+    return place.one_of([video, audio, image])(place.file(".mp4"))
+
+
+@odd("missing")
+def folder(place: Place) -> Part:
+    place.file(".mp4").mkdir()
+    return video(place.file(".mp4"))
+
+
+@odd("zero_byte")
+def zero_byte(place: Place) -> Part:
+    return place.one_of([video, audio, image])(place.text(".mp4", ""))
+
+
+@odd("undecodable")
+def text_named_mp4(place: Place) -> Part:
+    return place.one_of([video, audio, image])(place.text(".mp4", "this is no film\n" * 200))
+
+
+@odd("undecodable")
+def error_page(place: Place) -> Part:
+    page = "<!DOCTYPE html><html><head><title>404 Not Found</title></head><body>" + "<p>nothing</p>" * 50
+    return place.one_of([video, audio])(place.text(place.one_of([".mp4", ".wav"]), page))
+
+
+@odd("undecodable")
+def playlist(place: Place) -> Part:
+    return video(place.text(".mp4", "#EXTM3U\n#EXTINF:4,\nother.mp4\n#EXT-X-ENDLIST\n"))
+
+
+@odd(*SPOILT)
+def random_bytes(place: Place) -> Part:
+    suffix = place.one_of([".mp4", ".wav", ".avi", ".flac"])
+    return video(place.text(suffix, place.draw.bytes(20_000)))
+
+
+@odd("undecodable")
+def zeros(place: Place) -> Part:
+    return video(place.text(".mp4", bytes(10_000)))
+
+
+@odd("truncated", "undecodable")
+def no_moov(place: Place) -> Part:
+    path = place.clip()
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rfind(b"moov") - 4])
+    return video(path)
+
+
+@odd("truncated", "undecodable")
+def truncated_mp4(place: Place) -> Part:
+    return video(cut(place.clip(), place.share(0.02, 0.98)))
+
+
+@odd("truncated", "undecodable")
+def truncated_index_first(place: Place) -> Part:
+    return video(cut(place.clip(**FRONT), place.share(0.05, 0.8)))
+
+
+@odd("truncated", "undecodable")
+def truncated_other(place: Place) -> Part:
+    suffix, options = place.one_of([CONTAINERS[0], CONTAINERS[2], (".mov", {})])
+    return video(cut(place.clip(suffix, **options), place.share(0.05, 0.7)))
+
+
+@odd("truncated", "undecodable")
+def truncated_sound(place: Place) -> Part:
+    suffix, codec = place.one_of([(".wav", "pcm_s16le"), (".flac", "flac"), (".m4a", "aac")])
+    return audio(cut(place.sound(suffix, codec), place.share(0.02, 0.8)))
+
+
+@odd("truncated", "undecodable")
+def truncated_picture(place: Place) -> Part:
+    path = place.file(place.one_of([".jpg", ".png"]))
+    Image.fromarray(place.draw.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    return image(cut(path, place.share(0.02, 0.8)))
+
+
+@odd(*SPOILT, either=True)
+def flipped_bytes(place: Place) -> Part:
+    return video(flip(place.clip(), place.draw, int(place.draw.integers(1, 200))))
+
+
+@odd(*SPOILT, either=True)
+def flipped_bytes_elsewhere(place: Place) -> Part:
+    suffix, options = place.one_of(CONTAINERS)
+    return video(flip(place.clip(suffix, **options), place.draw, int(place.draw.integers(1, 200))))
+
+
+@odd(*SPOILT, either=True)
+def flipped_header(place: Place) -> Part:
+    return video(flip(place.clip(**FRONT), place.draw, 12, high=0.1))
+
+
+@odd(*SPOILT, either=True)
+def flipped_sound(place: Place) -> Part:
+    suffix, codec = place.one_of(SOUNDS)
+    return audio(flip(place.sound(suffix, codec), place.draw, int(place.draw.integers(1, 100))))
+
+
+@odd("undecodable")
+def noise_for_sound(place: Place) -> Part:
+    whole = place.clip("-whole.mp4")
+    path = noise_packets(whole, place.file(".mp4"), place.draw)
+    whole.unlink()
+    return audio(path)
+
+
+@odd("absurd_size", "undecodable")
+def huge_video_header(place: Place) -> Part:
+    path = place.clip(".avi", codec="rawvideo", sound=None, seconds=0.2, size=(32, 32))
+    side = int(place.draw.integers(20_000, 65_000))
+    patch(path, b"avih", 40, side.to_bytes(4, "little") * 2)  # the main header: width, height
+    return video(patch(path, b"strf", 12, side.to_bytes(4, "little") * 2))  # BITMAPINFOHEADER: the same
+
+
+@odd("absurd_size", "undecodable")
+def huge_picture_header(place: Place) -> Part:
+    path = place.file(".png")
+    Image.fromarray(place.draw.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = int(place.draw.integers(50_000, 2**31)).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return image(place.text(".png", bytes(data)))
+
+
+@odd("truncated")
+def wav_claims_more(place: Place) -> Part:
+    data = (3000 * place.draw.standard_normal(16_000)).astype("<i2").tobytes()
+    return audio(place.text(".wav", wav_header(16_000, 10 * len(data)) + data))
+
+
+@odd("absurd_size", "undecodable", warnings=())
+def wav_claims_one_hertz(place: Place) -> Part:
+    data = (3000 * place.draw.standard_normal(200_000)).astype("<i2").tobytes()
+    return audio(place.text(".wav", wav_header(1, len(data)) + data))
+
+
+@odd(*SPOILT, either=True)
+def wav_claims_gigahertz(place: Place) -> Part:
+    data = (3000 * place.draw.standard_normal(16_000)).astype("<i2").tobytes()
+    rate = place.one_of([0, 2**31 - 1, 2**32 - 1, 900_000_000])
+    return audio(place.text(".wav", wav_header(rate, len(data)) + data))
+
+
+@odd("truncated", "undecodable")
+def claims_hours(place: Place) -> Part:
+    path = place.clip(form={})
+    hours = int(place.draw.integers(10, 1000)) * 3600
+    for box, where in ((b"mvhd", (16, 20)), (b"tkhd", (None, 24)), (b"mdhd", (16, 20))):
+        patch_duration(path, box, where, hours)
+    return video(path)
+
+
+def patch_duration(path: Path, box: bytes, where: tuple[int | None, int], seconds: int) -> None:
+    """Overwrite the duration in a header box (version 0, ISO 14496-12); tkhd counts in the movie's time scale."""
+    data = path.read_bytes()
+    clock, place = where
+    at = data.find(b"mvhd" if clock is None else box)
+    scale = int.from_bytes(data[at + 16 : at + 20], "big")
+    value = min(seconds * scale, 2**32 - 2)
+    patch(path, box, place, value.to_bytes(4, "big"))
+
+
+@odd("no_audio")
+def asked_for_sound(place: Place) -> Part:
+    path = place.clip(sound=None)
+    return place.one_of([audio(path), video(path, sound="on")])
+
+
+@odd("no_video")
+def asked_for_picture(place: Place) -> Part:
+    return video(place.one_of([place.sound, lambda: place.sound(".mp4", "aac")])())
+
+
+@odd("undecodable")
+def picture_as_film(place: Place) -> Part:
+    path = place.file(".mp4")
+    Image.fromarray(place.draw.integers(0, 256, (32, 32, 3), np.uint8)).save(path, "PNG")
+    return video(path)
+
+
+@odd("undecodable")
+def film_as_picture(place: Place) -> Part:
+    return image(place.clip())
+
+
+@odd("empty_interval")
+def interval_behind_the_end(place: Place) -> Part:
+    return video(place.clip(), start=30.0, end=40.0)

@@ -1,0 +1,155 @@
+"""Files that are odd and can be used all the same; some deserve a warning."""
+
+from __future__ import annotations
+
+import numpy as np
+from broken_media.classes import CONTAINERS, FRONT, SOUNDS, Part, Place, audio, image, odd, video
+from broken_media.writing import copy_from
+from PIL import Image
+
+
+@odd()
+def plain(place: Place) -> Part:
+    return video(place.clip())
+
+
+@odd()
+def variable_frame_rate(place: Place) -> Part:
+    times = np.cumsum(place.draw.choice([0.02, 0.08, 0.3], 16)).tolist()
+    return video(place.clip(times=[0.0, *times], seconds=times[-1]))
+
+
+@odd()
+def one_frame(place: Place) -> Part:
+    return video(place.clip(seconds=1 / 25, fps=25, sound=None))
+
+
+@odd()
+def hundredth_of_a_second(place: Place) -> Part:
+    return place.one_of(
+        [
+            video(place.clip(seconds=0.01, fps=100, sound=None)),
+            audio(place.sound(seconds=0.01)),
+        ]
+    )
+
+
+@odd()
+def surround_sound(place: Place) -> Part:
+    return video(place.clip(layout="7.1", rate=48_000))
+
+
+@odd()
+def telephone_sound(place: Place) -> Part:
+    return video(place.clip(rate=8_000))
+
+
+@odd()
+def studio_sound(place: Place) -> Part:
+    return audio(place.sound(".flac", "flac", rate=192_000, seconds=1.0))
+
+
+@odd()
+def rotated(place: Place) -> Part:
+    return video(place.clip(rotate=place.one_of([90, 180, 270])))
+
+
+@odd()
+def odd_size(place: Place) -> Part:
+    size = (int(place.draw.integers(8, 60)) * 2 + 1, int(place.draw.integers(8, 60)) * 2 + 1)
+    return video(place.clip(size=size, pixels="yuv444p"))
+
+
+@odd()
+def tiny_picture(place: Place) -> Part:
+    return video(place.clip(size=place.one_of([(2, 2), (16, 2), (4, 64)]), sound=None))
+
+
+@odd()
+def other_container(place: Place) -> Part:
+    suffix, options = place.one_of(CONTAINERS)
+    return video(place.clip(suffix, **options))
+
+
+@odd()
+def sound_file(place: Place) -> Part:
+    suffix, codec = place.one_of(SOUNDS)
+    return audio(place.sound(suffix, codec))
+
+
+@odd()
+def sound_only_mp4(place: Place) -> Part:
+    return audio(place.sound(".mp4", "aac"))
+
+
+@odd()
+def no_sound_track(place: Place) -> Part:
+    return video(place.clip(sound=None))
+
+
+@odd()
+def two_sound_tracks(place: Place) -> Part:
+    return video(place.clip(tracks=2))
+
+
+@odd()
+def cut_without_encoding(place: Place) -> Part:
+    whole = place.clip("-whole.mp4", sound=None, seconds=3)
+    path = copy_from(whole, place.file(".mp4"), place.share(0.3, 1.5))
+    whole.unlink()
+    return video(path)
+
+
+@odd()
+def index_first(place: Place) -> Part:
+    return video(place.clip(**FRONT))
+
+
+@odd()
+def slow_pictures(place: Place) -> Part:
+    return video(place.clip(fps=1, seconds=4))
+
+
+@odd()
+def picture(place: Place) -> Part:
+    path = place.file(place.one_of([".png", ".jpg", ".gif", ".webp"]))
+    x = place.draw.integers(0, 256, (37, 51, 3), np.uint8)
+    Image.fromarray(x).save(path)
+    return image(path)
+
+
+@odd(warnings=("late_sound",))
+def late_sound(place: Place) -> Part:
+    late = place.share(0.3, 1.0)
+    return video(place.clip(sound_start=late, sound_seconds=2 - late))
+
+
+@odd(warnings=("short_sound",))
+def short_sound(place: Place) -> Part:
+    return video(place.clip(seconds=3, sound_seconds=place.share(0.5, 2.0)))
+
+
+@odd(warnings=("short_picture",))
+def short_picture(place: Place) -> Part:
+    return video(place.clip(seconds=1, sound_seconds=place.share(2.0, 3.0)))
+
+
+@odd(warnings=("silent",))
+def silent(place: Place) -> Part:
+    return video(place.clip(loudness=0.0))
+
+
+@odd(warnings=("wrong_extension",))
+def wrong_extension(place: Place) -> Part:
+    path = place.clip()
+    return video(path.rename(path.with_suffix(place.one_of([".avi", ".mkv", ".wav"]))))
+
+
+@odd(warnings=("past_end",))
+def interval_past_the_end(place: Place) -> Part:
+    return video(place.clip(), start=0.5, end=10.0)
+
+
+@odd(warnings=("absurd_rate",))
+def absurd_frame_rate(place: Place) -> Part:
+    return video(place.clip(seconds=0.01, fps=5000, sound=None))
