@@ -24,7 +24,20 @@ import numpy as np
 from tqdm import tqdm
 
 from avllm.data.manifest import write_manifest
+from avllm.data.recipe_about import Dataset
 
+ABOUT = Dataset(
+    title="ESC-50 and its older form ESC-10",
+    licence="CC BY-NC 3.0; ESC-10 CC BY 3.0",
+    size="2,000 / 400 sounds of 5 s, 0.6 GB",
+    where="https://github.com/karolpiczak/ESC-50",
+    layout="""
+        meta/esc50.csv | * - *  the table; in the older form a folder a class, `NNN - Class name`
+        [audio/  *.wav]
+    """,
+    citation="Piczak, ESC: Dataset for Environmental Sound Classification, ACM Multimedia 2015",
+    command="python data_recipes/esc50.py SOURCE OUT --test-fold 1",
+)
 COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
 FOLDER = re.compile(r"\d{3} - (.+)")
 FILE = re.compile(r"(\d+)-([^-]+)-([A-Z])\.(?:ogg|wav)")

@@ -23,6 +23,17 @@ from toy.rendering import render_clip
 from toy.scripting import SPLITS, script_split, split_sizes
 from tqdm import tqdm
 
+from avllm.data.recipe_about import Dataset
+
+ABOUT = Dataset(
+    title="the toy world: moving things and sounds, real mp4, wav and jpg files",
+    licence="Apache-2.0",
+    size="3,000 clips, 0.2 GB",
+    where="made on the spot",
+    layout="",
+    citation="",
+    command="python data_recipes/toy_world.py OUT",
+)
 VERSION = 4  # raise it when the same settings give another world
 UNFINISHED = "unfinished.json"
 
