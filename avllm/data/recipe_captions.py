@@ -51,8 +51,12 @@ PROMPTS = {
 
 def caption_prompt(about: str, key: str) -> str:
     """One of the prompts; the same key has the same prompt in every run and on every machine."""
-    choices = PROMPTS[about]
-    return choices[int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % len(choices)]
+    return wording(PROMPTS[about], key)
+
+
+def wording(wordings: Sequence[str], key: str) -> str:
+    """One of several wordings; the same key has the same one in every run and on every machine."""
+    return wordings[int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % len(wordings)]
 
 
 def caption_messages(
