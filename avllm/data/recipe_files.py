@@ -234,9 +234,9 @@ class _JsonStream:
         self.file, self.path, self.buffer, self.at, self.ended = file, path, "", 0, False
         self.decoder = json.JSONDecoder()
 
-    def more(self, size: int = CHUNK) -> None:
+    def more(self) -> None:
         """Drop what was read and append a chunk."""
-        chunk = self.file.read(max(size, len(self.buffer) - self.at))  # doubles, so that a huge value stays linear
+        chunk = self.file.read(max(CHUNK, len(self.buffer) - self.at))  # doubles, so that a huge value stays linear
         self.buffer, self.at, self.ended = self.buffer[self.at :] + chunk, 0, not chunk
 
     def peek(self) -> str:
