@@ -236,9 +236,9 @@ def _oddities(path: str, about: MediaInfo) -> list[tuple[str, str]]:
     if known is not None and suffix not in known:
         found.append(("wrong_extension", f"{suffix or 'no suffix'}, but it is {about.container}"))
     if about.fps is not None and about.fps > MAX_FPS:
-        found.append(("absurd_rate", f"{about.fps:g} frames a second"))
+        found.append(("odd_rate", f"{about.fps:g} frames a second"))
     if about.audio_rate is not None and not MIN_RATE <= about.audio_rate <= MAX_RATE:
-        found.append(("absurd_rate", f"sound at {about.audio_rate} Hz"))
+        found.append(("odd_rate", f"sound at {about.audio_rate} Hz"))
     if about.video_duration is not None and about.audio_duration is not None:
         heard = (about.audio_start or 0.0) + about.audio_duration
         if heard - about.video_duration > SHORT_SECONDS:

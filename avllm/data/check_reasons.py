@@ -21,7 +21,7 @@ REASONS: dict[str, Reason] = {
     "missing": Reason("error", "no such file", "correct the path, or fetch the file again"),
     "zero_byte": Reason("error", "the file is empty", "fetch it again"),
     "undecodable": Reason("error", "no decoder can read it", "fetch it again, or convert it"),
-    "absurd_size": Reason("error", "the header declares more pixels than any camera has", "fetch it again"),
+    "absurd_header": Reason("error", "the header declares what no camera or microphone makes", "fetch it again"),
     "truncated": Reason("error", "the file ends before its header says so", "fetch it again"),
     "no_video": Reason("error", "the row asks for a picture, the file has none", "give it as an audio part"),
     "no_audio": Reason("error", "the row asks for sound, the file (or the interval) has none", 'say sound: "auto"'),
@@ -34,7 +34,7 @@ REASONS: dict[str, Reason] = {
     "short_sound": Reason("warning", "the sound ends before the picture", "nothing, if the recording is so"),
     "short_picture": Reason("warning", "the picture ends before the sound", "cut the sound, or give an end"),
     "wrong_extension": Reason("warning", "the file's name ends for another container", "rename it"),
-    "absurd_rate": Reason("warning", "a frame rate or sampling rate that no device has", "convert the file"),
+    "odd_rate": Reason("warning", "an unusual frame rate or sampling rate", "convert the file"),
     "past_end": Reason("warning", "the interval ends after the file", "correct the end"),
     "duplicate_media": Reason("warning", "another file has the same bytes", "keep one of the two"),
     # the row

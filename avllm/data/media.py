@@ -181,19 +181,19 @@ def load_image(path: str | Path) -> Clip:
     Transparent pixels become white. Animations give their first frame.
 
     Raises:
-        MediaError: missing, zero_byte, undecodable, absurd_size, truncated.
+        MediaError: missing, zero_byte, undecodable, absurd_header, truncated.
     """
     require_file(path)
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 seen = f"{image.width}x{image.height} pixels; the limit is {MAX_PIXELS} in all"
-                raise MediaError(path, "absurd_size", seen)
+                raise MediaError(path, "absurd_header", seen)
             pixels = _rgb(ImageOps.exif_transpose(image))
     except MediaError:
         raise
     except Image.DecompressionBombError as error:
-        raise MediaError(path, "absurd_size", str(error)) from error
+        raise MediaError(path, "absurd_header", str(error)) from error
     # Pillow's ways to say "broken"
     except (OSError, SyntaxError, EOFError, ValueError, struct.error) as error:
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
@@ -206,8 +206,8 @@ def probe(path: str | Path, timeout: float = 60.0) -> MediaInfo:
     """Headers of a video or sound file, and its first frame for the rotation.
 
     Raises:
-        MediaError: missing, zero_byte, undecodable, absurd_size, truncated, timeout; ``no_video`` when there is neither
-            video nor sound in the file.
+        MediaError: missing, zero_byte, undecodable, absurd_header, truncated, timeout; ``no_video`` when there is
+            neither video nor sound in the file.
     """
     with open_media(path, timeout) as media:
         if media.video is None and media.audio is None:

@@ -22,7 +22,7 @@ REASONS = (
     "missing",
     "zero_byte",
     "undecodable",
-    "absurd_size",
+    "absurd_header",
     "truncated",
     "no_video",
     "no_audio",
@@ -254,7 +254,7 @@ def _check_size(path: str | Path, video: VideoStream) -> None:
         raise MediaError(path, "undecodable", f"the header declares a picture of {width}x{height} pixels")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         limit = f"the limit is {MAX_SIDE} a side and {MAX_PIXELS} in all"
-        raise MediaError(path, "absurd_size", f"the header declares a picture of {width}x{height} pixels; {limit}")
+        raise MediaError(path, "absurd_header", f"the header declares a picture of {width}x{height} pixels; {limit}")
 
 
 def _cut_box(path: str | Path) -> tuple[bytes, int] | None:

@@ -26,6 +26,9 @@ MARGIN = 0.05  # seconds kept on both sides for the resampler's filter
 JITTER = 0.005  # seconds by which a timestamp may be off (milliseconds in matroska) before it counts as a gap
 TAIL_SECONDS = 0.1  # sound that may be missing at the end before a file counts as truncated
 MAX_BAD_SHARE = 0.05  # of packets that cannot be decoded; above it the track is called undecodable
+MIN_RATE, MAX_RATE = 1_000, 1_000_000  # samples a second of a track
+MANY_CHANNELS = 8  # from here on no empty place follows a frame's last plane, by which PyAV finds the end
+PLANE_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
 # Elementary streams: their timestamps after a seek are estimates.
 UNSEEKABLE = {"mp3", "aac", "ac3", "eac3", "amr", "mpeg", "mpegvideo"}
 
@@ -106,9 +109,12 @@ def _decode_interval(media: OpenMedia, first: float, last: float) -> Placed | No
     for frame in _frames(media, first, last):
         if placed is None:
             rate = frame.sample_rate
+            _check_rate(media, rate)
             placed = Placed(math.floor((first - MARGIN) * rate), math.ceil((last + MARGIN) * rate), rate)
             if (placed.last - placed.first) * 4 > MAX_BYTES:
-                raise MediaError(media.path, "undecodable", f"{last - first:.0f} s of sound at {rate} Hz are too much")
+                raise MediaError(
+                    media.path, "absurd_header", f"{last - first:.0f} s of sound at {rate} Hz are too much"
+                )
         if frame.sample_rate != placed.rate:
             seen = f"{frame.sample_rate} Hz after {placed.rate} Hz"
             raise MediaError(media.path, "undecodable", f"the sampling rate changes within the track: {seen}")
@@ -119,10 +125,18 @@ def _decode_interval(media: OpenMedia, first: float, last: float) -> Placed | No
     return placed
 
 
+def _check_rate(media: OpenMedia, rate: int) -> None:
+    """A header may declare one hertz or a thousand million: resampling that would take all memory."""
+    if not MIN_RATE <= rate <= MAX_RATE:
+        seen = f"the header declares {rate} samples a second; expected {MIN_RATE} to {MAX_RATE}"
+        raise MediaError(media.path, "absurd_header", seen)
+
+
 def mono(frame: AudioFrame) -> np.ndarray:
     """The mean of all channels of a decoded frame: float32 ``(samples,)``, full scale = 1."""
-    x: np.ndarray = frame.to_ndarray()  # planar (C, samples); packed (1, samples * C)
     channels = frame.layout.nb_channels
+    many = channels >= MANY_CHANNELS and frame.format.is_planar
+    x: np.ndarray = _planes(frame) if many else frame.to_ndarray()  # planar (C, samples); packed (1, samples * C)
     if not frame.format.is_planar:
         x = x.reshape(-1, channels).T  # (C, samples)
     scaled: np.ndarray
@@ -133,6 +147,13 @@ def mono(frame: AudioFrame) -> np.ndarray:
     else:
         scaled = x.astype(np.float32) / 2.0 ** (8 * x.itemsize - 1)
     return scaled[0] if channels == 1 else scaled.mean(0, dtype=np.float32)
+
+
+def _planes(frame: AudioFrame) -> np.ndarray:
+    """``(C, samples)`` of a planar frame whose planes PyAV 18.1 counts past their end: `to_ndarray` would crash."""
+    dtype = PLANE_TYPES[frame.format.packed.name]
+    planes = frame.planes[: frame.layout.nb_channels]
+    return np.stack([np.frombuffer(bytes(plane), dtype, frame.samples) for plane in planes])
 
 
 def _frames(media: OpenMedia, first: float, last: float) -> Iterator[AudioFrame]:

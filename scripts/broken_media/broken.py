@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from pathlib import Path
 
 import numpy as np
 from broken_media.classes import CONTAINERS, FRONT, SOUNDS, SPOILT, Part, Place, audio, image, odd, video
@@ -121,7 +120,7 @@ def noise_for_sound(place: Place) -> Part:
     return audio(path)
 
 
-@odd("absurd_size", "undecodable")
+@odd("absurd_header", "undecodable")
 def huge_video_header(place: Place) -> Part:
     path = place.clip(".avi", codec="rawvideo", sound=None, seconds=0.2, size=(32, 32))
     side = int(place.draw.integers(20_000, 65_000))
@@ -129,7 +128,7 @@ def huge_video_header(place: Place) -> Part:
     return video(patch(path, b"strf", 12, side.to_bytes(4, "little") * 2))  # BITMAPINFOHEADER: the same
 
 
-@odd("absurd_size", "undecodable")
+@odd("absurd_header", "undecodable")
 def huge_picture_header(place: Place) -> Part:
     path = place.file(".png")
     Image.fromarray(place.draw.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
@@ -145,36 +144,17 @@ def wav_claims_more(place: Place) -> Part:
     return audio(place.text(".wav", wav_header(16_000, 10 * len(data)) + data))
 
 
-@odd("absurd_size", "undecodable", warnings=())
+@odd("absurd_header", "undecodable")
 def wav_claims_one_hertz(place: Place) -> Part:
     data = (3000 * place.draw.standard_normal(200_000)).astype("<i2").tobytes()
     return audio(place.text(".wav", wav_header(1, len(data)) + data))
 
 
-@odd(*SPOILT, either=True)
+@odd("absurd_header", "undecodable")
 def wav_claims_gigahertz(place: Place) -> Part:
     data = (3000 * place.draw.standard_normal(16_000)).astype("<i2").tobytes()
     rate = place.one_of([0, 2**31 - 1, 2**32 - 1, 900_000_000])
     return audio(place.text(".wav", wav_header(rate, len(data)) + data))
-
-
-@odd("truncated", "undecodable")
-def claims_hours(place: Place) -> Part:
-    path = place.clip(form={})
-    hours = int(place.draw.integers(10, 1000)) * 3600
-    for box, where in ((b"mvhd", (16, 20)), (b"tkhd", (None, 24)), (b"mdhd", (16, 20))):
-        patch_duration(path, box, where, hours)
-    return video(path)
-
-
-def patch_duration(path: Path, box: bytes, where: tuple[int | None, int], seconds: int) -> None:
-    """Overwrite the duration in a header box (version 0, ISO 14496-12); tkhd counts in the movie's time scale."""
-    data = path.read_bytes()
-    clock, place = where
-    at = data.find(b"mvhd" if clock is None else box)
-    scale = int.from_bytes(data[at + 16 : at + 20], "big")
-    value = min(seconds * scale, 2**32 - 2)
-    patch(path, box, place, value.to_bytes(4, "big"))
 
 
 @odd("no_audio")

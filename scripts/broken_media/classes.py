@@ -22,7 +22,7 @@ CONTAINERS: list[tuple[str, dict[str, Any]]] = [
     (".mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none"}}),
 ]
 SOUNDS = [(".wav", "pcm_s16le"), (".flac", "flac"), (".mp3", "libmp3lame"), (".ogg", "libopus"), (".m4a", "aac")]
-SPOILT = ("undecodable", "truncated", "no_video", "no_audio", "empty_interval", "absurd_size")
+SPOILT = ("undecodable", "truncated", "no_video", "no_audio", "empty_interval", "absurd_header")
 Part = dict[str, Any]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from broken_media.classes import CONTAINERS, FRONT, SOUNDS, Part, Place, audio, image, odd, video
-from broken_media.writing import copy_from
+from broken_media.writing import copy_from, patch
 from PIL import Image
 
 
@@ -118,6 +120,25 @@ def picture(place: Place) -> Part:
     return image(path)
 
 
+@odd()
+def claims_hours(place: Place) -> Part:
+    path = place.clip()
+    hours = int(place.draw.integers(10, 1000)) * 3600
+    for box, where in ((b"mvhd", (16, 20)), (b"tkhd", (None, 24)), (b"mdhd", (16, 20))):
+        patch_duration(path, box, where, hours)
+    return video(path)
+
+
+def patch_duration(path: Path, box: bytes, where: tuple[int | None, int], seconds: int) -> None:
+    """Overwrite the duration in a header box (version 0, ISO 14496-12); tkhd counts in the movie's time scale."""
+    data = path.read_bytes()
+    clock, place = where
+    at = data.find(b"mvhd" if clock is None else box)
+    scale = int.from_bytes(data[at + 16 : at + 20], "big")
+    value = min(seconds * scale, 2**32 - 2)
+    patch(path, box, place, value.to_bytes(4, "big"))
+
+
 @odd(warnings=("late_sound",))
 def late_sound(place: Place) -> Part:
     late = place.share(0.3, 1.0)
@@ -150,6 +171,6 @@ def interval_past_the_end(place: Place) -> Part:
     return video(place.clip(), start=0.5, end=10.0)
 
 
-@odd(warnings=("absurd_rate",))
+@odd(warnings=("odd_rate",))
 def absurd_frame_rate(place: Place) -> Part:
     return video(place.clip(seconds=0.01, fps=5000, sound=None))

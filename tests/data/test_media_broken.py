@@ -152,7 +152,7 @@ def test_flipped_bytes_never_crash(folder: Path, name: str) -> None:
 def test_huge_dimensions_in_the_header_are_refused(folder: Path) -> None:
     image = b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
     (folder / "huge.gif").write_bytes(b"GIF89a\xff\xff\xff\xff\x80\x00\x00\x00\x00\x00\xff\xff\xff" + image)
-    assert reason(lambda: load_image(folder / "huge.gif")) == "absurd_size"
+    assert reason(lambda: load_image(folder / "huge.gif")) == "absurd_header"
     for call in (video, probe):  # libav has thrown the dimensions away by then
         assert reason(lambda call=call: call(folder / "huge.gif")) == "undecodable"
 
@@ -183,3 +183,18 @@ def test_wrong_arguments_say_what_is_right(clip: Path) -> None:
         video(clip, backend="opencv")
     with pytest.raises(ValueError, match="expected one of auto"):
         video(clip, sound="yes")
+
+
+def test_sampling_rates_that_nothing_has_are_refused_before_memory_is_taken(folder: Path) -> None:
+    whole = bytearray(write_audio(folder / "rate.wav", clicks(1, 16_000, [0.5]), 16_000).read_bytes())
+    at = whole.find(b"fmt ") + 12
+    for rate in (1, 2**31 - 1):
+        whole[at : at + 4] = rate.to_bytes(4, "little")
+        (folder / "rate.wav").write_bytes(whole)
+        assert reason(lambda: load_audio(folder / "rate.wav", rate=RATE)) == "absurd_header"
+
+
+def test_eight_channels_are_read(folder: Path) -> None:
+    sound = np.repeat(clicks(1, 48_000, [0.25, 0.75]), 8, 0)
+    path = write_audio(folder / "surround.m4a", sound, 48_000, "aac", "7.1")
+    assert click_times(load_audio(path, rate=RATE)) == pytest.approx([0.25, 0.75], abs=0.01)
