@@ -44,7 +44,7 @@ def chat_messages(turns: Any, media: Mapping[str, Sequence[Part]]) -> list[dict[
     return [{"role": role, "content": list(_content(text, waiting))} for role, text in said]
 
 
-def question_messages(media: Sequence[Part], pairs: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+def question_messages(media: Sequence[Part], pairs: Iterable[Sequence[str]]) -> list[dict[str, Any]]:
     """Questions and their answers -> messages; the media stand in front of the first question.
 
     Raises:
@@ -92,7 +92,7 @@ def _read_turn(turn: Any, number: int) -> Turn:
     return ROLES[who.lower()], text.strip()
 
 
-def from_first_question(turns: Any) -> Any:
+def without_leading_answers(turns: Any) -> Any:
     """The turns without the answers that stand in front of the first question; anything but turns is given back."""
     first = 0
     while isinstance(turns, list) and first < len(turns) and _answers(turns[first]):

@@ -10,12 +10,20 @@ import typer
 
 from avllm.data.conversations import is_blank, question_messages
 from avllm.data.recipe import Drop, RecipeError, Record, Row, files_by_stem
+from avllm.data.recipe_captions import wording
 from avllm.data.schema import RowError
 
 VIDEO_FILES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 VideoFolder = Annotated[str, typer.Option(help="The videos are somewhere below this folder, in SOURCE or anywhere.")]
 """The option of all recipes whose videos are named by their ids."""
+
+WHEN = (
+    "When does this happen in the video: {}? Give its start and end in seconds.",
+    "From which second to which can this be seen or heard: {}?",
+    "Find this in the video, and say at which seconds it begins and ends: {}.",
+    "During which seconds of the video does this happen: {}?",
+)
 
 
 class Videos:
@@ -28,7 +36,7 @@ class Videos:
     def part(self, *stems: str) -> dict[str, Any]:
         """The content part of the first of these names that is there; of none, the first (the frame reports it)."""
         found = next((self.known[stem] for stem in stems if stem in self.known), None)
-        return {"type": "video", "video": found or f"{self.folder}/{stems[0]}.mp4"}
+        return {"type": "video", "video": found or (Path(self.folder) / f"{stems[0]}.mp4").as_posix()}
 
 
 def rows_of(records: Iterable[Record], build: Callable[[Record], Row]) -> Iterator[Row | Drop]:
@@ -40,6 +48,18 @@ def rows_of(records: Iterable[Record], build: Callable[[Record], Row]) -> Iterat
             yield Drop(error.reason, record.where, error.detail)
         except RecipeError as error:
             yield Drop("malformed_row", record.where, str(error))
+
+
+def texts_of(value: Any, where: str, *fields: str) -> list[str]:
+    """Fields of an object inside a row, without space around them; one that is not there is empty.
+
+    Raises:
+        RecipeError: it is no object, or a field is no text.
+    """
+    texts = [value.get(field) or "" for field in fields] if isinstance(value, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise RecipeError(f"{where}: {str(value)[:80]}; expected texts in {', '.join(fields)}")
+    return [text.strip() for text in texts]
 
 
 def split_files(source: Path, files: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, Path]]:
@@ -69,6 +89,11 @@ def question_sample(
     row = {"id": sample_id, "messages": question_messages([media], [(question, answer)])}
     further = {"kind": kind, "choices": choices, "answers": answers, "meta": meta}
     return row | {name: value for name, value in further.items() if value}
+
+
+def when_question(event: str, key: str | None) -> str:
+    """The question when an event takes place, worded by the key; None takes the first wording, for evaluation."""
+    return (WHEN[0] if key is None else wording(WHEN, key)).format(event.strip().rstrip("."))
 
 
 def with_choices(question: str, choices: Sequence[str]) -> str:

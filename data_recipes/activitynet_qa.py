@@ -1,0 +1,79 @@
+"""ActivityNet-QA (ten human questions about each of 5,800 long videos) -> manifests.
+
+    python data_recipes/activitynet_qa.py SOURCE --output DIR [--videos FOLDER]
+
+`dataset/train_q.json` is a list of `{"video_name": "okC18bPTils", "question", "question_id": "v_okC18bPTils_3"}`,
+`dataset/train_a.json` one of `{"answer", "type": 3, "question_id"}`; the same for val and test. Types are 0 motion, 1
+spatial relation, 2 temporal relation, and 3 to 8 free questions by what is answered: yes or no, colour, object,
+location, number, other (https://github.com/MILVLG/activitynet-qa, dataset/README.md). `video_name` lacks the `v_` that
+ActivityNet's files have, `v_okC18bPTils.mp4` (or .mkv, .webm); both are looked for, in any folder. Questions are
+lower-case and have no question mark.
+Paper: Z. Yu et al., ActivityNet-QA: A Dataset for Understanding Complex Web Videos via Question Answering, AAAI 2019,
+arXiv:1906.02467.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from avllm.data import recipe
+from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, read_json
+from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, rows_of, split_files
+from avllm.data.schema import RowError
+
+ABOUT = Dataset(
+    title="ActivityNet-QA",
+    licence="MIT, non-commercial use only; videos: of their YouTube authors",
+    size="32,000 / 18,000 / 8,000 questions about 5,800 videos of 180 s",
+    where="https://github.com/MILVLG/activitynet-qa; videos from http://activity-net.org",
+    layout="""
+        dataset/*_q.json | *_q.json  questions of train, val, test: those that are there
+        dataset/*_a.json | *_a.json  their answers
+        [videos/  v_<YouTube id>.mp4, .mkv or .webm, in any folder]
+    """,
+    citation="Yu et al., ActivityNet-QA, AAAI 2019, arXiv:1906.02467",
+)
+FILES = {
+    "train": ("dataset/train_q.json", "train_q.json"),
+    "validation": ("dataset/val_q.json", "val_q.json"),
+    "test": ("dataset/test_q.json", "test_q.json"),
+}
+KINDS = ("motion", "spatial", "temporal", "yes_no", "colour", "object", "location", "number", "other")
+
+
+def rows(source: Path, videos: VideoFolder = ".") -> Iterator[Row | Drop]:
+    """One row a question."""
+    clips = Videos(source, videos)
+    for split, path in split_files(source, FILES):
+        answers = read_answers(path.with_name(path.name.replace("_q.json", "_a.json")))
+        yield from rows_of(read_json(path), partial(build, split=split, answers=answers, clips=clips))
+
+
+def read_answers(path: Path) -> dict[str, Record]:
+    """The answers by the ids of their questions."""
+    return {record.text("question_id"): record for record in read_json(path)}
+
+
+def build(record: Record, split: str, answers: Mapping[str, Record], clips: Videos) -> Row:
+    """The row of one question."""
+    name, video = record.text("question_id"), record.text("video_name")
+    answer = answers.get(name)
+    if answer is None:
+        raise RowError("no_answer", f"{name} stands in no file of answers")
+    kind = answer.text("type")
+    if not kind.isdecimal() or int(kind) >= len(KINDS):
+        raise RecipeError(f"{answer.where}: type is {kind!r}; expected 0 to {len(KINDS) - 1}")
+    sample = question_sample(
+        f"activitynet-qa-{name}",
+        clips.part(f"v_{video}", video),
+        record.text("question"),
+        answer.text("answer"),
+        kind=KINDS[int(kind)],
+    )
+    return Row(sample, split)
+
+
+if __name__ == "__main__":
+    recipe.main(ABOUT, rows)

@@ -1,0 +1,63 @@
+"""AVinstruct (instructions about picture and sound, on MUSIC-AVQA's and AVQA's videos) -> manifests.
+
+    python data_recipes/avinstruct.py SOURCE --output DIR [--videos FOLDER]
+
+avqa_data1.json and avqa_data2.json are lists of `{"video_id": "00005580", "multi_choice", "correct_answer", "video":
+"/mnt/.../00005580.npy", "audio": "/mnt/.../00005580.mp3.npy", "conversations": [{"from": "human", "value": "Summarize
+the video to help answer:\\n<Q>How many instruments are sounding in the video?<Q>\\n<video>"}, {"from": "gpt", ...}]}`
+(https://github.com/rikeilong/Bay-CAT/tree/main/AVinstruct). `video` and `audio` are features on the authors' machine:
+only `video_id` is used, and the video's own sound is the audio, so that one `<video>` stands for both. `<Q>` encloses
+the question for CAT's clue aggregator; the marks are taken out.
+Paper: Q. Ye et al., CAT: Enhancing Multimodal Large Language Model to Answer Questions in Dynamic Audio-Visual
+Scenarios, ECCV 2024, arXiv:2403.04640.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from avllm.data import recipe
+from avllm.data.conversations import chat_messages
+from avllm.data.recipe import Dataset, Drop, Record, Row, read_json
+from avllm.data.recipe_questions import VideoFolder, Videos, rows_of
+
+ABOUT = Dataset(
+    title="AVinstruct",
+    licence="Apache-2.0 (the repository's); videos: as in MUSIC-AVQA and AVQA",
+    size="two files, on the videos of MUSIC-AVQA and AVQA",
+    where="https://github.com/rikeilong/Bay-CAT/tree/main/AVinstruct; videos as for MUSIC-AVQA and AVQA",
+    layout="""
+        avqa_data*.json | AVinstruct/avqa_data*.json  the conversations
+        [videos/  <video_id>.mp4, in any folder]
+    """,
+    citation="Ye et al., CAT, ECCV 2024, arXiv:2403.04640",
+)
+QUESTION_MARK = "<Q>"
+
+
+def rows(source: Path, videos: VideoFolder = ".") -> Iterator[Row | Drop]:
+    """One row a conversation."""
+    clips = Videos(source, videos)
+    for path in sorted([*source.glob("avqa_data*.json"), *source.glob("AVinstruct/avqa_data*.json")]):
+        yield from rows_of(read_json(path), partial(build, clips=clips))
+
+
+def build(record: Record, clips: Videos) -> Row:
+    """The row of one conversation."""
+    video = record.text("video_id")
+    turns = [without_marks(turn) for turn in record.array("conversations")]
+    return Row({"id": f"avinstruct-{video}", "messages": chat_messages(turns, {"video": [clips.part(video)]})})
+
+
+def without_marks(turn: Any) -> Any:
+    """The turn without `<Q>`."""
+    if isinstance(turn, dict) and isinstance(turn.get("value"), str):
+        return turn | {"value": turn["value"].replace(QUESTION_MARK, "")}
+    return turn
+
+
+if __name__ == "__main__":
+    recipe.main(ABOUT, rows)

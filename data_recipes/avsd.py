@@ -1,0 +1,76 @@
+"""AVSD (dialogues of ten questions about Charades videos and their sound), as DSTC7's third track had it -> manifests.
+
+    python data_recipes/avsd.py SOURCE --output DIR [--videos FOLDER] [--caption]
+
+`train_set4DSTC7-AVSD.json`, `valid_set4DSTC7-AVSD.json` and `test_set4DSTC7-AVSD.json` hold `{"dialogs": [{"image_id":
+"YSE1G", "caption", "summary", "dialog": [{"question", "answer"}, ...]}]}`; texts are lower-case, with spaces around
+punctuation. In the test set the last answer of a dialogue is `__UNDISCLOSED__`: the one that systems had to give.
+`lbl_test_set4DSTC7-AVSD.json` has it and is taken where it is there, else those rows are dropped. A row is a dialogue,
+so an evaluation asks its last question behind the true history, which is DSTC7's protocol
+(https://github.com/hudaAlamri/DSTC7-Audio-Visual-Scene-Aware-Dialog-AVSD-Challenge, README and Data/README.md).
+Videos are Charades' (test: Charades_vu17_test), named by `image_id`, in any folder.
+Paper: H. Alamri et al., Audio-Visual Scene-Aware Dialog, CVPR 2019, arXiv:1901.09107.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from avllm.data import recipe
+from avllm.data.conversations import question_messages
+from avllm.data.recipe import Dataset, Drop, Record, Row, read_json
+from avllm.data.recipe_questions import VideoFolder, Videos, rows_of, split_files, texts_of
+from avllm.data.schema import RowError
+
+ABOUT = Dataset(
+    title="AVSD (DSTC7)",
+    licence="MIT (the challenge's repository); videos: Charades' licence, non-commercial",
+    size="7,659 / 1,787 / 1,710 dialogues of ten questions; Charades at 480p: 16 GB",
+    where="https://github.com/hudaAlamri/DSTC7-Audio-Visual-Scene-Aware-Dialog-AVSD-Challenge; videos from "
+    "https://prior.allenai.org/projects/charades",
+    layout="""
+        *_set4DSTC7-AVSD.json  train_, valid_, test_ or lbl_test_: those that are there
+        [Charades_v1_480/  YSE1G.mp4, in any folder]
+    """,
+    citation="Alamri et al., Audio-Visual Scene-Aware Dialog, CVPR 2019, arXiv:1901.09107",
+)
+FILES = {
+    "train": ("train_set4DSTC7-AVSD.json",),
+    "validation": ("valid_set4DSTC7-AVSD.json",),
+    "test": ("lbl_test_set4DSTC7-AVSD.json", "test_set4DSTC7-AVSD.json"),
+}
+HIDDEN = "__UNDISCLOSED__"
+
+
+def rows(
+    source: Path,
+    videos: VideoFolder = ".",
+    caption: Annotated[bool, typer.Option("--caption", help="Tell the video's caption before the dialogue.")] = False,
+) -> Iterator[Row | Drop]:
+    """One row a dialogue."""
+    clips = Videos(source, videos)
+    for split, path in split_files(source, FILES):
+        yield from rows_of(read_json(path, "dialogs"), partial(build, split=split, clips=clips, told=caption))
+
+
+def build(record: Record, split: str, clips: Videos, told: bool) -> Row:
+    """The row of one dialogue."""
+    video, caption = record.text("image_id"), record.text("caption")
+    pairs = [texts_of(turn, record.where, "question", "answer") for turn in record.array("dialog")]
+    if any(answer == HIDDEN for _, answer in pairs):
+        raise RowError("undisclosed_answer", f"{video}: the answer is in lbl_test_set4DSTC7-AVSD.json")
+    if told and not caption:
+        raise RowError("no_caption", f"{video} has no caption to tell")
+    if told and pairs:
+        pairs[0][0] = f"{caption}\n{pairs[0][0]}"
+    sample: dict[str, Any] = {"id": f"avsd-{video}", "messages": question_messages([clips.part(video)], pairs)}
+    return Row(sample | {"kind": "dialogue", "meta": {"caption": caption}}, split)
+
+
+if __name__ == "__main__":
+    recipe.main(ABOUT, rows)

@@ -1,0 +1,98 @@
+"""Charades-STA (when does what a sentence says happen in a video of daily life) -> manifests.
+
+    python data_recipes/charades_sta.py SOURCE --output DIR [--videos FOLDER] [--overrun SECONDS]
+
+`charades_sta_train.txt` and `charades_sta_test.txt` have one line an event, `3MSZA 24.3 30.4##person turn a light on.`:
+video, start and end in seconds, sentence (https://github.com/jiyanggao/TALL). Lengths of the videos stand in Charades'
+own `Charades_v1_train.csv` and `Charades_v1_test.csv` (columns id, length, ...); without them ends cannot be checked.
+Known defects: events that end behind their video, or start there, and start and end exchanged; published loaders move
+or skip them in silence. Here an end that is behind the video's by no more than --overrun is the video's end, and the
+row keeps the annotated one in `meta.annotated`; all others are dropped.
+Videos are `3MSZA.mp4` (Charades_v1_480/ or Charades_v1/), in any folder.
+Paper: J. Gao et al., TALL: Temporal Activity Localization via Language Query, ICCV 2017, arXiv:1705.02101.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from avllm.data import recipe
+from avllm.data.recipe import Dataset, Drop, Record, Row, open_text, read_csv
+from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, rows_of, split_files, when_question
+from avllm.data.schema import RowError
+from avllm.data.timespans import checked_span, say_spans
+
+ABOUT = Dataset(
+    title="Charades-STA",
+    licence="none is stated for the sentences; videos: Charades' licence, non-commercial",
+    size="12,408 / 3,720 events in 6,672 videos of 30 s; Charades at 480p: 16 GB",
+    where="https://github.com/jiyanggao/TALL; videos and lengths: https://prior.allenai.org/projects/charades",
+    layout="""
+        charades_sta_train.txt | charades_sta_test.txt  those that are there
+        [Charades_v1_train.csv  lengths of the videos]
+        [Charades_v1_test.csv  likewise]
+        [Charades_v1_480/  3MSZA.mp4, in any folder]
+    """,
+    citation="Gao et al., TALL: Temporal Activity Localization via Language Query, ICCV 2017, arXiv:1705.02101",
+)
+FILES = {"train": ("charades_sta_train.txt",), "test": ("charades_sta_test.txt",)}
+LENGTHS = ("Charades_v1_train.csv", "Charades_v1_test.csv")
+LINE = re.compile(r"(\S+)\s+(\d+(?:\.\d+)?)\s+(\d+(?:\.\d+)?)\s*##(.+)")
+
+
+def rows(
+    source: Path,
+    videos: VideoFolder = ".",
+    overrun: Annotated[float, typer.Option(min=0, help="Seconds that an event may end behind its video.")] = 1.0,
+) -> Iterator[Row | Drop]:
+    """One row an event."""
+    clips, lengths = Videos(source, videos), read_lengths(source)
+    for split, path in split_files(source, FILES):
+        yield from rows_of(read_lines(path), partial(build, split=split, clips=clips, lengths=lengths, overrun=overrun))
+
+
+def read_lines(path: Path) -> Iterator[Record]:
+    """The lines, as ``{"line": text}``."""
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield Record({"line": line.strip()}, f"{path.name}:{number}")
+
+
+def read_lengths(source: Path) -> dict[str, float]:
+    """Seconds of each video that Charades' tables name."""
+    there = [source / name for name in LENGTHS if (source / name).is_file()]
+    return {r.text("id"): r.number("length") for path in there for r in read_csv(path, ("id", "length"))}
+
+
+def build(record: Record, split: str, clips: Videos, lengths: Mapping[str, float], overrun: float) -> Row:
+    """The row of one event."""
+    found = LINE.fullmatch(record.text("line"))
+    if found is None:
+        raise RowError("malformed_line", f"{record.text('line')!r}; expected 'VIDEO START END##SENTENCE'")
+    video, sentence = found[1], found[4].strip()
+    annotated = float(found[2]), float(found[3])
+    span = checked_span(*annotated, lengths.get(video), overrun)
+    name = f"charades-sta-{split}-{record.where.rpartition(':')[2]}"
+    meta: dict[str, Any] = {"spans": [span]}
+    if span != annotated:
+        meta["annotated"] = [annotated]
+    sample = question_sample(
+        name,
+        clips.part(video),
+        when_question(sentence, name if split == "train" else None),
+        say_spans([span]),
+        kind="grounding",
+        meta=meta,
+    )
+    return Row(sample, split)
+
+
+if __name__ == "__main__":
+    recipe.main(ABOUT, rows)

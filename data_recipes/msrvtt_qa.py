@@ -1,0 +1,62 @@
+"""MSRVTT-QA (one-word questions that were generated from MSR-VTT's captions) -> manifests.
+
+    python data_recipes/msrvtt_qa.py SOURCE --output DIR [--videos FOLDER]
+
+`train_qa.json`, `val_qa.json` and `test_qa.json` are lists of `{"answer": "couch", "category_id": 14, "id": 0,
+"question": "what are three people sitting on?", "video_id": 6513}`; the video of id 6513 is `video6513.mp4`
+(https://github.com/xudejing/video-question-answering, README and preprocess_msrvttqa.py; the authors' archive has a
+folder video/, Microsoft's has TrainValVideo/ and TestVideo/). The five types of the paper are told by the first word:
+what, who, how, when, where. Questions are machine-made, and many are not grammatical. The authors train on the
+thousand most frequent answers; here all are kept.
+Paper: D. Xu et al., Video Question Answering via Gradually Refined Attention over Appearance and Motion, ACM
+Multimedia 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from avllm.data import recipe
+from avllm.data.recipe import Dataset, Drop, Record, Row, read_json
+from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, rows_of, split_files
+
+ABOUT = Dataset(
+    title="MSRVTT-QA",
+    licence="none is stated for the questions (code: MIT); videos: MSR-VTT's terms, research only",
+    size="158,581 / 12,278 / 72,821 questions about 10,000 clips, 41 hours",
+    where="https://github.com/xudejing/video-question-answering; videos: MSR-VTT",
+    layout="""
+        train_qa.json | val_qa.json | test_qa.json  those that are there
+        [video/  video<id>.mp4, in any folder]
+    """,
+    citation="Xu et al., Video Question Answering via Gradually Refined Attention, ACM Multimedia 2017",
+)
+FILES = {"train": ("train_qa.json",), "validation": ("val_qa.json",), "test": ("test_qa.json",)}
+KINDS = ("what", "who", "how", "when", "where")
+
+
+def rows(source: Path, videos: VideoFolder = ".") -> Iterator[Row | Drop]:
+    """One row a question."""
+    clips = Videos(source, videos)
+    for split, path in split_files(source, FILES):
+        yield from rows_of(read_json(path), partial(build, split=split, clips=clips))
+
+
+def build(record: Record, split: str, clips: Videos) -> Row:
+    """The row of one question."""
+    question, video = record.text("question"), record.text("video_id")
+    first = question.partition(" ")[0].lower()
+    sample = question_sample(
+        f"msrvtt-qa-{record.text('id')}",
+        clips.part(f"video{video}"),
+        question,
+        record.text("answer"),
+        kind=first if first in KINDS else "other",
+    )
+    return Row(sample, split)
+
+
+if __name__ == "__main__":
+    recipe.main(ABOUT, rows)

@@ -1,0 +1,55 @@
+"""Video-ChatGPT's VideoInstruct-100K (questions and long answers about ActivityNet videos) -> manifests.
+
+    python data_recipes/video_chatgpt.py SOURCE --output DIR [--videos FOLDER]
+
+One JSON list of `{"q", "a", "video_id": "v_k_ZXmr8pmrs"}`: VideoInstruct_Dataset.json on the authors' drive,
+VideoInstruct100K.json on Hugging Face. `video_id` has no suffix, and ActivityNet's files are mp4, mkv or webm; they
+are looked for by name, in any folder. A video has about eight questions, each of which is a row
+(https://github.com/mbzuai-oryx/Video-ChatGPT, docs/train_video_chatgpt.md and
+scripts/convert_instruction_json_to_training_format.py; there every other row has its video behind the question, here
+all have it in front).
+Paper: M. Maaz et al., Video-ChatGPT: Towards Detailed Video Understanding via Large Vision and Language Models,
+ACL 2024, arXiv:2306.05424.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from avllm.data import recipe
+from avllm.data.recipe import Dataset, Drop, Record, Row, first_file, read_json
+from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, rows_of
+
+ABOUT = Dataset(
+    title="Video-ChatGPT (VideoInstruct-100K)",
+    licence="CC BY-SA 4.0; videos: of their YouTube authors (ActivityNet, research only)",
+    size="100,010 questions about 13,303 videos",
+    where="https://huggingface.co/datasets/MBZUAI/VideoInstruct-100K; videos from http://activity-net.org",
+    layout="""
+        VideoInstruct100K.json | VideoInstruct_Dataset.json  questions and answers
+        [videos/  v_<YouTube id>.mp4, .mkv or .webm, in any folder]
+    """,
+    citation="Maaz et al., Video-ChatGPT, ACL 2024, arXiv:2306.05424",
+)
+FILES = ("VideoInstruct100K.json", "VideoInstruct_Dataset.json")
+
+
+def rows(source: Path, videos: VideoFolder = ".") -> Iterator[Row | Drop]:
+    """One row a question."""
+    clips, asked = Videos(source, videos), Counter[str]()
+    yield from rows_of(read_json(source / first_file(source, FILES)), partial(build, clips=clips, asked=asked))
+
+
+def build(record: Record, clips: Videos, asked: Counter[str]) -> Row:
+    """The row of one question; its id is the video's and the number of the question about it, from 0."""
+    video = record.text("video_id")
+    name = f"video-chatgpt-{video}-{asked[video]}"
+    asked[video] += 1
+    return Row(question_sample(name, clips.part(video), record.text("q"), record.text("a")))
+
+
+if __name__ == "__main__":
+    recipe.main(ABOUT, rows)
