@@ -12,7 +12,6 @@ from avllm.data.recipe import Drop
 from avllm.data.recipe_files import RecipeError
 from avllm.data.schema import ImagePart, Sample, resolve
 
-
 NAMES = frozenset({"i", "christmas", "english", "french", "german", "spanish", "chinese", "african", "american"})
 """First words of captions that keep their capital."""
 

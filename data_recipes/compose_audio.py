@@ -1,0 +1,285 @@
+"""Sounds of two events, made of clips of one each, with captions that say the order and captions that do not fit.
+
+    python data_recipes/compose_audio.py SOURCE --output DIR [--workers 4] [--engine ray]
+
+SOURCE is a folder with a manifest of captioned sounds (or videos with sound), as `esc50.py`, `vggsound.py` and the
+other caption recipes write it. Two clips become, in turn:
+
+- `concat`: one behind the other, in both orders, as two files (a pair of the same events in another composition);
+- `overlay`: one while the other goes on, at a stated signal-to-noise ratio.
+
+Each wav (16-bit mono) gives a row that captions it (with before / after / then / while), a row that asks which caption
+fits, and, for two sounds in a row, one that asks for the second at which the later one begins. Captions that do not fit
+stand in `meta.negatives`: the same events in the wrong order or relation, and one event exchanged for another.
+
+Procedures: S. Ghosh et al., CompA (arXiv 2310.08753): composition-aware hard negatives, and audio composed from single
+events by templates; A. Sinha et al., TeminAL (arXiv 2408.09269): concatenation and overlay of single sounds, and
+inversion in time with the caption inverted; Y. Yuan et al., T-CLAP (arXiv 2404.17806): concatenated and mixed clips
+with captions in contrasting order. Silence around a clip's sound is cut off before, so that the stated times can be
+heard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from avllm.data import making, recipe
+from avllm.data.captioned import Captioned, captioned, clause, file_digest, licences, sentence
+from avllm.data.media import MediaError, load_audio
+from avllm.data.media_write import write_wav
+from avllm.data.recipe import Dataset, Drop, Row
+
+ABOUT = Dataset(
+    title="Composed sounds (made of your own clips)",
+    licence="that of the clips; each row names it",
+    size="three files for each two clips",
+    where="make a manifest of captioned sounds first: python data_recipes/esc50.py, vggsound.py, audiocaps.py, ...",
+    layout="*.jsonl  a manifest of captioned sounds of one event",
+    citation="CompA, arXiv 2310.08753; TeminAL, arXiv 2408.09269; T-CLAP, arXiv 2404.17806",
+)
+# {0} is heard first, {1} second.
+FORWARD = ("{0} before {1}", "{0}, then {1}", "{0}, followed by {1}", "{1} after {0}", "first {0} and afterwards {1}")
+TOGETHER = ("{0} while {1}", "{0} and, at the same time, {1}", "{0} at the same time as {1}")
+IN_FRONT = (*TOGETHER, "{0} over {1}", "{0}, with {1} in the background")  # one is clearly louder
+CLEARLY = 3.0  # decibels
+DESCRIBE = ("Describe what you hear.", "What do you hear, and in which order?", "Caption this recording.")
+CHOOSE = "Which description fits what you hear?"
+ONSET = "At which second do you begin to hear this: {}?"
+LOUDNESS = 0.1  # root mean square of an event, full scale 1
+PEAK = 0.98
+GATE_SECONDS = 0.01  # pieces in which silence is looked for
+
+
+@dataclass(frozen=True)
+class ComposeAudio:
+    """The job; see `rows` for the options."""
+
+    manifest: Path
+    seed: int
+    times: int
+    seconds: tuple[float, float]
+    gap: float
+    snrs: tuple[float, ...]
+    silence: float
+    rate: int
+    split: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All options, and the manifest's hash."""
+        options = asdict(self) | {"manifest": str(self.manifest)}
+        return {"job": "compose_audio", "version": 1, **options, "manifest_sha256": file_digest(self.manifest)}
+
+    def plan(self) -> Iterator[dict[str, Any] | Drop]:
+        """One task for two clips of unlike captions, and a third whose caption is exchanged for one of theirs."""
+        clips: list[Captioned] = []
+        for item in captioned(self.manifest, "sound"):
+            if isinstance(item, Drop):
+                yield item
+            else:
+                clips.append(item)
+        number = 0
+        for turn in range(self.times):
+            for first, second in pairs(clips, np.random.default_rng([self.seed, 0, turn])):
+                rng = np.random.default_rng([self.seed, 1, number])
+                others = {clause(c.caption) for c in (clips[i] for i in rng.integers(len(clips), size=8))}
+                others -= {clause(first.caption), clause(second.caption)}
+                draws = {"gap": round(rng.random(), 6), "place": round(rng.random(), 6)}
+                snr = self.snrs[int(rng.integers(len(self.snrs)))]
+                two = [asdict(first), asdict(second)]
+                yield {"number": number, "clips": two, "other": min(others, default=""), "snr": snr, **draws}
+                number += 1
+
+    def make(self, tasks: Sequence[dict[str, Any]], shard: making.Shard) -> Iterator[Row | Drop]:
+        """Write the three files of each task."""
+        for task in tasks:
+            events: list[np.ndarray] = []
+            for clip in task["clips"]:
+                x = self.event(clip)
+                if isinstance(x, Drop):
+                    yield x
+                else:
+                    events.append(x)
+            name = f"sound-{task['number']:06d}"
+            if len(events) < 2:
+                yield Drop("too_few_clips", name, f"{len(events)} of 2 clips could be used")
+                continue
+            rng = np.random.default_rng([self.seed, 2, task["number"]])
+            for made in self.compose(task, events):
+                write_wav(shard.folder / f"{name}-{made.tag}.wav", made.x, self.rate)
+                yield from (Row(sample, self.split) for sample in samples(f"{name}-{made.tag}", made, task, rng))
+
+    def event(self, clip: dict[str, Any]) -> np.ndarray | Drop:
+        """The sound of a clip without the silence around it, at the common loudness; float32 ``(S,)``."""
+        try:
+            found = load_audio(clip["path"], rate=self.rate, start=clip["start"], end=clip["end"])
+        except MediaError as error:
+            return Drop(error.reason, clip["where"], str(error))
+        assert found.sound is not None
+        x = audible(found.sound.x.numpy(), self.rate, self.silence)
+        if len(x) < self.seconds[0] * self.rate:
+            detail = f"{clip['path']}: {len(x) / self.rate:.2f} s of sound; at least {self.seconds[0]} s are needed"
+            return Drop("silent" if not len(x) else "too_short", clip["where"], detail)
+        return level(x[: round(self.seconds[1] * self.rate)], LOUDNESS)
+
+    def compose(self, task: dict[str, Any], events: list[np.ndarray]) -> Iterator[Made]:
+        """Both orders, and one over the other."""
+        gap = round(task["gap"] * self.gap * self.rate)
+        for tag, order in (("ab", (0, 1)), ("ba", (1, 0))):
+            yield in_a_row([events[i] for i in order], order, gap, self.rate, tag)
+        yield overlaid(events, task["snr"], task["place"], self.rate)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A composed sound.
+
+    Attributes:
+        tag: ``ab``, ``ba`` or ``on``.
+        x: float32 ``(S,)``.
+        order: which of the two clips is heard first; of an overlay, which one is in front.
+        spans: seconds (start, end) of the first and the second of ``order``.
+        snr: of an overlay, decibels of the front over the other.
+    """
+
+    tag: str
+    x: np.ndarray
+    order: tuple[int, ...]
+    spans: list[tuple[float, float]]
+    snr: float | None = None
+
+
+def pairs(clips: Sequence[Captioned], rng: np.random.Generator) -> Iterator[tuple[Captioned, Captioned]]:
+    """The clips in random order, two by two, never two of the same caption; each is used once at most."""
+    waiting: list[Captioned] = []
+    for i in rng.permutation(len(clips)):
+        caption = clause(clips[i].caption).lower()
+        partner = next((k for k, other in enumerate(waiting) if clause(other.caption).lower() != caption), None)
+        if partner is None:
+            waiting.append(clips[i])
+        else:
+            yield waiting.pop(partner), clips[i]
+
+
+def audible(x: np.ndarray, rate: int, decibels: float) -> np.ndarray:
+    """A sound without the beginning and the end that are ``decibels`` below its loudest piece of 10 ms."""
+    size = max(1, round(GATE_SECONDS * rate))
+    whole = len(x) // size * size
+    power = np.square(x[:whole].reshape(-1, size)).mean(1)  # (pieces,)
+    if not whole or power.max() <= 0:
+        return x[:0]
+    loud = np.flatnonzero(power > power.max() * 10 ** (decibels / 10))
+    return x[loud[0] * size : (loud[-1] + 1) * size]
+
+
+def level(x: np.ndarray, rms: float) -> np.ndarray:
+    """A sound scaled to a root mean square."""
+    return (x * (rms / math.sqrt(float(np.square(x, dtype=np.float64).mean())))).astype(np.float32)
+
+
+def below_peak(x: np.ndarray) -> np.ndarray:
+    """A sound made softer as a whole where it would clip, so that its parts keep their ratio."""
+    return x * min(1.0, PEAK / max(1e-9, float(np.abs(x).max())))
+
+
+def in_a_row(events: list[np.ndarray], order: tuple[int, ...], gap: int, rate: int, tag: str) -> Made:
+    """Two sounds, ``gap`` samples of silence between them."""
+    first, second = events
+    x = np.concatenate([first, np.zeros(gap, np.float32), second])
+    start = len(first) + gap
+    return Made(tag, below_peak(x), order, [(0.0, len(first) / rate), (start / rate, len(x) / rate)])
+
+
+def overlaid(events: list[np.ndarray], snr: float, place: float, rate: int) -> Made:
+    """The shorter sound somewhere over the longer one, ``snr`` decibels louder, each measured over its own length."""
+    front, back = sorted((0, 1), key=lambda i: (len(events[i]), i))
+    voice, ground = events[front], events[back]
+    start = round(place * (len(ground) - len(voice)))
+    x = ground.copy()
+    x[start : start + len(voice)] += voice * 10 ** (snr / 20)
+    spans = [(start / rate, (start + len(voice)) / rate), (0.0, len(ground) / rate)]
+    return Made("on", below_peak(x), (front, back), spans, snr)
+
+
+def captions(made: Made, task: dict[str, Any], rng: np.random.Generator) -> tuple[str, list[str]]:
+    """A caption that fits, and those that do not."""
+    first, second = (clause(task["clips"][i]["caption"]) for i in made.order)
+    together = IN_FRONT if (made.snr or 0.0) >= CLEARLY else TOGETHER
+    chosen = str(rng.choice(FORWARD if made.snr is None else together))
+    if made.snr is not None:
+        ordered = str(rng.choice(FORWARD))
+        wrong = [ordered.format(first, second), ordered.format(second, first)]
+    else:
+        wrong = [chosen.format(second, first), str(rng.choice(TOGETHER)).format(first, second)]
+    if task["other"]:
+        wrong.append(chosen.format(first, task["other"]))
+    return sentence(chosen.format(first, second)), [sentence(text) for text in wrong]
+
+
+def samples(name: str, made: Made, task: dict[str, Any], rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """The rows of a composed sound."""
+    clips = [task["clips"][i] for i in made.order]
+    caption, wrong = captions(made, task, rng)
+    events = [
+        {"start": start, "end": end, "caption": clip["caption"], "clip": clip["id"]}
+        for (start, end), clip in zip(made.spans, clips, strict=True)
+    ]
+    kind = "concat" if made.snr is None else "overlay"
+    meta: dict[str, Any] = {"events": events, "negatives": wrong}
+    meta |= {"pair": name.rsplit("-", 1)[0]} if made.snr is None else {"snr": made.snr}
+    shared = licences([clip["licence"] for clip in clips])
+
+    def row(tag: str, question: str, answer: str, **fields: Any) -> dict[str, Any]:
+        content = [{"type": "audio", "audio": f"{name}.wav"}, {"type": "text", "text": question}]
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        return {"id": f"{name}-{tag}", "kind": f"{kind}.{tag}", "messages": messages, **fields, **shared}
+
+    yield row("caption", str(rng.choice(DESCRIBE)), caption, meta=meta)
+    yield row("choice", CHOOSE, caption, choices=[str(c) for c in rng.permutation([caption, *wrong])], meta=meta)
+    if kind == "concat":
+        later = events[1]
+        answer = f"{later['start']:.2f}"
+        yield row(
+            "onset", ONSET.format(clause(later["caption"])), answer, seconds=later["start"], meta={"events": events}
+        )
+
+
+def rows(
+    source: Path,
+    *,
+    output: Path,
+    manifest: Annotated[str, typer.Option(help="The manifest in SOURCE.")] = "train.jsonl",
+    seed: Annotated[int, typer.Option(help="All that is random follows from it.")] = 0,
+    times: Annotated[int, typer.Option(min=1, help="How often each clip is used.")] = 1,
+    shortest: Annotated[float, typer.Option(help="Seconds of an event, at least.")] = 0.3,
+    longest: Annotated[float, typer.Option(help="Seconds of an event, at most; the rest is cut off.")] = 5.0,
+    gap: Annotated[float, typer.Option(min=0.0, help="Seconds of silence between two sounds, at most.")] = 0.5,
+    snr: Annotated[str, typer.Option(help="Decibels of the front over the other sound, drawn from these.")] = "0,5,10",
+    silence: Annotated[float, typer.Option(max=0.0, help="What counts as silence around a sound, decibels.")] = -40.0,
+    rate: Annotated[int, typer.Option(min=1000, help="Samples a second.")] = 32_000,
+    split: Annotated[str, typer.Option(help="Name of the manifest that is made.")] = "train",
+    engine: making.Engine = "local",
+    workers: making.Workers = 1,
+    shard_size: making.ShardSize = 64,
+) -> Iterator[Row | Drop]:
+    """Make the sounds, and give their rows."""
+    if not 0 < shortest <= longest:
+        raise recipe.RecipeError(f"seconds: at least {shortest}, at most {longest}; expected 0 < at least <= at most")
+    try:
+        snrs = tuple(float(text) for text in snr.split(","))
+    except ValueError as error:
+        raise recipe.RecipeError(f"--snr {snr!r}; expected decibels with commas between them: 0,5,10") from error
+    path = (source / manifest).resolve()
+    job = ComposeAudio(path, seed, times, (shortest, longest), gap, snrs, silence, rate, split)
+    yield from making.make(job, output, engine=engine, workers=workers, shard_size=shard_size)
+
+
+if __name__ == "__main__":
+    recipe.main(ABOUT, rows)

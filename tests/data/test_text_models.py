@@ -1,0 +1,336 @@
+"""Text models: real weights, a real server, rules; answers that are asked once and survive a kill."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_llm
+
+from avllm.data.append_only import AppendOnly, LockedError
+from avllm.data.text_answers import Answers, answer_key
+from avllm.data.text_models import Answer, HFModel, Prompt, RuleModel, TextModelError, load_text_model, spoken
+from avllm.data.text_server import ServerModel
+
+PROMPTS = [Prompt(text) for text in ("red", "is it a low sound ?", "describe the clip", "what colour is it and")]
+Reply = Callable[[dict[str, Any], int], tuple[int, Any]]
+"""(request, how often this prompt came before) -> (status, JSON or text)."""
+
+
+class Server:
+    """A real server on this machine whose replies a test decides; it keeps what it was asked."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply, self.requests, self.headers = reply, [], []
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                outer.answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        with self._lock:
+            before = sum(r["messages"] == request["messages"] for r in self.requests)
+            self.requests.append(request)
+            self.headers.append(dict(handler.headers))
+            self.now += 1
+            self.most = max(self.most, self.now)
+        status, body = self.reply(request, before)
+        with self._lock:
+            self.now -= 1
+        data = (body if isinstance(body, str) else json.dumps(body)).encode()
+        try:
+            handler.send_response(status)
+            handler.send_header("Content-Length", str(len(data)))
+            if status == 429:
+                handler.send_header("Retry-After", "0")
+            handler.end_headers()
+            handler.wfile.write(data)
+        except OSError:
+            pass  # the client's time was out
+
+
+def said(text: str, finish: str = "stop") -> dict[str, Any]:
+    return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
+
+
+def echo(request: dict[str, Any], _: int) -> tuple[int, Any]:
+    return 200, said(f"heard: {request['messages'][-1]['content']}")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., tuple[Server, ServerModel]]]:
+    servers: list[Server] = []
+
+    def start(reply: Reply, **options: Any) -> tuple[Server, ServerModel]:
+        servers.append(Server(reply))
+        return servers[-1], ServerModel(servers[-1].url, "m", **{"pause": 0.01, "attempts": 3, **options})
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def test_the_first_rule_that_fits_answers() -> None:
+    model = RuleModel([(r"a (\w+) barks", r"Barking of a \1."), ("barks", "Barking.")], otherwise="FAILURE")
+    asked = [Prompt("a hound barks"), Prompt("it barks"), Prompt("rain")]
+    assert [a.text for a in model.answer(asked)] == ["Barking of a hound.", "Barking.", "FAILURE"]
+
+
+def test_what_a_model_thought_is_no_part_of_its_answer() -> None:
+    assert spoken("<think>a dog?\nyes</think>\n A dog. ") == "A dog."
+    assert spoken("It said <think> loudly.") == "It said <think> loudly."
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLM that ends some of its answers: a token that it likes to say counts as an end."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    folder = make_llm(tmp_path_factory.mktemp("llm"))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    said = plain(model, tokenizer, PROMPTS[0])
+    late = next(token for place, token in enumerate(said) if place >= 2 and token not in said[:place])
+    model.generation_config.eos_token_id = [2, late]
+    model.save_pretrained(folder)
+    return folder
+
+
+def plain(model: Any, tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Ids of a greedy answer, by the shortest way there is."""
+    text = tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    return model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+
+
+def test_answers_in_a_batch_are_those_of_plain_generation(llm: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(llm), AutoTokenizer.from_pretrained(llm)
+    ends = model.generation_config.eos_token_id
+    expected = []
+    for prompt in PROMPTS:
+        ids = plain(model, tokenizer, prompt)
+        expected.append(tokenizer.decode(ids, skip_special_tokens=True).strip() if set(ids) & set(ends) else None)
+    found = HFModel(str(llm), max_new_tokens=12, batch_size=3).answer(PROMPTS)
+    assert [None if a.reason == "cut_off" else a.text for a in found] == expected
+    assert any(expected)
+    assert HFModel(str(llm), max_new_tokens=12, batch_size=1).answer(PROMPTS) == found
+
+
+def test_a_prompt_that_does_not_fit_is_told_and_the_others_are_answered(tmp_path: Path) -> None:
+    folder = make_llm(tmp_path / "llm", max_position_embeddings=24)
+    model = HFModel(str(folder), max_new_tokens=4, batch_size=2)
+    long, short = model.answer([Prompt("red " * 40), Prompt("red")])
+    assert (long.reason, short.reason) == ("prompt_too_long", "cut_off")
+    assert "24 positions" in long.detail
+
+
+def test_an_hf_model_is_known_by_its_weights(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    one = HFModel(str(make_llm(tmp_path / "one"))).identity
+    two = HFModel(str(make_llm(tmp_path / "two"))).identity
+    assert one["sha256"] != two["sha256"]
+    assert {**one, "sha256": 0, "name": 0} == {**two, "sha256": 0, "name": 0}
+
+
+def test_an_hf_model_without_template_or_without_a_folder_is_refused(tmp_path: Path) -> None:
+    folder = make_llm(tmp_path / "llm")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(TextModelError, match="no chat template"):
+        HFModel(str(folder)).answer(PROMPTS)
+    with pytest.raises(TextModelError, match="expected a folder or a hub name"):
+        HFModel(str(tmp_path / "nothing")).answer(PROMPTS)
+
+
+def test_a_server_is_asked_several_at_a_time_and_answers_in_order(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "secret")
+
+    def slow(request: dict[str, Any], before: int) -> tuple[int, Any]:
+        time.sleep(0.05)
+        return echo(request, before)
+
+    server, model = serve(slow, batch_size=4, key_variable="A_KEY", extra={"top_p": 1, "seed": None})
+    found = model.answer([Prompt(str(i), system="be brief") for i in range(8)])
+    assert [a.text for a in found] == [f"heard: {i}" for i in range(8)]
+    assert server.most == 4
+    assert server.requests[0]["messages"][0] == {"role": "system", "content": "be brief"}
+    assert {k: server.requests[0].get(k) for k in ("model", "temperature", "top_p", "seed")} == {
+        "model": "m", "temperature": 0, "top_p": 1, "seed": None,
+    }  # fmt: skip
+    assert all(headers["Authorization"] == "Bearer secret" for headers in server.headers)
+    assert "secret" not in json.dumps(model.identity)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_what_passes_is_tried_again(serve: Any, status: int) -> None:
+    server, model = serve(lambda request, before: echo(request, before) if before == 2 else (status, "busy"))
+    assert model.answer([Prompt("a")])[0].text == "heard: a"
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_is_silent_too_long_is_asked_again(serve: Any) -> None:
+    def late(request: dict[str, Any], before: int) -> tuple[int, Any]:
+        if before == 0:
+            time.sleep(0.6)
+        return echo(request, before)
+
+    server, model = serve(late, timeout=0.3)
+    assert model.answer([Prompt("a")])[0].text == "heard: a"
+    assert len(server.requests) == 2
+
+
+def test_a_server_that_stays_away_stops_the_job(serve: Any) -> None:
+    server, model = serve(lambda *_: (503, "overloaded"))
+    with pytest.raises(TextModelError, match=r"did not answer in 3 attempts; the last one: status 503: overloaded"):
+        model.answer([Prompt("a")])
+    assert len(server.requests) == 3
+    gone, model = serve(echo, attempts=2)
+    gone.http.server_close()
+    with pytest.raises(TextModelError, match=r"2 attempts.*Is the server up"):
+        model.answer([Prompt("a")])
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (400, {"error": {"code": "content_filter", "message": "no"}}, "refused"),
+        (400, {"error": {"message": "This model's maximum context length is 8 tokens"}}, "prompt_too_long"),
+        (200, said("half an ans", "length"), "cut_off"),
+        (200, said("", "content_filter"), "refused"),
+        (200, {"choices": [{"message": {"content": None, "refusal": "I won't"}, "finish_reason": "stop"}]}, "refused"),
+    ],
+)
+def test_a_prompt_without_an_answer_has_a_reason(serve: Any, status: int, body: Any, reason: str) -> None:
+    server, model = serve(lambda *_: (status, body))
+    (found,) = model.answer([Prompt("a")])
+    assert (found.text, found.reason) == ("", reason)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (401, "bad key", "status 401: bad key"),
+        (404, "no model m", "status 404"),
+        (400, {"error": {"message": "max_tokens is not supported"}}, "max_tokens is not supported"),
+        (200, "<html>a portal</html>", "a portal.*expected the JSON"),
+        (200, {"choices": []}, "expected the JSON"),
+    ],
+)
+def test_what_would_fail_for_every_prompt_stops_the_job(serve: Any, status: int, body: Any, words: str) -> None:
+    server, model = serve(lambda *_: (status, body))
+    with pytest.raises(TextModelError, match=words):
+        model.answer([Prompt("a")])
+    assert len(server.requests) == 1
+
+
+def test_short_names_make_models_and_mistakes_are_told(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("rules: [[dog, A dog.]]\notherwise: FAILURE\n")
+    assert load_text_model(f"rules:{rules}").answer([Prompt("dog")]) == [Answer("A dog.")]
+    settings = tmp_path / "model.yaml"
+    settings.write_text("{type: server, url: 'http://127.0.0.1:9/v1/', model: m, identity: lab, attempts: 2}\n")
+    found = load_text_model(str(settings))
+    assert found.identity["server"] == "lab"
+    assert load_text_model("http://127.0.0.1:9/v1#m").identity["model"] == "m"
+    assert load_text_model("hf:some/name").identity["name"] == "some/name"
+    settings.write_text("{type: hf, name: x, temperature: 1}\n")
+    for name, words in {
+        "gpt": "expected hf:NAME",
+        "http://127.0.0.1:9/v1": "no model named",
+        "rules:nothing.yaml": "is not there",
+        str(settings): "unexpected keyword argument 'temperature'",
+    }.items():
+        with pytest.raises(TextModelError, match=words):
+            load_text_model(name)
+
+
+class Counting(RuleModel):
+    """Rules that count what they are asked."""
+
+    batch_size = 2
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__([("(.+)", r"\1!")], **options)
+        self.asked: list[str] = []
+
+    def answer(self, prompts: Any) -> list[Answer]:
+        self.asked += [p.user for p in prompts]
+        if any(p.user == "down" for p in prompts):
+            raise TextModelError("the server is down")
+        return super().answer(prompts)
+
+
+def test_nothing_is_asked_twice(tmp_path: Path) -> None:
+    prompts = [Prompt(t) for t in ("a", "b", "a", "c")]
+    model = Counting()
+    found = Answers(tmp_path).ask(model, prompts, "one")
+    assert [a.text for a in found] == ["a!", "b!", "a!", "c!"]
+    assert model.asked == ["a", "b", "c"]
+    again = Counting()
+    assert Answers(tmp_path).ask(again, [*prompts, Prompt("d")], "two") == [*found, Answer("d!")]
+    assert again.asked == ["d"]
+    other = Counting(otherwise="another model")
+    Answers(tmp_path).ask(other, prompts, "one")
+    assert other.asked == ["a", "b", "c"]
+
+
+def test_keys_tell_prompts_models_and_settings_apart() -> None:
+    models = [RuleModel([]), RuleModel([], "x"), HFModel("a/b"), HFModel("a/b", max_new_tokens=9)]
+    prompts = [Prompt("a"), Prompt("a", system="s"), Prompt("b")]
+    assert len({answer_key(m, p) for m in models for p in prompts}) == 12
+
+
+def test_what_was_answered_before_a_failure_or_a_kill_is_kept(tmp_path: Path) -> None:
+    prompts = [Prompt(t) for t in ("a", "b", "down")]
+    with pytest.raises(TextModelError, match="is down"):
+        Answers(tmp_path).ask(Counting(), prompts, "one")
+    with (tmp_path / "one.jsonl").open("ab") as file:
+        file.write(b'{"key": "half a ro')  # as a kill leaves it
+    model = Counting()
+    found = Answers(tmp_path).ask(model, [Prompt(t) for t in ("a", "b", "c")], "one")
+    assert model.asked == ["c"]
+    assert [a.text for a in found] == ["a!", "b!", "c!"]
+    assert [json.loads(line)["text"] for line in (tmp_path / "one.jsonl").open()] == ["a!", "b!", "c!"]
+
+
+def test_failures_are_kept_with_their_reasons(tmp_path: Path, serve: Any) -> None:
+    server, model = serve(lambda *_: (200, said("half", "length")))
+    first = Answers(tmp_path).ask(model, [Prompt("a")], "one")
+    assert Answers(tmp_path).ask(model, [Prompt("a")], "one") == first
+    assert first[0].reason == "cut_off"
+    assert len(server.requests) == 1
+
+
+def test_one_process_writes_a_file_and_opening_cuts_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(b"whole\nhalf")
+    with AppendOnly(path) as file:
+        assert file.count == 1
+        with pytest.raises(LockedError, match="another process"):
+            AppendOnly(path)
+    assert path.read_bytes() == b"whole\nhalf"
+    with AppendOnly(path) as file:
+        file.append([{"a": "ä"}])
+    assert path.read_bytes() == 'whole\n{"a": "ä"}\n'.encode()
