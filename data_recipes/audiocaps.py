@@ -66,8 +66,10 @@ def whole_rows(table: Path) -> Iterator[Record | Drop]:
     for record in read_csv(table, COLUMNS, ragged=True):
         if record.problem and held is not None and not record["audiocap_id"].isdigit():
             held["caption"] = f"{held['caption']} {','.join(record.values())}"
-        elif record.problem or not record.text("caption"):
-            yield Drop("malformed_row" if record.problem else "empty_caption", record.where, record.problem)
+        elif record.problem or not record.text("start_time").isdigit():
+            yield Drop("malformed_row", record.where, record.problem or "start_time is no number of seconds")
+        elif not record.text("caption"):
+            yield Drop("empty_caption", record.where, record.text("youtube_id"))
         else:
             if held is not None:
                 yield held
@@ -87,8 +89,8 @@ def clip_rows(name: str, records: list[Record], sounds: dict[str, str], split: s
 
 def sound_of(record: Record, sounds: dict[str, str]) -> str:
     """The clip's file, under whichever of the names in use, else the name that it should have."""
-    video, start = record.text("youtube_id"), record.number("start_time")
-    spans = [f"{video}_{start:.3f}_{start + SECONDS:.3f}", f"{video}_{start:.0f}"]
+    video, start = record.text("youtube_id"), int(record.text("start_time"))
+    spans = [f"{video}_{start}.000_{start + SECONDS}.000", f"{video}_{start}"]
     stems = [f"Y{video}", video, *spans, *(f"Y{span}" for span in spans), record.text("audiocap_id")]
     return next((sounds[stem] for stem in stems if stem in sounds), f"audio/Y{video}.wav")
 

@@ -11,10 +11,11 @@ split's name. Paper: K. Drossos et al., Clotho: an Audio Captioning Dataset, ICA
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Row, caption_samples, first_file, read_csv
+from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, first_file, read_csv, rows_of
 
 ABOUT = Dataset(
     title="Clotho 2.1",
@@ -60,18 +61,21 @@ def licences(source: Path, name: str) -> dict[str, str]:
 
 def split_rows(source: Path, table: Path, name: str, split: str) -> Iterator[Row | Drop]:
     """The rows of one split."""
-    licence = licences(source, name)
-    for record in read_csv(table, ("file_name", *CAPTIONS)):
-        file = record["file_name"]  # as it stands, spaces included
-        captions = [text for key in CAPTIONS if (text := record.text(key))]
-        if not captions:
-            yield Drop("empty_caption", record.where, file)
-            continue
-        path = first_file(source, [f"{folder}{name}/{file}" for folder in FOLDERS])
-        own = {"licence": licence[file]} if licence.get(file) else {}
-        sample_id = f"clotho-{name}-{Path(file).stem.strip()}"
-        for sample in caption_samples(sample_id, {"type": "audio", "audio": path}, captions, split == "train"):
-            yield Row(sample | own, split)
+    build = partial(sound_rows, source=source, name=name, split=split, licence=licences(source, name))
+    yield from rows_of(read_csv(table, ("file_name", *CAPTIONS)), build)
+
+
+def sound_rows(record: Record, source: Path, name: str, split: str, licence: dict[str, str]) -> list[Row] | Drop:
+    """The rows of one sound, or why it is left out."""
+    file = record["file_name"]  # as it stands, spaces included
+    captions = [text for key in CAPTIONS if (text := record.text(key))]
+    if not captions:
+        return Drop("empty_caption", record.where, file)
+    path = first_file(source, [f"{folder}{name}/{file}" for folder in FOLDERS])
+    own = {"licence": licence[file]} if licence.get(file) else {}
+    sample_id = f"clotho-{name}-{Path(file).stem.strip()}"
+    samples = caption_samples(sample_id, {"type": "audio", "audio": path}, captions, split == "train")
+    return [Row(sample | own, split) for sample in samples]
 
 
 if __name__ == "__main__":

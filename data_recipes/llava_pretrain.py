@@ -12,13 +12,14 @@ Paper: H. Liu et al., Visual Instruction Tuning, NeurIPS 2023, arXiv:2304.08485.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, caption_messages, first_file, read_json
+from avllm.data.recipe import Dataset, Drop, Record, Row, caption_messages, first_file, read_json, rows_of
 
 ABOUT = Dataset(
     title="LLaVA-Pretrain, CC3M-595K",
@@ -39,33 +40,29 @@ def rows(
     own_prompts: Annotated[bool, typer.Option("--own-prompts", help="Ask as in the other caption sets.")] = False,
 ) -> Iterator[Row | Drop]:
     """One row a picture."""
-    for record in read_json(source / first_file(source, ("blip_laion_cc_sbu_558k.json", "chat.json"))):
-        turns = conversation(record)
-        if isinstance(turns, Drop):
-            yield turns
-            continue
-        question, caption = turns
-        image = record.text("image")
-        part = {"type": "image", "image": first_file(source, (f"images/{image}", image))}
-        name = f"llava-pretrain-{record.text('id')}"
-        messages = caption_messages(part, caption, name) if own_prompts else authors_messages(part, question, caption)
-        yield Row({"id": name, "messages": messages})
+    records = read_json(source / first_file(source, ("blip_laion_cc_sbu_558k.json", "chat.json")))
+    yield from rows_of(records, partial(picture_row, source=source, own_prompts=own_prompts))
 
 
-def conversation(record: Record) -> tuple[str, str] | Drop:
-    """(question with its ``<image>``, caption), or why the row cannot be used."""
-    turns = record.array("conversations")
-    if [turn.get("from") for turn in turns] != ["human", "gpt"] or MARK not in turns[0]["value"]:
+def picture_row(record: Record, source: Path, own_prompts: bool) -> Row | Drop:
+    """The row of one picture, or why it is left out."""
+    turns = [Record(turn, record.where) for turn in record.array("conversations")]
+    if [turn.text("from") for turn in turns] != ["human", "gpt"] or MARK not in turns[0].text("value"):
         return Drop("not_one_caption", record.where, "expected a human turn with <image> and a gpt turn")
-    if not turns[1]["value"].strip():
+    question, caption = (turn.text("value") for turn in turns)
+    if not caption:
         return Drop("empty_caption", record.where, record.text("id"))
-    return turns[0]["value"], turns[1]["value"].strip()
+    image = record.text("image")
+    part = {"type": "image", "image": first_file(source, (f"images/{image}", image))}
+    name = f"llava-pretrain-{record.text('id')}"
+    messages = caption_messages(part, caption, name) if own_prompts else authors_messages(part, question, caption)
+    return Row({"id": name, "messages": messages})
 
 
 def authors_messages(part: dict[str, Any], question: str, caption: str) -> list[dict[str, Any]]:
     """The authors' question, with the picture where they put it."""
     text = {"type": "text", "text": question.replace(MARK, "").strip()}
-    content = [part, text] if question.lstrip().startswith(MARK) else [text, part]
+    content = [part, text] if question.startswith(MARK) else [text, part]
     return [{"role": "user", "content": content}, {"role": "assistant", "content": caption}]
 
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, files_by_stem, read_json
+from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, files_by_stem, read_json, rows_of
 
 ABOUT = Dataset(
     title="VALOR-32K, VALOR-1M",
@@ -50,20 +51,19 @@ def rows(
     videos = files_by_stem(source, source, SUFFIXES)
     for name, split in files.items():
         if split == "train" or (source / name).is_file():
-            for record in read_json(source / name):
-                yield from clip_rows(record, videos, split)
+            yield from rows_of(read_json(source / name), partial(clip_rows, videos=videos, split=split))
 
 
-def clip_rows(record: Record, videos: dict[str, str], split: str) -> Iterator[Row | Drop]:
-    """The rows of one clip."""
+def clip_rows(record: Record, videos: dict[str, str], split: str) -> list[Row] | Drop:
+    """The rows of one clip, or why it is left out."""
     name = record.text("video_id")
     captions = captions_of(record)
     if not captions:
-        yield Drop("empty_caption", record.where, name)
-        return
-    part = video_part(name, videos)
-    for sample in caption_samples(f"valor-{name}", part, captions, split == "train", about="audiovisual"):
-        yield Row(sample, split)
+        return Drop("empty_caption", record.where, name)
+    samples = caption_samples(
+        f"valor-{name}", video_part(name, videos), captions, split == "train", about="audiovisual"
+    )
+    return [Row(sample, split) for sample in samples]
 
 
 def captions_of(record: Record) -> list[str]:

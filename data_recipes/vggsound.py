@@ -11,13 +11,14 @@ folder. Paper: H. Chen et al., VGGSound: A Large-scale Audio-Visual Dataset, ICA
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, files_by_stem, read_csv
+from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, files_by_stem, read_csv, rows_of
 
 ABOUT = Dataset(
     title="VGGSound",
@@ -46,8 +47,8 @@ def rows(
     table = source / "vggsound.csv"
     clips = files_by_stem(source, source, (".mp4", ".mkv", ".webm"))
     classes = sorted({record.text("label") for record in read_csv(table, COLUMNS, header=False)}) if choices else []
-    for record in read_csv(table, COLUMNS, header=False):
-        yield clip_row(record, clips, media, classes)
+    build = partial(clip_row, clips=clips, media=media, classes=classes)
+    yield from rows_of(read_csv(table, COLUMNS, header=False), build)
 
 
 def clip_row(record: Record, clips: dict[str, str], media: Media, classes: list[str]) -> Row | Drop:

@@ -13,13 +13,24 @@ WavCaps, TASLP 2024, arXiv:2303.17395.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, caption_samples, files_by_stem, read_json
+from avllm.data.recipe import (
+    Dataset,
+    Drop,
+    RecipeError,
+    Record,
+    Row,
+    caption_samples,
+    files_by_stem,
+    read_json,
+    rows_of,
+)
 
 ABOUT = Dataset(
     title="WavCaps",
@@ -62,8 +73,8 @@ def rows(
         sounds: dict[str, str] = {}
         for folder in sorted([*source.glob(f"**/{name}_flac"), *source.glob(f"audio/{name}")]):
             sounds.update(files_by_stem(folder, source, (".flac", ".wav")))
-        for record in read_json(table, "data"):
-            yield sound_row(record, name, sounds, listed, max_seconds)
+        build = partial(sound_row, name=name, sounds=sounds, listed=listed, max_seconds=max_seconds)
+        yield from rows_of(read_json(table, "data"), build)
 
 
 def blacklist(source: Path, exclude: Exclude, key: str) -> set[str]:

@@ -11,13 +11,14 @@ Time: A Joint Video and Image Encoder for End-to-End Retrieval, ICCV 2021, arXiv
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Row, caption_samples, first_file, read_csv
+from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, first_file, read_csv, rows_of
 
 ABOUT = Dataset(
     title="WebVid",
@@ -31,6 +32,7 @@ ABOUT = Dataset(
     """,
     citation="Bain et al., Frozen in Time, ICCV 2021, arXiv:2104.00650",
 )
+COLUMNS = ("videoid", "page_dir", "name")
 SPLITS = {"train": "train", "val": "validation"}
 
 
@@ -43,22 +45,19 @@ def rows(
         file = f"results_{subset}_{name}.csv"
         table = source / first_file(source, (file, f"metadata/{file}"))
         if split == "train" or table.is_file():
-            yield from table_rows(source, table, split)
+            yield from rows_of(read_csv(table, COLUMNS), partial(clip_row, source=source, split=split))
 
 
-def table_rows(source: Path, table: Path, split: str) -> Iterator[Row | Drop]:
-    """The rows of one file."""
-    for record in read_csv(table, ("videoid", "page_dir", "name")):
-        video, page, caption = record.text("videoid"), record.text("page_dir"), record.text("name")
-        if not page:
-            yield Drop("no_page_dir", record.where, video)
-        elif not caption:
-            yield Drop("empty_caption", record.where, video)
-        else:
-            path = first_file(source, (f"videos/{page}/{video}.mp4", f"{page}/{video}.mp4"))
-            part = {"type": "video", "video": path}
-            for sample in caption_samples(f"webvid-{video}", part, [caption], split == "train"):
-                yield Row(sample, split)
+def clip_row(record: Record, source: Path, split: str) -> Row | Drop:
+    """The row of one clip, or why it is left out."""
+    video, page, caption = record.text("videoid"), record.text("page_dir"), record.text("name")
+    if not page:
+        return Drop("no_page_dir", record.where, video)
+    if not caption:
+        return Drop("empty_caption", record.where, video)
+    path = first_file(source, (f"videos/{page}/{video}.mp4", f"{page}/{video}.mp4"))
+    (sample,) = caption_samples(f"webvid-{video}", {"type": "video", "video": path}, [caption], split == "train")
+    return Row(sample, split)
 
 
 if __name__ == "__main__":

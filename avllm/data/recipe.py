@@ -41,7 +41,7 @@ from avllm.data.manifest import describe
 from avllm.data.recipe_about import Dataset, check_layout
 from avllm.data.recipe_captions import caption_messages, caption_prompt, caption_samples
 from avllm.data.recipe_files import RecipeError, Record, files_by_stem, open_text, read_csv, read_json, read_jsonl
-from avllm.data.schema import Sample
+from avllm.data.schema import RowError, Sample
 
 __all__ = [
     "Dataset",
@@ -61,6 +61,7 @@ __all__ = [
     "read_csv",
     "read_json",
     "read_jsonl",
+    "rows_of",
 ]
 
 MEDIA = ("video", "audio", "image")
@@ -103,6 +104,25 @@ class Report:
             "missing_files": self.missing_files,
             "numbered_ids": self.numbered_ids,
         }
+
+
+def rows_of(
+    records: Iterable[Record], build: Callable[[Record], Row | Drop | Iterable[Row | Drop]]
+) -> Iterator[Row | Drop]:
+    """What ``build`` makes of each record: a row, a drop, or several.
+
+    A record with which it raises an error is a drop: ``malformed_row`` of a ``RecipeError`` (a field is absent or of
+    another type), the reason of a ``RowError``.
+    """
+    for record in records:
+        try:
+            made = build(record)
+            found = [made] if isinstance(made, (Row, Drop)) else list(made)
+        except RowError as error:
+            found = [Drop(error.reason, record.where, error.detail)]
+        except RecipeError as error:
+            found = [Drop("malformed_row", record.where, str(error))]
+        yield from found
 
 
 def first_file(source: Path, names: Iterable[str]) -> str:
@@ -160,11 +180,13 @@ class _Maker:
         self.report = Report()
         self.ids: set[str] = set()
         self.missing: set[str] = set()
+        self.first: Drop | None = None
         self.to_source = _relative(self.source, output.folder)
 
     def drop(self, drop: Drop) -> None:
         """Count and write down what is left out."""
         self.report.dropped[drop.reason] += 1
+        self.first = self.first or drop
         self.output.line("dropped.jsonl", asdict(drop))
 
     def row(self, row: Row) -> None:
@@ -187,6 +209,13 @@ class _Maker:
             message["content"] = [self.part(p) if p["type"] in MEDIA else p for p in message["content"]]
         self.output.line(f"{row.split}.jsonl", data)
         self.report.rows[row.split] += 1
+
+    def why_not(self) -> str:
+        """What was dropped, when all was."""
+        if self.first is None:
+            return "; nothing was there"
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.report.dropped.items()))
+        return f"; left out: {counts}; the first: {self.first.where}: {self.first.detail or self.first.reason}"
 
     def note_missing(self, paths: list[str]) -> None:
         """Write each missing file down once."""
@@ -259,9 +288,7 @@ def make(
             if limit is not None and kept >= limit:
                 break
         if not maker.report.rows:
-            raise RecipeError(
-                f"{source}: no row was kept; left out: {dict(maker.report.dropped) or 'nothing was there'}"
-            )
+            raise RecipeError(f"{source}: no row was kept{maker.why_not()}")
         maker.output.finish(account(about, name, rows, options | {"limit": limit}, maker.report))
     return maker.report
 

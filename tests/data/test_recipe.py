@@ -15,11 +15,23 @@ import typer
 
 from avllm.data import recipe, recipe_files
 from avllm.data.manifest import read_manifest
-from avllm.data.recipe import Dataset, Drop, RecipeError, Report, Row, make, read_csv, read_json, read_jsonl
+from avllm.data.recipe import (
+    Dataset,
+    Drop,
+    RecipeError,
+    Record,
+    Report,
+    Row,
+    make,
+    read_csv,
+    read_json,
+    read_jsonl,
+    rows_of,
+)
 from avllm.data.recipe_about import check_layout
 from avllm.data.recipe_captions import PROMPTS, caption_messages, caption_prompt, caption_samples
 from avllm.data.recipe_table import page, read_about
-from avllm.data.schema import resolve
+from avllm.data.schema import RowError, resolve
 
 ABOUT = Dataset(
     title="Clips",
@@ -161,8 +173,10 @@ def test_another_recipes_folder_is_refused(write: Callable[..., Path], tmp_path:
 
 
 def test_nothing_kept_is_an_error_that_says_why(write: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no row was kept; left out: \{'empty_caption': 1\}"):
+    with pytest.raises(RecipeError, match=r"no row was kept; left out: 1 empty_caption; the first: clips\.jsonl:1: a"):
         run(write(line("a", caption=" ")), tmp_path / "out")
+    with pytest.raises(RecipeError, match="no row was kept; nothing was there"):
+        run(write(), tmp_path / "out")
     assert not (tmp_path / "out" / "recipe.json").exists()
 
 
@@ -217,6 +231,22 @@ def test_a_recipe_that_writes_media_is_given_the_output_folder(write: Callable[.
     (sample,) = read_manifest(tmp_path / "out" / "train.jsonl")
     assert sample.media[0].path == "made.wav"
     assert [p.name for p in recipe.own_options(made)] == []
+
+
+def test_what_is_wrong_with_one_record_is_a_drop() -> None:
+    records = [Record({"n": n}, f"f:{n}") for n in (1, "x", 3, 4)]
+
+    def build(record: Record) -> Row | Drop | list[Row | Drop]:
+        number = int(record.number("n"))
+        if number == 3:
+            raise RowError("odd", "it is three")
+        return Drop("even", record.where) if number == 4 else [Row({"id": "a"}), Row({"id": "b"})]
+
+    found = list(rows_of(records, build))
+    assert found[:2] == [Row({"id": "a"}), Row({"id": "b"})]
+    assert found[3:] == [Drop("odd", "f:3", "it is three"), Drop("even", "f:4")]
+    assert isinstance(found[2], Drop)
+    assert (found[2].reason, found[2].where) == ("malformed_row", "f:x")
 
 
 # Readers
