@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from avllm.config import ModelConfig
+
 
 class AVConfig(PretrainedConfig):
     """Configuration of :class:`~avllm.models.modeling_avllm.AVLLM`.
@@ -52,6 +54,28 @@ class AVConfig(PretrainedConfig):
         self.system = system
         self.media_text = media_text or {}
         super().__init__(**kwargs)
+
+    @classmethod
+    def of(
+        cls,
+        description: ModelConfig,
+        llm: dict[str, Any],
+        encoders: dict[str, dict[str, Any]],
+        media_token_ids: dict[str, int],
+    ) -> AVConfig:
+        """The config of what a preset's ``model`` section describes; ``llm`` and ``encoders`` are records of parts."""
+        return cls(
+            llm=llm,
+            encoders=dict(encoders),
+            connector=description.connector,
+            layout=description.layout,
+            sampling=description.sampling.model_dump(),
+            media_token_ids=media_token_ids,
+            # An encoder that was made from a config alone exists nowhere else.
+            trained=["connector", *(f"encoders.{s}" for s, r in encoders.items() if r["name"] is None)],
+            system=description.system,
+            media_text={str(k): v for k, v in description.media_text.items()},
+        )
 
 
 AutoConfig.register(AVConfig.model_type, AVConfig)

@@ -99,18 +99,7 @@ class AVLLM(PreTrainedModel):
         records: dict[str, dict[str, Any]] = {}
         for stream, spec in description.encoders.items():
             encoders[stream], records[stream] = load_encoder(stream, spec)
-        config = AVConfig(
-            llm=llm_record,
-            encoders=dict(records),
-            connector=description.connector,
-            layout=description.layout,
-            sampling=description.sampling.model_dump(),
-            media_token_ids=media_token_ids,
-            # An encoder that was made from a config alone exists nowhere else.
-            trained=["connector", *(f"encoders.{s}" for s, r in records.items() if r["name"] is None)],
-            system=description.system,
-            media_text={str(k): v for k, v in description.media_text.items()},
-        )
+        config = AVConfig.of(description, llm_record, records, media_token_ids)
         model = cls(config, llm=llm, encoders=encoders)
         for adapter in model.connector.adapters:
             adapter.load_init()

@@ -91,13 +91,20 @@ class AVProcessor:
     @classmethod
     def from_model(cls, model: Any, tokenizer: PreTrainedTokenizerBase) -> AVProcessor:
         """The processor that goes with a composed model; ``tokenizer`` has been through :func:`load_tokenizer`."""
-        preprocessors = {s: e.preprocessor() for s, e in model.encoders.items()}
+        return cls.from_encoders(model.encoders, tokenizer, model.config, model.connector[0].llm_dim)
+
+    @classmethod
+    def from_encoders(
+        cls, encoders: Any, tokenizer: PreTrainedTokenizerBase, config: AVConfig, llm_dim: int
+    ) -> AVProcessor:
+        """The processor of encoders by stream and of an LLM whose embeddings are ``llm_dim`` wide."""
+        preprocessors = {s: e.preprocessor() for s, e in encoders.items()}
         widths = {
             name: encoder.out_dims[layer]
-            for s, encoder in model.encoders.items()
+            for s, encoder in encoders.items()
             for layer, name in zip(encoder.layer_names, stream_names(s, encoder.layer_names), strict=True)
         }
-        return cls(tokenizer, preprocessors, model.config, widths, model.connector[0].llm_dim)
+        return cls(tokenizer, preprocessors, config, widths, llm_dim)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer and ``avllm_processor.json``."""

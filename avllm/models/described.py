@@ -1,0 +1,41 @@
+"""The processor of a model that is described and need not be there: what rows become, before any LLM is loaded."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from avllm.config import ModelConfig, RunConfig
+from avllm.models.configuration_avllm import AVConfig
+from avllm.models.modeling_avllm import load_encoder
+from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+
+
+def stage_processor(config: RunConfig) -> AVProcessor:
+    """The processor with which a stage reads its rows.
+
+    Raises:
+        FileNotFoundError: ``init`` is no checkpoint (yet). OSError: a backbone is not where its name says.
+    """
+    if config.init is not None:
+        processor = AVProcessor.from_pretrained(config.init)
+    else:
+        assert config.model is not None  # RunConfig wants one of the two
+        processor = described_processor(config.model)
+    processor.max_length, processor.timeout = config.data.max_length, config.data.timeout
+    return processor
+
+
+def described_processor(description: ModelConfig) -> AVProcessor:
+    """The processor of a preset's ``model`` section. Of the LLM, tokenizer and config alone are read."""
+    tokenizer, media_token_ids = load_tokenizer(description)
+    loaded = {stream: load_encoder(stream, spec) for stream, spec in description.encoders.items()}
+    records = {str(stream): record for stream, (_, record) in loaded.items()}
+    llm = AutoConfig.from_pretrained(description.llm.name, revision=description.llm.revision)
+    config = AVConfig.of(
+        description, {**description.llm.model_dump(), "config": llm.to_dict()}, records, media_token_ids
+    )
+    with torch.device("meta"):
+        width = AutoModelForCausalLM.from_config(llm).get_input_embeddings().embedding_dim
+    encoders = {stream: encoder for stream, (encoder, _) in loaded.items()}
+    return AVProcessor.from_encoders(encoders, tokenizer, config, width)
