@@ -116,16 +116,19 @@ class PlainReader:
 
 @dataclass(frozen=True)
 class Job:
-    """A file, how rows use it, and how it is looked at."""
+    """A file, and how rows use it."""
 
     path: str
     uses: tuple[Use, ...]
-    decode: Decode
-    reader: Reader
 
 
-def examine(job: Job) -> dict[str, Any]:
+def examine(reader: Reader, decode: Decode, job: Job) -> dict[str, Any]:
     """Look at a file.
+
+    Args:
+        reader: reads its parts.
+        decode: ``headers``, ``sample`` (what the reader reads) or ``full`` (every packet beside).
+        job: the file.
 
     Returns:
         ``about`` (what the headers say), ``problems`` ([reason, detail] of the file itself), ``uses`` (for each use its
@@ -138,15 +141,15 @@ def examine(job: Job) -> dict[str, Any]:
     about: MediaInfo | None = None
     pictures = all(use.kind == "image" for use in job.uses)
     try:
-        about = None if pictures else probe(job.path, job.reader.timeout)
+        about = None if pictures else probe(job.path, reader.timeout)
     except MediaError as error:
         problems.append((error.reason, error.detail))
-    uses = [_examine_use(job, use, about, problems[:1]) for use in job.uses]
+    uses = [_examine_use(reader, decode, job.path, use, about, problems[:1]) for use in job.uses]
     if problems and any(not use["problems"] for use in uses):
         problems = [("damaged", detail) for _, detail in problems]  # training reads it all the same
     if about is not None:
         problems += _oddities(job.path, about)
-        problems += _whole(job, about) if job.decode == "full" else []
+        problems += _whole(job.path, reader.timeout) if decode == "full" else []
     elif pictures and not uses[0]["problems"]:
         problems += _picture_suffix(job.path)
     wrong = problems or any(use["problems"] for use in uses)
@@ -154,23 +157,23 @@ def examine(job: Job) -> dict[str, Any]:
         "about": {} if about is None else {k: v for k, v in vars(about).items() if v is not None},
         "problems": problems,
         "uses": uses,
-        "thumbnail": _thumbnail(job) if wrong else None,
+        "thumbnail": _thumbnail(job, reader.timeout) if wrong else None,
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
-def _examine_use(job: Job, use: Use, about: MediaInfo | None, known: list[tuple[str, str]]) -> dict[str, Any]:
+def _examine_use(
+    reader: Reader, decode: Decode, path: str, use: Use, about: MediaInfo | None, known: list[tuple[str, str]]
+) -> dict[str, Any]:
     """One use of a file: read as training reads it, or, of headers alone, judged by them."""
-    if known and (job.decode == "headers" or known[0][0] in ("missing", "zero_byte")):
+    if known and (decode == "headers" or known[0][0] in ("missing", "zero_byte")):
         return {"problems": known}
-    if job.decode == "headers" and about is not None:
+    if decode == "headers" and about is not None:
         return {"problems": _by_headers(use, about), "seconds": _asked_seconds(use, about)}
     try:
-        clip = job.reader.load_clip(use.part(job.path), None)
-        order = job.reader.order(job.reader.prepare(clip))
-    except MediaError as error:
-        return {"problems": [(error.reason, error.detail)]}
-    except RowError as error:
+        clip = reader.load_clip(use.part(path), None)
+        order = reader.order(reader.prepare(clip))
+    except (MediaError, RowError) as error:
         return {"problems": [(error.reason, error.detail)]}
     found: dict[str, Any] = {"problems": [], "seconds": round(clip.duration, 3)}
     found["tokens"] = {stream: order.count(stream) for stream in sorted(set(order))}
@@ -255,10 +258,10 @@ def _picture_suffix(path: str) -> list[tuple[str, str]]:
     return [("wrong_extension", f"{suffix or 'no suffix'}, but it is {name}")]
 
 
-def _whole(job: Job, about: MediaInfo) -> list[tuple[str, str]]:
+def _whole(path: str, timeout: float) -> list[tuple[str, str]]:
     """Decode everything: what lies between the frames that training happens to look at."""
     try:
-        whole = decode_whole(job.path, job.reader.timeout)
+        whole = decode_whole(path, timeout)
     except MediaError as error:
         return [(error.reason, error.detail)]
     if not whole.broken:
@@ -267,14 +270,14 @@ def _whole(job: Job, about: MediaInfo) -> list[tuple[str, str]]:
     return [("undecodable" if whole.broken > DAMAGED_SHARE * whole.packets else "damaged", seen)]
 
 
-def _thumbnail(job: Job) -> str | None:
+def _thumbnail(job: Job, timeout: float) -> str | None:
     """The first picture that a file gives, small; None when it gives none."""
     try:
         if job.uses[0].kind == "image":
             clip = load_image(job.path)
         else:
             first = Sampling(num_frames=1, short_side=THUMBNAIL)
-            clip = load_video(job.path, end=0.01, sampling=first, rate=None, timeout=job.reader.timeout)
+            clip = load_video(job.path, end=0.01, sampling=first, rate=None, timeout=timeout)
     except MediaError:  # it is among the problems already
         return None
     if clip.frames is None:

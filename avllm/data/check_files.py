@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,9 @@ class Files:
         keys = {path: self._key(path, uses[path]) for path in uses}
         self._known = {path: text for path, key, text in self._journalled() if keys.get(path) == key}
         self.reused = len(self._known)
-        jobs = (Job(p, uses[p], self.looking.decode, self.looking.reader) for p in uses if p not in self._known)
-        done = run_guarded(examine, jobs, workers=self.looking.workers, seconds=self._seconds)
+        jobs = (Job(p, uses[p]) for p in uses if p not in self._known)
+        look = partial(examine, self.looking.reader, self.looking.decode)
+        done = run_guarded(look, jobs, workers=self.looking.workers, seconds=self._seconds)
         todo = len(uses) - self.reused
         shown = track(done, "files", total=todo, disable=todo == 0, console=Console(stderr=True))
         with nullcontext() if self.journal is None else AppendOnly(self.journal) as journal:
@@ -88,7 +90,7 @@ class Files:
                     journal.append([{"path": job.path, "key": keys[job.path], "found": self._known[job.path]}])
 
     def _seconds(self, job: Job) -> float:
-        decodes = len(job.uses) + 2 + (job.decode == "full")  # the headers and the thumbnail beside the uses
+        decodes = len(job.uses) + 2 + (self.looking.decode == "full")  # the headers and the thumbnail beside the uses
         return self.looking.reader.timeout * decodes + OVERHEAD_SECONDS
 
     def _key(self, path: str, uses: Iterable[Use]) -> str:

@@ -40,7 +40,7 @@ def run_guarded(
     """Call a function on tasks in processes of their own; results come as they are ready, in any order.
 
     Args:
-        function: stands in a module, takes one task, gives something picklable.
+        function: stands in a module (or is a partial of one that does), takes one task, gives something picklable.
         tasks: read lazily, one ahead of the workers.
         workers: how many processes.
         seconds: the time-out of a task.
@@ -95,7 +95,7 @@ class _Worker(Generic[T]):
     """One process, its pipe, and the task that it has."""
 
     def __init__(self, function: Callable[[T], Any]) -> None:
-        context = _context(function.__module__)
+        context = _context(getattr(function, "func", function).__module__)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
         self.process.start()
