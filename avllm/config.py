@@ -101,10 +101,8 @@ class ModelConfig(_Section):
 
 
 def _curriculum(value: dict[int, float]) -> dict[int, float]:
-    if 0 not in value or min(value) < 0:
+    if min(value, default=1) != 0:
         raise ValueError(f"weights from steps {sorted(value)}; expected the first to hold from step 0")
-    if not any(value.values()):
-        raise ValueError("every weight is 0; leave the source out, or give it a weight at some step")
     return value
 
 
@@ -119,13 +117,9 @@ Weight = Annotated[
 class SourceConfig(_Section):
     """One manifest of a mixture."""
 
-    manifest: str = Field(
-        description="JSONL file, or an fsspec URL of one (s3://..., shards packed by `avllm data pack`)"
-    )
+    manifest: str = Field(description="JSONL file, or an fsspec URL of one (s3://...); shards have one beside them")
     weight: Weight = Field(1.0, description="times a row is drawn an epoch; {0: 1, 500: 0.2} changes it at step 500")
-    max_rows: int | None = Field(
-        None, gt=0, description="most rows drawn an epoch, before the weight; others come later"
-    )
+    max_rows: int | None = Field(None, gt=0, description="a larger source counts as one of so many rows")
 
     @property
     def steps(self) -> list[int]:
@@ -134,9 +128,8 @@ class SourceConfig(_Section):
 
     def weight_at(self, step: int) -> float:
         """The weight that holds at a step."""
-        if not isinstance(self.weight, dict):
-            return self.weight
-        return self.weight[max(begin for begin in self.weight if begin <= step)]
+        by_step = self.weight if isinstance(self.weight, dict) else {0: self.weight}
+        return by_step[max(begin for begin in by_step if begin <= step)]
 
 
 def _list(value: Any) -> Any:
@@ -144,8 +137,7 @@ def _list(value: Any) -> Any:
 
 
 def _sources(value: Any) -> Any:
-    value = _list(value)
-    return [{"manifest": v} if isinstance(v, str) else v for v in value]
+    return [{"manifest": v} if isinstance(v, str) else v for v in _list(value)]
 
 
 Sources = Annotated[list[SourceConfig], BeforeValidator(_sources)]
@@ -177,9 +169,7 @@ class DataConfig(_Section):
     max_packed: int = Field(32, gt=0, description="most rows about the same media behind one copy of it")
     pack_length: int | None = Field(None, gt=0, description="longest sequence that any rows fill; max_length")
     temperature: Number = Field(1.0, gt=0, description="above 1, sources' sizes come closer: size ** (1 / temperature)")
-    batches: Literal["mixed", "one_source"] = Field(
-        "mixed", description="one_source: each micro batch is of one source"
-    )
+    batches: Literal["mixed", "one_source"] = Field("mixed", description="one_source: each micro batch is of one")
     quarantine: Annotated[list[str], BeforeValidator(_list)] = Field(
         default_factory=list, description="files of `avllm data check` (id, tab, reason): rows that are left out"
     )

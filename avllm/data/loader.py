@@ -1,8 +1,10 @@
 """Which items stand in which batch: a function of (seed, position) alone, so that any step can be started from.
 
-The mixture is one endless sequence of items. Optimizer step s takes the next ``processes * accumulate * batch_size``
-of them, micro-step by micro-step and rank by rank. So two processes see at each step what one process sees with twice
-the accumulation, the number of workers changes nothing, and resuming is skipping numbers.
+The mixture is one endless sequence of items (``mixture.py``). Optimizer step s takes the next
+``processes * accumulate * batch_size`` of them, micro-step by micro-step and rank by rank. So two processes see at each
+step what one process sees with twice the accumulation, the number of workers changes nothing, and resuming is skipping
+numbers. A limit in tokens cuts such a micro batch into several and touches nothing else: no lengths have to be known
+beforehand, and the step's rows, loss and gradients stay what they were.
 """
 
 from __future__ import annotations
@@ -11,73 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from avllm.data.dataset import Bad, Loaded, SampleDataset
+from avllm.data.dataset import Loaded, SampleDataset
+from avllm.data.items import Bad
+from avllm.data.mixture import Order
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
-
-
-class Order:
-    """The endless, seeded sequence of item numbers of a mixture.
-
-    Each source is an endless chain of its own permutations. An epoch takes ``round(weight * size)`` items from the
-    chain of each source, going on where the epoch before stopped, and shuffles them together: weight 1 is every item
-    once an epoch, 2 twice, 0.5 every second epoch.
-
-    Args:
-        sizes: items of each source, numbered one after the other.
-        weights: of each source.
-        seed: of the run.
-        shuffle: False keeps the order of the manifests (validation).
-    """
-
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, shuffle: bool = True) -> None:
-        self.sizes, self.seed, self.shuffle = list(sizes), seed, shuffle
-        self.starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]]).astype(np.int64)
-        self.shares = [max(1, round(w * n)) for w, n in zip(weights, sizes, strict=True)]
-        self._epochs: dict[int, np.ndarray] = {}
-
-    @property
-    def epoch_length(self) -> int:
-        """Items in an epoch of the mixture."""
-        return sum(self.shares)
-
-    def epoch(self, number: int) -> np.ndarray:
-        """``(epoch_length,)`` item numbers of an epoch."""
-        if number not in self._epochs:
-            parts = [self._share(source, number) for source in range(len(self.sizes))]
-            items = np.concatenate(parts)
-            if self.shuffle:
-                items = np.random.default_rng([self.seed, 1, number]).permutation(items)
-            self._epochs = {k: v for k, v in self._epochs.items() if k >= number - 1} | {number: items}
-        return self._epochs[number]
-
-    def _share(self, source: int, epoch: int) -> np.ndarray:
-        size, share = self.sizes[source], self.shares[source]
-        first = epoch * share
-        copies = range(first // size, (first + share - 1) // size + 1)
-        chain = np.concatenate([self._permutation(source, copy) for copy in copies])
-        skip = first - copies.start * size
-        return self.starts[source] + chain[skip : skip + share]
-
-    def _permutation(self, source: int, copy: int) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(self.sizes[source])
-        return np.random.default_rng([self.seed, 2, source, copy]).permutation(self.sizes[source])
-
-    def items(self, first: int, count: int) -> list[int]:
-        """``count`` items from place ``first`` of the endless sequence."""
-        out: list[int] = []
-        while count > 0:
-            epoch, place = divmod(first, self.epoch_length)
-            part = self.epoch(epoch)[place : place + count]
-            out += part.tolist()
-            first, count = first + len(part), count - len(part)
-        return out
 
 
 @dataclass(frozen=True)
@@ -155,23 +99,49 @@ class MicroBatch:
 
 @dataclass
 class Collate:
-    """Picklable: items that were loaded -> MicroBatch.
+    """Picklable: items that were loaded -> the micro batches that they make, one if nothing limits its tokens.
 
     Args:
         collate: ``collate(rows) -> Batch``.
         empty: a row without targets and media, used when no row is left.
+        join: ``join(rows) -> rows``, fewer and longer ones that share sequences; None gives each its own.
+        max_tokens: most tokens of a micro batch, padding included; None for one micro batch of whatever size.
     """
 
     collate: Callable[[list[Any]], Any]
     empty: Any
+    join: Callable[[list[Any]], list[Any]] | None = None
+    max_tokens: int | None = None
 
-    def __call__(self, loaded: list[Loaded]) -> MicroBatch:
-        """Join what is good; carry along what is not."""
+    def __call__(self, loaded: list[Loaded]) -> list[MicroBatch]:
+        """Join what is good; carry along, with the first, what is not."""
         rows = [row for item in loaded for row in item.rows]
-        batch = self.collate(rows or [self.empty])
-        bad = [b for item in loaded for b in item.bad]
-        tokens = sum(len(row.input_ids) for row in rows)
-        return MicroBatch(batch, bad, sum(item.seen for item in loaded), tokens)
+        rows = self.join(rows) if self.join and rows else rows
+        lengths = [len(row.input_ids) for row in rows]
+        parts = by_tokens(lengths, self.max_tokens) if self.max_tokens and rows else [list(range(len(rows)))]
+        micros = [
+            MicroBatch(self.collate([rows[i] for i in part] or [self.empty]), [], 0, sum(lengths[i] for i in part))
+            for part in parts
+        ]
+        micros[0].bad = [b for item in loaded for b in item.bad]
+        micros[0].seen = sum(item.seen for item in loaded)
+        return micros
+
+
+def by_tokens(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Places of ``lengths`` in batches of which each, padded to its longest, has at most ``most`` tokens.
+
+    The longest first, each batch as full as it gets, so that rows of similar length share one and padding is small; a
+    row longer than ``most`` stands alone. Places ascend within a batch.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or longest * (len(batches[-1]) + 1) > most:
+            batches.append([])
+            longest = lengths[place]
+        batches[-1].append(place)
+    return [sorted(batch) for batch in batches]
 
 
 def build_loader(dataset: SampleDataset, batches: Any, collate: Collate, num_workers: int) -> DataLoader:

@@ -11,7 +11,7 @@ computed twice or less by it; what it saves is padding.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ import torch
 from avllm.data.collate import IGNORE
 
 if TYPE_CHECKING:
-    from avllm.data.collate import Batch, Row
+    from avllm.data.collate import Row
 
 
 def pack_rows(rows: Sequence[Row], max_length: int) -> list[Row]:
@@ -161,8 +161,3 @@ def _chain(rows: Sequence[Row]) -> Row:
         position_ids=torch.cat(positions),
         targets=[text for r in rows for text in r.targets],
     )
-
-
-def collate_filled(collate: Callable[[list[Row]], Batch], max_length: int, rows: list[Row]) -> Batch:
-    """``collate(rows)`` of rows that share sequences of ``max_length``: see :func:`fill_sequences`. Picklable."""
-    return collate(fill_sequences(rows, max_length))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +16,12 @@ from avllm import distributed
 from avllm.config import RunConfig, SourceConfig
 from avllm.data.augment import Augment
 from avllm.data.cache import FeatureCache, fill, recipe
-from avllm.data.collate import Batch, Row
+from avllm.data.collate import Row
 from avllm.data.dataset import SampleDataset
+from avllm.data.items import read_quarantine
 from avllm.data.loader import Collate
 from avllm.data.manifest import digest
-from avllm.data.packing import collate_filled
+from avllm.data.packing import fill_sequences
 from avllm.models.attention import PackingError, check_packing
 from avllm.models.checkpoint import is_checkpoint, mark_trained, read_manifest_of, save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
@@ -97,8 +98,13 @@ def build_parts(config: RunConfig) -> Parts:
 def build_dataset(config: RunConfig, sources: Sequence[SourceConfig], parts: Parts) -> SampleDataset:
     """The items of a list of manifests, as this stage's processor reads them."""
     data = config.data
-    manifests = [s.manifest for s in sources]
-    dataset = SampleDataset(manifests, parts.processor, pack=data.shares_media, max_packed=data.max_packed)
+    dataset = SampleDataset(
+        [s.manifest for s in sources],
+        parts.processor,
+        pack=data.shares_media,
+        max_packed=data.max_packed,
+        quarantine=read_quarantine(data.quarantine),
+    )
     dataset.keep_decoded = data.keep_decoded
     if data.augment is not None:  # validation asks for items without a place in the run: it is never augmented
         dataset.augment = Augment(data.augment, config.seed)
@@ -146,19 +152,20 @@ def check_rows(config: RunConfig, task: Task) -> None:
         )
 
 
-def padding(parts: Parts, *, blanks: bool, filled: int | None = None) -> Collate:
+def padding(parts: Parts, *, blanks: bool, filled: int | None = None, max_tokens: int | None = None) -> Collate:
     """How rows become a batch.
 
     Args:
         filled: tokens up to which rows share a sequence; None gives each its own.
+        max_tokens: of a micro batch, padding included; None for one micro batch of whatever size.
         blanks: every stream is there, masked where absent: several processes have to do the same at the same time, and
             DeepSpeed wants a gradient of every micro-step.
     """
     pad = int(parts.processor.tokenizer.pad_token_id)
     ids = torch.tensor([pad, pad])
     empty = Row("", ids, torch.full_like(ids, -100), [], torch.zeros(2, dtype=torch.bool), targets=[""])
-    collate: Callable[[list[Row]], Batch] = partial(parts.processor.collate, blanks=blanks)
-    return Collate(partial(collate_filled, collate, filled) if filled else collate, empty)
+    join = partial(fill_sequences, max_length=filled) if filled else None
+    return Collate(partial(parts.processor.collate, blanks=blanks), empty, join, max_tokens)
 
 
 def export(trainer: Trainer, folder: Path) -> None:

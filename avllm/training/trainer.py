@@ -20,7 +20,8 @@ from torch import Tensor
 
 from avllm import distributed
 from avllm.config import RunConfig, dump_config
-from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, OncePerItem, Order, build_loader
+from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, OncePerItem, build_loader
+from avllm.data.mixture import order_of, steps_of
 from avllm.log import logger, set_up
 from avllm.training import optim
 from avllm.training.progress import Clock, Report
@@ -133,12 +134,14 @@ class Trainer:
         data, train = self.config.data, self.config.train
         self.dataset = build_dataset(self.config, data.train, self.parts)
         self.cut = Cut(train.batch_size, train.accumulate, distributed.world_size(), distributed.rank())
-        self.order = Order(self.dataset.items.sizes, [s.weight for s in data.train], self.config.seed)
-        self.steps = train.max_steps or math.ceil((train.epochs or 0) * self.order.epoch_length / self.cut.step_items)
+        self.order = order_of(self.config, self.dataset.items, distributed.world_size())
+        self.steps = steps_of(self.config, self.order, distributed.world_size())
         self.warmup = round(train.warmup * self.steps) if train.warmup < 1 else round(train.warmup)
         by_deepspeed = self.accelerator.state.deepspeed_plugin is not None
         blanks = distributed.world_size() > 1 or by_deepspeed
-        self.collate: Collate = padding(self.parts, blanks=blanks, filled=data.filled_length)
+        self.collate: Collate = padding(
+            self.parts, blanks=blanks, filled=data.filled_length, max_tokens=train.max_tokens
+        )
         self.validation = build_dataset(self.config, data.validation, self.parts) if data.validation else None
 
     def _build_task(self) -> None:
@@ -203,12 +206,19 @@ class Trainer:
                 self.points.save(self.position)
         self.finish()
 
-    def fetch(self, micros: Iterator[MicroBatch]) -> list[MicroBatch]:
+    def fetch(self, micros: Iterator[list[MicroBatch]]) -> list[MicroBatch]:
         """The micro batches of one optimizer step: all of them first, since their targets have to be counted."""
         began = time.perf_counter()
-        fetched = [next(micros) for _ in range(self.cut.accumulate)]
+        fetched = [micro for _ in range(self.cut.accumulate) for micro in next(micros)]
         self.clock.waiting(time.perf_counter() - began)
-        return fetched
+        return self.evened(fetched)
+
+    def evened(self, micros: list[MicroBatch]) -> list[MicroBatch]:
+        """As many micro batches as every other process has: where tokens limit them, their number differs."""
+        if self.config.train.max_tokens is None or distributed.world_size() == 1:
+            return micros
+        most = max(distributed.gather_objects(len(micros)))
+        return micros + [self.collate([])[0] for _ in range(most - len(micros))]
 
     def step(self, step: int, micros: list[MicroBatch]) -> dict[str, float]:
         """One optimizer step; nothing (an empty dict) when no row of it, on any process, has a target."""
@@ -319,7 +329,7 @@ class Trainer:
         loader = build_loader(dataset, OncePerItem(count, self.cut), self.collate, self.config.data.num_workers)
         sums: dict[str, Tensor] = {}
         weights = torch.zeros(len(self.bare.shares), dtype=torch.float64, device=self.device)
-        for micro in loader:
+        for micro in (micro for found in loader for micro in self.evened(found)):
             weights += torch.tensor(self.bare.weights(micro.batch), dtype=torch.float64, device=self.device)
             _add(sums, *self.task(micro.batch.to(self.device)))
         figures = self.figures(sums, distributed.sum_over_processes(weights).tolist())

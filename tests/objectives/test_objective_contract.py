@@ -35,7 +35,7 @@ def batch_of(parts: Parts, manifest: Path, rows: int) -> Any:
     """The first rows of a manifest; none gives the batch of a process that has only bad rows."""
     assert rows <= len(read_manifest(manifest))
     dataset = SampleDataset([str(manifest)], parts.processor)
-    return padding(parts, blanks=False)([dataset[i] for i in range(rows)]).batch
+    return padding(parts, blanks=False)([dataset[i] for i in range(rows)])[0].batch
 
 
 @pytest.mark.parametrize("name", choices("objectives"))
