@@ -8,11 +8,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from avllm.cli_data import data
+
 Quantize = Literal["4bit", "8bit"]
 
 app = typer.Typer(
     name="avllm",
-    help="Make a language model see and hear: ask, evaluate, look at parts and checkpoints.",
+    help="Make a language model see and hear: ask, evaluate, look at data, parts and checkpoints.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -142,6 +144,7 @@ def parts(
 
 ckpt = typer.Typer(help="Look at checkpoints.", no_args_is_help=True)
 app.add_typer(ckpt, name="ckpt")
+app.add_typer(data, name="data")
 
 
 @ckpt.command()

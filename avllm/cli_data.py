@@ -1,0 +1,235 @@
+"""``avllm data``: look at manifests before training does. What a command needs is imported inside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from avllm.data.check import Report, Tokens
+    from avllm.data.check_files import Looking
+    from avllm.data.stats import Stats
+    from avllm.models.processing_avllm import AVProcessor
+
+data = typer.Typer(help="Check, show and count what is trained on.", no_args_is_help=True)
+
+Manifests = Annotated[list[Path], typer.Argument(help="Manifests (JSONL).")]
+Preset = Annotated[Path | None, typer.Option(help="Read as the model of this preset would (its LLM is not loaded).")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Read as the model in this folder would.")]
+Tokenizer = Annotated[str | None, typer.Option(help="Count the text's tokens with this tokenizer (name or folder).")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Longest row in tokens; the preset's, else 2048.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that read files.")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which reading a file is given up.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, as last line.")]
+CPUS = os.cpu_count() or 1
+
+
+@data.command()
+def check(
+    manifests: Manifests,
+    output: Annotated[Path | None, typer.Option(help="Folder for report, page, quarantine list and journal.")] = None,
+    decode: Annotated[
+        Literal["headers", "sample", "full"],
+        typer.Option(help="headers alone; sample: also what training reads; full: also every other packet."),
+    ] = "sample",
+    against: Annotated[list[Path] | None, typer.Option(help="Test rows, which must not occur in training.")] = None,
+    preset: Preset = None,
+    checkpoint: Checkpoint = None,
+    tokenizer: Tokenizer = None,
+    max_length: MaxLength = None,
+    workers: Workers = CPUS,
+    timeout: Timeout = 60.0,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are errors.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find what is wrong with manifests and their files before training does."""
+    import json
+
+    from avllm.data.check import check as run
+
+    looking, tokens = _looking(preset, checkpoint, tokenizer, max_length, timeout, workers, decode)
+    report = run(manifests, looking=looking, against=against or [], tokens=tokens, output=output)
+    _print_report(report, output)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+    if strict and report.count("error"):
+        raise typer.Exit(1)
+
+
+@data.command()
+def show(
+    manifest: Annotated[Path, typer.Argument(help="A manifest (JSONL).")],
+    row: Annotated[int, typer.Option(min=0, help="Which row, counted from 0.")] = 0,
+    identity: Annotated[str | None, typer.Option("--id", help="The row with this id.")] = None,
+    preset: Preset = None,
+    checkpoint: Checkpoint = None,
+    max_length: MaxLength = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for frames and spectrogram (PNG).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a row as the model gets it: the chat with its media runs, and what is trained on (green)."""
+    import json
+
+    from rich.console import Console
+
+    from avllm.inference.shown import save_pictures
+    from avllm.inference.shown import show as look
+
+    processor = _processor(preset, checkpoint)
+    if processor is None:
+        raise ValueError("neither --preset nor --checkpoint is given; a row is shown as a model gets it, so name one")
+    processor.max_length = max_length or processor.max_length
+    shown = look(processor, _row(manifest, row, identity), manifest.parent)
+    console = Console()
+    console.print(shown.text, soft_wrap=True)
+    console.print(
+        f"\n{shown.sample.id}: {len(shown.row.input_ids)} tokens, {shown.row.num_targets} trained on (green), "
+        f"longest row {processor.max_length}",
+        highlight=False,
+    )
+    for number, media in enumerate(shown.media):
+        runs = " + ".join(f"{count} {stream}" for stream, count in media.tokens.items())
+        console.print(f"media {number}: {media.part.path}, {media.duration:.2f} s: {runs} tokens", highlight=False)
+    written = [] if output is None else save_pictures(shown, output)
+    for path in written:
+        typer.echo(str(path))
+    if as_json:
+        counts: dict[str, Any] = {"tokens": len(shown.row.input_ids), "trained": shown.row.num_targets}
+        counts["pieces"] = [[piece.kind, piece.text, piece.tokens] for piece in shown.pieces]
+        typer.echo(json.dumps({"id": shown.sample.id, **counts, "files": [str(p) for p in written]}))
+
+
+@data.command()
+def stats(
+    manifests: Manifests,
+    probe: Annotated[bool, typer.Option("--probe", help="Open every file for the length of its clip.")] = False,
+    preset: Preset = None,
+    checkpoint: Checkpoint = None,
+    tokenizer: Tokenizer = None,
+    workers: Workers = CPUS,
+    timeout: Timeout = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Count rows by manifest, source, kind and modality, with seconds and tokens."""
+    import json
+
+    from avllm.data.stats import stats as count
+
+    model = preset is not None or checkpoint is not None  # a model's media tokens are known when files were read
+    decode: Literal["headers", "sample"] = "sample" if model else "headers"
+    looking, tokens = _looking(preset, checkpoint, tokenizer, None, timeout, workers, decode)
+    found = count(manifests, looking=looking if probe or model else None, tokens=tokens)
+    _print_stats(found)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), ensure_ascii=False))
+
+
+def _processor(preset: Path | None, checkpoint: Path | None) -> AVProcessor | None:
+    """The processor that rows are read with; None when neither is given."""
+    if preset is not None and checkpoint is not None:
+        raise ValueError("both --preset and --checkpoint are given; expected one of the two")
+    if preset is None and checkpoint is None:
+        return None
+    from avllm.log import hush_libraries
+
+    hush_libraries()
+    if checkpoint is not None:
+        from avllm.models.processing_avllm import AVProcessor
+
+        return AVProcessor.from_pretrained(checkpoint)
+    assert preset is not None
+    from avllm.config import load_config
+    from avllm.models.described import stage_processor
+
+    return stage_processor(load_config(preset))
+
+
+def _looking(
+    preset: Path | None,
+    checkpoint: Path | None,
+    tokenizer: str | None,
+    max_length: int | None,
+    timeout: float,
+    workers: int,
+    decode: Literal["headers", "sample", "full"],
+) -> tuple[Looking, Tokens | None]:
+    """How files are read and tokens counted: as a model does, or without one."""
+    from avllm.data.check_file import PlainReader
+    from avllm.data.check_files import Looking
+
+    processor = _processor(preset, checkpoint)
+    if processor is None:
+        tokens = None if tokenizer is None else _text_tokens(tokenizer, max_length or 2048)
+        return Looking(decode, PlainReader(timeout=timeout), workers=workers), tokens
+    if tokenizer is not None:
+        raise ValueError("--tokenizer is given beside a model, which has its own; leave it out")
+    from avllm.inference.row_tokens import ProcessorTokens, reading
+
+    processor.timeout, processor.max_length = timeout, max_length or processor.max_length
+    return Looking(decode, processor, reading(processor), workers), ProcessorTokens(processor)
+
+
+def _text_tokens(name: str, max_length: int) -> Tokens:
+    from transformers import AutoTokenizer
+
+    from avllm.inference.row_tokens import TextTokens
+
+    return TextTokens(AutoTokenizer.from_pretrained(name), max_length)
+
+
+def _row(manifest: Path, number: int, identity: str | None) -> Any:
+    """The row of a manifest with an id, or with a number."""
+    from avllm.data.manifest import iterate
+
+    count = 0
+    for place, (_, sample) in enumerate(iterate(manifest)):
+        if sample.id == identity if identity is not None else place == number:
+            return sample
+        count = place + 1
+    wanted = f"row {number}" if identity is None else f"row with id {identity!r}"
+    raise ValueError(f"{manifest} has {count} rows and no {wanted}")
+
+
+def _print_report(report: Report, output: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from avllm.data.check_reasons import REASONS
+
+    table = Table("severity", "reason", "rows", "what it means", "an example", title="Data check")
+    for reason in sorted(report.reasons, key=lambda r: (REASONS[r].severity, -report.reasons[r])):
+        about, first = REASONS[reason], report.examples[reason][0]
+        example = f"{first.id or f'line {first.line}'}: {first.detail}"
+        colour = "red" if about.severity == "error" else "yellow"
+        shown = example if len(example) <= 80 else example[:77] + "..."
+        table.add_row(f"[{colour}]{about.severity}[/]", reason, f"{report.reasons[reason]:,}", about.meaning, shown)
+    console = Console(stderr=True)
+    if report.reasons:
+        console.print(table)
+    console.print(
+        f"{sum(report.rows.values()):,} rows, {report.files:,} files ({report.reused:,} known from before): "
+        f"{report.count('error'):,} rows with errors, {report.count('warning'):,} with warnings"
+        + ("" if output is None else f"; see {output / 'check.html'}, and quarantine.txt beside it"),
+        highlight=False,
+    )
+
+
+def _print_stats(found: Stats) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    names = ("rows", "hours", "length unknown", "answer words", "tokens")
+    for group, shares in {**found.by, "all": {"": found.total}}.items():
+        table = Table(group)
+        for name in names:
+            table.add_column(name, justify="right")
+        for name, share in sorted(shares.items(), key=lambda item: -item[1].rows):
+            words = f"{share.words / max(1, share.rows):.1f} a row"
+            figures = (f"{share.rows:,}", f"{share.seconds / 3600:.2f}", f"{share.unknown:,}", words)
+            table.add_row(name, *figures, f"{share.tokens:,}" if share.tokens else "")
+        Console(stderr=True).print(table)
+    if found.malformed:
+        Console(stderr=True).print(f"{found.malformed:,} malformed lines; see `avllm data check`")
