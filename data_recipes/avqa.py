@@ -19,16 +19,8 @@ from functools import partial
 from pathlib import Path
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, read_json
-from avllm.data.recipe_questions import (
-    VideoFolder,
-    Videos,
-    chosen,
-    question_sample,
-    rows_of,
-    split_files,
-    with_choices,
-)
+from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
+from avllm.data.recipe_questions import VideoFolder, Videos, chosen, question_sample, split_files, with_choices
 
 ABOUT = Dataset(
     title="AVQA",

@@ -23,8 +23,8 @@ from typing import Annotated, Any
 import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, open_text, read_csv
-from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, rows_of, split_files, when_question
+from avllm.data.recipe import Dataset, Drop, Record, Row, open_text, read_csv, rows_of
+from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, split_files, when_question
 from avllm.data.schema import RowError
 from avllm.data.timespans import checked_span, say_spans
 

@@ -25,8 +25,8 @@ from functools import partial
 from pathlib import Path
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, read_json
-from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, rows_of, split_files
+from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, read_json, rows_of
+from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, split_files
 from avllm.data.schema import RowError
 
 ABOUT = Dataset(

@@ -23,16 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, read_csv, read_json
-from avllm.data.recipe_questions import (
-    VideoFolder,
-    Videos,
-    chosen,
-    question_sample,
-    rows_of,
-    split_files,
-    with_choices,
-)
+from avllm.data.recipe import Dataset, Drop, Record, Row, read_csv, read_json, rows_of
+from avllm.data.recipe_questions import VideoFolder, Videos, chosen, question_sample, split_files, with_choices
 from avllm.data.schema import RowError
 
 ABOUT = Dataset(
@@ -96,7 +88,7 @@ def build(record: Record, split: str, clips: Videos, further: Mapping[str, Mappi
         answer,
         kind=KINDS[kind],
         choices=choices,
-        answers=[second] if second and choices is None else None,
+        answers=[second] if choices is None and second not in ("", answer) else None,
     )
     return Row(sample, split)
 

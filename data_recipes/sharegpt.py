@@ -30,8 +30,7 @@ import typer
 
 from avllm.data import recipe
 from avllm.data.conversations import chat_messages, without_leading_answers
-from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, first_file, read_json, read_jsonl
-from avllm.data.recipe_questions import rows_of
+from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, first_file, read_json, read_jsonl, rows_of
 
 ABOUT = Dataset(
     title="LLaVA-Instruct-150K, and any ShareGPT conversations",

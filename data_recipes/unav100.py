@@ -24,9 +24,9 @@ from typing import Annotated, Any
 import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, first_file, read_json
+from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, first_file, read_json, rows_of
 from avllm.data.recipe_captions import wording
-from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, rows_of, when_question
+from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, when_question
 from avllm.data.schema import RowError
 from avllm.data.timespans import Span, checked_span, say_events, say_spans
 

@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, first_file, read_json
-from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, rows_of
+from avllm.data.recipe import Dataset, Drop, Record, Row, first_file, read_json, rows_of
+from avllm.data.recipe_questions import VideoFolder, Videos, question_sample
 
 ABOUT = Dataset(
     title="Video-ChatGPT (VideoInstruct-100K)",

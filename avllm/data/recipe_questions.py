@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from avllm.data.conversations import is_blank, question_messages
-from avllm.data.recipe import Drop, RecipeError, Record, Row, files_by_stem
+from avllm.data.recipe import RecipeError, files_by_stem
 from avllm.data.recipe_captions import wording
 from avllm.data.schema import RowError
 
@@ -37,17 +37,6 @@ class Videos:
         """The content part of the first of these names that is there; of none, the first (the frame reports it)."""
         found = next((self.known[stem] for stem in stems if stem in self.known), None)
         return {"type": "video", "video": found or (Path(self.folder) / f"{stems[0]}.mp4").as_posix()}
-
-
-def rows_of(records: Iterable[Record], build: Callable[[Record], Row]) -> Iterator[Row | Drop]:
-    """One row a record, or a drop that says why there is none."""
-    for record in records:
-        try:
-            yield build(record)
-        except RowError as error:
-            yield Drop(error.reason, record.where, error.detail)
-        except RecipeError as error:
-            yield Drop("malformed_row", record.where, str(error))
 
 
 def texts_of(value: Any, where: str, *fields: str) -> list[str]:
