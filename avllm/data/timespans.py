@@ -24,16 +24,15 @@ def checked_span(start: float, end: float, duration: float | None = None, overru
         RowError: ``bad_interval`` (no numbers, begins before the clip, or shorter than can be said) or
             ``outside_clip``.
     """
-    if (
-        not (math.isfinite(start) and math.isfinite(end))
-        or start < 0
-        or say_time(start) == say_time(end)
-        or start > end
-    ):
-        raise RowError("bad_interval", f"an event from {start} to {end} s; expected 0 <= start < end, 0.1 s apart")
+    seen = f"an event from {start} to {end} s"
+    if not (math.isfinite(start) and math.isfinite(end)) or not 0 <= start < end:
+        raise RowError("bad_interval", f"{seen}; expected 0 <= start < end")
     if duration is not None and (start >= duration or end > duration + overrun):
-        raise RowError("outside_clip", f"an event from {start} to {end} s in a clip of {duration} s")
-    return start, end if duration is None else min(end, duration)
+        raise RowError("outside_clip", f"{seen} in a clip of {duration} s")
+    end = end if duration is None else min(end, duration)
+    if say_time(start) == say_time(end):
+        raise RowError("bad_interval", f"{seen}: in words, to a tenth of a second, it has no length")
+    return start, end
 
 
 def say_time(seconds: float) -> str:

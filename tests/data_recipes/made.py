@@ -1,0 +1,35 @@
+"""A recipe that was run over the source that a test wrote for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from avllm.data.manifest import read_manifest
+from avllm.data.recipe import make
+from avllm.data.schema import Sample
+
+
+class Made:
+    """The manifests of a recipe; ``sources`` has a function of the recipe's name that writes its layout."""
+
+    def __init__(self, recipe: ModuleType, sources: ModuleType, folder: Path, **options: Any) -> None:
+        name = recipe.__name__.rpartition(".")[2]
+        write: Callable[[Path], None] = getattr(sources, name)
+        self.recipe, self.source, self.output = recipe, folder / "source", folder / "out"
+        self.source.mkdir(exist_ok=True)
+        write(self.source)
+        self.report = make(recipe.ABOUT, recipe.rows, self.source, self.output, name=name, **options)
+
+    def rows(self, split: str = "train") -> list[Sample]:
+        """The rows of a split."""
+        return read_manifest(self.output / f"{split}.jsonl")
+
+    @property
+    def dropped(self) -> list[tuple[str, str]]:
+        """(reason, where) of each drop."""
+        lines = (self.output / "dropped.jsonl").read_text(encoding="utf-8").splitlines()
+        return [(drop["reason"], drop["where"]) for drop in map(json.loads, lines)]
