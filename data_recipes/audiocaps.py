@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, files_by_stem, read_csv
+from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, files_by_stem, first_file, read_csv
 
 ABOUT = Dataset(
     title="AudioCaps",
@@ -26,7 +28,7 @@ ABOUT = Dataset(
     size="51,308 clips of 10 s and 57,190 captions (2.0: 92,726 and 98,606)",
     where="https://github.com/cdjkim/audiocaps (dataset/ or dataset2.0/); sounds from YouTube or with AudioSet",
     layout="""
-        train.csv | dataset/train.csv | csv_files_v1/train.csv  audiocap_id, youtube_id, start_time, caption
+        train.csv | dataset*/train.csv | csv_files_v*/train.csv  audiocap_id, youtube_id, start_time, caption
         [val.csv  the same, five captions a clip]
         [test.csv  the same, five captions a clip]
         [*/  sounds, in any folder]
@@ -34,19 +36,22 @@ ABOUT = Dataset(
     citation="Kim et al., AudioCaps, NAACL 2019",
 )
 COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
-FOLDERS = ("", "dataset", "csv_files_v1")
+FOLDERS = {"1": ("dataset", "csv_files_v1", ""), "2": ("dataset2.0", "csv_files_v2", "")}
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".mp4")
 SECONDS = 10
 
 
-def rows(source: Path) -> Iterator[Row | Drop]:
+def rows(
+    source: Path,
+    version: Annotated[Literal["1", "2"], typer.Option(help="Of the two in the authors' repository.")] = "1",
+) -> Iterator[Row | Drop]:
     """One row a caption in training; in validation and test one row a clip with its five captions."""
     sounds = files_by_stem(source, source, SUFFIXES)
-    folder = next(source / name for name in FOLDERS if (source / name / "train.csv").is_file())
+    folder = (source / first_file(source, [f"{name}/train.csv".lstrip("/") for name in FOLDERS[version]])).parent
     for name, split in SPLITS.items():
         table = folder / f"{name}.csv"
-        if not table.is_file():
+        if split != "train" and not table.is_file():
             continue
         clips: dict[str, list[Record]] = {}
         for record in whole_rows(table):

@@ -4,8 +4,9 @@
 
 Columns `videoid, contentUrl, duration, page_dir, name` and the folders `videos/<page_dir>/<videoid>.mp4` are those of
 the authors' README and download.py (https://github.com/m-bain/webvid). Rows without a page_dir have no place in the
-folders and are left out, as their download.py does. The clips have no sound track. Paper: M. Bain et al., Frozen in
-Time: A Joint Video and Image Encoder for End-to-End Retrieval, ICCV 2021, arXiv:2104.00650.
+folders and are left out, as their download.py does. Copies of 10M come in parts, `data/train/partitions/0000.csv`.
+The clips have no sound track. Paper: M. Bain et al., Frozen in Time: A Joint Video and Image Encoder for End-to-End
+Retrieval, ICCV 2021, arXiv:2104.00650.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Annotated
 import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, first_file, read_csv, rows_of
+from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, caption_samples, first_file, read_csv, rows_of
 
 ABOUT = Dataset(
     title="WebVid",
@@ -26,8 +27,8 @@ ABOUT = Dataset(
     size="2.5M or 10.7M clips, 13,000 or 52,000 hours",
     where="https://github.com/m-bain/webvid (withdrawn by its authors in February 2024)",
     layout="""
-        results_*_train.csv | metadata/results_*_train.csv  videoid, contentUrl, duration, page_dir, name
-        [results_*_val.csv | metadata/results_*_val.csv  the same]
+        results_*_train.csv | metadata/results_*_train.csv | data/train/partitions/*.csv  videoid, ..., page_dir, name
+        [results_*_val.csv  the same]
         [videos/*/*.mp4 | */*.mp4  <page_dir>/<videoid>.mp4]
     """,
     citation="Bain et al., Frozen in Time, ICCV 2021, arXiv:2104.00650",
@@ -42,10 +43,22 @@ def rows(
 ) -> Iterator[Row | Drop]:
     """One row a clip."""
     for name, split in SPLITS.items():
-        file = f"results_{subset}_{name}.csv"
-        table = source / first_file(source, (file, f"metadata/{file}"))
-        if split == "train" or table.is_file():
+        for table in tables(source, subset, name, required=split == "train"):
             yield from rows_of(read_csv(table, COLUMNS), partial(clip_row, source=source, split=split))
+
+
+def tables(source: Path, subset: str, name: str, required: bool) -> list[Path]:
+    """The table of a split, or its parts as the copies of 10M have it.
+
+    Raises:
+        RecipeError: it is required and not there.
+    """
+    file = f"results_{subset}_{name}.csv"
+    whole = [path for path in (source / file, source / "metadata" / file) if path.is_file()]
+    found = whole[:1] or sorted((source / "data" / name / "partitions").glob("*.csv"))
+    if required and not found:
+        raise RecipeError(f"{source} has no {file}, metadata/{file} or data/{name}/partitions; choose --subset")
+    return found
 
 
 def clip_row(record: Record, source: Path, split: str) -> Row | Drop:

@@ -367,14 +367,16 @@ def command(about: Dataset, rows: Rows) -> typer.Typer:
 
 
 def _say(about: Dataset, report: Report, output: Path, as_json: bool) -> None:
-    table = Table(title=f"{about.title} -> {output}")
+    console = Console()
+    console.print(f"{about.title} -> {output}", markup=False, highlight=False, soft_wrap=True)
+    table = Table()
     table.add_column("split or reason")
     table.add_column("rows", justify="right")
     for name, count in sorted(report.rows.items()):
         table.add_row(f"{name}.jsonl", f"{count:,}")
     for name, count in sorted(report.dropped.items()):
         table.add_row(f"left out: {name}", f"{count:,}", style="yellow")
-    Console().print(table)
+    console.print(table)
     if as_json:
         typer.echo(json.dumps({"output": str(output), **report.to_dict()}))
 

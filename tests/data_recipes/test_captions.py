@@ -76,8 +76,22 @@ def test_webvid_without_the_folder_videos_and_of_another_subset(run: Run) -> Non
 
 
 def test_webvid_of_a_subset_that_is_not_there(run: Run) -> None:
-    with pytest.raises(RecipeError, match=r"results_10M_train\.csv is not there"):
+    with pytest.raises(RecipeError, match=r"has no results_10M_train\.csv.*choose --subset"):
         run("webvid", subset="10M")
+
+
+def test_webvid_in_parts(run: Run) -> None:
+    def spoil(source: Path) -> None:
+        lines = (source / "results_2M_train.csv").read_text().splitlines(keepends=True)
+        parts = source / "data" / "train" / "partitions"
+        parts.mkdir(parents=True)
+        (parts / "0000.csv").write_text("".join(lines[:2]))
+        (parts / "0001.csv").write_text("".join([lines[0], *lines[2:]]))
+        (source / "results_2M_train.csv").unlink()
+
+    made = run("webvid", spoil)
+    assert [s.id for s in made.train] == ["webvid-21179416", "webvid-5629184"]
+    assert made.drops == [("no_page_dir", "0001.csv:3")]
 
 
 def test_llava_pretrain_keeps_the_authors_questions_and_order(run: Run) -> None:
@@ -137,6 +151,16 @@ def test_audiocaps_finds_all_namings_and_joins_broken_captions(run: Run) -> None
     }
     assert made.drops == [("empty_caption", "train.csv:6")]
     assert made.train[0].meta == {"youtube_id": "r1nicOVtvkQ", "start_time": "130"}
+
+
+def test_audiocaps_of_the_repository_holds_two_versions(run: Run) -> None:
+    def spoil(source: Path) -> None:
+        for folder in ("dataset", "dataset2.0"):
+            (source / folder).mkdir()
+            (source / folder / "train.csv").write_text((source / "train.csv").read_text().replace("woman", folder))
+        (source / "train.csv").unlink()
+
+    assert answers(run("audiocaps", spoil, version="2").train)[0] == "A dataset2.0 talks nearby as water pours"
 
 
 def test_audiocaps_gathers_the_five_captions_of_a_test_clip(run: Run) -> None:
