@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from avllm import distributed
 from avllm.config import RunConfig
 from avllm.data.manifest import digest
+from avllm.data.storage import local_copy
 from avllm.models.checkpoint import LORA, fingerprint
 
 FINISHED = "finished.json"
@@ -112,8 +113,9 @@ def check_same_run(run: Path, settings: dict[str, Any]) -> None:
 
 
 def inputs(config: RunConfig) -> dict[str, Any]:
-    """Digests of the manifests and of the checkpoint that a run starts from; None of a file that is not there."""
-    files = {s.manifest: Path(s.manifest) for s in [*config.data.train, *config.data.validation]}
+    """Digests of manifests, quarantine files and the checkpoint to start from; None where a file is missing."""
+    files = {s.manifest: local_copy(s.manifest) for s in [*config.data.train, *config.data.validation]}
+    files |= {name: Path(name) for name in config.data.quarantine}
     found: dict[str, Any] = {name: digest(path) if path.is_file() else None for name, path in files.items()}
     if config.init is not None:
         found[config.init] = [fingerprint(config.init), fingerprint(str(Path(config.init) / LORA))]

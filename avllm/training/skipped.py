@@ -7,9 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 from avllm import distributed
-from avllm.data.dataset import Bad
+from avllm.data.items import Bad
 from avllm.log import logger
 from avllm.training.progress import keep_until
+from avllm.training.resume import write_atomic
 
 LOG = logger(__name__)
 ENOUGH = 100
@@ -35,6 +36,29 @@ class Skipped:
         self.counts, self.seen = Counter(counts), seen
         if distributed.is_main():
             keep_until(self.path, step)
+
+    def set_aside(self, bad: list[Bad], rows: int) -> None:
+        """Account for rows in quarantine, at step 0: they are left out before anything is read.
+
+        Args:
+            rows: of the manifests, those in quarantine included.
+
+        Raises:
+            SkipRateError: too many are in quarantine.
+        """
+        counts = Counter(f"{b.source}/{b.reason}" for b in bad).most_common()
+        named = ", ".join(f"{n} {key}" for key, n in counts)
+        if len(bad) > self.max_rate * rows:
+            raise SkipRateError(
+                f"{len(bad)} of {rows} rows are in quarantine ({len(bad) / rows:.1%}), more than max_skip_rate = "
+                f"{self.max_rate:.1%}: {named}. Repair the media and check again, or raise data.max_skip_rate"
+            )
+        if bad and distributed.is_main():
+            LOG.info("in quarantine: %s (%d of %d rows)", named, len(bad), rows)
+            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+            later = [line for line in lines if json.loads(line)["step"] > 0]
+            first = [json.dumps({"step": 0, **b.to_dict()}, ensure_ascii=False) for b in bad]
+            write_atomic(self.path, "".join(line + "\n" for line in first + later))
 
     def add(self, bad: list[Bad], seen: int, step: int) -> None:
         """Account for the rows of an optimizer step (of all processes).

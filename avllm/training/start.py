@@ -22,6 +22,8 @@ from avllm.data.items import read_quarantine
 from avllm.data.loader import Collate
 from avllm.data.manifest import digest
 from avllm.data.packing import fill_sequences
+from avllm.data.storage import local_copy
+from avllm.log import logger
 from avllm.models.attention import PackingError, check_packing
 from avllm.models.checkpoint import is_checkpoint, mark_trained, read_manifest_of, save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
@@ -31,6 +33,7 @@ from avllm.training.task import Task, save_objectives
 if TYPE_CHECKING:
     from avllm.training.trainer import Trainer
 
+LOG = logger(__name__)
 BEFORE = {"align": (), "caption": ("align",), "instruct": ("caption", "instruct")}
 """The stages of which one has to stand at the end of the chain that a stage starts from."""
 
@@ -111,6 +114,15 @@ def build_dataset(config: RunConfig, sources: Sequence[SourceConfig], parts: Par
     return dataset
 
 
+def name_unknown(config: RunConfig, datasets: Sequence[SampleDataset]) -> None:
+    """Say which ids of the quarantine files no manifest has."""
+    found = {bad.id for dataset in datasets for bad in dataset.items.quarantined}
+    unknown = sorted(read_quarantine(config.data.quarantine).keys() - found)
+    if unknown:
+        some = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+        LOG.warning("data.quarantine: no manifest of this run has %s; was it made for other manifests?", some)
+
+
 def use_cache(config: RunConfig, parts: Parts, datasets: Sequence[SampleDataset], accelerator: Accelerator) -> None:
     """Compute the features of all media that the cache lacks, and let the datasets read them; nothing without a cache.
 
@@ -178,7 +190,7 @@ def export(trainer: Trainer, folder: Path) -> None:
         "steps": trainer.position.step,
         "processes": distributed.world_size(),
         "settings": config.model_dump(mode="json"),
-        "data": {s.manifest: digest(s.manifest) for s in config.data.train},
+        "data": {s.manifest: digest(local_copy(s.manifest)) for s in config.data.train},
         "skipped": trainer.position.skipped,
     }
     with gathered(trainer):

@@ -27,7 +27,7 @@ from avllm.training import optim
 from avllm.training.progress import Clock, Report
 from avllm.training.resume import FINISHED, Position, ResumePoints, check_same_run, inputs, latest, write_atomic
 from avllm.training.skipped import Skipped
-from avllm.training.start import Parts, build_dataset, build_parts, check_rows, export, padding, use_cache
+from avllm.training.start import Parts, build_dataset, build_parts, check_rows, export, name_unknown, padding, use_cache
 from avllm.training.task import Task
 
 LOG = logger(__name__)
@@ -143,6 +143,7 @@ class Trainer:
             self.parts, blanks=blanks, filled=data.filled_length, max_tokens=train.max_tokens
         )
         self.validation = build_dataset(self.config, data.validation, self.parts) if data.validation else None
+        name_unknown(self.config, [d for d in (self.dataset, self.validation) if d])
 
     def _build_task(self) -> None:
         config, train = self.config, self.config.train
@@ -177,9 +178,9 @@ class Trainer:
         self.position = self.points.load(point) if point else Position()
         if point:
             LOG.info("going on at step %d of %d, from %s", self.position.step, self.steps, point)
-        here, data = self.position, self.config.data
-        epoch_rows = len(self.dataset.items.rows)
-        self.skipped = Skipped(self.run, data.max_skip_rate, epoch_rows, here.skipped, here.seen, here.step)
+        here, data, items = self.position, self.config.data, self.dataset.items
+        self.skipped = Skipped(self.run, data.max_skip_rate, len(items.rows), here.skipped, here.seen, here.step)
+        self.skipped.set_aside(items.quarantined, len(items.rows) + len(items.quarantined))
         self.report = Report(self.run, self.accelerator, self.steps, here.step)
         self.clock, self.padding = Clock(), 0.0
         if self.config.train.trackers:

@@ -73,6 +73,15 @@ def test_torchrun_with_two_processes_is_one_with_twice_the_accumulation(world: W
     assert difference(weights(tmp_path / "two"), weights(one)) < 1e-6
 
 
+def test_processes_that_a_budget_of_tokens_gives_other_numbers_of_micro_batches(world: World, tmp_path: Path) -> None:
+    questions = {"data__train": str(world.questions), "train__warmup": 0, "train__accumulate": 1}
+    whole = run(settings(world, tmp_path / "whole", **questions, train__batch_size=6))
+    budget = {"train__batch_size": 3, "train__max_tokens": 100, "data__max_length": 100}
+    cut = run(settings(world, tmp_path / "cut", **questions, **budget), ranks=2)
+    assert losses(cut) == pytest.approx(losses(whole), abs=1e-6)
+    assert difference(weights(cut), weights(whole)) < 1e-6
+
+
 def test_stages_that_share_a_process_group_are_stages_by_themselves(world: World, tmp_path: Path) -> None:
     first = settings(world, tmp_path / "align", "align")
     second = settings(world, tmp_path / "caption", init=str(tmp_path / "align"), init_from_scratch=False)

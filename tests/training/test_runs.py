@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,31 @@ def test_bad_rows_are_named_counted_and_left_out(world: World, tmp_path: Path) -
     assert all(entry["source"] == "tiny" for entry in skipped)
     with pytest.raises(Exception, match=r"more than max_skip_rate = 1.0%"):
         train(stage(world, tmp_path, "strict", **changes))
+
+
+def test_rows_in_quarantine_are_left_out_and_written_down(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [json.loads(line)["id"] for line in world.questions.read_text().splitlines()]
+    (tmp_path / "q.txt").write_text(f"{ids[0]}\tsilent\n{ids[1]}\tzero byte\nnobody\tmissing\n")
+    changes = {"data__quarantine": str(tmp_path / "q.txt"), "train__max_steps": 1}
+    monkeypatch.setattr(logging.getLogger("avllm"), "handlers", [caplog.handler])
+    train(stage(world, tmp_path, "run", data__max_skip_rate=0.2, **changes))
+    skipped = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert [(s["step"], s["id"], s["reason"]) for s in skipped] == [(0, ids[0], "silent"), (0, ids[1], "zero byte")]
+    assert "in quarantine: 1 tiny/silent, 1 tiny/zero byte" in caplog.text
+    assert "no manifest of this run has nobody" in caplog.text
+    with pytest.raises(Exception, match=rf"2 of {len(ids)} rows are in quarantine .* more than max_skip_rate = 1.0%"):
+        train(stage(world, tmp_path, "strict", **changes))
+
+
+def test_a_budget_of_tokens_changes_no_number(world: World, tmp_path: Path) -> None:
+    whole = run(stage(world, tmp_path, "whole", train__batch_size=6))
+    budget = {"train__batch_size": 6, "train__max_tokens": 100, "data__max_length": 100}
+    cut = run(stage(world, tmp_path, "cut", **budget))
+    assert losses(cut) == pytest.approx(losses(whole), abs=1e-6)
+    assert difference(weights(cut), weights(whole)) < 1e-6
+    assert rows(cut) != rows(whole), "no batch was cut"
 
 
 def test_stages_follow_each_other(world: World, tmp_path: Path) -> None:
