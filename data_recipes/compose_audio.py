@@ -35,6 +35,7 @@ from avllm.data.captioned import Captioned, captioned, clause, file_digest, lice
 from avllm.data.media import MediaError, load_audio
 from avllm.data.media_write import write_wav
 from avllm.data.recipe import Dataset, Drop, Row
+from avllm.data.timespans import say_time
 
 ABOUT = Dataset(
     title="Composed sounds (made of your own clips)",
@@ -190,10 +191,10 @@ def below_peak(x: np.ndarray) -> np.ndarray:
 
 
 def in_a_row(events: list[np.ndarray], order: tuple[int, ...], gap: int, rate: int, tag: str) -> Made:
-    """Two sounds, ``gap`` samples of silence between them."""
+    """Two sounds with ``gap`` samples of silence between them, and so much more that the second begins on a tenth."""
     first, second = events
-    x = np.concatenate([first, np.zeros(gap, np.float32), second])
-    start = len(first) + gap
+    start = math.ceil((len(first) + gap) * 10 / rate) * rate // 10
+    x = np.concatenate([first, np.zeros(start - len(first), np.float32), second])
     return Made(tag, below_peak(x), order, [(0.0, len(first) / rate), (start / rate, len(x) / rate)])
 
 
@@ -245,7 +246,7 @@ def samples(name: str, made: Made, task: dict[str, Any], rng: np.random.Generato
     yield row("choice", CHOOSE, caption, choices=[str(c) for c in rng.permutation([caption, *wrong])], meta=meta)
     if kind == "concat":
         later = events[1]
-        answer = f"{later['start']:.2f}"
+        answer = say_time(later["start"])
         yield row(
             "onset", ONSET.format(clause(later["caption"])), answer, seconds=later["start"], meta={"events": events}
         )
@@ -260,7 +261,7 @@ def rows(
     times: Annotated[int, typer.Option(min=1, help="How often each clip is used.")] = 1,
     shortest: Annotated[float, typer.Option(help="Seconds of an event, at least.")] = 0.3,
     longest: Annotated[float, typer.Option(help="Seconds of an event, at most; the rest is cut off.")] = 5.0,
-    gap: Annotated[float, typer.Option(min=0.0, help="Seconds of silence between two sounds, at most.")] = 0.5,
+    gap: Annotated[float, typer.Option(min=0.0, help="Seconds of silence between two sounds, about, at most.")] = 0.5,
     snr: Annotated[str, typer.Option(help="Decibels of the front over the other sound, drawn from these.")] = "0,5,10",
     silence: Annotated[float, typer.Option(max=0.0, help="What counts as silence around a sound, decibels.")] = -40.0,
     rate: Annotated[int, typer.Option(min=1000, help="Samples a second.")] = 32_000,

@@ -42,6 +42,7 @@ ABOUT = Dataset(
     where="any folder with a manifest or a table of files and descriptions",
     layout="*.jsonl | *.csv | *.tsv  a manifest, or rows of a file and a description",
     citation="WavCaps, arXiv 2303.17395; ReCLAP, arXiv 2409.09213",
+    command="python data_recipes/describe_clean.py SOURCE --output DIR --model MODEL --rewritings 4",
 )
 PROMPTS = Path(__file__).parent / "prompts" / "describe_clean.yaml"
 FIELDS = {"system", "caption", "rewritings", "no_sound", "refusals", "dates", "urls", "devices", "no_names"}
@@ -91,12 +92,8 @@ class DescribeClean:
             parts = [p for m in record["messages"] for p in m["content"] if isinstance(p, dict) and p["type"] != "text"]
             last = record["messages"][-1]["content"] if record["messages"][-1]["role"] == "assistant" else ""
             text = last if isinstance(last, str) else " ".join(p.get("text", "") for p in last)
-            return {
-                **task,
-                "id": record["id"],
-                "text": tidied(text),
-                "part": self._absolute(parts[0]) if parts else None,
-            }
+            part = self._absolute(parts[0]) if len(parts) == 1 else None
+            return {**task, "id": record["id"], "text": tidied(text), "part": part}
         path = record.text(self.media)
         kind = "video" if path.lower().endswith((".mp4", ".mkv", ".webm", ".avi", ".mov")) else "audio"
         text = ". ".join(filter(None, (record.text(name) for name in self.text.split(","))))

@@ -29,6 +29,7 @@ from avllm.data.captioned import Captioned, captioned, clause, file_digest, lice
 from avllm.data.media import MediaError, Sampling, load_video, probe
 from avllm.data.media_write import Mp4Writer, faster, fitted
 from avllm.data.recipe import Dataset, Drop, Row
+from avllm.data.timespans import say_events, say_span, say_spans
 
 ABOUT = Dataset(
     title="PU-VALOR (made of your own clips)",
@@ -46,13 +47,13 @@ DENSE = (
 )
 GROUNDING = (
     "When does this happen in the video: {}? Answer in seconds.",
-    "From which second to which do you see and hear this: {}?",
+    "From which second to which do you see or hear this: {}?",
     "Find the part of the video with this event: {}. Give its start and end in seconds.",
 )
 SEGMENT = (
-    "What happens between {:.2f} and {:.2f} seconds?",
-    "Describe the part of the video from {:.2f} to {:.2f} seconds.",
-    "What do you see and hear from second {:.2f} to second {:.2f}?",
+    "What happens {}?",
+    "Describe the part of the video {}.",
+    "What do you see and hear {}?",
 )
 OPEN_GROUPS = 16  # groups of a cluster that are filled at a time
 
@@ -225,7 +226,7 @@ def samples(name: str, path: str, events: list[dict[str, Any]], rng: np.random.G
     """The rows of a video: all events, each event's times, and what is between two times."""
     shared = licences([event["licence"] for event in events])
     listed = [{k: v for k, v in event.items() if k != "licence"} for event in events]
-    lines = "\n".join(f"{e['start']:.2f} - {e['end']:.2f} s: {sentence(e['caption'])}" for e in events)
+    lines = say_events([((e["start"], e["end"]), e["caption"]) for e in events])
 
     def row(tag: str, kind: str, question: str, answer: str, meta: dict[str, Any]) -> dict[str, Any]:
         content = [{"type": "video", "video": path}, {"type": "text", "text": question}]
@@ -234,11 +235,10 @@ def samples(name: str, path: str, events: list[dict[str, Any]], rng: np.random.G
 
     yield row("dense", "dense_caption", str(rng.choice(DENSE)), lines, {"events": listed})
     for number, event in enumerate(events):
-        times = {"start": event["start"], "end": event["end"]}
+        span, times = (event["start"], event["end"]), {"start": event["start"], "end": event["end"]}
         question = str(rng.choice(GROUNDING)).format(clause(event["caption"]))
-        answer = f"From {event['start']:.2f} to {event['end']:.2f} seconds."
-        yield row(f"when-{number}", "grounding", question, answer, times)
-        question = str(rng.choice(SEGMENT)).format(event["start"], event["end"])
+        yield row(f"when-{number}", "grounding", question, say_spans([span]), times)
+        question = str(rng.choice(SEGMENT)).format(say_span(span))
         yield row(f"what-{number}", "segment", question, sentence(event["caption"]), times)
 
 
@@ -255,7 +255,7 @@ def rows(
     longest: Annotated[float, typer.Option(help="Seconds of a clip, at most.")] = 10.0,
     slowest: Annotated[float, typer.Option(min=0.5, help="Speed of a clip, at least.")] = 0.8,
     fastest: Annotated[float, typer.Option(max=4.0, help="Speed of a clip, at most.")] = 1.25,
-    fps: Annotated[int, typer.Option(min=1, help="Frames a second.")] = 12,
+    fps: Annotated[int, typer.Option(min=1, help="Frames a second; with 10 the times in texts are exact.")] = 10,
     width: Annotated[int, typer.Option(min=16, help="Pixels; clips keep their aspect, the rest is black.")] = 480,
     height: Annotated[int, typer.Option(min=16, help="Pixels.")] = 270,
     rate: Annotated[int, typer.Option(help="Samples a second.")] = 32_000,

@@ -50,7 +50,8 @@ class Answers:
                     if not line.endswith(b"\n"):  # being written, or cut off by a kill
                         break
                     row = json.loads(line)
-                    self.known[row.pop("key")] = Answer(**row)
+                    key = row.pop("key")
+                    self.known[key] = Answer(**row)
                     self._read[path] = self._read.get(path, 0) + len(line)
 
     def ask(self, model: TextModel, prompts: Sequence[Prompt], name: str) -> list[Answer]:

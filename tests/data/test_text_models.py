@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from chat_server import Reply, Server, said, stop
 from tiny import make_llm
 
 from avllm.data.append_only import AppendOnly, LockedError
@@ -20,55 +19,6 @@ from avllm.data.text_models import Answer, HFModel, Prompt, RuleModel, TextModel
 from avllm.data.text_server import ServerModel
 
 PROMPTS = [Prompt(text) for text in ("red", "is it a low sound ?", "describe the clip", "what colour is it and")]
-Reply = Callable[[dict[str, Any], int], tuple[int, Any]]
-"""(request, how often this prompt came before) -> (status, JSON or text)."""
-
-
-class Server:
-    """A real server on this machine whose replies a test decides; it keeps what it was asked."""
-
-    def __init__(self, reply: Reply) -> None:
-        self.reply, self.requests, self.headers = reply, [], []
-        self.now = self.most = 0
-        self._lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                outer.answer(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-        with self._lock:
-            before = sum(r["messages"] == request["messages"] for r in self.requests)
-            self.requests.append(request)
-            self.headers.append(dict(handler.headers))
-            self.now += 1
-            self.most = max(self.most, self.now)
-        status, body = self.reply(request, before)
-        with self._lock:
-            self.now -= 1
-        data = (body if isinstance(body, str) else json.dumps(body)).encode()
-        try:
-            handler.send_response(status)
-            handler.send_header("Content-Length", str(len(data)))
-            if status == 429:
-                handler.send_header("Retry-After", "0")
-            handler.end_headers()
-            handler.wfile.write(data)
-        except OSError:
-            pass  # the client's time was out
-
-
-def said(text: str, finish: str = "stop") -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
 
 
 def echo(request: dict[str, Any], _: int) -> tuple[int, Any]:
@@ -85,8 +35,7 @@ def serve() -> Iterator[Callable[..., tuple[Server, ServerModel]]]:
 
     yield start
     for server in servers:
-        server.http.shutdown()
-        server.http.server_close()
+        stop(server)
 
 
 def test_the_first_rule_that_fits_answers() -> None:
@@ -106,7 +55,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
-    folder = make_llm(tmp_path_factory.mktemp("llm"))
+    folder = make_llm(tmp_path_factory.mktemp("llm"), initializer_range=1.0)  # says other things to other prompts
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     said = plain(model, tokenizer, PROMPTS[0])
