@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from avllm.data import recipe
+from avllm.data.conversations import chat_messages
 from avllm.data.recipe import Dataset, Drop, Record, Row, caption_messages, first_file, read_json, rows_of
 
 ABOUT = Dataset(
@@ -32,7 +33,6 @@ ABOUT = Dataset(
     """,
     citation="Liu et al., Visual Instruction Tuning, NeurIPS 2023, arXiv:2304.08485",
 )
-MARK = "<image>"
 
 
 def rows(
@@ -46,24 +46,15 @@ def rows(
 
 def picture_row(record: Record, source: Path, own_prompts: bool) -> Row | Drop:
     """The row of one picture, or why it is left out."""
-    turns = [Record(turn, record.where) for turn in record.array("conversations")]
-    if [turn.text("from") for turn in turns] != ["human", "gpt"] or MARK not in turns[0].text("value"):
-        return Drop("not_one_caption", record.where, "expected a human turn with <image> and a gpt turn")
-    question, caption = (turn.text("value") for turn in turns)
-    if not caption:
-        return Drop("empty_caption", record.where, record.text("id"))
     image = record.text("image")
     part = {"type": "image", "image": first_file(source, (f"images/{image}", image))}
+    messages = chat_messages(record["conversations"], {"image": [part]})
+    if len(messages) != 2:
+        return Drop("not_one_caption", record.where, f"{len(messages)} turns; expected a question and its caption")
     name = f"llava-pretrain-{record.text('id')}"
-    messages = caption_messages(part, caption, name) if own_prompts else authors_messages(part, question, caption)
+    if own_prompts:
+        messages = caption_messages(part, messages[1]["content"][0]["text"], name)
     return Row({"id": name, "messages": messages})
-
-
-def authors_messages(part: dict[str, Any], question: str, caption: str) -> list[dict[str, Any]]:
-    """The authors' question, with the picture where they put it."""
-    text = {"type": "text", "text": question.replace(MARK, "").strip()}
-    content = [part, text] if question.startswith(MARK) else [text, part]
-    return [{"role": "user", "content": content}, {"role": "assistant", "content": caption}]
 
 
 if __name__ == "__main__":

@@ -45,10 +45,11 @@ def texts_of(value: Any, where: str, *fields: str) -> list[str]:
     Raises:
         RecipeError: it is no object, or a field is no text.
     """
-    texts = [value.get(field) or "" for field in fields] if isinstance(value, dict) else [None]
-    if not all(isinstance(text, str) for text in texts):
+    found = [value.get(field) or "" for field in fields] if isinstance(value, dict) else []
+    texts = [text.strip() for text in found if isinstance(text, str)]
+    if len(texts) < len(fields):
         raise RecipeError(f"{where}: {str(value)[:80]}; expected texts in {', '.join(fields)}")
-    return [text.strip() for text in texts]
+    return texts
 
 
 def split_files(source: Path, files: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, Path]]:

@@ -101,7 +101,7 @@ def test_llava_pretrain_keeps_the_authors_questions_and_order(run: Run) -> None:
     assert [part.type for part in second.messages[0].content] == ["image", "text"]
     assert first.messages[0].text == "Render a clear and concise summary of the photo."
     assert answers(made.train) == ["select luxury furniture", "a grey shirt"]
-    assert made.drops == [("empty_caption", "blip_laion_cc_sbu_558k.json[2]")]
+    assert made.drops == [("empty_turn", "blip_laion_cc_sbu_558k.json[2]")]
 
 
 def test_llava_pretrain_with_our_prompts_and_images_unpacked_in_place(run: Run) -> None:
