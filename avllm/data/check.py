@@ -52,7 +52,7 @@ class Report:
         sources: by source: rows, rows with errors, rows with warnings.
         values: of the histograms: seconds, frames and sound level (dB) of the clips, tokens of the rows.
         thumbnails: JPEGs in base64 of files with problems.
-        slowest: seconds and file.
+        slowest: seconds of one core, and file.
     """
 
     rows: Counter[str] = field(default_factory=Counter)

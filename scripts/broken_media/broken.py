@@ -123,7 +123,7 @@ def noise_for_sound(place: Place) -> Part:
 @odd("absurd_header", "undecodable")
 def huge_video_header(place: Place) -> Part:
     path = place.clip(".avi", codec="rawvideo", sound=None, seconds=0.2, size=(32, 32))
-    side = int(place.draw.integers(20_000, 65_000))
+    side = int(place.draw.integers(*place.one_of([(9_000, 16_000), (20_000, 65_000)])))
     patch(path, b"avih", 40, side.to_bytes(4, "little") * 2)  # the main header: width, height
     return video(patch(path, b"strf", 12, side.to_bytes(4, "little") * 2))  # BITMAPINFOHEADER: the same
 
