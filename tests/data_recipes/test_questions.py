@@ -122,9 +122,9 @@ def test_charades_sta_answers_in_seconds_and_keeps_what_was_annotated(made: Run)
     run = made(charades_sta)
     first, late = run.rows("train")
     assert first.answer == "From 0.0 to 6.9 seconds."
-    assert first.meta == {"spans": [[0.0, 6.9]]}
+    assert first.meta == {"spans": [[0.0, 6.9]], "duration": 31.0}
     assert late.answer == "From 24.3 to 31.0 seconds."
-    assert late.meta == {"spans": [[24.3, 31.0]], "annotated": [[24.3, 31.6]]}
+    assert late.meta == {"spans": [[24.3, 31.0]], "duration": 31.0, "annotated": [[24.3, 31.6]]}
     (test,) = run.rows("test")
     question = "When does this happen in the video: person turn a light on? Give its start and end in seconds."
     assert asked(test) == ("3MSZA.mp4", question, "From 24.3 to 30.4 seconds.", "grounding")
