@@ -5,9 +5,9 @@
 avqa_data1.json and avqa_data2.json are lists of `{"video_id": "00005580", "multi_choice", "correct_answer", "video":
 "/mnt/.../00005580.npy", "audio": "/mnt/.../00005580.mp3.npy", "conversations": [{"from": "human", "value": "Summarize
 the video to help answer:\\n<Q>How many instruments are sounding in the video?<Q>\\n<video>"}, {"from": "gpt", ...}]}`
-(https://github.com/rikeilong/Bay-CAT/tree/main/AVinstruct). `video` and `audio` are features on the authors' machine:
-only `video_id` is used, and the video's own sound is the audio, so that one `<video>` stands for both. `<Q>` encloses
-the question for CAT's clue aggregator; the marks are taken out.
+(https://github.com/rikeilong/Bay-CAT/tree/main/AVinstruct). `video` and `audio` are features on the authors' machine.
+The video is the file named `video_id`, or else as the features are; its own sound is the audio, so that one `<video>`
+stands for both. `<Q>` encloses the question for CAT's clue aggregator; the marks are taken out.
 Paper: Q. Ye et al., CAT: Enhancing Multimodal Large Language Model to Answer Questions in Dynamic Audio-Visual
 Scenarios, ECCV 2024, arXiv:2403.04640.
 """
@@ -49,7 +49,8 @@ def build(record: Record, clips: Videos) -> Row:
     """The row of one conversation."""
     video = record.text("video_id")
     turns = [without_marks(turn) for turn in record.array("conversations")]
-    return Row({"id": f"avinstruct-{video}", "messages": chat_messages(turns, {"video": [clips.part(video)]})})
+    part = clips.part(video, Path(str(record.get("video"))).stem)
+    return Row({"id": f"avinstruct-{video}", "messages": chat_messages(turns, {"video": [part]})})
 
 
 def without_marks(turn: Any) -> Any:

@@ -87,7 +87,8 @@ def avinstruct(source: Path) -> None:
     asked = "Summarize the video to help answer:\n<Q>How many instruments are sounding in the video?<Q>\n<video>"
     write_json(source / "AVinstruct/avqa_data1.json", [row("00005580", asked, "Two: the violin and the cello.")])
     rows = [
-        row("-HG3Omg_89c_000030", "<Q>What happened in the video?<Q>\n<video>", "A yacht passes."),
+        row("-HG3Omg_89c_000030", "<Q>What happened in the video?<Q>\n<video>", "A yacht passes.")
+        | {"video_id": "341"},
         row("00005580", "<Q>What is it?<Q>", "A violin."),
     ]
     write_json(source / "AVinstruct/avqa_data2.json", rows)
