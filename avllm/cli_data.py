@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from avllm.data.check import Report, Tokens
     from avllm.data.check_files import Looking
+    from avllm.data.mixture import Portion
     from avllm.data.stats import Stats
     from avllm.models.processing_avllm import AVProcessor
 
@@ -127,6 +128,31 @@ def stats(
         typer.echo(json.dumps(found.to_dict(), ensure_ascii=False))
 
 
+@data.command()
+def mix(
+    stage: Annotated[Path, typer.Argument(help="A preset (YAML).")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as in training.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that will train together.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Show what a stage draws of each source: rows, items, share of the run, effective epochs."""
+    import json
+
+    from avllm.config import load_config
+    from avllm.data.items import Items, read_quarantine
+    from avllm.data.mixture import portions
+
+    config = load_config(stage, overrides)
+    given = config.data
+    manifests = [source.manifest for source in given.train]
+    quarantine = read_quarantine(given.quarantine)
+    items = Items(manifests, pack=given.shares_media, max_packed=given.max_packed, quarantine=quarantine)
+    found = portions(config, items, processes)
+    _print_mixture(found)
+    if as_json:
+        typer.echo(json.dumps({"sources": [vars(portion) for portion in found]}, ensure_ascii=False))
+
+
 def _processor(preset: Path | None, checkpoint: Path | None) -> AVProcessor | None:
     """The processor that rows are read with; None when neither is given."""
     if preset is not None and checkpoint is not None:
@@ -233,3 +259,16 @@ def _print_stats(found: Stats) -> None:
         Console(stderr=True).print(table)
     if found.malformed:
         Console(stderr=True).print(f"{found.malformed:,} malformed lines; see `avllm data check`")
+
+
+def _print_mixture(found: list[Portion]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("manifest", title="Mixture")
+    for name in ("rows", "items", "drawn", "share", "epochs"):
+        table.add_column(name, justify="right")
+    for portion in found:
+        figures = (f"{portion.rows:,}", f"{portion.items:,}", f"{portion.drawn:,}", f"{portion.share:.1%}")
+        table.add_row(portion.manifest, *figures, f"{portion.epochs:.2f}")
+    Console(stderr=True).print(table)

@@ -33,10 +33,9 @@ def write(
     tracks: int = 1,
     options: dict[str, str] | None = None,
     form: dict[str, str] | None = None,
-    kind: str | None = None,
 ) -> Path:
     """Write a clip of noise that moves and tones that change; `codec` or `sound` None leaves out the track."""
-    with av.open(str(path), "w", format=kind, options=form or {}) as out:
+    with av.open(str(path), "w", options={"fflags": "+bitexact", **(form or {})}) as out:
         pictures, sounds = [], []
         if codec is not None:
             video = out.add_stream(codec, rate=fps, options=options or {})
