@@ -55,11 +55,9 @@ class Canvas:
         small = frame
         if (self.width, self.height) != (frame.width, frame.height):
             # Twice as fast as libswscale's way to packed RGB, which has half the chroma and comes out darker.
-            options = {"format": "gbrp", "interpolation": "BILINEAR", "threads": 1}
-            small = self.shrink.reformat(frame, self.width, self.height, **options)
-        picture = self.pack.reformat(
-            small, format="rgb24", interpolation="BILINEAR", threads=1
-        ).to_ndarray()  # (H, W, 3)
+            small = self.shrink.reformat(frame, self.width, self.height, "gbrp", interpolation="BILINEAR", threads=1)
+        rgb = self.pack.reformat(small, format="rgb24", interpolation="BILINEAR", threads=1)
+        picture = rgb.to_ndarray()  # (H, W, 3)
         picture = orient(picture, display_matrix(frame))
         if self.pixels is None:
             self.pixels = np.empty((self.steps, *picture.shape), np.uint8)  # (T, H, W, 3)
@@ -220,21 +218,21 @@ def _is_untimed(media: OpenMedia) -> bool:
 
 def _read_from(media: OpenMedia, seek_to: float, last: float) -> Window:
     assert media.video is not None
-    stream, untimed = media.video, _is_untimed(media)
+    stream, base, untimed = media.video, media.video.time_base, _is_untimed(media)
     if seek_to <= 0:
         rewind(media, stream)
     else:
         media.container.seek(media.ticks(seek_to, stream), stream=stream, backward=True)
     window = Window([], [], complete=False)
     for packet in read_packets(media, stream):
-        late = packet.dts is not None and media.second(packet.dts, stream.time_base) > last + TICK
+        late = packet.dts is not None and media.second(packet.dts, base) > last + TICK
         if late and window.packets:  # a track that starts after `last` still gives its first frame
             window.complete = True  # dts never exceeds pts: nothing that is displayed by `last` comes after this
             break
         if window.packets or packet.is_keyframe:
             window.packets.append(packet)
             unknown = packet.pts is None or untimed
-            window.times.append(None if unknown else media.second(packet.pts or 0, stream.time_base))
+            window.times.append(None if unknown else media.second(packet.pts or 0, base))
     return window
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +17,8 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
+
+from avllm.data.storage import open_bytes, place_of, size_of
 
 REASONS = (
     "missing",
@@ -92,7 +94,7 @@ class OpenMedia:
 
     def second(self, ticks: int, base: Fraction | None) -> float:
         """A timestamp in seconds of the file; ``base`` is its time base."""
-        return (ticks * base.numerator / base.denominator if base else float(ticks)) - self.origin
+        return (float(ticks) if base is None else ticks * base.numerator / base.denominator) - self.origin
 
     def ticks(self, second: float, stream: VideoStream | AudioStream) -> int:
         """A second of the file as a timestamp of a stream, rounded down."""
@@ -158,9 +160,10 @@ def open_media(path: str | Path, timeout: float, threads: int = 1) -> Iterator[O
 
 def require_file(path: str | Path) -> None:
     """Raise ``MediaError`` unless ``path`` is a file with something in it."""
-    if not os.path.isfile(path):
+    size = size_of(path)
+    if size is None:
         raise MediaError(path, "missing", "no such file; check the path in the manifest")
-    if os.path.getsize(path) == 0:
+    if size == 0:
         raise MediaError(path, "zero_byte", "the file is empty")
 
 
@@ -216,7 +219,7 @@ def _is_estimated(media: OpenMedia) -> bool:
     kind = media.container.format.name
     if kind != "mp3":
         return kind in ELEMENTARY
-    with open(media.path, "rb") as file:
+    with open_bytes(media.path) as file:
         head = file.read(10)
         tag = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False)) + 10
         file.seek(tag if head.startswith(b"ID3") else 0)
@@ -228,20 +231,23 @@ def _stretch(media: OpenMedia) -> float:
     """Declared size of a WAV or AVI file by its true one: libav cuts their durations down to what is there."""
     if media.container.format.name not in ("wav", "avi"):
         return 1.0
-    with open(media.path, "rb") as file:
+    with open_bytes(media.path) as file:
         declared = int.from_bytes(file.read(8)[4:], "little") + 8
     if declared >= 0xFFFFFFFF:  # written to a pipe: the length was not known
         return 1.0
-    return max(1.0, declared / os.path.getsize(media.path))
+    return max(1.0, declared / (size_of(media.path) or declared))
 
 
-def _open_container(path: str | Path, timeout: float) -> InputContainer:
-    return av.open(
-        f"file:{os.path.abspath(path)}",
-        container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
-        metadata_errors="ignore",
-        timeout=timeout,
-    )
+@contextmanager
+def _open_container(path: str | Path, timeout: float) -> Iterator[InputContainer]:
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    # libav reads a plain file by itself; what lies in a shard or behind a URL it reads through a Python file
+    source = nullcontext(f"file:{os.path.abspath(path)}") if place_of(path) is None else open_bytes(path)
+    with (
+        source as file,
+        av.open(file, "r", container_options=options, metadata_errors="ignore", timeout=timeout) as container,
+    ):
+        yield container
 
 
 def _is_cover(stream: VideoStream) -> bool:
@@ -259,8 +265,8 @@ def _check_size(path: str | Path, video: VideoStream) -> None:
 
 def _cut_box(path: str | Path) -> tuple[bytes, int] | None:
     """Kind of the outermost MP4 box that runs past the end of the file, and the bytes that are missing."""
-    size, position, kind = os.path.getsize(path), 0, b""
-    with open(path, "rb") as file:
+    size, position, kind = size_of(path) or 0, 0, b""
+    with open_bytes(path) as file:
         while position + 8 <= size:
             file.seek(position)
             head = file.read(16)

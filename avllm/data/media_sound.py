@@ -6,15 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 import torch
-import torchaudio
 
 from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, read_packets, rewind, stream_end
+from avllm.data.media_resample import resample
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -27,7 +26,7 @@ JITTER = 0.005  # seconds by which a timestamp may be off (milliseconds in matro
 TAIL_SECONDS = 0.1  # sound that may be missing at the end before a file counts as truncated
 MAX_BAD_SHARE = 0.05  # of packets that cannot be decoded; above it the track is called undecodable
 MIN_RATE, MAX_RATE = 1_000, 1_000_000  # samples a second of a track
-MANY_CHANNELS = 8  # from here on no empty place follows a frame's last plane, by which PyAV finds the end
+MIXED_AT_ONCE = 32  # decoded frames that are held; more would fall out of the processor's cache
 PLANE_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
 # Elementary streams: their timestamps after a seek are estimates.
 UNSEEKABLE = {"mp3", "aac", "ac3", "eac3", "amr", "mpeg", "mpegvideo"}
@@ -35,23 +34,41 @@ UNSEEKABLE = {"mp3", "aac", "ac3", "eac3", "amr", "mpeg", "mpegvideo"}
 
 @dataclass
 class Placed:
-    """Decoded mono pieces with the index of their first sample on the file's clock (sample 0 = second 0)."""
+    """Decoded sound with the index of its first sample on the file's clock (sample 0 = second 0).
+
+    Frames wait as they came, channel by channel, and are mixed many at a time: one by one that takes as long as
+    decoding them.
+    """
 
     first: int  # samples before this one are dropped
     last: int  # samples from this one on are dropped
     rate: int
-    pieces: list[tuple[int, np.ndarray]] = field(default_factory=list)
-    expected: int | None = None  # index at which the next piece belongs if nothing is missing
+    pieces: list[tuple[int, np.ndarray]] = field(default_factory=list)  # mono
+    waiting: list[list[np.ndarray]] = field(default_factory=list)  # frames that follow each other: channels of each
+    waiting_from: int = 0
+    expected: int | None = None  # index at which the next frame belongs if nothing is missing
 
-    def add(self, at: int | None, x: np.ndarray) -> None:
-        """Place ``x`` (samples,) at index ``at``; timestamps within the jitter continue the piece before."""
+    def add(self, at: int | None, channels: list[np.ndarray]) -> None:
+        """Place a frame's ``channels``, (samples,) each, at ``at``; within the jitter it continues the one before."""
         if self.expected is not None and (at is None or abs(at - self.expected) <= JITTER * self.rate):
             at = self.expected
         at = 0 if at is None else at
-        self.expected = at + len(x)
-        low, high = max(0, self.first - at), min(len(x), self.last - at)
-        if low < high:
-            self.pieces.append((at + low, x[low:high]))
+        length = len(channels[0])
+        low, high = max(0, self.first - at), min(length, self.last - at)
+        follows = at == self.expected and bool(self.waiting) and _alike(channels, self.waiting[-1])
+        self.expected = at + length
+        if low >= high:
+            return
+        if not follows or len(self.waiting) == MIXED_AT_ONCE:
+            self.mix()
+            self.waiting_from = at + low
+        self.waiting.append(channels if high - low == length else [x[low:high] for x in channels])
+
+    def mix(self) -> None:
+        """Make one mono piece of the frames that wait."""
+        if self.waiting:
+            self.pieces.append((self.waiting_from, mono(self.waiting)))
+            self.waiting = []
 
     def joined(self) -> tuple[int, np.ndarray]:
         """Index of the first sample and all samples; a hole inside the track is silence, as a player plays it."""
@@ -94,16 +111,6 @@ def read_sound(media: OpenMedia, first: float, last: float, rate: int) -> tuple[
     return y[low - origin : high - origin].clone(), low / rate
 
 
-def resample(x: Tensor, ratio: Fraction) -> Tensor:
-    """``x`` (samples,) with ``ratio`` old samples to a new one, by torchaudio's windowed sinc."""
-    return x if ratio == 1 else _resampler(ratio.numerator, ratio.denominator)(x)
-
-
-@lru_cache(maxsize=16)
-def _resampler(old: int, new: int) -> torchaudio.transforms.Resample:
-    return torchaudio.transforms.Resample(old, new)  # functional.resample with its kernel kept
-
-
 def _decode_interval(media: OpenMedia, first: float, last: float) -> Placed | None:
     placed: Placed | None = None
     for frame in _frames(media, first, last):
@@ -119,8 +126,9 @@ def _decode_interval(media: OpenMedia, first: float, last: float) -> Placed | No
             seen = f"{frame.sample_rate} Hz after {placed.rate} Hz"
             raise MediaError(media.path, "undecodable", f"the sampling rate changes within the track: {seen}")
         time = None if frame.pts is None else media.second(frame.pts, frame.time_base)
-        placed.add(None if time is None else round(time * placed.rate), mono(frame))
+        placed.add(None if time is None else round(time * placed.rate), channels_of(frame))
     if placed is not None:
+        placed.mix()
         _check_tail(media, placed, last)
     return placed
 
@@ -132,28 +140,36 @@ def _check_rate(media: OpenMedia, rate: int) -> None:
         raise MediaError(media.path, "absurd_header", seen)
 
 
-def mono(frame: AudioFrame) -> np.ndarray:
-    """The mean of all channels of a decoded frame: float32 ``(samples,)``, full scale = 1."""
-    channels = frame.layout.nb_channels
-    many = channels >= MANY_CHANNELS and frame.format.is_planar
-    x: np.ndarray = _planes(frame) if many else frame.to_ndarray()  # planar (C, samples); packed (1, samples * C)
-    if not frame.format.is_planar:
-        x = x.reshape(-1, channels).T  # (C, samples)
-    scaled: np.ndarray
+def channels_of(frame: AudioFrame) -> list[np.ndarray]:
+    """The samples of each channel of a decoded frame, ``(samples,)`` in the frame's own type: views of its memory.
+
+    (PyAV 18.1's ``to_ndarray`` crashes from eight planes on, which it counts past their end.)
+    """
+    dtype, count = PLANE_TYPES[frame.format.packed.name], frame.layout.nb_channels
+    if frame.format.is_planar:
+        return [np.frombuffer(memoryview(plane), dtype, frame.samples) for plane in frame.planes[:count]]
+    x = np.frombuffer(memoryview(frame.planes[0]), dtype, frame.samples * count)
+    return list(x.reshape(-1, count).T)
+
+
+def _alike(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    """Whether two frames have as many channels of the same type."""
+    return len(one) == len(other) and one[0].dtype == other[0].dtype
+
+
+def mono(frames: list[list[np.ndarray]]) -> np.ndarray:
+    """The mean of all channels of frames that follow each other: float32 ``(samples,)``, full scale = 1."""
+    channels = [full_scale(np.concatenate(pieces)) for pieces in zip(*frames, strict=True)]
+    return sum(channels[1:], start=channels[0]) / np.float32(len(channels))
+
+
+def full_scale(x: np.ndarray) -> np.ndarray:
+    """Samples of any type as float32 of -1 to 1."""
     if x.dtype.kind == "f":
-        scaled = x.astype(np.float32, copy=False)
-    elif x.dtype.kind == "u":
-        scaled = (x.astype(np.float32) - 128) / 128
-    else:
-        scaled = x.astype(np.float32) / 2.0 ** (8 * x.itemsize - 1)
-    return scaled[0] if channels == 1 else scaled.mean(0, dtype=np.float32)
-
-
-def _planes(frame: AudioFrame) -> np.ndarray:
-    """``(C, samples)`` of a planar frame whose planes PyAV 18.1 counts past their end: `to_ndarray` would crash."""
-    dtype = PLANE_TYPES[frame.format.packed.name]
-    planes = frame.planes[: frame.layout.nb_channels]
-    return np.stack([np.frombuffer(bytes(plane), dtype, frame.samples) for plane in planes])
+        return x.astype(np.float32, copy=False)
+    if x.dtype.kind == "u":
+        return (x.astype(np.float32) - 128) / 128
+    return x.astype(np.float32) / np.float32(2.0 ** (8 * x.itemsize - 1))
 
 
 def _frames(media: OpenMedia, first: float, last: float) -> Iterator[AudioFrame]:
@@ -175,13 +191,13 @@ def _frames(media: OpenMedia, first: float, last: float) -> Iterator[AudioFrame]
 
 def _packets(media: OpenMedia, first: float, last: float) -> Iterator[av.Packet]:
     assert media.audio is not None
-    stream, container = media.audio, media.container
+    stream, container, base = media.audio, media.container, media.audio.time_base
     if first > SEEK_FROM and container.format.name not in UNSEEKABLE:
         container.seek(media.ticks(first - PREROLL, stream), stream=stream, backward=True)
     else:
         rewind(media, stream)
     for packet in read_packets(media, stream):
-        time = None if packet.pts is None else media.second(packet.pts, stream.time_base)
+        time = None if packet.pts is None else media.second(packet.pts, base)
         if time is not None and time > last + MARGIN:
             return
         if time is None or time >= first - PREROLL:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-import torchaudio
 from data.media_files import (
     FORMATS,
     HEIGHT,
@@ -31,7 +29,6 @@ from data.media_files import (
 )
 
 from avllm.data.media import Sampling, load_audio, load_image, load_video, probe
-from avllm.data.media_sound import resample
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/data/media"
 
@@ -284,12 +281,6 @@ def test_an_interval_is_a_slice_of_the_whole(folder: Path) -> None:
         low = round((start + part.start) * RATE)
         assert torch.allclose(part.x, whole.x[low : low + len(part.x)], atol=1e-5)
         assert abs(len(part.x) - (end - start) * RATE) <= 1
-
-
-def test_resampling_is_torchaudios() -> None:
-    x = torch.rand(44_100, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    theirs = torchaudio.functional.resample(x, 44_100, 16_000)
-    assert torch.allclose(resample(x, Fraction(441, 160)), theirs, atol=1e-4)  # their kernel is float32
 
 
 def test_mono_is_the_mean_of_all_channels(folder: Path) -> None:

@@ -1,0 +1,27 @@
+"""Another sampling rate: torchaudio's numbers, whatever way they are made."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+import torchaudio
+
+from avllm.data.media_resample import _resampler, _Sparse, resample
+
+
+@pytest.mark.parametrize("old, new", [(44_100, 16_000), (22_050, 16_000), (48_000, 16_000), (8_000, 16_000), (37, 36)])
+@pytest.mark.parametrize("samples", [1, 500, 44_100, 50_001])
+def test_torchaudios_numbers(old: int, new: int, samples: int) -> None:
+    x = torch.randn(samples, generator=torch.Generator().manual_seed(samples))
+    theirs = torchaudio.transforms.Resample(old, new)(x)
+    ours = resample(x, Fraction(old, new))
+    assert ours.shape == theirs.shape
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_zeros_are_left_out_where_no_sample_is_copied_for_it() -> None:
+    assert isinstance(_resampler(441, 160), _Sparse)
+    assert isinstance(_resampler(3, 1), torchaudio.transforms.Resample)
+    assert resample(torch.ones(7), Fraction(1)).shape == (7,)
