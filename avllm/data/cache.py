@@ -27,6 +27,7 @@ from avllm import distributed
 from avllm.data.collate import gather_stream
 from avllm.data.media import MediaError
 from avllm.data.schema import MediaPart, RowError, resolve
+from avllm.data.storage import open_bytes, size_of
 from avllm.log import logger
 from avllm.tokens import EncoderInput
 
@@ -166,9 +167,9 @@ def part_field(part: MediaPart) -> str:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, or its absence: the decoder will say what is wrong."""
-    if not path.is_file():
+    if size_of(path) is None:
         return f"absent: {path}"
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -38,6 +38,7 @@ from avllm.data.media_open import (
 )
 from avllm.data.media_sound import read_sound
 from avllm.data.sampling import Sampling, centres
+from avllm.data.storage import open_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,7 +186,7 @@ def load_image(path: str | Path) -> Clip:
     """
     require_file(path)
     try:
-        with Image.open(path) as image:
+        with open_bytes(path) as file, Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 seen = f"{image.width}x{image.height} pixels; the limit is {MAX_PIXELS} in all"
                 raise MediaError(path, "absurd_header", seen)

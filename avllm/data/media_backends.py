@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import importlib.util
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from avllm.data.media_frames import (
 )
 from avllm.data.media_open import MediaError, OpenMedia
 from avllm.data.sampling import Sampling
+from avllm.data.storage import open_bytes, place_of
 
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
 
@@ -64,7 +66,7 @@ def _decord(path: str, length: int, indices: list[int], size: tuple[int, int], t
     import decord
 
     try:
-        reader = decord.VideoReader(path, num_threads=threads, width=size[0], height=size[1])
+        reader = decord.VideoReader(_source(path), num_threads=threads, width=size[0], height=size[1])
         if len(reader) != length:
             raise MediaError(path, "undecodable", f"decord finds {len(reader)} frames; the container has {length}")
         return reader.get_batch(indices).asnumpy()
@@ -76,7 +78,7 @@ def _torchcodec(path: str, seconds: list[float], sampling: Sampling, threads: in
     from torchcodec.decoders import VideoDecoder
 
     try:
-        decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=threads, seek_mode="exact")
+        decoder = VideoDecoder(_source(path), dimension_order="NHWC", num_ffmpeg_threads=threads, seek_mode="exact")
         first = decoder.metadata.begin_stream_seconds or 0.0
         last = decoder.metadata.end_stream_seconds or math.inf
         inside = [min(max(second + TICK, first), last - TICK) for second in seconds]
@@ -86,6 +88,11 @@ def _torchcodec(path: str, seconds: list[float], sampling: Sampling, threads: in
             raise ImportError("backend='torchcodec' found no FFmpeg libraries; install FFmpeg, or use 'auto'") from None
         raise MediaError(path, "undecodable", f"torchcodec: {error}") from error
     return _resize(pictures, sampling).numpy()
+
+
+def _source(path: str) -> Any:
+    """What the decoder is given: a plain file by its name, what lies in a shard or behind a URL as an open file."""
+    return path if place_of(path) is None else open_bytes(path)
 
 
 def _resize(x: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from avllm.data.storage import url_of
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -136,9 +138,12 @@ class Sample(_Strict):
 
 
 def resolve(part: MediaPart, root: Path | None) -> Path:
-    """The file of a media part; a relative path is relative to ``root``, the manifest's folder."""
+    """The file of a media part; a relative path is relative to ``root``, the manifest's folder.
+
+    It may be a shard's member or a URL, which ``storage.py`` reads.
+    """
     path = Path(part.path).expanduser()
-    return path if path.is_absolute() or root is None else root / path
+    return path if path.is_absolute() or root is None or url_of(path) else root / path
 
 
 class RowError(ValueError):

@@ -12,7 +12,7 @@ import io
 import os
 import re
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 MEMBER = re.compile(r"(?P<shard>.+\.tar)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>[^/]+)")
 URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)")  # one slash: what pathlib leaves of two
@@ -61,7 +61,7 @@ def size_of(path: str | Path) -> int | None:
     return max(0, min(place.size, there - place.offset))
 
 
-def open_bytes(path: str | Path) -> BinaryIO:
+def open_bytes(path: str | Path) -> io.BufferedReader | io.BytesIO:
     """Open a file, member or URL for reading; it has the name of the file, as far as decoders go by names.
 
     Raises:
@@ -72,7 +72,7 @@ def open_bytes(path: str | Path) -> BinaryIO:
         return open(path, "rb")
     if url_of(place.file):
         return _Named(_fetch(place), str(path))
-    return io.BufferedReader(_Window(place, str(path)))  # type: ignore[return-value]
+    return io.BufferedReader(_Window(place, str(path)))
 
 
 class _Named(io.BytesIO):

@@ -1,0 +1,219 @@
+"""Manifests with their media -> tar shards, and a manifest beside them that says where in a shard each file lies.
+
+The shards have WebDataset's layout (https://github.com/webdataset/webdataset): what belongs to a row stands together
+under one key, ``KEY.json`` with the row and ``KEY.0.mp4``, ``KEY.1.wav``, ... with its media. Training reads them
+through the manifest, row by row and in any order, as it reads single files; copied to an object store, its URL does. A
+file that several rows show is stored once, with the first of them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from avllm.data.index import Manifest
+from avllm.data.manifest import digest
+from avllm.data.schema import Sample, TextPart, resolve
+from avllm.data.storage import open_bytes, size_of
+
+
+class ShardError(ValueError):
+    """Shards cannot be written as asked."""
+
+
+@dataclass
+class Packed:
+    """What became of a manifest.
+
+    Attributes:
+        manifest: the one that was written. rows: in it. shards: files beside it. size: their bytes.
+        dropped: rows left out, by reason; ``NAME.dropped.jsonl`` names them.
+    """
+
+    manifest: Path
+    rows: int
+    shards: int
+    size: int
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def pack_shards(manifests: Sequence[str | Path], output: str | Path, shard_size: int = 10**9) -> list[Packed]:
+    """Write shards of several manifests into a folder; started again after an interruption, it goes on.
+
+    Args:
+        manifests: JSONL files with different names.
+        output: folder for ``NAME-000000.tar``, ..., ``NAME.jsonl`` and, where rows had to be left out,
+            ``NAME.dropped.jsonl``.
+        shard_size: bytes that a shard does not pass, unless a single row does.
+
+    Raises:
+        ManifestError: a manifest is missing or malformed. ShardError: two have one name, or the folder holds shards of
+            other data.
+    """
+    names = [Path(m).stem for m in manifests]
+    doubled = [name for name, count in Counter(names).items() if count > 1]
+    if doubled:
+        raise ShardError(f"several manifests are named {doubled[0]!r}; shards are named after them, so rename one")
+    return [_Packing(Manifest(m), Path(output), shard_size).run() for m in manifests]
+
+
+class _Packing:
+    """The shards of one manifest. Notes on each finished shard lie in a hidden folder until the last is written."""
+
+    def __init__(self, manifest: Manifest, output: Path, shard_size: int) -> None:
+        self.manifest, self.output, self.shard_size = manifest, output, shard_size
+        self.name = Path(manifest.name).stem
+        self.final = output / f"{self.name}.jsonl"
+        self.notes = output / f".{self.name}.packing"
+        if self.final.resolve() == manifest.path.resolve():
+            raise ShardError(f"{output} holds {manifest.name} itself; expected another folder for the shards")
+        self.places: dict[str, str] = {}  # file -> where it is in the shards
+
+    def run(self) -> Packed:
+        """Write what is not yet there."""
+        self.notes.mkdir(parents=True, exist_ok=True)
+        self._check_same()
+        done = self._go_on()
+        rows = track(range(done, len(self.manifest)), f"packing {self.name}", completed=done, total=len(self.manifest))
+        shard = _Shard(self.output, self.name, len(self._finished()))
+        for number in rows:
+            sample = self.manifest[number]
+            files = [str(resolve(part, self.manifest.root)) for part in sample.media]
+            sizes = {file: size_of(file) or 0 for file in files if file not in self.places}
+            lacking = next((file for file, size in sizes.items() if size == 0), None)
+            if lacking is not None:
+                shard.drop(sample, lacking)
+                continue
+            if shard.rows and shard.size + sum(sizes.values()) > self.shard_size:
+                self._close(shard, number)
+                shard = _Shard(self.output, self.name, shard.number + 1)
+            self.places |= shard.add(number, sample, files, self.places)
+        if shard.rows or shard.dropped:
+            self._close(shard, len(self.manifest))
+        return self._finish()
+
+    def _check_same(self) -> None:
+        asked = {"manifest": digest(self.manifest.path), "shard_size": self.shard_size}
+        note = self.notes / "asked.json"
+        if note.is_file() and json.loads(note.read_text()) != asked:
+            raise ShardError(
+                f"{self.output} holds begun shards of another {self.name}; delete {self.notes} to start anew"
+            )
+        note.write_text(json.dumps(asked))
+
+    def _finished(self) -> list[Path]:
+        return sorted(self.notes.glob("[0-9]*.json"))
+
+    def _go_on(self) -> int:
+        """Rows that stand in finished shards or were dropped; remembers where their files are."""
+        done = 0
+        for note in self._finished():
+            found = json.loads(note.read_text(encoding="utf-8"))
+            self.places |= found["places"]
+            done = found["done"]
+        return done
+
+    def _close(self, shard: _Shard, done: int) -> None:
+        shard.close()
+        note = self.notes / f"{shard.number:06d}.json"
+        content = {"done": done, "rows": shard.rows, "places": shard.places, "dropped": shard.dropped}
+        partial = note.with_suffix(".partial")
+        partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        partial.replace(note)
+
+    def _finish(self) -> Packed:
+        packed = Packed(self.final, 0, 0, 0)
+        dropped: list[dict[str, str]] = []
+        partial = self.final.with_name(f".{self.final.name}.partial")
+        with partial.open("w", encoding="utf-8") as file:
+            for note in self._finished():
+                found = json.loads(note.read_text(encoding="utf-8"))
+                file.writelines(row + "\n" for row in found["rows"])
+                packed.rows += len(found["rows"])
+                packed.shards += 1
+                packed.size += (self.output / f"{self.name}-{note.stem}.tar").stat().st_size
+                dropped += found["dropped"]
+        if dropped:
+            lines = "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in dropped)
+            self.final.with_suffix(".dropped.jsonl").write_text(lines, encoding="utf-8")
+        packed.dropped = dict(Counter(d["reason"] for d in dropped))
+        if not packed.rows:
+            raise ShardError(f"no row of {self.manifest.name} can be packed: {packed.dropped}")
+        partial.replace(self.final)
+        for note in self.notes.iterdir():
+            note.unlink()
+        self.notes.rmdir()
+        return packed
+
+
+class _Shard:
+    """A tar file that is being written; it has its name when it is whole."""
+
+    def __init__(self, folder: Path, name: str, number: int) -> None:
+        self.path, self.number = folder / f"{name}-{number:06d}.tar", number
+        self.rows: list[str] = []
+        self.places: dict[str, str] = {}
+        self.dropped: list[dict[str, str]] = []
+        self._partial = self.path.with_suffix(".tar.partial")
+        self._tar = tarfile.open(self._partial, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115 (closed in close)
+
+    @property
+    def size(self) -> int:
+        """Bytes written."""
+        return self._tar.offset
+
+    def add(self, number: int, sample: Sample, files: list[str], elsewhere: dict[str, str]) -> dict[str, str]:
+        """Store a row with those of its files that no shard holds yet; returns where these are."""
+        new: dict[str, str] = {}
+        for place, file in enumerate(files):
+            if file not in elsewhere and file not in new:
+                member = f"{number:09d}.{place}{Path(file).suffix.lower() or '.bin'}"
+                size = size_of(file) or 0
+                with open_bytes(file) as content:
+                    new[file] = f"{self.path.name}#{self._write(member, size, content)}+{size}/{member}"
+        row = json.dumps(rewritten(sample, [(elsewhere | new)[f] for f in files]), ensure_ascii=False)
+        text = row.encode()
+        self._write(f"{number:09d}.json", len(text), io.BytesIO(text))
+        self.rows.append(row)
+        self.places |= new
+        return new
+
+    def drop(self, sample: Sample, file: str) -> None:
+        """Note a row whose file is not there."""
+        reason = "missing" if size_of(file) is None else "zero_byte"
+        self.dropped.append({"id": sample.id, "reason": reason, "detail": file})
+
+    def _write(self, member: str, size: int, content: Any) -> int:
+        """Append a file; returns where its bytes begin."""
+        info = tarfile.TarInfo(member)  # no time and no owner: the same rows make the same bytes
+        info.size = size
+        first = self._tar.offset + len(info.tobuf(self._tar.format, self._tar.encoding or "utf-8", "strict"))
+        self._tar.addfile(info, content)
+        return first
+
+    def close(self) -> None:
+        """Give the file its name when every byte is on the disk."""
+        self._tar.close()
+        with self._partial.open("rb") as file:
+            os.fsync(file.fileno())
+        self._partial.replace(self.path)
+
+
+def rewritten(sample: Sample, paths: Sequence[str]) -> dict[str, Any]:
+    """A row as JSON with other paths for its media parts, in order."""
+    row = sample.model_dump(mode="json", exclude_none=True)
+    remaining: Iterator[str] = iter(paths)
+    for message, turn in zip(sample.messages, row["messages"], strict=True):
+        for part, entry in zip(message.content, turn["content"], strict=True):
+            if not isinstance(part, TextPart):
+                entry[part.type] = next(remaining)
+    return row

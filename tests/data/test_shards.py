@@ -1,0 +1,224 @@
+"""Shards: what is read out of them is what was put in, wherever they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from tiny import World, make_world, settings
+from tiny import row as chat
+from tiny import text as said
+
+from avllm.config import RunConfig
+from avllm.data import shards
+from avllm.data.cache import file_hash
+from avllm.data.dataset import SampleDataset
+from avllm.data.index import Manifest
+from avllm.data.loader import Collate, Cut, MicroBatches, build_loader
+from avllm.data.manifest import read_manifest, write_manifest
+from avllm.data.media import MediaError, load_video, probe
+from avllm.data.mixture import Order
+from avllm.data.sampling import Sampling
+from avllm.data.schema import VideoPart, resolve
+from avllm.data.shards import ShardError, pack_shards
+from avllm.data.storage import open_bytes, place_of, size_of, url_of
+from avllm.training.start import Parts, build_parts
+
+SAMPLING = Sampling(num_frames=4)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Four clips, two questions about each."""
+    return make_world(tmp_path_factory.mktemp("world"), clips=4)
+
+
+@pytest.fixture(scope="module")
+def packed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The questions in several small shards."""
+    folder = tmp_path_factory.mktemp("packed")
+    (found,) = pack_shards([world.questions], folder, shard_size=12_000)
+    assert found.rows == 8
+    assert found.shards == len(list(folder.glob("*.tar"))) > 1
+    assert found.dropped == {}
+    return found.manifest
+
+
+@pytest.fixture
+def remote(packed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The shards in a store that is no file system of this machine's."""
+    monkeypatch.setenv("AVLLM_CACHE", str(tmp_path / "cache"))
+    store = fsspec.filesystem("memory")
+    for file in packed.parent.glob("questions*"):
+        store.pipe_file(f"/bucket/set/{file.name}", file.read_bytes())
+    yield "memory://bucket/set/questions.jsonl"
+    store.rm("/bucket", recursive=True)
+
+
+@pytest.fixture(scope="module")
+def parts(world: World, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """A tiny model's processor."""
+    return build_parts(RunConfig.model_validate(settings(world, tmp_path_factory.mktemp("run"))))
+
+
+def test_places_are_read_back_as_they_were_written() -> None:
+    assert place_of("a/b.mp4") is None
+    assert place_of("set/x-000001.tar#512+77/000.0.mp4") == ("set/x-000001.tar", 512, 77)
+    assert url_of(Path("s3://bucket/a/b.mp4")) == "s3://bucket/a/b.mp4"
+    assert place_of(Path("s3://bucket/a/b.tar#5+6/c.wav")) == ("s3://bucket/a/b.tar", 5, 6)
+    assert url_of("c:/film.mp4") is None
+    root = Path("gs://bucket/set")
+    assert url_of(resolve(VideoPart(video="x.tar#5+6/c.mp4"), root)) == "gs://bucket/set/x.tar#5+6/c.mp4"
+    assert url_of(resolve(VideoPart(video="s3://other/c.mp4"), root)) == "s3://other/c.mp4"
+
+
+def test_shards_have_the_layout_of_webdataset(world: World, packed: Path) -> None:
+    original, rows = read_manifest(world.questions), read_manifest(packed)
+    assert [r.model_copy(update={"messages": o.messages}) for r, o in zip(rows, original, strict=True)] == original
+    members: dict[str, set[str]] = {}
+    for path in sorted(packed.parent.glob("questions-*.tar")):
+        assert path.stat().st_size <= 20_480, "a tar file is filled up to a multiple of 10 kB"
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                members.setdefault(key, set()).add(extension)
+                content = tar.extractfile(member)
+                assert content is not None
+                if extension == "json":
+                    assert json.loads(content.read()) in [r.model_dump(mode="json", exclude_none=True) for r in rows]
+    assert len(members) == 8
+    assert sum(kinds == {"json", "0.mp4"} for kinds in members.values()) == 4, "each file once, with its first row"
+    for before, after in zip(original, rows, strict=True):
+        file = resolve(after.media[0], packed.parent)
+        source = resolve(before.media[0], world.questions.parent)
+        with open_bytes(file) as stream:
+            assert stream.read() == source.read_bytes()
+        assert file_hash(file) == file_hash(source), "so features that are cached are found again"
+
+
+def same_clip(a: Path, b: Path, backend: str = "auto") -> None:
+    first, second = (load_video(p, sampling=SAMPLING, rate=8000, backend=backend) for p in (a, b))
+    assert first.duration == second.duration
+    assert torch.equal(first.frames.x, second.frames.x)  # type: ignore[union-attr]
+    assert (first.sound is None) == (second.sound is None)
+    if first.sound is not None and second.sound is not None:
+        assert torch.equal(first.sound.x, second.sound.x)
+
+
+@pytest.mark.parametrize("backend", ["auto", "decord"])
+def test_media_in_a_shard_and_behind_a_url_decode_alike(world: World, packed: Path, remote: str, backend: str) -> None:
+    if backend != "auto":
+        pytest.importorskip(backend)
+    for before, after in zip(read_manifest(world.questions)[::2], read_manifest(packed)[::2], strict=True):
+        source = resolve(before.media[0], world.questions.parent)
+        member = resolve(after.media[0], packed.parent)
+        far = resolve(after.media[0], Manifest(remote).root)
+        assert place_of(far) is not None
+        assert probe(member) == probe(source) == probe(far)
+        same_clip(source, member, backend)
+        same_clip(source, far, backend)
+
+
+def test_what_is_not_there_or_cut_is_told(packed: Path, remote: str, tmp_path: Path) -> None:
+    (part,) = read_manifest(packed)[0].media
+    for root in (tmp_path, Path("memory://bucket/nowhere")):
+        with pytest.raises(MediaError, match="missing"):
+            probe(resolve(part, root))
+    shard, rest = part.path.split("#")
+    short = tmp_path / shard
+    offset, size = (int(n) for n in rest.split("/")[0].split("+"))
+    short.write_bytes((packed.parent / shard).read_bytes()[: offset + size - 100])
+    assert size_of(tmp_path / part.path) == size - 100
+    with pytest.raises(MediaError, match="truncated"):
+        probe(tmp_path / part.path)
+    with pytest.raises(FileNotFoundError, match="memory://bucket/none.jsonl is not there"):
+        Manifest("memory://bucket/none.jsonl")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_reads_the_same_batches(world: World, packed: Path, remote: str, parts: Parts, workers: int) -> None:
+    found = []
+    for manifest in (world.questions, packed, remote):
+        dataset = SampleDataset([manifest], parts.processor, pack=True)
+        order = Order(dataset.items.sizes, [1.0], seed=0)
+        streams = []
+        for rank in (0, 1):
+            batches = MicroBatches(order, Cut(1, 1, 2, rank), 1, 4)
+            loader = build_loader(dataset, batches, Collate(parts.processor.collate, None), workers)
+            streams += [(m.batch.ids, m.batch.input_ids, m.batch.streams) for (m,) in loader]
+        found.append(streams)
+    for other in found[1:]:
+        for (ids, tokens, media), (ids2, tokens2, media2) in zip(found[0], other, strict=True):
+            assert ids == ids2
+            assert torch.equal(tokens, tokens2)
+            assert media.keys() == media2.keys()
+            for name, stream in media.items():
+                assert all(torch.equal(stream.inputs[k], media2[name].inputs[k]) for k in stream.inputs)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def test_packing_goes_on_where_it_stopped(
+    world: World, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close, closed = shards._Shard.close, []
+
+    def stop_at_the_third(self: shards._Shard) -> None:
+        if len(closed) == 2:
+            raise KeyboardInterrupt
+        closed.append(self.number)
+        close(self)
+
+    monkeypatch.setattr(shards._Shard, "close", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        pack_shards([world.questions], tmp_path, shard_size=12_000)
+    assert not (tmp_path / "questions.jsonl").exists()
+    monkeypatch.setattr(shards._Shard, "close", close)
+    before = (tmp_path / "questions-000000.tar").stat().st_mtime_ns
+    with pytest.raises(ShardError, match="begun shards of another questions"):
+        pack_shards([world.questions], tmp_path, shard_size=13_000)
+    pack_shards([world.questions], tmp_path, shard_size=12_000)
+    assert (tmp_path / "questions-000000.tar").stat().st_mtime_ns == before
+    assert digests(tmp_path) == digests(packed.parent)
+
+
+def test_rows_whose_files_are_missing_are_left_out_and_named(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.questions.parent, tmp_path / "data")
+    manifest = tmp_path / "data" / "questions.jsonl"
+    (tmp_path / "data" / "001.mp4").unlink()
+    (tmp_path / "data" / "002.mp4").write_bytes(b"")
+    (found,) = pack_shards([manifest], tmp_path / "out")
+    assert (found.rows, found.shards, found.dropped) == (4, 1, {"missing": 2, "zero_byte": 2})
+    dropped = [json.loads(line) for line in (tmp_path / "out" / "questions.dropped.jsonl").read_text().splitlines()]
+    assert [d["id"] for d in dropped] == ["colour-1", "pitch-1", "colour-2", "pitch-2"]
+    assert dropped[0]["detail"].endswith("001.mp4")
+    assert len(read_manifest(found.manifest)) == 4
+    with pytest.raises(ShardError, match="several manifests are named 'questions'"):
+        pack_shards([manifest, world.questions], tmp_path / "out")
+    with pytest.raises(ShardError, match="holds .* itself"):
+        pack_shards([manifest], tmp_path / "data")
+
+
+def test_several_files_of_a_row_and_rows_of_text(world: World, tmp_path: Path) -> None:
+    clip = {"type": "video", "video": "000.mp4", "end": 0.5}
+    two = [clip, {"type": "audio", "audio": "001.mp4"}, {**clip, "end": 0.25}]
+    rows = [chat("two", [*two, said("which ?")], "red"), chat("none", [said("what ?")], "blue")]
+    manifest = world.questions.parent / "mixed.jsonl"
+    write_manifest(manifest, rows)
+    (found,) = pack_shards([manifest], tmp_path)
+    with tarfile.open(tmp_path / "mixed-000000.tar") as tar:
+        assert tar.getnames() == ["000000000.0.mp4", "000000000.1.mp4", "000000000.json", "000000001.json"]
+    first, second = read_manifest(found.manifest)
+    a, b, c = first.media
+    assert (a.path, a.end, c.end) == (c.path, 0.5, 0.25)  # type: ignore[union-attr]
+    assert a.path != b.path
+    assert second.media == []
