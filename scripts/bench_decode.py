@@ -215,7 +215,8 @@ def main() -> None:
             found["memory"] = growth(path, arguments.memory, arguments.backend)
     took = found["milliseconds"]
     print(
-        f"ours {took['ours']} ms, plain loop {took['plain']} ms: {found['faster_than_plain']}x (bar {FASTER_THAN_PLAIN})"
+        f"ours {took['ours']} ms, plain loop {took['plain']} ms: {found['faster_than_plain']} times as fast "
+        f"(bar {FASTER_THAN_PLAIN})"
     )
     print(f"libav alone {took['limit']} ms: ours takes {found['time_over_limit']}x of it (bar {OVER_LIMIT}x)")
     if "memory" in found:
