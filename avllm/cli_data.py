@@ -153,6 +153,27 @@ def mix(
         typer.echo(json.dumps({"sources": [vars(portion) for portion in found]}, ensure_ascii=False))
 
 
+@data.command()
+def pack(
+    manifests: Manifests,
+    output: Annotated[Path, typer.Option(help="Folder for the shards and the manifests that go with them.")],
+    shard_size: Annotated[str, typer.Option(help="Bytes that a shard does not pass: 500MB, 1GB, ...")] = "1GB",
+    as_json: Json = False,
+) -> None:
+    """Put manifests and their media into tar shards (as WebDataset does); training reads DIR/NAME.jsonl or its URL."""
+    import json
+
+    from avllm.data.shards import pack_shards, parse_size
+
+    found = pack_shards(manifests, output, parse_size(shard_size))
+    for packed in found:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in packed.dropped.items()) or "none"
+        size = f"{packed.size / 1e6:,.1f} MB in {packed.shards} shards"
+        typer.echo(f"{packed.manifest}: {packed.rows:,} rows, {size}; left out: {dropped}")
+    if as_json:
+        typer.echo(json.dumps({"packed": [{**vars(p), "manifest": str(p.manifest)} for p in found]}))
+
+
 def _processor(preset: Path | None, checkpoint: Path | None) -> AVProcessor | None:
     """The processor that rows are read with; None when neither is given."""
     if preset is not None and checkpoint is not None:

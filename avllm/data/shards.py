@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -64,6 +65,19 @@ def pack_shards(manifests: Sequence[str | Path], output: str | Path, shard_size:
     if doubled:
         raise ShardError(f"several manifests are named {doubled[0]!r}; shards are named after them, so rename one")
     return [_Packing(Manifest(m), Path(output), shard_size).run() for m in manifests]
+
+
+def parse_size(text: str) -> int:
+    """``1GB``, ``500 MB`` or ``2000000`` as bytes; a thousand MB are a GB.
+
+    Raises:
+        ShardError: no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    size = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    if size < 1:
+        raise ShardError(f"shard size {text!r}; expected bytes, for example 500MB or 1GB")
+    return size
 
 
 class _Packing:

@@ -15,7 +15,9 @@ import torch
 from tiny import World, make_world, settings
 from tiny import row as chat
 from tiny import text as said
+from typer.testing import CliRunner
 
+from avllm.cli import app
 from avllm.config import RunConfig
 from avllm.data import shards
 from avllm.data.cache import file_hash
@@ -27,7 +29,7 @@ from avllm.data.media import MediaError, load_video, probe
 from avllm.data.mixture import Order
 from avllm.data.sampling import Sampling
 from avllm.data.schema import VideoPart, resolve
-from avllm.data.shards import ShardError, pack_shards
+from avllm.data.shards import ShardError, pack_shards, parse_size
 from avllm.data.storage import open_bytes, place_of, size_of, url_of
 from avllm.training.start import Parts, build_parts
 
@@ -206,6 +208,23 @@ def test_rows_whose_files_are_missing_are_left_out_and_named(world: World, tmp_p
         pack_shards([manifest, world.questions], tmp_path / "out")
     with pytest.raises(ShardError, match="holds .* itself"):
         pack_shards([manifest], tmp_path / "data")
+
+
+def test_the_command_packs_and_tells(world: World, packed: Path, tmp_path: Path) -> None:
+    arguments = ["data", "pack", str(world.questions), "--output", str(tmp_path), "--shard-size", "12kB", "--json"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    (told,) = json.loads(done.stdout.splitlines()[-1])["packed"]
+    assert (told["rows"], told["dropped"], told["manifest"]) == (8, {}, str(tmp_path / "questions.jsonl"))
+    assert digests(tmp_path) == digests(packed.parent)
+
+
+@pytest.mark.parametrize(("text", "size"), [("1GB", 10**9), ("1.5 mb", 1_500_000), ("77", 77), ("2T", 2 * 10**12)])
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+    for wrong in ("", "0", "GB", "-1GB", "1XB"):
+        with pytest.raises(ShardError, match="expected bytes, for example 500MB"):
+            parse_size(wrong)
 
 
 def test_several_files_of_a_row_and_rows_of_text(world: World, tmp_path: Path) -> None:
