@@ -20,6 +20,7 @@ from avllm.data.media import Clip, MediaError, MediaInfo, Sampling, Sound, load_
 from avllm.data.media_part import load_part
 from avllm.data.media_whole import decode_whole
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, RowError, VideoPart
+from avllm.data.storage import open_bytes
 from avllm.tokens import EncoderInput
 
 Decode = Literal["headers", "sample", "full"]
@@ -252,7 +253,7 @@ def _oddities(path: str, about: MediaInfo) -> list[tuple[str, str]]:
 
 def _picture_suffix(path: str) -> list[tuple[str, str]]:
     suffix = Path(path).suffix.lower()
-    with Image.open(path) as image:
+    with open_bytes(path) as file, Image.open(file) as image:
         name = image.format or ""
     if Image.registered_extensions().get(suffix) in (name, None if suffix else name):
         return []

@@ -20,6 +20,7 @@ from avllm.data.append_only import AppendOnly
 from avllm.data.check_file import Decode, Job, PlainReader, Reader, Use, examine
 from avllm.data.check_workers import Lost, run_guarded
 from avllm.data.schema import Sample, resolve
+from avllm.data.storage import open_bytes, place_of, size_of, url_of
 
 Uses = Mapping[str, tuple[Use, ...]]
 OVERHEAD_SECONDS = 10.0  # that a file may take beside decoding: reading it over a network, a busy machine
@@ -44,7 +45,8 @@ class Looking:
 
 def absolute(sample: Sample, root: Path) -> list[tuple[str, Use]]:
     """The file and the use of each media part of a row."""
-    return [(os.path.abspath(resolve(part, root)), Use.of(part)) for part in sample.media]
+    found = [resolve(part, root) for part in sample.media]
+    return [(url_of(p) or os.path.abspath(p), Use.of(part)) for p, part in zip(found, sample.media, strict=True)]
 
 
 class Files:
@@ -116,12 +118,12 @@ def lost(job: Job, found: Lost) -> dict[str, Any]:
 
 
 def stamp(path: str) -> tuple[int, int]:
-    """Size and time of change of a file; (-1, 0) of one that is not there."""
-    try:
-        state = os.stat(path)
-    except OSError:
+    """Size and time of change of a file (of its shard; 0 behind a URL); (-1, 0) of one that is not there."""
+    size, place = size_of(path), place_of(path)
+    file = path if place is None else place.file
+    if size is None:
         return -1, 0
-    return state.st_size, state.st_mtime_ns
+    return size, 0 if url_of(file) else os.stat(file).st_mtime_ns
 
 
 def same_bytes(paths: Iterable[str], workers: int) -> dict[str, str]:
@@ -143,7 +145,7 @@ def same_bytes(paths: Iterable[str], workers: int) -> dict[str, str]:
 def content_hash(path: str) -> str | None:
     """SHA-256 of a file's bytes; None when it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_bytes(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None

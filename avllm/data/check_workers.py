@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 START_SECONDS = 180.0  # a worker imports torch and libav first; on a busy machine that takes long
 READY = "ready"
+MEDIA = "avllm.data.media"  # takes seconds to import; the server finds it wherever the function's own module lies
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class _Worker(Generic[T]):
     """One process, its pipe, and the task that it has."""
 
     def __init__(self, function: Callable[[T], Any]) -> None:
-        context = _context(getattr(function, "func", function).__module__)
+        context = _context(function)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
         self.process.start()
@@ -147,12 +148,13 @@ def _ending(code: int | None) -> str:
     return f"ended with exit code {code}"
 
 
-def _context(module: str) -> Any:
+def _context(function: Callable[..., Any]) -> Any:
     """A server that has imported what the tasks need, and forks: replacing a worker takes milliseconds."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
+    given = [type(value).__module__ for value in getattr(function, "args", ())]
+    context.set_forkserver_preload([MEDIA, getattr(function, "func", function).__module__, *given])
     return context
 
 

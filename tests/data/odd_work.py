@@ -1,0 +1,39 @@
+"""Work that worker processes hang or die over; they import it from here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from avllm.data.check_file import PlainReader
+from avllm.data.media import Clip
+from avllm.data.schema import MediaPart
+
+
+def square(number: int) -> int:
+    """The square; 3 kills its process as a bug in a decoder does, 4 hangs, 5 raises."""
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if number == 4:
+        time.sleep(60)
+    if number == 5:
+        raise ArithmeticError("five")
+    return number * number
+
+
+@dataclass(frozen=True)
+class OddReader(PlainReader):
+    """Reads as usual, but files whose names say otherwise."""
+
+    timeout: float = 0.2
+
+    def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
+        """Decode one media part, hang, or die."""
+        if "hangs" in part.path:
+            time.sleep(60)
+        if "kills" in part.path:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().load_clip(part, root)

@@ -1,0 +1,347 @@
+"""`avllm data check`, `show`, `stats` and `mix`: what is found in rows and files, and that nothing stops it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data.odd_work import OddReader, square
+from tiny import World, make_world, row, settings, text, write_clip, write_preset, write_rows
+from typer.testing import CliRunner
+
+from avllm.cli import app
+from avllm.config import ModelConfig
+from avllm.data import check_files
+from avllm.data.check import Report, check
+from avllm.data.check_file import Job, PlainReader, Use, examine
+from avllm.data.check_files import Looking
+from avllm.data.check_reasons import REASONS
+from avllm.data.check_workers import Lost, run_guarded
+from avllm.data.collate import IGNORE, Row
+from avllm.data.media import REASONS as MEDIA_REASONS
+from avllm.data.schema import RowError, Sample
+from avllm.data.stats import modality, stats
+from avllm.inference.row_tokens import ProcessorTokens, TextTokens, reading
+from avllm.inference.shown import check_row, show
+from avllm.models.described import described_processor
+from avllm.models.processing_avllm import AVProcessor
+
+LONG_ANSWER = "a man walks a dog along the river"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), clips=2)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", (200, 30, 30), 400.0)
+
+
+@pytest.fixture(scope="module")
+def processor(world: World) -> AVProcessor:
+    return described_processor(ModelConfig.model_validate(world.model))
+
+
+def about(path: Path, id: str, answer: str = "red", **more: Any) -> dict[str, Any]:
+    """A row about a clip."""
+    media = {"type": "video", "video": str(path)}
+    return {**row(id, [media, text("what colour is it ?")], answer), "licence": "CC0-1.0", **more}
+
+
+def words(id: str, answer: str = "red", question: str = "what ?", **more: Any) -> dict[str, Any]:
+    """A row of text alone."""
+    return {**row(id, [text(question)], answer), "licence": "CC0-1.0", **more}
+
+
+def reasons(report: Report) -> dict[str, set[str]]:
+    """Of each id."""
+    found: dict[str, set[str]] = {}
+    for reason, findings in report.examples.items():
+        for finding in findings:
+            found.setdefault(finding.id, set()).add(reason)
+    return found
+
+
+# ---- workers --------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_lost_takes_nothing_with_it() -> None:
+    found = dict(run_guarded(square, range(8), workers=2, seconds=lambda n: 0.5 if n == 4 else 30.0))
+    lost = {n: found.pop(n) for n in (3, 4, 5)}
+    assert found == {n: n * n for n in (0, 1, 2, 6, 7)}
+    assert all(isinstance(value, Lost) for value in lost.values())
+    assert {n: value.reason for n, value in lost.items()} == {3: "crashed", 4: "timeout", 5: "crashed"}
+    assert "SIGSEGV" in lost[3].detail
+    assert list(run_guarded(square, [], workers=2, seconds=lambda n: 1.0)) == []
+
+
+def test_files_that_hang_or_kill_are_named(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_files, "OVERHEAD_SECONDS", 1.0)
+    names = ["hangs.mp4", "kills.mp4", "good.mp4"]
+    for name in names:
+        shutil.copy(clip, tmp_path / name)
+    manifest = write_rows(tmp_path / "m.jsonl", [about(tmp_path / n, n) for n in names])
+    report = check([manifest], looking=Looking(reader=OddReader(), workers=1), output=tmp_path / "out")
+    assert (tmp_path / "out/quarantine.txt").read_text() == "hangs.mp4\ttimeout\nkills.mp4\tcrashed\n"
+    assert report.examples["crashed"][0].detail == "was killed by SIGSEGV"
+    journal = (tmp_path / "out/journal.jsonl").read_text().splitlines()
+    assert [Path(json.loads(line)["path"]).name for line in journal] == ["good.mp4"]
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_with_rows_is_found(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        words("good"),
+        words("twice"),
+        words("twice"),
+        words("no answer", "  "),
+        words("nothing asked", question=" "),
+        words("long", "na " * 10_000),
+        words("placeholder", question="<video>\nwhat ?"),
+        words("other placeholder", question="<ImageHere> what ?"),
+        {**words("no licence"), "licence": None},
+        words("tab\tid"),
+        {**words("odd field"), "colour": "red"},
+    ]
+    first = write_rows(tmp_path / "first.jsonl", rows)
+    with first.open("a") as file:
+        file.write("{no json\n\n")
+    second = write_rows(tmp_path / "second.jsonl", [words("good", source="elsewhere")])
+    report = check([first, second], output=tmp_path / "out")
+    assert reasons(report) == {
+        "good": {"id_in_two_manifests"},
+        "twice": {"duplicate_id"},
+        "no answer": {"empty_answer"},
+        "nothing asked": {"empty_text"},
+        "long": {"long_text"},
+        "placeholder": {"placeholder"},
+        "other placeholder": {"placeholder"},
+        "no licence": {"no_licence"},
+        "tab\tid": {"unlisted_id"},
+        "odd field": {"malformed"},
+        "": {"malformed"},
+    }
+    listed = dict(line.split("\t") for line in (tmp_path / "out/quarantine.txt").read_text().splitlines())
+    assert listed.keys() == {"twice", "no answer", "nothing asked", "placeholder", "other placeholder", "odd field"}
+    assert report.rows == {str(first): 12, str(second): 1}
+    assert sum(c["rows"] for c in report.sources.values()) == 13
+    bad = next(f for f in report.examples["malformed"] if f.id == "")
+    assert bad.line == 12
+
+
+def test_test_rows_in_training_are_found(clip: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.mp4"
+    shutil.copy(clip, copy)
+    other = write_clip(tmp_path / "other.mp4", (0, 0, 255), 400.0)
+    test = [about(clip, "t0", LONG_ANSWER), words("same", source="a")]
+    rows = [
+        about(copy, "bytes"),
+        about(clip, "file"),
+        about(other, "caption", LONG_ANSWER.upper() + "!"),
+        words("same", source="a"),
+        about(other, "t0", source="b"),
+        words("short"),
+    ]
+    manifest, against = write_rows(tmp_path / "m.jsonl", rows), write_rows(tmp_path / "t.jsonl", test)
+    report = check([manifest], against=[against])
+    assert reasons(report) == {
+        "bytes": {"test_media"},
+        "file": {"test_media", "duplicate_media"},
+        "caption": {"test_caption"},
+        "same": {"test_id"},
+        "t0": {"same_id_as_test"},
+    }
+    assert report.count("error") == 3
+
+
+def test_duplicate_media_are_found_by_their_bytes(clip: Path, tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(clip, tmp_path / name)
+    changed = bytearray(clip.read_bytes())
+    changed[-1] ^= 1  # as long, and another file
+    (tmp_path / "c.mp4").write_bytes(changed)
+    rows = [about(Path(name), name[0], licence="x") for name in ("a.mp4", "b.mp4", "c.mp4")]
+    report = check([write_rows(tmp_path / "m.jsonl", rows)])
+    assert reasons(report) == {"b": {"duplicate_media"}}
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_check_goes_on_where_it_stopped(clip: Path, tmp_path: Path) -> None:
+    names = ["a.mp4", "b.mp4", "c.mp4"]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(clip.read_bytes() + bytes(number))
+    manifest = write_rows(tmp_path / "m.jsonl", [about(Path(name), name) for name in names])
+    out = tmp_path / "out"
+    first = check([manifest], output=out)
+    report = (out / "findings.jsonl").read_bytes()
+    journal = out / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-20])  # killed while it wrote the last line
+    again = check([manifest], output=out)
+    assert (first.reused, again.reused, again.files) == (0, 2, 3)
+    assert (out / "findings.jsonl").read_bytes() == report
+    assert check([manifest], output=out).reused == 3
+    (tmp_path / "b.mp4").write_bytes(b"")
+    changed = check([manifest], output=out)
+    assert changed.reused == 2
+    assert reasons(changed) == {"b.mp4": {"zero_byte"}}
+    assert check([manifest], looking=Looking("full"), output=out).reused == 0
+
+
+def test_headers_alone_and_whole_files(clip: Path, tmp_path: Path) -> None:
+    mute = write_clip(tmp_path / "mute.mp4", (0, 200, 0), None)
+    uses = (Use("video"), Use("audio"), Use("video", sound="on"), Use("video", start=5.0), Use("video", end=9.0))
+    found = examine(PlainReader(), "headers", Job(str(mute), uses))
+    assert [[r for r, _ in use["problems"]] for use in found["uses"]] == [
+        [],
+        ["no_audio"],
+        ["no_audio"],
+        ["empty_interval"],
+        ["past_end"],
+    ]
+    assert "frames" not in found["uses"][0]
+    sample = examine(PlainReader(), "sample", Job(str(mute), uses))
+    assert [{r for r, _ in a["problems"]} for a in sample["uses"]] == [
+        {r for r, _ in b["problems"]} for b in found["uses"]
+    ]
+    data = bytearray(clip.read_bytes())
+    at = data.find(b"mdat")
+    last = len(data) - (len(data) - at) // 3
+    assert examine(PlainReader(), "full", Job(str(clip), (Use("video"),)))["problems"] == []
+    data[last : last + 400] = np.random.default_rng(0).bytes(400)
+    (tmp_path / "spoilt.mp4").write_bytes(data)
+    spoilt = examine(PlainReader(), "full", Job(str(tmp_path / "spoilt.mp4"), (Use("video"),)))
+    assert {r for r, _ in [*spoilt["problems"], *spoilt["uses"][0]["problems"]]} & {"damaged", "undecodable"}
+
+
+def test_every_reason_is_in_the_list() -> None:
+    assert set(MEDIA_REASONS) <= REASONS.keys()
+    assert {"too_long", "empty_answer", "reserved_text", "no_encoder", "no_answer"} <= REASONS.keys()
+    assert all(REASONS[r].severity == "error" for r in MEDIA_REASONS)
+
+
+def test_the_page_stands_on_its_own(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:300])
+    rows = [about(clip, "<b>odd</b>", licence=None), about(tmp_path / "cut.mp4", "cut"), words("words")]
+    check([write_rows(tmp_path / "m.jsonl", rows)], output=tmp_path / "out")
+    page = (tmp_path / "out/check.html").read_text()
+    assert not re.search(r"(src|href)=.?https?:", page)
+    assert "<b>odd</b>" not in page
+    assert "&lt;b&gt;odd" in page
+    assert page.count("<svg") == 3  # seconds, frames, sound level
+    found = json.loads((tmp_path / "out/check.json").read_text())
+    assert found["rows_with_errors"] == 1
+    assert found["reasons"]["no_licence"] == {"severity": "warning", "rows": 1}
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_counted_as_in_training(world: World, processor: AVProcessor, clip: Path, tmp_path: Path) -> None:
+    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "short"), about(clip, "long", "red " * 100)])
+    looking = Looking(reader=processor, reading=reading(processor))
+    processor.max_length = 120
+    report = check([manifest], looking=looking, tokens=ProcessorTokens(processor))
+    processor.max_length = 2048
+    assert reasons(report) == {"long": {"too_long"}}
+    sample = Sample.model_validate(about(clip, "short"))
+    trained = processor.row(sample, [processor.prepare(processor.load_clip(sample.media[0], None))])
+    assert list(report.values["tokens"]) == [len(trained.input_ids)]
+    tokens = TextTokens(processor.tokenizer, 20)
+    assert tokens(sample, [{}]) == 6
+    with pytest.raises(RowError, match="tokens of text alone; the longest row is 20"):
+        tokens(Sample.model_validate(words("w", "red " * 30)), [])
+
+
+def test_a_model_without_ears_names_rows_with_sound(world: World, clip: Path, tmp_path: Path) -> None:
+    blind = {**world.model, "encoders": {"video": world.model["encoders"]["video"]}}
+    blind["connector"] = [{"type": "mlp", "stream": "video"}]
+    deaf = described_processor(ModelConfig.model_validate(blind))
+    rows = [{**row("heard", [{"type": "audio", "audio": str(clip)}], "red"), "licence": "x"}, about(clip, "seen")]
+    report = check([write_rows(tmp_path / "m.jsonl", rows)], looking=Looking(reader=deaf), tokens=ProcessorTokens(deaf))
+    assert reasons(report) == {"heard": {"no_encoder"}}
+
+
+# ---- show -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_shown_as_the_model_gets_it(processor: AVProcessor, clip: Path) -> None:
+    sample = Sample.model_validate(about(clip, "a", "red"))
+    shown = show(processor, sample, None)
+    kinds = [piece.kind for piece in shown.pieces]
+    assert kinds == ["text", "media", "text", "trained"]
+    assert shown.pieces[1].text == "⟨50 audio + 32 video⟩" or shown.pieces[1].text == "⟨32 video + 50 audio⟩"
+    assert shown.pieces[3].text.startswith("red")
+    assert sum(piece.tokens for piece in shown.pieces) == len(shown.row.input_ids)
+    assert shown.media[0].frames is not None
+    assert any(span.style == "bold green" for span in shown.text.spans)
+
+
+def test_masked_rows_and_cut_runs_are_errors() -> None:
+    ids, names = torch.tensor([1, 9, 9, 2]), {9: "video"}
+    whole = Row("a", ids, torch.tensor([IGNORE, IGNORE, IGNORE, 2]), [], ids == 9)
+    check_row(whole, [["video", "video"]], names)
+    with pytest.raises(RowError, match="every label is masked") as masked:
+        check_row(Row("a", ids, torch.full_like(ids, IGNORE), [], ids == 9), [["video", "video"]], names)
+    with pytest.raises(RowError, match="A media run was cut or moved") as cut:
+        check_row(whole, [["video"] * 3], names)
+    assert (masked.value.reason, cut.value.reason) == ("no_answer", "cut_run")
+
+
+# ---- counts and commands --------------------------------------------------------------------------------------------
+
+
+def test_rows_are_counted_by_what_they_are(clip: Path, tmp_path: Path) -> None:
+    interval = about(clip, "part", "two words", kind="colour")
+    interval["messages"][0]["content"][0].update(start=0.25, end=0.75)
+    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "whole"), interval, words("words", source="b")])
+    closed = stats([manifest])
+    assert (closed.total.rows, closed.total.words, closed.total.seconds, closed.total.unknown) == (3, 4, 0.5, 1)
+    opened = stats([manifest], looking=Looking("headers"))
+    assert opened.total.seconds == pytest.approx(1.5, abs=0.1)
+    assert opened.total.unknown == 0
+    assert {name: share.rows for name, share in opened.by["modality"].items()} == {"video": 2, "text": 1}
+    assert {name: share.rows for name, share in opened.by["kind"].items()} == {"(none)": 2, "colour": 1}
+    two = [{"type": "image", "image": "a.png"}, {"type": "image", "image": "b.png"}]
+    assert modality(Sample.model_validate(row("x", two, "y"))) == "2 image"
+
+
+def test_the_commands(world: World, clip: Path, tmp_path: Path) -> None:
+    preset = write_preset(tmp_path / "stage.yaml", settings(world, tmp_path / "run", "align"))
+    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good"), about(tmp_path / "gone.mp4", "gone")])
+    invoke = CliRunner().invoke
+    checked = invoke(
+        app, ["data", "check", str(manifest), "--output", str(tmp_path / "out"), "--workers", "1", "--json"]
+    )
+    assert checked.exit_code == 0, checked.output
+    assert json.loads(checked.stdout.splitlines()[-1])["reasons"]["missing"]["rows"] == 1
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        *("check.html", "check.json", "findings.jsonl", "journal.jsonl", "quarantine.txt")
+    }
+    assert invoke(app, [*command, "--strict"]).exit_code == 1
+    look = ["data", "show", str(manifest), "--preset", str(preset)]
+    shown = invoke(app, [*look, "--id", "good", "--output", str(tmp_path / "png"), "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout.splitlines()[-1])["trained"] == 2
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "png").iterdir())
+    assert {p.name for p in (tmp_path / "png").iterdir()} == {"frames-0.png", "sound-0.png"}
+    with pytest.raises(ValueError, match="has 2 rows and no row 7"):
+        invoke(app, [*look, "--row", "7"], catch_exceptions=False)
+    with pytest.raises(ValueError, match="neither --preset nor --checkpoint"):
+        invoke(app, ["data", "show", str(manifest)], catch_exceptions=False)
+    counted = invoke(app, ["data", "stats", str(manifest), "--json"])
+    assert json.loads(counted.stdout.splitlines()[-1])["total"]["rows"] == 2
+    mixed = invoke(app, ["data", "mix", str(preset), "train.max_steps=6", "--json"])
+    drawn = json.loads(mixed.stdout.splitlines()[-1])["sources"][0]
+    assert (drawn["rows"], drawn["drawn"], drawn["epochs"]) == (2, 12, 6.0)
