@@ -33,7 +33,7 @@ from avllm.data import making, recipe
 from avllm.data.captioned import file_digest
 from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, caption_messages, read_csv, read_jsonl
 from avllm.data.text_answers import answers_of
-from avllm.data.text_models import Answer, Prompt, TextModel, load_text_model
+from avllm.data.text_models import Answer, Prompt, load_text_model
 
 ABOUT = Dataset(
     title="Clean captions (made of raw descriptions)",
@@ -70,13 +70,13 @@ class DescribeClean:
     def settings(self) -> dict[str, Any]:
         """All options, the table's hash and the text model."""
         options = asdict(self) | {"table": str(self.table), "answers": None}
-        identity = _model(self.model).identity
+        identity = load_text_model(self.model).identity
         return {"job": "describe_clean", "version": 1, **options, "sha256": file_digest(self.table), "asked": identity}
 
-    @property
+    @functools.cached_property
     def told(self) -> Judge:
         """The prompts and the words to judge by."""
-        return _judge(self.prompts)
+        return judge_of(self.prompts)
 
     def plan(self) -> Iterator[dict[str, Any] | Drop]:
         """One task a description that the rules let pass."""
@@ -159,7 +159,7 @@ class DescribeClean:
     def _ask(self, prompts: list[Prompt], shard: making.Shard) -> list[Answer]:
         if not prompts:
             return []
-        return answers_of(self.answers or shard.answers).ask(_model(self.model), prompts, shard.name)
+        return answers_of(self.answers or shard.answers).ask(load_text_model(self.model), prompts, shard.name)
 
 
 @dataclass(frozen=True)
@@ -230,14 +230,16 @@ def _records(path: Path) -> Iterator[Record]:
     return read_jsonl(path)
 
 
-@functools.lru_cache(maxsize=2)
-def _model(name: str) -> TextModel:
-    return load_text_model(name)
+def judge_of(text: str) -> Judge:
+    """What a file of prompts holds.
 
-
-@functools.lru_cache(maxsize=2)
-def _judge(text: str) -> Judge:
-    found = yaml.safe_load(text)
+    Raises:
+        RecipeError: no YAML, or a field is missing or unknown.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the file of prompts is no YAML: {error}") from error
     wrong = sorted(FIELDS ^ set(found)) if isinstance(found, dict) else ["no mapping"]
     if wrong:
         raise RecipeError(f"the file of prompts: {', '.join(wrong)} missing or unknown; expected {sorted(FIELDS)}")
@@ -271,7 +273,7 @@ def rows(
     words = Path(prompts) if prompts else PROMPTS
     file_digest(words)  # a clear error where there is no such file
     told = words.read_text(encoding="utf-8")
-    known = len(_judge(told).data["rewritings"])
+    known = len(judge_of(told).data["rewritings"])
     if rewritings > known:
         raise RecipeError(f"--rewritings {rewritings}; {words} has prompts for {known}")
     job = DescribeClean(

@@ -14,14 +14,17 @@ neither the number of workers nor the engine changes a byte.
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import json
+import logging
 import multiprocessing
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -82,7 +85,7 @@ class Shard:
 
 
 class Job(Protocol):
-    """What is made: picklable, and the same wherever it runs."""
+    """What is made: a dataclass of plain values, the same wherever it runs."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -119,7 +122,8 @@ def make(
     """Do the work that is not done, and give all rows and drops in the order of the plan.
 
     Args:
-        output: the folder of the work; with Ray on several machines, on a file system that all of them see.
+        output: the folder of the work. With Ray on several machines it lies, as the source and the recipe itself, on
+            a file system that all of them see.
         engine: ``local`` or ``ray``.
         workers: processes. Each holds its own text model.
         shard_size: tasks in a shard.
@@ -254,14 +258,32 @@ def _make_taken(number: int) -> int:
     return _taken[0].make(number)
 
 
+def _described(job: Job) -> tuple[str, str, dict[str, Any]]:
+    """A job's file, class and fields. A recipe is a file that is run; pickle knows the class by no name elsewhere."""
+    return inspect.getfile(type(job)), type(job).__name__, {f.name: getattr(job, f.name) for f in fields(job)}  # type: ignore[arg-type]
+
+
+def _made_anew(file: str, name: str, values: dict[str, Any]) -> Job:
+    spec = importlib.util.spec_from_file_location(f"avllm_job_{Path(file).stem}", file)
+    assert spec is not None and spec.loader is not None  # noqa: PT018
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return getattr(module, name)(**values)
+
+
 class _OnRay:
     """The work of one Ray actor: the job comes once, numbers of shards come and go."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, described: tuple[str, str, dict[str, Any]], shards: list[Shard]) -> None:
+        self.work = Work(_made_anew(*described), shards)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"number": [self.work.make(int(number)) for number in batch["number"]]}
+        (number,) = batch["number"]
+        try:
+            return {"number": [self.work.make(int(number))], "error": [""]}
+        except RecipeError as error:  # as data: Ray hands an exception over without what it was
+            return {"number": [int(number)], "error": [str(error)]}
 
 
 def _on_ray(work: Work, workers: int) -> Iterator[int]:
@@ -273,28 +295,26 @@ def _on_ray(work: Work, workers: int) -> Iterator[int]:
     except ImportError as error:
         raise MakingError("--engine ray needs Ray; expected: pip install 'avllm[ray]', or --engine local") from error
     _start_ray(workers)
-    home = type(work.job).__module__
-    if home != "__main__" and not home.startswith("avllm."):  # a recipe is a file that workers cannot import
-        ray.cloudpickle.register_pickle_by_value(sys.modules[home])
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     numbers = [{"number": shard.number} for shard in work.shards]
     data = ray.data.from_items(numbers, override_num_blocks=max(1, len(numbers))).map_batches(
         _OnRay,
-        fn_constructor_args=(work,),
+        fn_constructor_args=(_described(work.job), work.shards),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(workers, max(1, len(numbers)))),
     )
     for row in data.iter_rows():
+        if row["error"]:
+            raise MakingError(row["error"])
         yield int(row["number"])
 
 
 def _start_ray(workers: int) -> None:
-    import logging
-
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):

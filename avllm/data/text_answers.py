@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from avllm.data.append_only import AppendOnly
-from avllm.data.text_models import Answer, Prompt, TextModel
+from avllm.data.append_only import AppendOnly, LockedError
+from avllm.data.text_models import Answer, Prompt, TextModel, TextModelError
 
 
 def answer_key(model: TextModel, prompt: Prompt) -> str:
@@ -61,17 +61,23 @@ class Answers:
             name: of the journal that is written; one process at a time may write it.
 
         Raises:
-            TextModelError: the model cannot be reached or used; what it answered until then is kept.
-            LockedError: another process writes this journal.
+            TextModelError: the model cannot be reached or used, or another process writes this journal; what was
+                answered until then is kept.
         """
         self.refresh()
         text = _text(model)
         keys = [_key(text, prompt) for prompt in prompts]
         pending = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self.known}
         if pending:
-            with AppendOnly(self.folder / f"{name}.jsonl") as journal:
+            with self._journal(name) as journal:
                 self._ask(model, pending, journal)
         return [self.known[key] for key in keys]
+
+    def _journal(self, name: str) -> AppendOnly:
+        try:
+            return AppendOnly(self.folder / f"{name}.jsonl")
+        except LockedError as error:
+            raise TextModelError(str(error)) from error
 
     def _ask(self, model: TextModel, pending: dict[str, Prompt], journal: AppendOnly) -> None:
         keys = list(pending)

@@ -223,8 +223,9 @@ def folder_digest(name: str) -> str | None:
     return total.hexdigest()
 
 
+@functools.lru_cache(maxsize=4)
 def load_text_model(name: str) -> TextModel:
-    """A text model by its short name; see the head of this file.
+    """A text model by its short name, made once a process; see the head of this file.
 
     Raises:
         TextModelError: no such kind of model, no such file, or an option that the model does not have.
@@ -244,7 +245,10 @@ def load_text_model(name: str) -> TextModel:
 def _settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TextModelError(f"{path} is not there; expected a text model's settings (YAML)")
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise TextModelError(f"{path} is no YAML: {error}") from error
     if not isinstance(found, dict):
         raise TextModelError(f"{path} holds a {type(found).__name__}; expected a mapping of options")
     return found
@@ -259,5 +263,5 @@ def _made(settings: Mapping[str, Any], name: str) -> TextModel:
         raise TextModelError(f"{name}: type is {kind!r}; expected one of {', '.join(kinds)}")
     try:
         return kinds[kind](**{k: v for k, v in settings.items() if k != "type"})
-    except TypeError as error:
+    except (TypeError, ValueError, re.error) as error:  # an unknown option, rules that are no pairs or no patterns
         raise TextModelError(f"{name}: {error}") from error

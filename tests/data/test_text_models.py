@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,11 +116,13 @@ def test_an_hf_model_without_template_or_without_a_folder_is_refused(tmp_path: P
 def test_a_server_is_asked_several_at_a_time_and_answers_in_order(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_KEY", "secret")
 
-    def slow(request: dict[str, Any], before: int) -> tuple[int, Any]:
-        time.sleep(0.05)
+    four = threading.Barrier(4)
+
+    def together(request: dict[str, Any], before: int) -> tuple[int, Any]:
+        four.wait(timeout=60)  # breaks unless four are asked at a time
         return echo(request, before)
 
-    server, model = serve(slow, batch_size=4, key_variable="A_KEY", extra={"top_p": 1, "seed": None})
+    server, model = serve(together, batch_size=4, key_variable="A_KEY", extra={"top_p": 1, "seed": None})
     found = model.answer([Prompt(str(i), system="be brief") for i in range(8)])
     assert [a.text for a in found] == [f"heard: {i}" for i in range(8)]
     assert server.most == 4
@@ -141,10 +144,10 @@ def test_what_passes_is_tried_again(serve: Any, status: int) -> None:
 def test_a_server_that_is_silent_too_long_is_asked_again(serve: Any) -> None:
     def late(request: dict[str, Any], before: int) -> tuple[int, Any]:
         if before == 0:
-            time.sleep(0.6)
+            time.sleep(1.5)
         return echo(request, before)
 
-    server, model = serve(late, timeout=0.3)
+    server, model = serve(late, timeout=0.7)
     assert model.answer([Prompt("a")])[0].text == "heard: a"
     assert len(server.requests) == 2
 
@@ -204,12 +207,17 @@ def test_short_names_make_models_and_mistakes_are_told(tmp_path: Path) -> None:
     assert found.identity["server"] == "lab"
     assert load_text_model("http://127.0.0.1:9/v1#m").identity["model"] == "m"
     assert load_text_model("hf:some/name").identity["name"] == "some/name"
-    settings.write_text("{type: hf, name: x, temperature: 1}\n")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("{type: hf, name: x, temperature: 1}\n")
+    (tmp_path / "no.yaml").write_text('["half')
+    (tmp_path / "pattern.yaml").write_text("rules: [['(dog', A dog.]]")
     for name, words in {
         "gpt": "expected hf:NAME",
         "http://127.0.0.1:9/v1": "no model named",
         "rules:nothing.yaml": "is not there",
-        str(settings): "unexpected keyword argument 'temperature'",
+        str(wrong): "unexpected keyword argument 'temperature'",
+        f"rules:{tmp_path / 'no.yaml'}": "no.yaml is no YAML",
+        f"rules:{tmp_path / 'pattern.yaml'}": "unterminated subpattern",
     }.items():
         with pytest.raises(TextModelError, match=words):
             load_text_model(name)

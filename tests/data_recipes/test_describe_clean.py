@@ -218,7 +218,7 @@ def test_rules_do_for_a_text_model(source: Path, tmp_path: Path) -> None:
 
 def test_names_are_words_with_a_capital_inside_a_sentence() -> None:
     module = recipe_module("describe_clean")
-    judge = module._judge(module.PROMPTS.read_text())
+    judge = module.judge_of(module.PROMPTS.read_text())
     for text, names in {
         "A man speaks. Then Bob laughs.": ["Bob"],
         "I hear a TV, and I laugh.": [],
