@@ -30,10 +30,10 @@ install_environment() {
   free="$(df -Pk "$ROOT" | awk 'NR == 2 { print int($4 / 1048576) }')"
   [ -x "$VENV/bin/python" ] || [ "$free" -ge 10 ] || die "10 GB of free disk are needed for the packages; $ROOT has $free GB"
   [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV" || die "could not make $VENV"
-  echo "avllm: installing pinned packages into .venv (about 6 GB, a few minutes the first time)"
+  echo "avllm: installing pinned packages into .venv (about 6 GB, a few minutes the first time; Ray is 0.2 GB of it)"
   "$VENV/bin/python" -m pip install --quiet --constraint "$ROOT/constraints.txt" uv 2>/dev/null \
     || "$VENV/bin/python" -m pip install --quiet uv || die "pip could not reach a package index"
   "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --constraint "$ROOT/constraints.txt" \
-    --editable "$ROOT[train,serve,test]" || die "the installation failed; the lines above say why"
+    --editable "$ROOT[train,serve,test,ray]" || die "the installation failed; the lines above say why"
   echo "$wanted" >"$STAMP"
 }
