@@ -383,4 +383,5 @@ def _say(about: Dataset, report: Report, output: Path, as_json: bool) -> None:
 
 def main(about: Dataset, rows: Rows, argv: list[str] | None = None) -> None:
     """Run a recipe from the command line; ends the process with 1 when it failed or media files are missing."""
+    set_up()
     command(about, rows)(sys.argv[1:] if argv is None else argv)
