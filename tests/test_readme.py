@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from avllm.config import ModelConfig
+from avllm.config import DataConfig, ModelConfig, TrainConfig
 from avllm.data.schema import Sample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,10 +62,16 @@ def test_the_manifest_row_is_valid() -> None:
 
 
 def test_the_model_section_is_valid() -> None:
-    (section,) = blocks("yaml")
-    found = yaml.safe_load(section)
+    found = yaml.safe_load(blocks("yaml")[0])
     ModelConfig.model_validate(found["model"])
     assert found["trainable"][-1] == [".*", None]
+
+
+def test_the_data_section_is_valid() -> None:
+    found = yaml.safe_load(blocks("yaml")[1])
+    data = DataConfig.model_validate(found["data"])
+    assert [source.weight_at(6000) for source in data.train] == [1, 1, 1]
+    TrainConfig.model_validate(found["train"])
 
 
 def test_the_python_example_names_what_exists() -> None:

@@ -113,9 +113,13 @@ class SampleDataset:
     def _rows(self, places: list[int], clips: list[dict[str, EncoderInput]]) -> Loaded:
         """The rows of an item, packed when they are several, and those that cannot be made."""
         rows, bad = [], []
+        shown = self.items.sample(places[0]).media
         for place in places:
+            sample = self.items.sample(place)
+            # rows are grouped by a hash; the media themselves have the last word
+            assert sample.media == shown, f"{sample.id}: its media have the hash of other media"
             try:
-                rows.append(self._row(self.items.sample(place), clips))
+                rows.append(self._row(sample, clips))
             except RowError as error:
                 bad.append(self.items.bad(place, error.reason, str(error)))
         rows = pack_rows(rows, self.processor.max_length) if len(rows) > 1 else rows

@@ -29,7 +29,7 @@ ROW = np.dtype([("offset", "<i8"), ("size", "<u4"), ("line", "<u4"), ("id", "<u8
 FORM = "1"  # of the array; another form is another file name
 CHUNK = 16 * 2**20  # bytes of a manifest that are indexed at a time
 KEPT_FROM = 10_000  # rows: an index of fewer is made faster than found
-KEPT_SAMPLES = 10_000  # rows of a manifest that stay parsed, about 4 kB each
+KEPT_SAMPLES = 2_000  # rows of a manifest that stay parsed, about 4 kB each
 
 
 class Manifest(Sequence[Sample]):
