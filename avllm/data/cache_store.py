@@ -1,0 +1,224 @@
+"""A folder of features: what their addresses are made of, and the shards that hold them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from avllm.data.cache_room import CacheError, Use, shards_of
+from avllm.data.media import MediaError
+from avllm.data.schema import MediaPart, RowError, resolve
+from avllm.data.storage import open_bytes, size_of
+from avllm.tokens import EncoderInput
+
+Clip = dict[str, EncoderInput]
+Place = tuple[Path, MediaPart]
+"""A manifest's folder and a media part of one of its rows."""
+
+
+@dataclass
+class Filled:
+    """What filling a cache did, in this process and (``found``, ``wanted``) over all.
+
+    Attributes:
+        wanted: distinct clips that the run needs; found: those of them that were there before.
+        encoded: clips that this process encoded, ``size`` their bytes, ``seconds`` the time that it all took.
+        failed: by key what was wrong with those that could not be.
+    """
+
+    wanted: int = 0
+    found: int = 0
+    encoded: int = 0
+    size: int = 0
+    seconds: float = 0.0
+    failed: dict[str, MediaError | RowError] = field(default_factory=dict)
+
+    def add(self, other: Filled) -> None:
+        """Take in what one more shard was."""
+        self.encoded, self.size = self.encoded + other.encoded, self.size + other.size
+        self.failed |= other.failed
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over names, dtypes and bytes of all parameters and buffers."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def recipe(processor: Any, encoders: nn.ModuleDict, precision: str, dtype: str | None = None) -> dict[str, Any]:
+    """Everything besides the clip that decides its features, JSON-able.
+
+    Raises:
+        CacheError: an encoder trains, so that features of now would be wrong a step later.
+    """
+    for stream, encoder in encoders.items():
+        training = next((n for n, p in encoder.named_parameters() if p.requires_grad), None)
+        if training:
+            raise CacheError(
+                f"data.cache is set, but `trainable` trains encoders.{stream}.{training}; "
+                "freeze the encoder or leave out data.cache"
+            )
+    return {
+        "preprocessing": {s: p.settings() for s, p in sorted(processor.preprocessors.items())},
+        "sampling": repr(processor.sampling),
+        "encoders": {s: weights_digest(e) for s, e in sorted(encoders.items())},
+        "precision": precision,
+        "dtype": dtype,
+    }
+
+
+class FeatureCache:
+    """A folder of features.
+
+    Args:
+        folder: of the cache, shared by any number of runs.
+        made_by: see :func:`recipe`.
+
+    Attributes:
+        index: by key the shard and the tensors of each entry.
+        costs: by shard the seconds that decoding and encoding an entry took when it was made.
+        failed: what was wrong with media that could not be decoded when the cache was filled.
+        filled: what the last filling did.
+    """
+
+    def __init__(self, folder: str | Path, made_by: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.made_by = json.dumps(made_by, sort_keys=True)
+        self.dtype = made_by["dtype"]
+        self.index: dict[str, tuple[str, list[str]]] = {}
+        self.keys: dict[str, str] = {}
+        self.costs: dict[str, tuple[float, float]] = {}
+        self.failed: dict[str, MediaError | RowError] = {}
+        self._shards: dict[tuple[int, str], Any] = {}
+        self.filled = Filled()
+        self._use: Use | None = None
+        self.read_index()
+
+    @property
+    def use(self) -> Use:
+        """That this run reads from the folder; no shard leaves it meanwhile but by this run's own wish."""
+        self._use = self._use or Use(self.folder)
+        return self._use
+
+    def read_index(self) -> None:
+        """Look at the headers of shards that are new since the last time, and forget those that have left."""
+        paths = shards_of(self.folder)
+        there = {path.name for path in paths}
+        self.index = {key: entry for key, entry in self.index.items() if entry[0] in there}
+        known = {shard for shard, _ in self.index.values()}
+        for path in paths:
+            if path.name in known:
+                continue
+            with safe_open(path, "pt") as shard:
+                for name in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    self.index.setdefault(name.split("/")[0], (path.name, []))[1].append(name)
+                about = shard.metadata() or {}
+            if "decode_seconds" in about:
+                self.costs[path.name] = (float(about["decode_seconds"]), float(about["encode_seconds"]))
+
+    def shards(self, keys: Iterable[str]) -> set[str]:
+        """Names of the shards that hold the entries that are there."""
+        return {self.index[key][0] for key in keys if key in self.index}
+
+    def key(self, place: Place) -> str:
+        """The address of a media part's features; the file's hash is taken once a run."""
+        name = place_name(place)
+        if name not in self.keys:
+            part = place[1].model_dump(mode="json", exclude={part_field(place[1])})
+            parts = [self.made_by, json.dumps(part, sort_keys=True), file_hash(resolve(place[1], place[0]))]
+            self.keys[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+        return self.keys[name]
+
+    def get(self, place: Place) -> Clip:
+        """The streams of a media part with their features.
+
+        Raises:
+            MediaError, RowError: what was found wrong when the cache was filled. KeyError: it was never filled.
+        """
+        name = place_name(place)
+        if name in self.failed:
+            raise self.failed[name]
+        shard_name, tensors = self.index[self.key(place)]
+        shard = self._shard(shard_name)
+        found: dict[str, dict[str, Tensor]] = {}
+        for full in tensors:
+            _, stream, kind = full.split("/", 2)
+            if stream:
+                found.setdefault(stream, {})[kind] = shard.get_tensor(full)
+        return {stream: _unpack(parts) for stream, parts in sorted(found.items())}
+
+    def _shard(self, name: str) -> Any:
+        place = (os.getpid(), name)  # a handle does not survive the fork into a loader worker
+        if place not in self._shards:
+            self._shards[place] = safe_open(self.folder / name, "pt")
+        return self._shards[place]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_shards": {}, "_use": None}
+
+    def put(self, clips: dict[str, Clip], decode_seconds: float = 0.0, encode_seconds: float = 0.0) -> int:
+        """Write clips (by key) as one shard.
+
+        Args:
+            clips: features by stream.
+            decode_seconds, encode_seconds: what each of them took in the mean; kept with the shard.
+
+        Returns:
+            bytes of the shard.
+        """
+        tensors: dict[str, Tensor] = {}
+        for key, clip in clips.items():
+            tensors[f"{key}//"] = torch.zeros(0)  # a clip without any stream is an entry too
+            for stream, item in clip.items():
+                tensors |= {f"{key}/{stream}/{kind}": t.contiguous() for kind, t in _pack(item, self.dtype).items()}
+        name = hashlib.sha256("".join(sorted(clips)).encode()).hexdigest()[:32] + ".safetensors"
+        partial = self.folder / f".{name}.{os.getpid()}.partial"
+        save_file(tensors, partial, {"decode_seconds": str(decode_seconds), "encode_seconds": str(encode_seconds)})
+        size = partial.stat().st_size
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(self.folder / name)
+        return size
+
+
+def place_name(place: Place) -> str:
+    """A media part of a manifest's folder as one text."""
+    return f"{place[0]}|{place[1].model_dump_json()}"
+
+
+def part_field(part: MediaPart) -> str:
+    """The field that holds the file's name: it is no part of the address, the content is."""
+    return part.type
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, or its absence: the decoder will say what is wrong."""
+    if size_of(path) is None:
+        return f"absent: {path}"
+    with open_bytes(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _pack(item: EncoderInput, dtype: str | None) -> dict[str, Tensor]:
+    cast = getattr(torch, dtype) if dtype else None
+    features = {f"layer/{k}": v.to(cast) if cast else v for k, v in (item.features or {}).items()}
+    return {"span": item.span, "mask": item.mask, **features}
+
+
+def _unpack(parts: dict[str, Tensor]) -> EncoderInput:
+    features = {k.removeprefix("layer/"): v for k, v in parts.items() if k.startswith("layer/")}
+    return EncoderInput({}, parts["span"], parts["mask"], features)
