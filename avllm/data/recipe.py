@@ -42,6 +42,7 @@ from avllm.data.recipe_about import Dataset, check_layout
 from avllm.data.recipe_captions import caption_messages, caption_prompt, caption_samples
 from avllm.data.recipe_files import RecipeError, Record, files_by_stem, open_text, read_csv, read_json, read_jsonl
 from avllm.data.schema import RowError, Sample
+from avllm.log import set_up
 
 __all__ = [
     "Dataset",
