@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -34,7 +35,10 @@ import typer
 from avllm.data.append_only import AppendOnly, LockedError, write_whole
 from avllm.data.recipe import Drop, Row
 from avllm.data.recipe_files import RecipeError
+from avllm.log import logger
 
+LOG = logger(__name__)
+SAY_EVERY = 10.0  # seconds
 MEDIA = ("video", "audio", "image")
 Engine = Annotated[
     Literal["local", "ray"], typer.Option(help="Where shards are made: here, or on Ray (pip install 'avllm[ray]').")
@@ -140,8 +144,23 @@ def make(
         work = Work(job, list(_cut(output, shard_size)))
         yield from _planned_drops(output)
         done = _on_ray(work, workers) if engine == "ray" else _here(work, workers)
-        for number in done:
+        for number in _told(done, work):
             yield from read_shard(work.shards[number])
+
+
+def _told(done: Iterator[int], work: Work) -> Iterator[int]:
+    """Say now and then how far the work is, and how long the rest may take."""
+    total, before = len(work.shards), sum(shard.whole.is_dir() for shard in work.shards)
+    if before:
+        LOG.info("%d of %d shards are there", before, total)
+    began = said = time.monotonic()
+    for count, number in enumerate(done, start=1):
+        now = time.monotonic()
+        if count > before and now - said >= SAY_EVERY:
+            left = (now - began) / (count - before) * (total - count)
+            LOG.info("%d of %d shards, about %.0f min left", count, total, left / 60)
+            said = now
+        yield number
 
 
 def _locked(path: Path) -> AppendOnly:
