@@ -248,29 +248,34 @@ def test_the_page_stands_on_its_own(clip: Path, tmp_path: Path) -> None:
 # ---- tokens ---------------------------------------------------------------------------------------------------------
 
 
-def test_tokens_are_counted_as_in_training(world: World, processor: AVProcessor, clip: Path, tmp_path: Path) -> None:
-    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "short"), about(clip, "long", "red " * 100)])
-    looking = Looking(reader=processor, reading=reading(processor))
-    processor.max_length = 120
-    report = check([manifest], looking=looking, tokens=ProcessorTokens(processor))
-    processor.max_length = 2048
-    assert reasons(report) == {"long": {"too_long"}}
+def test_tokens_are_counted_as_in_training(processor: AVProcessor, clip: Path, tmp_path: Path) -> None:
     sample = Sample.model_validate(about(clip, "short"))
+    seen = examine(processor, "sample", Job(str(clip), (Use.of(sample.media[0]),)))["uses"]
     trained = processor.row(sample, [processor.prepare(processor.load_clip(sample.media[0], None))])
-    assert list(report.values["tokens"]) == [len(trained.input_ids)]
-    tokens = TextTokens(processor.tokenizer, 20)
-    assert tokens(sample, [{}]) == 6
-    with pytest.raises(RowError, match="tokens of text alone; the longest row is 20"):
-        tokens(Sample.model_validate(words("w", "red " * 30)), [])
+    count = ProcessorTokens(processor)
+    assert count(sample, [seen[0]["tokens"]]) == len(trained.input_ids)
+    with pytest.raises(RowError, match="the longest row is 2048"):
+        count(sample, [{"video": 2048}])
+    with pytest.raises(RowError, match="training needs a text"):
+        count(Sample.model_validate(words("empty", " ")), [])
+    rows = [words("short"), words("long", "red " * 30)]
+    report = check([write_rows(tmp_path / "m.jsonl", rows)], tokens=TextTokens(processor.tokenizer, 20))
+    assert reasons(report) == {"long": {"too_long"}}
+    assert list(report.values["tokens"]) == [3]
 
 
-def test_a_model_without_ears_names_rows_with_sound(world: World, clip: Path, tmp_path: Path) -> None:
+def test_the_journal_knows_how_files_were_read(world: World, processor: AVProcessor) -> None:
+    more = described_processor(ModelConfig.model_validate({**world.model, "sampling": {"num_frames": 3}}))
+    assert reading(processor) == reading(described_processor(ModelConfig.model_validate(world.model)))
+    assert reading(processor) != reading(more)
+
+
+def test_a_model_without_ears_names_rows_with_sound(world: World, clip: Path) -> None:
     blind = {**world.model, "encoders": {"video": world.model["encoders"]["video"]}}
-    blind["connector"] = [{"type": "mlp", "stream": "video"}]
-    deaf = described_processor(ModelConfig.model_validate(blind))
-    rows = [{**row("heard", [{"type": "audio", "audio": str(clip)}], "red"), "licence": "x"}, about(clip, "seen")]
-    report = check([write_rows(tmp_path / "m.jsonl", rows)], looking=Looking(reader=deaf), tokens=ProcessorTokens(deaf))
-    assert reasons(report) == {"heard": {"no_encoder"}}
+    deaf = described_processor(ModelConfig.model_validate({**blind, "connector": [{"type": "mlp", "stream": "video"}]}))
+    found = examine(deaf, "sample", Job(str(clip), (Use("audio"), Use("video"))))["uses"]
+    assert [[reason for reason, _ in use["problems"]] for use in found] == [["no_encoder"], []]
+    assert found[1]["tokens"] == {"video": 32}
 
 
 # ---- show -----------------------------------------------------------------------------------------------------------
@@ -321,9 +326,8 @@ def test_the_commands(world: World, clip: Path, tmp_path: Path) -> None:
     preset = write_preset(tmp_path / "stage.yaml", settings(world, tmp_path / "run", "align"))
     manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good"), about(tmp_path / "gone.mp4", "gone")])
     invoke = CliRunner().invoke
-    checked = invoke(
-        app, ["data", "check", str(manifest), "--output", str(tmp_path / "out"), "--workers", "1", "--json"]
-    )
+    command = ["data", "check", str(manifest), "--output", str(tmp_path / "out"), "--workers", "1"]
+    checked = invoke(app, [*command, "--json"])
     assert checked.exit_code == 0, checked.output
     assert json.loads(checked.stdout.splitlines()[-1])["reasons"]["missing"]["rows"] == 1
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
