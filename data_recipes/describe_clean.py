@@ -220,6 +220,7 @@ def sample(task: dict[str, Any], caption: str, number: int) -> dict[str, Any]:
     name = task["id"] if number == 0 else f"{task['id']}-rewriting-{number}"
     kind = "caption" if number == 0 else "rewriting"
     meta = {"raw": task["text"], "of": task["id"], "rewriting": number}
+    meta |= {"source": task["source"]} if task["source"] else {}
     shared = {"licence": task["licence"] or "unknown: the source names none", "kind": kind, "meta": meta}
     return {"id": name, "messages": caption_messages(task["part"], caption, name), **shared}
 
@@ -266,6 +267,7 @@ def rows(
     engine: making.Engine = "local",
     workers: making.Workers = 1,
     shard_size: making.ShardSize = 256,
+    gpus: making.Gpus = 0.0,
 ) -> Iterator[Row | Drop]:
     """Make the captions, and give their rows."""
     if not model:
@@ -280,7 +282,7 @@ def rows(
         (source / file).resolve(), text, media, model, told, rewritings, clean, (fewest_words, most_words),
         longest_text, shortest_clip, split, Path(answers).resolve() if answers else None,
     )  # fmt: skip
-    yield from making.make(job, output, engine=engine, workers=workers, shard_size=shard_size)
+    yield from making.make(job, output, engine=engine, workers=workers, shard_size=shard_size, gpus=gpus)
 
 
 if __name__ == "__main__":

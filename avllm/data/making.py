@@ -44,6 +44,7 @@ Engine = Annotated[
     Literal["local", "ray"], typer.Option(help="Where shards are made: here, or on Ray (pip install 'avllm[ray]').")
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that make shards; they change the time, not the data.")]
+Gpus = Annotated[float, typer.Option(min=0.0, help="With Ray: GPUs that each worker is given.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Tasks in a shard: what a kill can lose.")]
 
 
@@ -121,7 +122,7 @@ class Work:
 
 
 def make(
-    job: Job, output: Path, *, engine: str = "local", workers: int = 1, shard_size: int = 32
+    job: Job, output: Path, *, engine: str = "local", workers: int = 1, shard_size: int = 32, gpus: float = 0.0
 ) -> Iterator[Row | Drop]:
     """Do the work that is not done, and give all rows and drops in the order of the plan.
 
@@ -131,6 +132,7 @@ def make(
         engine: ``local`` or ``ray``.
         workers: processes. Each holds its own text model.
         shard_size: tasks in a shard.
+        gpus: of each worker, with Ray, which hides them from workers that ask for none.
 
     Raises:
         MakingError: the folder belongs to other work, another process is at it, or Ray is not installed.
@@ -143,7 +145,7 @@ def make(
         _plan(job, output)
         work = Work(job, list(_cut(output, shard_size)))
         yield from _planned_drops(output)
-        done = _on_ray(work, workers) if engine == "ray" else _here(work, workers)
+        done = _on_ray(work, workers, gpus) if engine == "ray" else _here(work, workers)
         for number in _told(done, work):
             yield from read_shard(work.shards[number])
 
@@ -305,7 +307,7 @@ class _OnRay:
             return {"number": [int(number)], "error": [str(error)]}
 
 
-def _on_ray(work: Work, workers: int) -> Iterator[int]:
+def _on_ray(work: Work, workers: int, gpus: float) -> Iterator[int]:
     """Make the shards with Ray Data: on the cluster of RAY_ADDRESS, else with processes of this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -322,6 +324,7 @@ def _on_ray(work: Work, workers: int) -> Iterator[int]:
         _OnRay,
         fn_constructor_args=(_described(work.job), work.shards),
         batch_size=1,
+        num_gpus=gpus or None,
         compute=ray.data.ActorPoolStrategy(size=min(workers, max(1, len(numbers)))),
     )
     for row in data.iter_rows():

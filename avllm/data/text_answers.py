@@ -44,6 +44,8 @@ class Answers:
     def refresh(self) -> None:
         """Read what was written since the last time, by this process or another."""
         for path in sorted(self.folder.glob("*.jsonl")):
+            if path.stat().st_size == self._read.get(path, 0):
+                continue
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 for line in file:
