@@ -200,7 +200,7 @@ def build_index(path: Path, name: str, processes: int | None = None, chunk: int 
         processes: that read; None for one a core. chunk: bytes that one reads at a time.
     """
     begins = list(range(0, path.stat().st_size, chunk))
-    workers = min(processes or len(os.sched_getaffinity(0)), len(begins))
+    workers = min(processes or _cores(), len(begins))
     parts: list[np.ndarray] = []
     lines = 0
     for part in _map(_read_chunk, [(path, begin, chunk) for begin in begins], workers):
@@ -214,6 +214,11 @@ def build_index(path: Path, name: str, processes: int | None = None, chunk: int 
         raise ManifestError(f"{name} holds no row; expected one JSON object a line")
     _refuse_doubled_ids(path, name, index)
     return index
+
+
+def _cores() -> int:
+    """Cores that this process may use; all of the machine's where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _map(function: Callable[[Any], _Chunk], jobs: list[Any], workers: int) -> Iterator[_Chunk]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from avllm import distributed
@@ -31,6 +32,7 @@ FREE_KEYS = {
     "train.save_every",
     "data.num_workers",
     "data.keep_decoded",
+    "data.cache_max_gb",
     "data.timeout",
     "data.max_skip_rate",
 }
@@ -101,7 +103,7 @@ def check_same_run(run: Path, settings: dict[str, Any]) -> None:
             run.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(settings, indent=1))
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = with_defaults(json.loads(path.read_text(encoding="utf-8")))
     settings = settings if "inputs" in before else {k: v for k, v in settings.items() if k != "inputs"}
     differing = differences(before, json.loads(json.dumps(settings)))
     if differing:
@@ -110,6 +112,15 @@ def check_same_run(run: Path, settings: dict[str, Any]) -> None:
             f"{run} holds a run with other settings or data ({lines}). Give another `output`, or delete the folder to "
             f"start anew; only {', '.join(sorted(FREE_KEYS))} may change on the way"
         )
+
+
+def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run folder, with those that did not exist when it was begun at their defaults."""
+    own = {key: value for key, value in recorded.items() if key in RunConfig.model_fields}
+    try:
+        return recorded | RunConfig.model_validate(own).model_dump(mode="json")
+    except ValidationError:  # settings of another time: the comparison will name what differs
+        return recorded
 
 
 def inputs(config: RunConfig) -> dict[str, Any]:

@@ -148,15 +148,19 @@ def use_cache(config: RunConfig, parts: Parts, datasets: Sequence[SampleDataset]
 
 
 def check_rows(config: RunConfig, task: Task) -> None:
-    """Make sure that rows that share a sequence are to model and objectives what they are by themselves.
+    """Make sure that rows that share a sequence, or lie in another micro batch, are what they are by themselves.
 
     Raises:
-        PackingError: they are not.
+        PackingError: to the model or an objective they are not.
     """
-    if not config.data.pack:
-        return
-    check_packing(task.model)
+    if config.data.pack:
+        check_packing(task.model)
     by_row = [name for name, objective in task.objectives.items() if objective.by_row]
+    if config.train.max_tokens and by_row:
+        raise PackingError(
+            f"train.max_tokens puts rows of similar length into one micro batch, and objective {', '.join(by_row)} may "
+            "compare the rows of a micro batch with each other; it goes where only tokens count (next_token)"
+        )
     if config.data.filled_length and by_row:
         raise PackingError(
             f"data.pack is {config.data.pack!r}, but objective {', '.join(by_row)} takes each row for one sample; "

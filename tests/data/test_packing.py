@@ -131,6 +131,9 @@ def test_objectives_that_take_a_row_for_a_sample_are_refused(world: World, tmp_p
         check_rows(config, task)
     config.data.pack = "media"
     check_rows(config, task)
+    config.train.max_tokens = 4096
+    with pytest.raises(PackingError, match=r"train.max_tokens .* objective contrastive may compare the rows"):
+        check_rows(config, task)
 
 
 def test_settings_that_contradict_are_refused(world: World, tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ def test_a_finished_run_is_left_alone(world: World, tmp_path: Path) -> None:
 def test_other_settings_are_refused_on_resume(world: World, tmp_path: Path) -> None:
     asked = stage(world, tmp_path, "run", train__max_steps=1)
     run(asked)
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    del recorded["data"]["batches"], recorded["train"]["optimizer"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(recorded))
+    train(asked)  # a run from before these settings existed
     with pytest.raises(Exception, match=r"train.batch_size: 2 then, 3 now"):
         train(stage(world, tmp_path, "run", train__max_steps=1, train__batch_size=3))
 
