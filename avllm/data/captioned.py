@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from avllm.data.manifest import ManifestError, digest, iterate
 from avllm.data.recipe import Drop
@@ -80,10 +80,10 @@ def _captioned(sample: Sample, row: int, where: str, root: Path, kind: str) -> C
     return Captioned(row, where, sample.id, path, part.start, part.end, caption, sample.licence)
 
 
-def licences(names: list[str | None]) -> dict[str, Any]:
-    """The ``licence`` field of a row made of clips under these; nothing where one of them is not known."""
+def licences(names: list[str | None]) -> dict[str, str]:
+    """The ``licence`` field of a row that is made of clips under these; it says so where a clip names none."""
     known = sorted({name for name in names if name})
-    return {"licence": "; ".join(known)} if known and all(names) else {"licence": "unknown: a clip names none"}
+    return {"licence": "; ".join(known) if all(names) else "unknown: a clip names none"}
 
 
 def clause(caption: str) -> str:

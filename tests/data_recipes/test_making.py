@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from making_fixtures import (
 )
 
 from avllm.data import recipe
+from avllm.data.append_only import AppendOnly
+from avllm.data.captioned import clause, licences, sentence
 from avllm.data.manifest import read_manifest
 from avllm.data.media import load_audio, probe
 from avllm.data.media_write import faster, fitted, write_wav
@@ -282,6 +285,45 @@ def test_ray_gives_the_same_rows_and_bytes(
     (tmp_path / "model.yaml").write_text("{type: server, url: 'http://127.0.0.1:9/v1', model: m, attempts: 1}")
     with pytest.raises(recipe.RecipeError, match="did not answer in 1 attempts"):
         made("describe_clean", sounds, tmp_path / "captions", model=str(tmp_path / "model.yaml"), **options)
+
+
+def test_work_that_cannot_begin_says_why(sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        AppendOnly(tmp_path / "out" / "work" / "lock.jsonl"),
+        pytest.raises(recipe.RecipeError, match=r"another process is at the work in .*out"),
+    ):
+        made("compose_audio", sounds, tmp_path / "out", **SOUND)
+    for options, words in (
+        ({"snr": "loud"}, "expected decibels with commas"),
+        ({"shortest": 3, "longest": 1}, "expected 0 < at least <= at most"),
+        ({"manifest": "nothing.jsonl"}, "nothing.jsonl is not there"),
+    ):
+        with pytest.raises(recipe.RecipeError, match=words):
+            made("compose_audio", sounds, tmp_path / "out", **{**SOUND, **options})
+    with pytest.raises(recipe.RecipeError, match="wants even numbers"):
+        made("pu_valor", sounds, tmp_path / "out", width=47)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(recipe.RecipeError, match=r"expected: pip install 'avllm\[ray\]'"):
+        made("compose_audio", sounds, tmp_path / "out", **SOUND, engine="ray")
+
+
+def test_captions_become_parts_of_sentences() -> None:
+    for caption, part in {
+        "A dog barks.": "a dog barks",
+        "Rain falls on a roof": "rain falls on a roof",
+        "I walk!": "I walk",
+        "TV static.": "TV static",
+        "english speech": "english speech",
+        "French horns play.": "French horns play",
+    }.items():
+        assert clause(caption) == part
+    assert sentence("rain falls") == "Rain falls."
+    assert sentence("Who is it?") == "Who is it?"
+
+
+def test_the_licence_of_what_is_made_names_all_and_hides_none() -> None:
+    assert licences(["CC0", "CC BY", "CC0"]) == {"licence": "CC BY; CC0"}
+    assert licences(["CC0", None]) == {"licence": "unknown: a clip names none"}
 
 
 def test_the_speed_of_sound_changes_its_length_and_not_its_pitch() -> None:
