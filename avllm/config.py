@@ -222,9 +222,7 @@ class TrainConfig(_Section):
     max_steps: int | None = Field(None, gt=0)
     epochs: Number | None = Field(None, gt=0)
     batch_size: int = Field(8, gt=0, description="rows in a micro-step of one process")
-    max_tokens: int | None = Field(
-        None, gt=0, description="most tokens, padding included, in a micro-step: batch_size rows then make several"
-    )
+    max_tokens: int | None = Field(None, gt=0, description="a micro-step's, with padding: batch_size rows make several")
     accumulate: int = Field(1, gt=0, description="micro-steps in an optimizer step")
     warmup: Number = Field(0.03, ge=0, description="steps, or a share of all steps when below 1")
     schedule: Literal["cosine", "constant"] = "cosine"

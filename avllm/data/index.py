@@ -156,7 +156,10 @@ def _kept_index(path: Path) -> Path | None:
     same = next((other for other in others if other.name.split(".")[-2] == sha), None)
     if same is None:
         return None
-    return same.replace(same.with_name(f"{stem}.{state.st_size}.{state.st_mtime_ns}.{sha}.npy"))
+    try:
+        return same.replace(same.with_name(f"{stem}.{state.st_size}.{state.st_mtime_ns}.{sha}.npy"))
+    except FileNotFoundError:  # another run that starts now has just done it
+        return _kept_index(path)
 
 
 def _keep(path: Path, index: np.ndarray) -> np.ndarray:
