@@ -165,6 +165,8 @@ def require_file(path: str | Path) -> None:
         raise MediaError(path, "missing", "no such file; check the path in the manifest")
     if size == 0:
         raise MediaError(path, "zero_byte", "the file is empty")
+    if place_of(path) is None and not os.access(path, os.R_OK):
+        raise MediaError(path, "missing", "the file is there and may not be read; check its permissions")
 
 
 def rewind(media: OpenMedia, stream: VideoStream | AudioStream) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -198,3 +199,10 @@ def test_eight_channels_are_read(folder: Path) -> None:
     sound = np.repeat(clicks(1, 48_000, [0.25, 0.75]), 8, 0)
     path = write_audio(folder / "surround.m4a", sound, 48_000, "aac", "7.1")
     assert click_times(load_audio(path, rate=RATE)) == pytest.approx([0.25, 0.75], abs=0.01)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files_that_may_not_be_read_are_told(folder: Path) -> None:
+    path = write_audio(folder / "locked.wav", clicks(1, 16_000, [0.5]), 16_000)
+    path.chmod(0)
+    assert reason(lambda: load_audio(path, rate=RATE)) == "missing"
