@@ -242,6 +242,7 @@ def _row(manifest: Path, number: int, identity: str | None) -> Any:
 
 def _print_report(report: Report, output: Path | None) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from avllm.data.check_reasons import REASONS
@@ -251,7 +252,7 @@ def _print_report(report: Report, output: Path | None) -> None:
         about, first = REASONS[reason], report.examples[reason][0]
         example = f"{first.id or f'line {first.line}'}: {first.detail}"
         colour = "red" if about.severity == "error" else "yellow"
-        shown = example if len(example) <= 80 else example[:77] + "..."
+        shown = escape(example if len(example) <= 80 else example[:77] + "...")
         table.add_row(f"[{colour}]{about.severity}[/]", reason, f"{report.reasons[reason]:,}", about.meaning, shown)
     console = Console(stderr=True)
     if report.reasons:
