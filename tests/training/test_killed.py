@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from tiny import World, make_world, settings
-from tiny_runs import TIMEOUT, difference, rows, run, start, train, weights
+from tiny_runs import difference, rows, run, start, train, weights
 
-STEPS = 10
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,17 @@ def asked_of(world: World, folder: Path) -> dict[str, Any]:
     return asked
 
 
-def killed_at(asked: dict[str, Any], after: float) -> bool:
-    """Start the run and kill it so many seconds later; False when it had ended before."""
-    child = start(train, asked)
-    child.join(after)
+def killed_at(asked: dict[str, Any], steps: int, seconds: float) -> bool:
+    """Start the run and kill it some steps behind its newest resume point, and seconds later; False when it ended."""
+    run_folder, began = Path(asked["output"]), time.time()
+    saved = max((int(p.name.removeprefix("step_")) for p in run_folder.glob("checkpoints/step_*")), default=0)
+    child, metrics = start(train, asked), run_folder / "metrics.jsonl"
+    while child.is_alive() and steps:
+        # older lines are of the run before, until this one has dropped those behind its resume point
+        if metrics.is_file() and metrics.stat().st_mtime > began and metrics.read_text().count("\n") >= saved + steps:
+            break
+        time.sleep(0.002)
+    child.join(seconds)
     if child.exitcode is not None:
         assert child.exitcode == 0
         return False
@@ -66,15 +73,17 @@ def same_after_kills(world: World, tmp_path: Path, kills: int) -> None:
     (tmp_path / "straight").mkdir()
     began = time.monotonic()
     straight = run(asked_of(world, tmp_path / "straight"))
-    seconds = min(time.monotonic() - began, TIMEOUT)
-    moments, folder = random.Random(0), tmp_path / "killed"
-    rounds = 0
+    whole = time.monotonic() - began
+    drawn, rounds = random.Random(kills), 0
     while kills:
         rounds += 1
-        (folder / str(rounds)).mkdir(parents=True)
-        asked = asked_of(world, folder / str(rounds))
-        while kills and killed_at(asked, moments.uniform(0.1, seconds)):
-            kills -= 1
+        folder = tmp_path / str(rounds)
+        folder.mkdir()
+        asked, ended = asked_of(world, folder), False
+        while kills and not ended:  # in the beginning of a run (the cache is filled then), and between its steps
+            steps = drawn.choice([0, 1, 2, 3])
+            ended = not killed_at(asked, steps, drawn.uniform(0, 0.3 if steps else whole / 2))
+            kills -= not ended
         found = run(asked)
         assert rows(found) == rows(straight)
         assert difference(weights(found), weights(straight)) == 0.0
