@@ -270,11 +270,14 @@ def test_workers_of_other_processes_write_the_same_sounds(sounds: Path, composed
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'avllm[ray]'")
 def test_ray_gives_the_same_rows_and_bytes(
-    sounds: Path, composed: Path, videos: Path, untrimmed: Path, tmp_path: Path
+    sounds: Path, composed: Path, videos: Path, untrimmed: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """One start of Ray: a whole run, a run that goes on where another engine was killed, and an error of a worker."""
-    options: dict[str, Any] = {"engine": "ray", "workers": 2}
-    made("compose_audio", sounds, tmp_path / "sounds", **SOUND, **options)
+    import ray
+
+    request.addfinalizer(ray.shutdown)
+    options: dict[str, Any] = {"engine": "ray", "workers": 1}
+    made("compose_audio", sounds, tmp_path / "sounds", **SOUND, **{**options, "workers": 2})
     assert hashes(tmp_path / "sounds") == hashes(composed)
     shutil.copytree(untrimmed, tmp_path / "videos")
     shards = sorted((tmp_path / "videos" / "shards").iterdir())
