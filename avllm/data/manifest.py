@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from avllm.data.schema import Sample
+from avllm.data.storage import local_copy
 
 
 class ManifestError(ValueError):
@@ -60,11 +61,11 @@ def read_manifest(path: str | Path) -> list[Sample]:
 
 
 def iterate(path: str | Path) -> Iterator[tuple[int, Sample]]:
-    """(line number from 1, Sample) of each row; blank lines are passed over."""
-    path = Path(path)
-    if not path.is_file():
+    """(line number from 1, Sample) of each row; blank lines are passed over. A URL's file is copied first."""
+    file_here = local_copy(path)
+    if not file_here.is_file():
         raise ManifestError(f"{path} is not a file; expected a manifest (JSONL, one sample a line)")
-    with path.open("rb") as file:
+    with file_here.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, parse_row(line, f"{path} line {number}")
@@ -91,5 +92,5 @@ def write_manifest(path: str | Path, rows: Iterable[Sample | dict[str, Any]]) ->
 
 def digest(path: str | Path) -> str:
     """SHA-256 of a manifest's bytes: a run records which data it saw."""
-    with Path(path).open("rb") as file:
+    with local_copy(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

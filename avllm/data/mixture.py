@@ -82,8 +82,8 @@ class Order:
         seed: of the run.
         caps, temperature: see :func:`shares`.
         changes: (place, weights) from where on others hold; places ascend and are multiples of ``block``.
-        block: so many items in a row, counted from place 0, are of one source: a micro batch of one task. Shares become
-            multiples of it.
+        block: so many items in a row, counted from place 0, are of one source: a micro batch of one task. Shares are
+            rounded up to multiples of it: a source smaller than a block comes more often (see :func:`portions`).
     """
 
     def __init__(

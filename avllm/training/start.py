@@ -22,7 +22,6 @@ from avllm.data.items import read_quarantine
 from avllm.data.loader import Collate
 from avllm.data.manifest import digest
 from avllm.data.packing import fill_sequences
-from avllm.data.storage import local_copy
 from avllm.log import logger
 from avllm.models.attention import PackingError, check_packing
 from avllm.models.checkpoint import is_checkpoint, mark_trained, read_manifest_of, save_checkpoint
@@ -194,7 +193,7 @@ def export(trainer: Trainer, folder: Path) -> None:
         "steps": trainer.position.step,
         "processes": distributed.world_size(),
         "settings": config.model_dump(mode="json"),
-        "data": {s.manifest: digest(local_copy(s.manifest)) for s in config.data.train},
+        "data": {s.manifest: digest(s.manifest) for s in config.data.train},
         "skipped": trainer.position.skipped,
     }
     with gathered(trainer):

@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 from avllm.cli import app
 from avllm.config import RunConfig
 from avllm.data import shards
-from avllm.data.cache import file_hash
+from avllm.data.cache_store import file_hash
 from avllm.data.dataset import SampleDataset
 from avllm.data.index import Manifest
 from avllm.data.loader import Collate, Cut, MicroBatches, build_loader
-from avllm.data.manifest import read_manifest, write_manifest
+from avllm.data.manifest import digest, read_manifest, write_manifest
 from avllm.data.media import MediaError, load_video, probe
 from avllm.data.mixture import Order
 from avllm.data.sampling import Sampling
@@ -142,6 +142,8 @@ def test_what_is_not_there_or_cut_is_told(packed: Path, remote: str, tmp_path: P
         probe(tmp_path / part.path)
     with pytest.raises(FileNotFoundError, match="memory://bucket/none.jsonl is not there"):
         Manifest("memory://bucket/none.jsonl")
+    assert read_manifest(remote) == read_manifest(packed)
+    assert digest(remote) == digest(packed)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
