@@ -176,7 +176,7 @@ def wait_for(lanes: Sequence[threading.Thread], logs: Sequence[Path]) -> None:
     """Until all lanes have ended; every ten seconds the last line of each log."""
     began = time.perf_counter()
     while any(lane.is_alive() for lane in lanes):
-        lanes[0].join(10) if lanes[0].is_alive() else lanes[-1].join(10)
+        next((lane for lane in lanes if lane.is_alive()), lanes[0]).join(10)
         texts = [log.read_text(errors="replace").replace("\r", "\n") for log in logs if log.is_file()]
         last = [text.strip().rsplit("\n", 1)[-1] for text in texts]
         print(f"  {time.perf_counter() - began:4.0f} s  " + "  |  ".join(line[-60:] for line in last), flush=True)

@@ -1,4 +1,4 @@
-"""A clip as a sum over its steps: counts and moments, without attention (Deep Sets, arXiv 1703.06114)."""
+"""A clip as sums over its steps (Deep Sets, arXiv 1703.06114): how often something happens, and when."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ class ClipSum(StreamAdapter):
     """``num_tokens`` tokens a clip, each the sum over all real tokens of a perceptron's output.
 
     How often something happens is a sum of detections: its gradient reaches every step directly, where attention over
-    a sequence learns to count late. *When* it happens is a sum of detections, each times the sinusoids of its second
-    (arXiv 1706.03762, section 3.5): ``moments`` more tokens are of this kind.
+    a sequence learns to count late. *When* it happens is attention over the steps to the sinusoids of their seconds
+    (arXiv 1706.03762, section 3.5): ``moments`` more tokens are of this kind. Their weights sum to one: a moment is told
+    as exactly however many steps the clip has.
 
     Args:
         stream: the stream to sum up.
         num_tokens: tokens that each clip becomes, besides the moments.
-        moments: tokens that hold when something that is detected happens.
+        moments: tokens that hold when something happens.
         dim: their width; None keeps the stream's.
         hidden: width inside the perceptron.
         scale: factor on the sums, about one over the number of steps that something lasts.
@@ -52,7 +53,7 @@ class ClipSum(StreamAdapter):
         self.layers = nn.Sequential(nn.LayerNorm(self.in_dim), nn.Linear(self.in_dim, hidden), nn.GELU())
         self.sums = nn.Linear(hidden, num_tokens * self.dim)
         if moments:
-            self.detectors = nn.Linear(hidden, moments)
+            self.moment_scores = nn.Linear(hidden, moments)
         self.set_out_dim(self.dim)
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
@@ -61,10 +62,11 @@ class ClipSum(StreamAdapter):
         total = (self.sums(hidden) * keep.unsqueeze(-1)).sum(1) * self.scale  # (B, K * D')
         found = [total.unflatten(1, (self.num_tokens, self.dim))]
         if self.moments:
-            detected = self.detectors(hidden).sigmoid() * keep.unsqueeze(-1)  # (B, N, M)
+            scores = self.moment_scores(hidden).float().masked_fill(~keep.unsqueeze(-1), -1e9)
+            weights = scores.softmax(1)  # (B, N, M)
             at = tokens.span.mean(-1).repeat_interleave(tokens.x.shape[2], 1)  # (B, N)
-            when = sinusoids(at, self.dim, self.shortest, self.longest).to(detected.dtype)  # (B, N, D')
-            found.append(detected.mT @ when)
+            when = sinusoids(at, self.dim, self.shortest, self.longest)  # (B, N, D')
+            found.append((weights.mT @ when).to(total.dtype))
         real = tokens.mask.any(-1)  # (B, T)
         return Tokens(
             torch.cat(found, 1).unsqueeze(1),  # (B, 1, K + M, D')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -22,6 +23,8 @@ class MelConvConfig(PretrainedConfig):
         kernel_sizes, strides: of each layer, in steps of the one before; kernels are odd.
         max_frames: mel frames of a window.
         dropout: of the last layer's output.
+        masks: bands, and stretches of time, that are hidden from each window in training (SpecAugment).
+        mask_bands, mask_frames: the widest of them.
     """
 
     model_type = "mel_conv"
@@ -34,6 +37,9 @@ class MelConvConfig(PretrainedConfig):
         strides: tuple[int, ...] | list[int] = (1, 2, 2, 2),
         max_frames: int = 256,
         dropout: float = 0.0,
+        masks: int = 0,
+        mask_bands: int = 8,
+        mask_frames: int = 32,
         **kwargs: Any,
     ) -> None:
         if len(kernel_sizes) != len(strides) or any(k % 2 == 0 for k in kernel_sizes):
@@ -44,6 +50,7 @@ class MelConvConfig(PretrainedConfig):
         self.num_mel_bins, self.hidden_size = num_mel_bins, hidden_size
         self.kernel_sizes, self.strides = list(kernel_sizes), list(strides)
         self.max_frames, self.dropout = max_frames, dropout
+        self.masks, self.mask_bands, self.mask_frames = masks, mask_bands, mask_frames
         super().__init__(**kwargs)
 
 
@@ -85,11 +92,27 @@ class MelConvModel(PreTrainedModel):
     def forward(self, input_features: Tensor, output_hidden_states: bool = False) -> BaseModelOutput:
         """``(U, mels, frames)`` -> ``last_hidden_state`` and hidden states ``(U, T, D)``, each at its layer's rate."""
         x, states = self.norm(input_features), []
+        if self.training and self.config.masks:
+            x = x.masked_fill(self.draw_masks(x), 0.0)  # the mean, which a mask at the floor would move
         for layer in self.layers:
             x = layer(x)  # (U, D, T)
             states.append(x.transpose(1, 2))
         last = self.dropout(states[-1])
         return BaseModelOutput(last_hidden_state=last, hidden_states=tuple(states) if output_hidden_states else None)
+
+    def draw_masks(self, x: Tensor) -> Tensor:
+        """SpecAugment (arXiv 1904.08779): the bands and stretches of each window ``x (U, mels, frames)`` to hide."""
+        hidden = torch.zeros_like(x, dtype=torch.bool)
+        for dim, widest in ((1, self.config.mask_bands), (2, self.config.mask_frames)):
+            size = x.shape[dim]
+            place = torch.arange(size, device=x.device)
+            for _ in range(self.config.masks):
+                width, start = torch.rand(2, len(x), 1, device=x.device)  # (U, 1) each
+                width = width * min(widest, size)
+                start = start * (size - width)
+                stretch = (place >= start) & (place < start + width)  # (U, size)
+                hidden |= stretch.unsqueeze(3 - dim)
+        return hidden
 
 
 AutoConfig.register(MelConvConfig.model_type, MelConvConfig, exist_ok=True)

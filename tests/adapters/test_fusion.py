@@ -86,7 +86,7 @@ def test_a_sum_counts() -> None:
 
 
 def test_a_moment_is_when_it_happens() -> None:
-    """What is detected in one step leaves the sinusoids of that step's second, whatever else the clip holds."""
+    """What stands out in one step leaves the sinusoids of that step's second, whatever else the clip holds."""
     adapter = ClipSum({"av": 4}, 4, stream="av", num_tokens=0, moments=1, dim=8, hidden=4)
     found = stream([1.0], 0.125, 4)
     tokens = Tokens(torch.zeros_like(found.x), found.mask, found.span)
@@ -94,8 +94,7 @@ def test_a_moment_is_when_it_happens() -> None:
     with torch.no_grad():
         adapter.layers[1].weight.copy_(1e4 * torch.eye(4))
         adapter.layers[1].bias.zero_()
-        adapter.detectors.weight.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
-        adapter.detectors.bias.fill_(-50.0)
+        adapter.moment_scores.weight.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
         out = adapter.adapt(tokens)
     expected = sinusoids(torch.tensor(5.5 * 0.125), 8, 0.25, 20.0)
     torch.testing.assert_close(out.x[0, 0, 0], expected)

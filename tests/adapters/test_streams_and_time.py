@@ -5,7 +5,7 @@ import torch
 
 from avllm.adapters.join import Join
 from avllm.adapters.spatial_pool import SpatialPool
-from avllm.adapters.temporal_conv import TemporalConv
+from avllm.adapters.temporal_conv import TemporalConv, deltas
 from avllm.models.connector import Connector
 from avllm.tokens import Grid, Tokens
 
@@ -14,7 +14,7 @@ BRANCHED = [
     {"type": "temporal_pool", "stream": "video.places", "seconds": 1000},
     {"type": "spatial_pool", "stream": "video.places", "factor": 2},
     {"type": "temporal_pool", "stream": "video", "tokens": "mean"},
-    {"type": "temporal_conv", "stream": "video", "layers": 2, "growth": 2},
+    {"type": "temporal_conv", "stream": "video", "layers": 2, "growth": 2, "deltas": True},
     {"type": "temporal_pool", "stream": "video", "seconds": 0.25},
     {"type": "join", "stream": "video", "first": "video.places"},
 ]
@@ -84,3 +84,17 @@ def test_mistakes_are_named() -> None:
         Join({"video": 4, "video.places": 8}, 4, stream="video", first="video.places")
     with pytest.raises(ValueError, match="square grid"):
         SpatialPool({"video": 1}, 1, stream="video").grid(Grid(span(1), torch.ones(1, 6, dtype=torch.bool)))
+
+
+def test_deltas_are_what_changes_from_step_to_step_and_nothing_at_the_edges() -> None:
+    mask = torch.ones(1, 6, 1, dtype=torch.bool)
+    way = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    base = torch.tensor([3.0, 1.0, -1.0, -3.0])
+    x = (base + torch.arange(6.0)[:, None] * way).view(1, 6, 1, 4)
+    moving = deltas(Tokens(x, mask, span(6)[None]), noise=0.0)
+    torch.testing.assert_close(moving[0, 1:5, 0], (way / way.std()).expand(4, 4))
+    assert not moving[0, [0, 5]].any()
+    noisy = Tokens(base.view(1, 1, 1, 4) + 1e-3 * torch.randn(1, 6, 1, 4), mask, span(6)[None])
+    assert float(deltas(noisy).abs().max()) < 0.05  # far below the noise: it is not blown up
+    mask[:, 3:] = False
+    assert not deltas(Tokens(x, mask, span(6)[None]))[:, 2:].any()
