@@ -174,6 +174,35 @@ def pack(
         typer.echo(json.dumps({"packed": [{**vars(p), "manifest": str(p.manifest)} for p in found]}))
 
 
+@data.command()
+def encode(
+    stage: Annotated[Path, typer.Argument(help="A preset (YAML) with data.cache.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as in training.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; data.num_workers.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fill a stage's feature cache before it trains (under torchrun: on several processes)."""
+    import json
+
+    from avllm.config import load_config
+    from avllm.log import hush_libraries, set_up
+
+    hush_libraries()
+    set_up()
+    from avllm.training.features import encode_stage, summary
+    from avllm.training.trainer import make_accelerator
+
+    config = load_config(stage, [*(overrides or []), "train.trackers=[]"])
+    config.data.num_workers = config.data.num_workers if workers is None else workers
+    found = summary(encode_stage(config, make_accelerator(config, Path(config.output))))
+    typer.echo(f"{found['folder']}: {found['encoded']} of {found['wanted']} clips encoded in {found['seconds']} s")
+    failed: Any = found["failed"]
+    for place, error in failed.items():
+        typer.secho(f"left out {place}: {error}", fg="yellow", err=True)
+    if as_json:
+        typer.echo(json.dumps(found))
+
+
 def _processor(preset: Path | None, checkpoint: Path | None) -> AVProcessor | None:
     """The processor that rows are read with; None when neither is given."""
     if preset is not None and checkpoint is not None:

@@ -177,6 +177,11 @@ class DataConfig(_Section):
     max_skip_rate: Number = Field(0.01, ge=0, le=1, description="share of bad rows above which the run stops")
     cache: str | None = Field(None, description="folder in which features of frozen encoders are kept")
     cache_dtype: Literal["float32", "float16", "bfloat16"] | None = Field(None, description="of kept features; as made")
+    cache_max_gb: Number | None = Field(
+        None,
+        gt=0,
+        description="GB that the folder may hold; what was used longest ago leaves, what this run needs never",
+    )
     timeout: Number = Field(60.0, gt=0, description="seconds after which decoding a file is given up")
     keep_decoded: Number = Field(0.0, ge=0, description="MB of decoded clips that a loader process keeps")
     augment: AugmentConfig | None = Field(None, description="changes to training clips; not with data.cache")

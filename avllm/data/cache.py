@@ -11,8 +11,8 @@ What a run lacks is computed before its first step (each clip once, as a first e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,11 +106,12 @@ def fill(
     shards = encode_places(
         cache, mine, prepare, encoders, device=device, num_workers=num_workers, batch_size=batch_size, autocast=autocast
     )
-    done = Filled(len(needed), len(needed) - len(missing))
-    done.add(next(shards, Filled()))  # its size tells how much the rest will take
-    _limit(cache, needed, done, len(missing), max_bytes)
-    for shard in shards:
-        done.add(shard)
+    done, rest = Filled(len(needed), len(needed) - len(missing)), -(-len(mine) // batch_size) - 1
+    with closing(shards):
+        done.add(next(shards, Filled()))  # its size tells how much the rest will take
+        _limit(cache, needed, done, len(missing), max_bytes)
+        for shard in track(shards, "features", total=rest, disable=not (rest > 0 and distributed.is_main())):
+            done.add(shard)
     _settle(cache, unique, done.failed)
     _limit(cache, needed, done, 0, max_bytes)
     done.seconds = time.perf_counter() - began
@@ -128,7 +129,7 @@ def encode_places(
     num_workers: int = 0,
     batch_size: int = 32,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Iterator[Filled]:
+) -> Generator[Filled, None, None]:
     """Encode media parts into the cache shard by shard, whatever it holds: the work of one process, of any engine."""
     loader: DataLoader[Any] = DataLoader(
         _Media(places, prepare),  # type: ignore[arg-type]
@@ -138,7 +139,7 @@ def encode_places(
         generator=torch.Generator(),
     )
     encoders.to(device).eval()
-    for loaded in track(loader, "features", disable=not (places and distributed.is_main())):
+    for loaded in loader:
         good = {number: clip for number, clip, _ in loaded if isinstance(clip, dict)}
         failed = {cache.key(places[number]): found for number, found, _ in loaded if not isinstance(found, dict)}
         began = time.perf_counter()

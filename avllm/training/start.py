@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 
 from avllm import distributed
 from avllm.config import RunConfig, SourceConfig
 from avllm.data.augment import Augment
-from avllm.data.cache import FeatureCache, fill, recipe
 from avllm.data.collate import Row
 from avllm.data.dataset import SampleDataset
 from avllm.data.items import read_quarantine
@@ -120,30 +118,6 @@ def name_unknown(config: RunConfig, datasets: Sequence[SampleDataset]) -> None:
     if unknown:
         some = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
         LOG.warning("data.quarantine: no manifest of this run has %s; was it made for other manifests?", some)
-
-
-def use_cache(config: RunConfig, parts: Parts, datasets: Sequence[SampleDataset], accelerator: Accelerator) -> None:
-    """Compute the features of all media that the cache lacks, and let the datasets read them; nothing without a cache.
-
-    Raises:
-        CacheError: an encoder trains.
-    """
-    if config.data.cache is None:
-        return
-    made_by = recipe(parts.processor, parts.model.encoders, config.train.precision, config.data.cache_dtype)
-    cache = FeatureCache(config.data.cache, made_by)
-    places = [place for dataset in datasets for place in dataset.places()]
-    fill(
-        cache,
-        places,
-        datasets[0].prepare,
-        parts.model.encoders,
-        device=accelerator.device,
-        num_workers=config.data.num_workers,
-        autocast=accelerator.autocast,
-    )
-    for dataset in datasets:
-        dataset.cache = cache
 
 
 def check_rows(config: RunConfig, task: Task) -> None:

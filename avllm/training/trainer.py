@@ -24,10 +24,11 @@ from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, OncePerIte
 from avllm.data.mixture import order_of, steps_of
 from avllm.log import logger, set_up
 from avllm.training import optim
+from avllm.training.features import use_cache
 from avllm.training.progress import Clock, Report
 from avllm.training.resume import FINISHED, Position, ResumePoints, check_same_run, inputs, latest, write_atomic
 from avllm.training.skipped import Skipped
-from avllm.training.start import Parts, build_dataset, build_parts, check_rows, export, name_unknown, padding, use_cache
+from avllm.training.start import Parts, build_dataset, build_parts, check_rows, export, name_unknown, padding
 from avllm.training.task import Task
 
 LOG = logger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avllm.data.cache import CacheError, FeatureCache, fill, recipe
+from avllm.data.cache import CacheError, FeatureCache, account, fill, recipe
+from avllm.data.cache_room import Use, make_room
 from avllm.data.media import MediaError
 from avllm.data.schema import VideoPart
 from avllm.encoders.base import Encoder
@@ -108,3 +110,71 @@ def test_a_trained_encoder_is_refused() -> None:
     encoder.weight.requires_grad_(True)
     with pytest.raises(CacheError, match="trains encoders.video.weight"):
         recipe(None, nn.ModuleDict({"video": encoder}), "fp32")
+
+
+def filled(tmp_path: Path, names: str, max_bytes: int | None = None) -> FeatureCache:
+    """A cache after a run that needs the files of these one-letter names; a shard a file."""
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode() * 50)
+    cache = FeatureCache(tmp_path / "cache", made_by())
+    places = [(tmp_path, VideoPart(video=name)) for name in names]
+    encoders = nn.ModuleDict({"video": Double()})
+    fill(cache, places, Prepare(), encoders, device=CPU, batch_size=1, max_bytes=max_bytes)
+    return cache
+
+
+def used_at(cache: FeatureCache, seconds: int) -> None:
+    """As if the shards of a cache had been used last at this time."""
+    for shard in cache.shards(cache.index):
+        os.utime(cache.folder / shard, (seconds, seconds))
+
+
+def test_what_was_used_longest_ago_leaves_and_what_is_needed_stays(tmp_path: Path) -> None:
+    first = filled(tmp_path, "ab")
+    used_at(first, 1000)
+    size = sum(p.stat().st_size for p in first.folder.iterdir())
+    limit = size * 2  # room for four shards
+    del first
+    second = filled(tmp_path, "cd", limit)
+    assert (second.filled.wanted, second.filled.found, second.filled.encoded) == (2, 0, 2)
+    assert len(second.index) == 4, "there was room"
+    used_at(second, 2000)
+    del second
+    third = filled(tmp_path, "ae", limit)
+    assert (third.filled.found, third.filled.encoded) == (1, 1)
+    left = {key for name in "ae" for key in [third.key((tmp_path, VideoPart(video=name)))]}
+    assert left <= third.index.keys()
+    assert third.get((tmp_path, VideoPart(video="a")))["video"].features is not None
+    assert sum(p.stat().st_size for p in third.folder.iterdir()) <= limit
+
+
+def test_a_run_that_needs_more_than_there_is_room_is_told_how_much_after_one_shard(tmp_path: Path) -> None:
+    size = sum(p.stat().st_size for p in filled(tmp_path, "a").folder.iterdir())
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(CacheError, match=f"take {5 * size / 1e9:.6f} GB .* Raise it"):
+        filled(tmp_path, "abcde", 3 * size)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_nothing_leaves_while_another_run_reads(tmp_path: Path) -> None:
+    cache = filled(tmp_path, "abc")
+    shard = next(cache.folder.iterdir())
+    limit = 2 * shard.stat().st_size
+    other = Use(cache.folder)
+    with pytest.raises(CacheError, match="another run reads from it"):
+        make_room(cache.folder, cache.use, {shard.name}, 0, limit)
+    del other
+    assert len(make_room(cache.folder, cache.use, {shard.name}, 0, limit)) == 1
+    assert shard.is_file()
+    cache.read_index()
+    assert len(cache.index) == 2
+
+
+def test_the_account_tells_hits_and_times(tmp_path: Path) -> None:
+    filled(tmp_path, "abc")
+    cache = filled(tmp_path, "abcd")
+    assert all(decoding >= 0 and encoding > 0 for decoding, encoding in cache.costs.values())
+    told = account(cache, [(tmp_path, VideoPart(video=name)) for name in "abcd"])
+    assert "features of 4 clips" in told
+    assert "3 were there (75.0%)" in told
+    assert "s of encoding" in told
