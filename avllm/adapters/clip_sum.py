@@ -14,8 +14,8 @@ class ClipSum(StreamAdapter):
 
     How often something happens is a sum of detections: its gradient reaches every step directly, where attention over
     a sequence learns to count late. *When* it happens is attention over the steps to the sinusoids of their seconds
-    (arXiv 1706.03762, section 3.5): ``moments`` more tokens are of this kind. Their weights sum to one: a moment is told
-    as exactly however many steps the clip has.
+    (arXiv 1706.03762, section 3.5): ``moments`` more tokens are of this kind. Their weights sum to one: a moment is
+    told as exactly however many steps the clip has.
 
     Args:
         stream: the stream to sum up.

@@ -1,0 +1,62 @@
+"""Features made before a stage trains: the same as those that it would make itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import World, make_world, settings, write_preset
+from tiny_runs import difference, rows, run, together, weights
+from typer.testing import CliRunner
+
+from avllm.cli import app
+from avllm.config import ConfigError, RunConfig, load_config
+from avllm.data.cache import CacheError
+from avllm.training.features import encode_stage
+from avllm.training.trainer import make_accelerator
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), clips=4)
+
+
+def encode(preset: Path, told: Path) -> None:
+    """`avllm data encode PRESET --json` in this process; its last line goes to a file."""
+    result = CliRunner().invoke(app, ["data", "encode", str(preset), "--workers", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    told.write_text(result.stdout.splitlines()[-1])
+
+
+def test_encoded_beforehand_a_run_makes_nothing_and_says_the_same(world: World, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    cached = settings(world, tmp_path / "cached", data__cache=cache, data__validation=str(world.questions))
+    together(encode, write_preset(tmp_path / "stage.yaml", cached), tmp_path / "told.json")
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert (told["wanted"], told["found"], told["encoded"], told["failed"]) == (4, 0, 4, {})
+    assert told["bytes"] == sum(p.stat().st_size for p in Path(cache).iterdir()) > 0
+    before = {p.name: p.stat().st_mtime_ns for p in Path(cache).iterdir()}
+    first = run(cached)
+    plain = run(cached | {"output": str(tmp_path / "plain"), "data": cached["data"] | {"cache": None}})
+    assert {p.name: p.stat().st_mtime_ns for p in Path(cache).iterdir()} == before
+    assert difference(weights(first), weights(plain)) < 1e-5
+    assert [r["padding"] for r in rows(first)] == [r["padding"] for r in rows(plain)]
+    assert all(0 <= r["padding"] < 1 for r in rows(first))
+
+
+def test_refused_where_it_would_be_wrong(world: World, tmp_path: Path) -> None:
+    def filling(**changes: object) -> None:
+        config = RunConfig.model_validate(settings(world, tmp_path / "run", **changes))
+        encode_stage(config, make_accelerator(config, tmp_path / "run"))
+
+    cache = {"data__cache": str(tmp_path / "cache")}
+    with pytest.raises(CacheError, match="no cache to fill"):
+        filling()
+    with pytest.raises(CacheError, match="trains encoders.audio"):
+        filling(**cache, trainable=[["^encoders.audio", 1e-4], ["^connector", 1e-3], [".*", None]])
+    with pytest.raises(CacheError, match=r"cache_max_gb is 0.000001 GB\. Raise it to at least"):
+        filling(**cache, data__cache_max_gb=1e-6)
+    preset = write_preset(tmp_path / "a.yaml", settings(world, tmp_path / "run", **cache, data__augment={"roll": True}))
+    with pytest.raises(ConfigError, match="both augment and cache are given"):
+        load_config(preset)
