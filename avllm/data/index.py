@@ -22,7 +22,9 @@ from rich.progress import track
 from avllm.data.manifest import ManifestError, digest, parse_row
 from avllm.data.schema import Sample
 from avllm.data.storage import cache_folder, local_copy, parent_of
+from avllm.log import logger
 
+LOG = logger(__name__)
 ROW = np.dtype([("offset", "<i8"), ("size", "<u4"), ("line", "<u4"), ("id", "<u8"), ("media", "<u8")])
 """Where a row's bytes are, its line from 1, the hash of its id, and that of its media parts (0: it has none)."""
 
@@ -134,7 +136,16 @@ def index_of(path: Path, name: str | None = None) -> np.ndarray:
         index = build_index(path, name)
         if len(index) < KEPT_FROM:
             return index
-        return _keep(path, index)
+        try:
+            return _keep(path, index)
+        except OSError as error:
+            LOG.warning(
+                "the index of %s cannot be kept (%s) and is made each time; let AVLLM_CACHE name a folder that "
+                "can be written",
+                name,
+                error,
+            )
+            return index
 
 
 def _folder() -> Path:

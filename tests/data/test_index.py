@@ -98,6 +98,17 @@ def test_an_index_is_kept_as_long_as_the_bytes_are_the_same(tmp_path: Path, monk
     assert len(kept) == 1, "the older one is gone"
 
 
+def test_an_index_that_cannot_be_kept_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setattr(indexing, "KEPT_FROM", 1)
+    monkeypatch.setattr(indexing.LOG, "handlers", [caplog.handler])
+    path = write(tmp_path / "m.jsonl")
+    assert list(Manifest(path)) == read_manifest(path)
+    assert "m.jsonl cannot be kept" in caplog.text
+
+
 def test_a_manifest_that_changes_under_a_run_is_noticed(tmp_path: Path) -> None:
     path = write(tmp_path / "m.jsonl")
     lazy = Manifest(path)
