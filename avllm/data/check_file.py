@@ -149,7 +149,7 @@ def examine(reader: Reader, decode: Decode, job: Job) -> dict[str, Any]:
     if problems and any(not use["problems"] for use in uses):
         problems = [("damaged", detail) for _, detail in problems]  # training reads it all the same
     if about is not None:
-        problems += _oddities(job.path, about)
+        problems += _oddities(job, about)
         usable = any(not use["problems"] for use in uses)  # what cannot be used at all needs no further look
         problems += _whole(job.path, reader.timeout) if decode == "full" and usable else []
     elif pictures and not uses[0]["problems"]:
@@ -234,17 +234,18 @@ def _asked_seconds(use: Use, about: MediaInfo) -> float:
     return round(min(use.end or about.duration, about.duration) - (use.start or 0.0), 3)
 
 
-def _oddities(path: str, about: MediaInfo) -> list[tuple[str, str]]:
+def _oddities(job: Job, about: MediaInfo) -> list[tuple[str, str]]:
     """What the headers alone tell: the name, the rates, tracks of different length."""
     found = []
-    suffix, known = Path(path).suffix.lower(), SUFFIXES.get(about.container)
+    suffix, known = Path(job.path).suffix.lower(), SUFFIXES.get(about.container)
     if known is not None and suffix not in known:
         found.append(("wrong_extension", f"{suffix or 'no suffix'}, but it is {about.container}"))
     if about.fps is not None and about.fps > MAX_FPS:
         found.append(("odd_rate", f"{about.fps:g} frames a second"))
     if about.audio_rate is not None and not MIN_RATE <= about.audio_rate <= MAX_RATE:
         found.append(("odd_rate", f"sound at {about.audio_rate} Hz"))
-    if about.video_duration is not None and about.audio_duration is not None:
+    both = any(use.kind == "video" and use.sound != "off" for use in job.uses)
+    if both and about.video_duration is not None and about.audio_duration is not None:
         heard = (about.audio_start or 0.0) + about.audio_duration
         if heard - about.video_duration > SHORT_SECONDS:
             found.append(("short_picture", f"it ends at {about.video_duration:.2f} s, the sound at {heard:.2f} s"))

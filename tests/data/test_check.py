@@ -225,6 +225,19 @@ def test_headers_alone_and_whole_files(clip: Path, tmp_path: Path) -> None:
     assert {r for r, _ in [*spoilt["problems"], *spoilt["uses"][0]["problems"]]} & {"damaged", "undecodable"}
 
 
+def test_files_in_shards_are_checked_like_others(clip: Path, tmp_path: Path) -> None:
+    data = clip.read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
+    (tmp_path / "film.avi").write_bytes(data)
+    rows = [about(clip, "good"), about(tmp_path / "cut.mp4", "cut"), about(tmp_path / "film.avi", "named")]
+    manifest = write_rows(tmp_path / "m.jsonl", rows)
+    assert CliRunner().invoke(app, ["data", "pack", str(manifest), "--output", str(tmp_path / "p")]).exit_code == 0
+    alone, packed = check([manifest]), check([tmp_path / "p/m.jsonl"], output=tmp_path / "out")
+    assert reasons(packed) == reasons(alone)
+    assert reasons(packed) == {"cut": {"truncated"}, "named": {"wrong_extension", "duplicate_media"}}
+    assert check([tmp_path / "p/m.jsonl"], output=tmp_path / "out").reused == 3
+
+
 def test_every_reason_is_in_the_list() -> None:
     assert set(MEDIA_REASONS) <= REASONS.keys()
     assert {"too_long", "empty_answer", "reserved_text", "no_encoder", "no_answer"} <= REASONS.keys()
