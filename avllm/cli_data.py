@@ -194,7 +194,10 @@ def encode(
 
     config = load_config(stage, [*(overrides or []), "train.trackers=[]"])
     config.data.num_workers = config.data.num_workers if workers is None else workers
-    found = summary(encode_stage(config, make_accelerator(config, Path(config.output))))
+    accelerator = make_accelerator(config, Path(config.output))
+    found = summary(encode_stage(config, accelerator))
+    if not accelerator.is_main_process:
+        return
     typer.echo(f"{found['folder']}: {found['encoded']} of {found['wanted']} clips encoded in {found['seconds']} s")
     failed: Any = found["failed"]
     for place, error in failed.items():

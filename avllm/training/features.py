@@ -68,13 +68,14 @@ def encode_stage(config: RunConfig, accelerator: Accelerator) -> FeatureCache:
 
 
 def summary(cache: FeatureCache) -> dict[str, object]:
-    """What filling did, JSON-able; ``failed`` tells for each clip that could not be read why."""
+    """What filling did on all processes, JSON-able; ``failed`` tells for each clip that could not be read why."""
     done, folder = cache.filled, Path(cache.folder)
+    unreadable = {cache.keys[place] for place in cache.failed}
     return {
         "folder": str(folder),
         "wanted": done.wanted,
         "found": done.found,
-        "encoded": done.encoded,
+        "encoded": done.wanted - done.found - len(unreadable),
         "seconds": round(done.seconds, 3),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "failed": {place.partition("|")[2]: str(error) for place, error in cache.failed.items()},
