@@ -1,0 +1,159 @@
+"""What it saves to let unrelated rows share sequences, and that loss and gradients stay those of the rows themselves.
+
+    python scripts/bench_packing.py [--json] [--tiny] [--rows 32] [--length 2048] [--turns 3] [--threads 2]
+
+Rows of 20 to 600 tokens, a third of them with the tokens of a clip, go through a connector and a Llama with LoRA, each
+as a row of its own (padded to the longest) and packed; forward and backward, turn by turn in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avllm.config import LoraConfig
+from avllm.data.collate import IGNORE, Batch, Row, collate
+from avllm.data.packing import fill_sequences
+from avllm.evaluation.environment import environment
+from avllm.log import hush_libraries
+from avllm.models.attention import check_packing
+from avllm.models.configuration_avllm import AVConfig
+from avllm.models.modeling_avllm import AVLLM
+from avllm.objectives.next_token import NextToken
+from avllm.tokens import EncoderInput
+
+FULL = {"hidden": 768, "layers": 12, "heads": 12, "vocab": 32_000}
+TINY = {"hidden": 32, "layers": 2, "heads": 2, "vocab": 64}
+SHORTEST, LONGEST, CLIP = 20, 600, 16  # tokens
+WIDTH, PADDING_BAR, SAME = 64, 0.03, 1e-5
+
+
+def build(size: dict[str, int], attention: str) -> AVLLM:
+    """A projection of the features of one stream, and a Llama with LoRA."""
+    shape = {"num_attention_heads": 2, "intermediate_size": WIDTH, "num_hidden_layers": 1}
+    eye = {"model_type": "siglip_vision_model", "hidden_size": WIDTH, "image_size": 8, "patch_size": 8, **shape}
+    llm = {"model_type": "llama", "hidden_size": size["hidden"], "vocab_size": size["vocab"]}
+    llm |= {"intermediate_size": 8 * size["hidden"] // 3, "attn_implementation": attention}
+    llm |= {"num_hidden_layers": size["layers"], "num_attention_heads": size["heads"]}
+    config = AVConfig(
+        llm={"config": llm},
+        encoders={"video": {"type": "siglip", "config": eye, "options": {}}},
+        connector=[{"type": "mlp", "stream": "video"}],
+        layout={"type": "concat"},
+        media_token_ids={"video": size["vocab"]},
+    )
+    model = AVLLM(config).freeze().add_lora(LoraConfig(r=8)).freeze()
+    for name, p in model.named_parameters():
+        if "lora_B" in name:  # else the gradient of every lora_A would be zero
+            torch.nn.init.normal_(p, std=0.02)
+    return model.train()
+
+
+def make_rows(count: int, vocab: int) -> list[Row]:
+    """Rows of lengths drawn evenly; every third has a clip; the last third of each is trained on."""
+    rows = []
+    for number, length in enumerate(torch.randint(SHORTEST, LONGEST + 1, (count,)).tolist()):
+        ids = torch.randint(3, vocab, (length,))
+        clips = []
+        if number % 3 == 0:
+            ids[2 : 2 + CLIP] = vocab
+            mask = torch.ones(CLIP, 1, dtype=torch.bool)
+            clips = [{"video": EncoderInput({}, torch.zeros(CLIP, 2), mask, {"": torch.randn(CLIP, 1, WIDTH)})}]
+        labels = torch.where((torch.arange(length) >= 2 * length // 3) & (ids < vocab), ids, IGNORE)
+        rows.append(Row(str(number), ids, labels, clips, ids >= vocab))
+    return rows
+
+
+def step(model: AVLLM, objective: NextToken, batch: Batch) -> tuple[float, dict[str, Tensor], float]:
+    """Mean loss, gradients of all that trains, and seconds of forward and backward."""
+    model.zero_grad()
+    began = time.perf_counter()
+    loss, _ = objective(model, batch)
+    (loss / batch.num_targets).backward()
+    seconds = time.perf_counter() - began
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return float(loss.detach()) / batch.num_targets, {n: g.clone() for n, g in grads.items()}, seconds
+
+
+def padding_of(batch: Batch) -> float:
+    """Share of the batch's places where no token stands."""
+    return 1 - float(batch.attention_mask.float().mean())
+
+
+def typical_padding(count: int, length: int, draws: int = 200) -> dict[str, float]:
+    """Mean and worst padding of packed micro batches of ``count`` rows, over many draws of their lengths."""
+    found = []
+    for _ in range(draws):
+        rows = make_rows(count, 64)
+        filled = [len(r.input_ids) for r in fill_sequences(rows, length)]
+        found.append(1 - sum(filled) / (max(filled) * len(filled)))
+    return {"mean": round(statistics.mean(found), 5), "worst": round(max(found), 5), "draws": draws}
+
+
+def measure(size: dict[str, int], count: int, length: int, turns: int, attention: str) -> dict[str, Any]:
+    """Padding, tokens a second and the largest differences of loss and gradients."""
+    torch.manual_seed(0)
+    model = build(size, attention)
+    check_packing(model)
+    objective, rows = NextToken(model), make_rows(count, size["vocab"])
+    batches = {"unpacked": collate(rows, pad_id=0), "packed": collate(fill_sequences(rows, length), pad_id=0)}
+    seconds: dict[str, list[float]] = {name: [] for name in batches}
+    made: dict[str, tuple[float, dict[str, Tensor]]] = {}
+    for turn in range(turns + 1):
+        for name, batch in batches.items():
+            loss, grads, taken = step(model, objective, batch)
+            made[name] = loss, grads
+            if turn:  # the first turn warms up
+                seconds[name].append(taken)
+    (loss, grads), (packed_loss, packed_grads) = made["unpacked"], made["packed"]
+    tokens = sum(len(row.input_ids) for row in rows)
+    ratios = [u / p for u, p in zip(seconds["unpacked"], seconds["packed"], strict=True)]
+    return {
+        "padding": {name: round(padding_of(batch), 5) for name, batch in batches.items()},
+        "padding_bar": PADDING_BAR,
+        "padding_over_draws": typical_padding(count, length),
+        "tokens_per_s": {name: round(tokens / statistics.median(t), 1) for name, t in seconds.items()},
+        "faster": round(statistics.median(ratios), 3),
+        "loss_difference": abs(loss - packed_loss),
+        "gradient_difference": max(float((grads[n] - packed_grads[n]).abs().max()) for n in grads),
+        "largest_gradient": max(float(g.abs().max()) for g in grads.values()),
+        "difference_bar": SAME,
+        "rows": count,
+        "tokens": tokens,
+        "shapes": {name: list(batch.input_ids.shape) for name, batch in batches.items()},
+        "attention": attention,
+        "turns": turns,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
+    parser.add_argument("--tiny", action="store_true", help="a model of a few thousand weights, to see that it runs")
+    parser.add_argument("--rows", type=int, default=32, help="of a micro batch")
+    parser.add_argument("--length", type=int, default=2048, help="longest sequence that rows share")
+    parser.add_argument("--turns", type=int, default=3, help="of each contestant")
+    parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
+    parser.add_argument("--threads", type=int, default=None, help="of torch; as it finds them when not given")
+    arguments = parser.parse_args()
+    hush_libraries()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    size = TINY if arguments.tiny else FULL
+    found = measure(size, arguments.rows, arguments.length, arguments.turns, arguments.attention)
+    padding, speed = found["padding"], found["tokens_per_s"]
+    print(f"padding {padding['packed']:.2%} packed (bar {PADDING_BAR:.0%}), {padding['unpacked']:.2%} unpacked")
+    print(f"{speed['packed']:,.0f} tokens/s packed, {speed['unpacked']:,.0f} unpacked: {found['faster']} times")
+    print(f"differences: loss {found['loss_difference']:.1e}, gradient {found['gradient_difference']:.1e} (bar {SAME})")
+    if arguments.json:
+        print(json.dumps({**found, "environment": environment()}))
+
+
+if __name__ == "__main__":
+    main()
