@@ -75,6 +75,12 @@ class AVProcessor:
         with torch.device("meta"):  # counts tokens, holds no numbers
             self.connector = Connector(config.connector, widths, llm_dim)
         self.layout: Layout = build("layouts", config.layout)
+        unknown = [s for s in config.layout.get("streams") or [] if s not in self.connector.out_streams]
+        if unknown:
+            raise ValueError(
+                f"layout: stream {unknown[0]!r} does not come out of the connector; choose among "
+                f"{self.connector.out_streams}"
+            )
         self.sampling = Sampling(**config.sampling)
         self._encoded: dict[str, list[int]] = {}
         self._chats: dict[tuple[Any, ...], tuple[str, list[tuple[int, int]]]] = {}

@@ -223,6 +223,11 @@ def test_a_stream_without_a_placeholder_is_named(world: World) -> None:
         compose(description(world, connector=connector, encoders=encoders))
 
 
+def test_a_layout_of_streams_that_are_not_there_is_refused(world: World) -> None:
+    with pytest.raises(ValueError, match="'vidoe' does not come out of the connector"):
+        compose(description(world, layout={"type": "concat", "streams": ["vidoe", "audio"]}))
+
+
 def test_sound_that_must_be_heard_needs_an_ear(world: World) -> None:
     encoders = {"video": world.model["encoders"]["video"]}
     connector = [{"type": "linear", "stream": "video"}]
