@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from avllm.data.on_ray import Engine, Gpus
+
 if TYPE_CHECKING:
     from avllm.data.check import Report, Tokens
     from avllm.data.check_files import Looking
@@ -178,10 +180,14 @@ def pack(
 def encode(
     stage: Annotated[Path, typer.Argument(help="A preset (YAML) with data.cache.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as in training.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; data.num_workers.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode, with Ray also encode; data.num_workers.")
+    ] = None,
+    engine: Engine = "local",
+    gpus: Gpus = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Fill a stage's feature cache before it trains (under torchrun: on several processes)."""
+    """Fill a stage's feature cache before it trains (under torchrun: on several processes; or on Ray)."""
     import json
 
     from avllm.config import load_config
@@ -195,7 +201,8 @@ def encode(
     config = load_config(stage, [*(overrides or []), "train.trackers=[]"])
     config.data.num_workers = config.data.num_workers if workers is None else workers
     accelerator = make_accelerator(config, Path(config.output))
-    found = summary(encode_stage(config, accelerator))
+    ray_workers = max(1, config.data.num_workers) if engine == "ray" else 0
+    found = summary(encode_stage(config, accelerator, ray_workers, gpus))
     if not accelerator.is_main_process:
         return
     typer.echo(f"{found['folder']}: {found['encoded']} of {found['wanted']} clips encoded in {found['seconds']} s")

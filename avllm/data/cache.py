@@ -30,6 +30,7 @@ from avllm.data.schema import RowError
 from avllm.log import logger
 
 __all__ = [
+    "CacheEngine",
     "CacheError",
     "Clip",
     "FeatureCache",
@@ -43,6 +44,8 @@ __all__ = [
 ]
 
 LOG = logger(__name__)
+CacheEngine = Callable[[FeatureCache, Sequence[Place], int], Generator[Filled, None, None]]
+"""Encodes media parts into a cache, a number of them a shard, and says what became of each shard."""
 SAMPLED = 8  # clips that are read to measure what reading costs
 
 
@@ -76,6 +79,7 @@ def fill(
     batch_size: int = 32,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     max_bytes: int | None = None,
+    engine: CacheEngine | None = None,
 ) -> int:
     """Decode and encode what the cache does not hold yet, shared out over the processes.
 
@@ -89,6 +93,7 @@ def fill(
         batch_size: clips encoded at once and written as one shard.
         autocast: the precision that training runs in.
         max_bytes: of all shards in the folder; those used longest ago leave. None = no limit.
+        engine: encodes what is missing; None = this process.
 
     Returns:
         how many clips this process encoded; ``cache.filled`` tells more.
@@ -103,9 +108,8 @@ def fill(
     mine = [needed[key] for key in missing[distributed.rank() :: distributed.world_size()]]
     if missing:
         LOG.info("encoding %d of %d clips into %s", len(missing), len(needed), cache.folder)
-    shards = encode_places(
-        cache, mine, prepare, encoders, device=device, num_workers=num_workers, batch_size=batch_size, autocast=autocast
-    )
+    how: dict[str, Any] = {"device": device, "num_workers": num_workers, "batch_size": batch_size, "autocast": autocast}
+    shards = engine(cache, mine, batch_size) if engine else encode_places(cache, mine, prepare, encoders, **how)
     done, rest = Filled(len(needed), len(needed) - len(missing)), -(-len(mine) // batch_size) - 1
     with closing(shards):
         done.add(next(shards, Filled()))  # its size tells how much the rest will take

@@ -49,6 +49,11 @@ def shards_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+def seconds_of(shard: Path) -> Path:
+    """The small file beside a shard that keeps what its clips took to make."""
+    return shard.with_suffix(".json")
+
+
 def touch(folder: Path, names: Collection[str]) -> None:
     """Remember that shards are used now (in their access time, which reading alone may not change)."""
     now = time.time_ns()
@@ -103,6 +108,7 @@ def _evict(folder: Path, sizes: dict[str, int], surplus: int) -> list[str]:
         if surplus <= 0:
             break
         (folder / name).unlink()
+        seconds_of(folder / name).unlink(missing_ok=True)
         gone.append(name)
         surplus -= sizes[name]
     return gone

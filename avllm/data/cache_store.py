@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from avllm.data.cache_room import CacheError, Use, shards_of
+from avllm.data.cache_room import CacheError, Use, seconds_of, shards_of
 from avllm.data.media import MediaError
 from avllm.data.schema import MediaPart, RowError, resolve
 from avllm.data.storage import open_bytes, size_of
@@ -126,9 +127,9 @@ class FeatureCache:
             with safe_open(path, "pt") as shard:
                 for name in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
                     self.index.setdefault(name.split("/")[0], (path.name, []))[1].append(name)
-                about = shard.metadata() or {}
-            if "decode_seconds" in about:
-                self.costs[path.name] = (float(about["decode_seconds"]), float(about["encode_seconds"]))
+            if seconds_of(path).is_file():
+                decoding, encoding = json.loads(seconds_of(path).read_text(encoding="utf-8"))
+                self.costs[path.name] = (decoding, encoding)
 
     def shards(self, keys: Iterable[str]) -> set[str]:
         """Names of the shards that hold the entries that are there."""
@@ -170,12 +171,19 @@ class FeatureCache:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_shards": {}, "_use": None}
 
+    def for_writing(self) -> FeatureCache:
+        """The same folder and recipe without what is known of their entries: all that a process needs to add some."""
+        empty = copy(self)
+        empty.index, empty.keys, empty.costs, empty.failed, empty.filled = {}, {}, {}, {}, Filled()
+        return empty
+
     def put(self, clips: dict[str, Clip], decode_seconds: float = 0.0, encode_seconds: float = 0.0) -> int:
         """Write clips (by key) as one shard.
 
         Args:
             clips: features by stream.
-            decode_seconds, encode_seconds: what each of them took in the mean; kept with the shard.
+            decode_seconds, encode_seconds: what each of them took in the mean; kept beside the shard, whose bytes
+                follow from its clips alone.
 
         Returns:
             bytes of the shard.
@@ -187,7 +195,9 @@ class FeatureCache:
                 tensors |= {f"{key}/{stream}/{kind}": t.contiguous() for kind, t in _pack(item, self.dtype).items()}
         name = hashlib.sha256("".join(sorted(clips)).encode()).hexdigest()[:32] + ".safetensors"
         partial = self.folder / f".{name}.{os.getpid()}.partial"
-        save_file(tensors, partial, {"decode_seconds": str(decode_seconds), "encode_seconds": str(encode_seconds)})
+        partial.write_text(json.dumps([decode_seconds, encode_seconds]), encoding="utf-8")
+        partial.replace(seconds_of(self.folder / name))  # before the shard: it is there for whoever sees the shard
+        save_file(tensors, partial)
         size = partial.stat().st_size
         with partial.open("rb") as file:
             os.fsync(file.fileno())

@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
-import logging
 import multiprocessing
 import os
 import shutil
@@ -28,11 +27,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 import typer
 
 from avllm.data.append_only import AppendOnly, LockedError, write_whole
+from avllm.data.on_ray import Engine as Engine  # for the recipes' signatures
+from avllm.data.on_ray import Gpus as Gpus
+from avllm.data.on_ray import run_on_ray
 from avllm.data.recipe import Drop, Row
 from avllm.data.recipe_files import RecipeError
 from avllm.log import logger
@@ -40,11 +42,7 @@ from avllm.log import logger
 LOG = logger(__name__)
 SAY_EVERY = 10.0  # seconds
 MEDIA = ("video", "audio", "image")
-Engine = Annotated[
-    Literal["local", "ray"], typer.Option(help="Where shards are made: here, or on Ray (pip install 'avllm[ray]').")
-]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that make shards; they change the time, not the data.")]
-Gpus = Annotated[float, typer.Option(min=0.0, help="With Ray: GPUs that each worker is given.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Tasks in a shard: what a kill can lose.")]
 
 
@@ -293,53 +291,21 @@ def _made_anew(file: str, name: str, values: dict[str, Any]) -> Job:
     return getattr(module, name)(**values)
 
 
-class _OnRay:
+class _MadeOnRay:
     """The work of one Ray actor: the job comes once, numbers of shards come and go."""
 
     def __init__(self, described: tuple[str, str, dict[str, Any]], shards: list[Shard]) -> None:
         self.work = Work(_made_anew(*described), shards)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        (number,) = batch["number"]
+    def __call__(self, number: int) -> int:
         try:
-            return {"number": [self.work.make(int(number))], "error": [""]}
-        except RecipeError as error:  # as data: Ray hands an exception over without what it was
-            return {"number": [int(number)], "error": [str(error)]}
+            return self.work.make(number)
+        except RecipeError as error:
+            raise MakingError(str(error)) from error
 
 
 def _on_ray(work: Work, workers: int, gpus: float) -> Iterator[int]:
-    """Make the shards with Ray Data: on the cluster of RAY_ADDRESS, else with processes of this machine."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise MakingError("--engine ray needs Ray; expected: pip install 'avllm[ray]', or --engine local") from error
-    _start_ray(workers)
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    numbers = [{"number": shard.number} for shard in work.shards]
-    data = ray.data.from_items(numbers, override_num_blocks=max(1, len(numbers))).map_batches(
-        _OnRay,
-        fn_constructor_args=(_described(work.job), work.shards),
-        batch_size=1,
-        num_gpus=gpus or None,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, max(1, len(numbers)))),
-    )
-    for row in data.iter_rows():
-        if row["error"]:
-            raise MakingError(row["error"])
-        yield int(row["number"])
-
-
-def _start_ray(workers: int) -> None:
-    import ray
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    if ray.is_initialized():
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    else:
-        ray.init(num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    """Make the shards with Ray; their numbers in order."""
+    given = (_described(work.job), work.shards)
+    numbers = range(len(work.shards))
+    yield from run_on_ray(_MadeOnRay, given, numbers, workers=workers, gpus=gpus, refusal=MakingError)

@@ -132,7 +132,7 @@ def used_at(cache: FeatureCache, seconds: int) -> None:
 def test_what_was_used_longest_ago_leaves_and_what_is_needed_stays(tmp_path: Path) -> None:
     first = filled(tmp_path, "ab")
     used_at(first, 1000)
-    size = sum(p.stat().st_size for p in first.folder.iterdir())
+    size = sum(p.stat().st_size for p in first.folder.glob("*.safetensors"))
     limit = size * 2  # room for four shards
     del first
     second = filled(tmp_path, "cd", limit)
@@ -145,20 +145,20 @@ def test_what_was_used_longest_ago_leaves_and_what_is_needed_stays(tmp_path: Pat
     left = {key for name in "ae" for key in [third.key((tmp_path, VideoPart(video=name)))]}
     assert left <= third.index.keys()
     assert third.get((tmp_path, VideoPart(video="a")))["video"].features is not None
-    assert sum(p.stat().st_size for p in third.folder.iterdir()) <= limit
+    assert sum(p.stat().st_size for p in third.folder.glob("*.safetensors")) <= limit
 
 
 def test_a_run_that_needs_more_than_there_is_room_is_told_how_much_after_one_shard(tmp_path: Path) -> None:
-    size = sum(p.stat().st_size for p in filled(tmp_path, "a").folder.iterdir())
+    size = sum(p.stat().st_size for p in filled(tmp_path, "a").folder.glob("*.safetensors"))
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(CacheError, match=f"take {5 * size / 1e9:.6f} GB .* Raise it"):
         filled(tmp_path, "abcde", 3 * size)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
 
 
 def test_nothing_leaves_while_another_run_reads(tmp_path: Path) -> None:
     cache = filled(tmp_path, "abc")
-    shard = next(cache.folder.iterdir())
+    shard = next(cache.folder.glob("*.safetensors"))
     limit = 2 * shard.stat().st_size
     other = Use(cache.folder)
     with pytest.raises(CacheError, match="another run reads from it"):

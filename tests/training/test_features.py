@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny import World, make_world, settings, write_preset
+from tiny import World, make_world, row, settings, write_preset, write_rows
 from tiny_runs import difference, rows, run, together, weights
 from typer.testing import CliRunner
 
@@ -36,7 +39,7 @@ def test_encoded_beforehand_a_run_makes_nothing_and_says_the_same(world: World, 
     together(encode, write_preset(tmp_path / "stage.yaml", cached), tmp_path / "told.json", ranks=2)
     told = json.loads((tmp_path / "told.json").read_text())
     assert (told["wanted"], told["found"], told["encoded"], told["failed"]) == (4, 0, 4, {})
-    assert told["bytes"] == sum(p.stat().st_size for p in Path(cache).iterdir()) > 0
+    assert told["bytes"] == sum(p.stat().st_size for p in Path(cache).glob("*.safetensors")) > 0
     before = {p.name: p.stat().st_mtime_ns for p in Path(cache).iterdir()}
     first = run(cached)
     plain = run(cached | {"output": str(tmp_path / "plain"), "data": cached["data"] | {"cache": None}})
@@ -46,10 +49,48 @@ def test_encoded_beforehand_a_run_makes_nothing_and_says_the_same(world: World, 
     assert all(0 <= r["padding"] < 1 for r in rows(first))
 
 
-def test_refused_where_it_would_be_wrong(world: World, tmp_path: Path) -> None:
-    def filling(**changes: object) -> None:
+def shards(cache: Path) -> dict[str, bytes]:
+    """The shards of a cache by name."""
+    return {path.name: path.read_bytes() for path in cache.glob("*.safetensors")}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'avllm[ray]'")
+def test_ray_makes_the_same_files(world: World, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Three shards, the last with a bad file: begun and refused for want of room, gone on with, and found done."""
+    import ray
+
+    request.addfinalizer(ray.shutdown)
+    clips = sorted(world.captions.parent.glob("*.mp4"))
+    (tmp_path / "bad.mp4").write_bytes(clips[0].read_bytes()[:900])
+    parts = [{"type": "video", "video": str(clips[n % 4]), "end": 0.3 + n / 100} for n in range(69)]
+    parts.append({"type": "video", "video": "bad.mp4"})
+    manifest = write_rows(tmp_path / "many.jsonl", [row(str(n), [part], "red") for n, part in enumerate(parts)])
+    preset = write_preset(tmp_path / "stage.yaml", settings(world, tmp_path / "run", data__train=str(manifest)))
+
+    def encoded(cache: str, *more: str) -> dict[str, Any]:
+        given = [str(preset), f"data.cache={tmp_path / cache}", *more, "--json"]
+        result = CliRunner().invoke(app, ["data", "encode", *given], catch_exceptions=False)
+        return json.loads(result.stdout.splitlines()[-1])
+
+    here = encoded("here")
+    assert (here["encoded"], len(here["failed"]), len(shards(tmp_path / "here"))) == (69, 1, 3)
+    on_ray = ("--engine", "ray", "--workers", "2")
+    with pytest.raises(CacheError, match="Raise it to at least"):
+        encoded("ray", "data.cache_max_gb=0.000001", *on_ray)
+    assert len(shards(tmp_path / "ray")) == 1
+    there = encoded("ray", *on_ray)
+    assert (there["found"], there["encoded"], there["failed"]) == (32, 37, here["failed"])
+    assert shards(tmp_path / "ray") == shards(tmp_path / "here")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ray").iterdir()}
+    assert (encoded("ray", *on_ray)["found"], encoded("ray")["encoded"]) == (69, 0)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ray").iterdir()} == before
+
+
+def test_refused_where_it_would_be_wrong(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def filling(ray_workers: int = 0, **changes: object) -> None:
         config = RunConfig.model_validate(settings(world, tmp_path / "run", **changes))
-        encode_stage(config, make_accelerator(config, tmp_path / "run"))
+        encode_stage(config, make_accelerator(config, tmp_path / "run"), ray_workers)
 
     cache = {"data__cache": str(tmp_path / "cache")}
     with pytest.raises(CacheError, match="no cache to fill"):
@@ -58,6 +99,10 @@ def test_refused_where_it_would_be_wrong(world: World, tmp_path: Path) -> None:
         filling(**cache, trainable=[["^encoders.audio", 1e-4], ["^connector", 1e-3], [".*", None]])
     with pytest.raises(CacheError, match=r"cache_max_gb is 0.000001 GB\. Raise it to at least"):
         filling(**cache, data__cache_max_gb=1e-6)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "ray", None)
+        with pytest.raises(CacheError, match=r"needs Ray; expected: pip install 'avllm\[ray\]'"):
+            filling(2, **cache)
     preset = write_preset(tmp_path / "a.yaml", settings(world, tmp_path / "run", **cache, data__augment={"roll": True}))
     with pytest.raises(ConfigError, match="both augment and cache are given"):
         load_config(preset)

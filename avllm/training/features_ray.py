@@ -1,0 +1,82 @@
+"""A stage's features on Ray: actors that were handed its encoders and its processor encode whole shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from avllm.config import RunConfig
+from avllm.data.cache import CacheError, Clip, FeatureCache, Filled, Place, encode_places
+from avllm.data.cache_store import place_name
+from avllm.data.on_ray import run_on_ray
+from avllm.models.processing_avllm import AVProcessor
+from avllm.training.start import Parts
+from avllm.training.trainer import make_accelerator
+
+Task = tuple[Sequence[Place], dict[str, str]]
+"""The media parts of a shard and their keys."""
+
+
+def encode_on_ray(
+    config: RunConfig,
+    parts: Parts,
+    workers: int,
+    gpus: float,
+    cache: FeatureCache,
+    places: Sequence[Place],
+    batch_size: int,
+) -> Generator[Filled, None, None]:
+    """Encode media parts into the cache as :func:`avllm.data.cache.encode_places` does, a shard a task.
+
+    The shards are cut as one process here cuts them, and the encoders travel with their weights: on devices of one kind
+    the files have the same bytes. On several machines the manifests, the media and the cache lie on a file system
+    that all of them see.
+
+    Args:
+        config, parts: the stage.
+        workers: actors, each with the encoders. gpus: of each; without, they encode on CPUs.
+        cache: to be added to. places: what it lacks. batch_size: of them in a shard.
+
+    Raises:
+        CacheError: Ray is not installed.
+    """
+    cut = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+    tasks: list[Task] = [(shard, {place_name(place): cache.key(place) for place in shard}) for shard in cut]
+    given = (config, parts.model.encoders, parts.processor, cache.for_writing(), torch.get_num_threads(), os.getcwd())
+    # With a limit on its size, what the first shard takes decides whether a second one is begun.
+    first = len(tasks) if config.data.cache_max_gb is None else 1
+    for some in (tasks[:first], tasks[first:]):
+        yield from run_on_ray(_Encode, given, some, workers=workers, gpus=gpus, refusal=CacheError)
+
+
+class _Encode:
+    """The work of one actor: encoders and processor come once, shards come and go."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        encoders: nn.ModuleDict,
+        processor: AVProcessor,
+        cache: FeatureCache,
+        threads: int,
+        folder: str,
+    ) -> None:
+        os.chdir(folder)  # so that relative paths mean, and errors name, the same files
+        torch.set_num_threads(threads)  # the order of sums follows from it, and Ray would set one
+        self.processor, self.encoders, self.cache = processor, encoders, cache
+        accelerator = make_accelerator(config, Path(config.output))
+        self.how: dict[str, Any] = {"device": accelerator.device, "autocast": accelerator.autocast}
+
+    def __call__(self, task: Task) -> Filled:
+        places, self.cache.keys = task
+        (done,) = encode_places(self.cache, places, self.prepare, self.encoders, batch_size=len(places), **self.how)
+        return done
+
+    def prepare(self, place: Place) -> Clip:
+        """Decode a media part and prepare it for the encoders."""
+        return self.processor.prepare(self.processor.load_clip(place[1], place[0]))
