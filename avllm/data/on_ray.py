@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 Engine = Annotated[
-    Literal["local", "ray"], typer.Option(help="Where shards are made: here, or on Ray (pip install 'avllm[ray]').")
+    Literal["local", "ray"], typer.Option(help="Where shards are made: here, or on Ray (the extra ray of avllm).")
 ]
 Gpus = Annotated[float, typer.Option(min=0.0, help="With Ray: GPUs that each worker is given.")]
 
