@@ -335,7 +335,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--questions", type=int, default=10, help="behind one log")
     parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     if args.out.is_dir():
         print(f"{args.out} is there already; delete it to train it again")

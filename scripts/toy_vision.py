@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
     parser.add_argument("--clips", type=int, default=1000, help="training clips to take frames from")
     parser.add_argument("--frames", type=int, default=16, help="frames of a clip")
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--matrix-lr", type=float, default=0.02)

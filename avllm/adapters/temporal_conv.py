@@ -30,10 +30,12 @@ def deltas(tokens: Tokens, noise: float = 0.1) -> Tensor:
     Changes are brought to about unit size, but those below ``noise`` times the spread of a step's features stay small.
     """
     x, mask = tokens.x, tokens.mask
+    if x.shape[1] < 3:
+        return torch.zeros_like(x)
     both = (mask[:, 2:] & mask[:, 1:-1] & mask[:, :-2]).unsqueeze(-1)  # (B, T - 2, P, 1)
     found = (x[:, 2:] - x[:, :-2]) * both
     size = found.var(-1, keepdim=True) + x[:, 1:-1].var(-1, keepdim=True) * noise**2
-    return nn.functional.pad(found * (size + 1e-8).rsqrt(), (0, 0, 0, 0, 1, 1))[:, : x.shape[1]]
+    return nn.functional.pad(found * (size + 1e-8).rsqrt(), (0, 0, 0, 0, 1, 1))
 
 
 class TemporalConv(StreamAdapter):
