@@ -54,7 +54,7 @@ def pack_shards(manifests: Sequence[str | Path], output: str | Path, shard_size:
         manifests: JSONL files with different names.
         output: folder for ``NAME-000000.tar``, ..., ``NAME.jsonl`` and, where rows had to be left out,
             ``NAME.dropped.jsonl``.
-        shard_size: bytes that a shard does not pass, unless a single row does.
+        shard_size: bytes that a shard does not pass, but for what a single row and tar's own padding (10 kB) take.
 
     Raises:
         ManifestError: a manifest is missing or malformed. ShardError: two have one name, or the folder holds shards of
@@ -88,15 +88,20 @@ class _Packing:
         self.name = Path(manifest.name).stem
         self.final = output / f"{self.name}.jsonl"
         self.notes = output / f".{self.name}.packing"
+        self.account = output / f".{self.name}.packed.json"  # of finished shards: what they were made of, and counts
         if self.final.resolve() == manifest.path.resolve():
             raise ShardError(f"{output} holds {manifest.name} itself; expected another folder for the shards")
         self.places: dict[str, str] = {}  # file -> where it is in the shards
 
     def run(self) -> Packed:
         """Write what is not yet there."""
+        if self.final.exists():
+            return self._finished_before()
         self.notes.mkdir(parents=True, exist_ok=True)
         self._check_same()
         done = self._go_on()
+        if done == len(self.manifest):
+            return self._finish()
         rows = track(range(done, len(self.manifest)), f"packing {self.name}", completed=done, total=len(self.manifest))
         shard = _Shard(self.output, self.name, len(self._finished()))
         for number in rows:
@@ -115,14 +120,25 @@ class _Packing:
             self._close(shard, len(self.manifest))
         return self._finish()
 
+    def _asked(self) -> dict[str, Any]:
+        return {"manifest": digest(self.manifest.path), "shard_size": self.shard_size}
+
+    def _finished_before(self) -> Packed:
+        found = json.loads(self.account.read_text(encoding="utf-8")) if self.account.is_file() else {}
+        if found.pop("asked", None) != self._asked():
+            raise ShardError(
+                f"{self.final} is there already, with shards of another {self.name} or of another size; expected a "
+                f"folder without it. To pack anew, delete it and {self.name}-*.tar"
+            )
+        return Packed(self.final, **found)
+
     def _check_same(self) -> None:
-        asked = {"manifest": digest(self.manifest.path), "shard_size": self.shard_size}
         note = self.notes / "asked.json"
-        if note.is_file() and json.loads(note.read_text()) != asked:
+        if note.is_file() and json.loads(note.read_text()) != self._asked():
             raise ShardError(
                 f"{self.output} holds begun shards of another {self.name}; delete {self.notes} to start anew"
             )
-        note.write_text(json.dumps(asked))
+        note.write_text(json.dumps(self._asked()))
 
     def _finished(self) -> list[Path]:
         return sorted(self.notes.glob("[0-9]*.json"))
@@ -161,7 +177,11 @@ class _Packing:
             self.final.with_suffix(".dropped.jsonl").write_text(lines, encoding="utf-8")
         packed.dropped = dict(Counter(d["reason"] for d in dropped))
         if not packed.rows:
-            raise ShardError(f"no row of {self.manifest.name} can be packed: {packed.dropped}")
+            raise ShardError(
+                f"no row of {self.manifest.name} can be packed: {packed.dropped}; repair the files, delete {self.notes}"
+            )
+        counts = {name: value for name, value in vars(packed).items() if name != "manifest"}
+        self.account.write_text(json.dumps({"asked": self._asked(), **counts}), encoding="utf-8")
         partial.replace(self.final)
         for note in self.notes.iterdir():
             note.unlink()

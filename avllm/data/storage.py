@@ -47,13 +47,16 @@ def parent_of(path: str | Path) -> Path:
 
 
 def size_of(path: str | Path) -> int | None:
-    """Bytes of a file, member or URL; None when there is no such file."""
+    """Bytes of a file, member or URL; None when there is no such file.
+
+    Raises:
+        OSError, or what the store raises: it did not answer, or refuses to.
+    """
     place = place_of(path)
     if place is None:
         return os.path.getsize(path) if os.path.isfile(path) else None
     if url_of(place.file):
-        files, name = _file_system(place.file)
-        there = files.size(name) if files.isfile(name) else None
+        there = (_remote(place.file) or {}).get("size")
     else:
         there = os.path.getsize(place.file) if os.path.isfile(place.file) else None
     if there is None or place.size is None:
@@ -129,6 +132,16 @@ def _file_system(url: str) -> tuple[Any, str]:
     return fsspec.core.url_to_fs(url)
 
 
+def _remote(url: str) -> dict[str, Any] | None:
+    """What a store says of a file; None when there is no such file. Any other failure is no answer, and is raised."""
+    files, name = _file_system(url)
+    try:
+        found = files.info(name)
+    except FileNotFoundError:
+        return None
+    return found if found["type"] == "file" else None
+
+
 def cache_folder() -> Path:
     """Where indexes and copies of remote manifests are kept: ``AVLLM_CACHE``, else ``~/.cache/avllm``."""
     if "AVLLM_CACHE" in os.environ:
@@ -145,14 +158,17 @@ def local_copy(path: str | Path) -> Path:
     url = url_of(path)
     if url is None:
         return Path(path)
-    files, name = _file_system(url)
-    if not files.isfile(name):
+    found = _remote(url)
+    if found is None:
         raise FileNotFoundError(f"{url} is not there; expected a manifest (JSONL, one sample a line)")
-    state = hashlib.sha256(f"{url} {files.ukey(name)}".encode()).hexdigest()[:32]
+    # fsspec's own mark (``ukey``) takes what http serves for unchanging; where http leads may be another URL each time
+    marks = sorted((key, str(value)) for key, value in found.items() if key != "url")
+    state = hashlib.sha256(f"{url} {marks}".encode()).hexdigest()[:32]
     copy = cache_folder() / "remote" / f"{state}.jsonl"
     if not copy.is_file():
         copy.parent.mkdir(parents=True, exist_ok=True)
         partial = copy.with_name(f".{copy.name}.{os.getpid()}.partial")
+        files, name = _file_system(url)
         files.get_file(name, str(partial))
         partial.replace(copy)
     return copy

@@ -8,10 +8,12 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from tiny import World, make_world, settings
 from tiny import row as chat
 from tiny import text as said
@@ -142,8 +144,29 @@ def test_what_is_not_there_or_cut_is_told(packed: Path, remote: str, tmp_path: P
         probe(tmp_path / part.path)
     with pytest.raises(FileNotFoundError, match="memory://bucket/none.jsonl is not there"):
         Manifest("memory://bucket/none.jsonl")
+    assert size_of("memory://bucket/set") is None, "a folder"
     assert read_manifest(remote) == read_manifest(packed)
     assert digest(remote) == digest(packed)
+
+
+def test_a_store_that_does_not_answer_is_no_missing_file(packed: Path, remote: str, monkeypatch: Any) -> None:
+    def no_answer(*_: object, **__: object) -> None:
+        raise PermissionError("no credentials")
+
+    (part,) = read_manifest(packed)[0].media
+    for ask in (Manifest, size_of, lambda url: file_hash(resolve(part, Path(url).parent))):
+        with monkeypatch.context() as patched:
+            patched.setattr(MemoryFileSystem, "info", no_answer)
+            with pytest.raises(PermissionError, match="no credentials"):
+                ask(remote)
+
+
+def test_a_remote_manifest_that_changed_is_fetched_anew(remote: str, monkeypatch: Any) -> None:
+    # as http does, whose mark never changes
+    monkeypatch.setattr(MemoryFileSystem, "ukey", lambda self, path: "always the same")
+    count, store = len(Manifest(remote)), fsspec.filesystem("memory")
+    store.pipe_file("/bucket/set/questions.jsonl", store.cat_file("/bucket/set/questions.jsonl").split(b"\n")[0])
+    assert (len(Manifest(remote)), count) == (1, 8)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -193,6 +216,21 @@ def test_packing_goes_on_where_it_stopped(
     pack_shards([world.questions], tmp_path, shard_size=12_000)
     assert (tmp_path / "questions-000000.tar").stat().st_mtime_ns == before
     assert digests(tmp_path) == digests(packed.parent)
+
+
+def test_finished_shards_are_left_alone_and_never_written_over(world: World, tmp_path: Path) -> None:
+    first = pack_shards([world.captions], tmp_path, shard_size=12_000)
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    found = pack_shards([world.captions, world.questions], tmp_path, shard_size=12_000)
+    assert found[0] == first[0]
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
+    with pytest.raises(ShardError, match=r"captions.jsonl is there already, .* or of another size"):
+        pack_shards([world.captions], tmp_path, shard_size=13_000)
+    other = tmp_path / "data" / "captions.jsonl"
+    write_manifest(other, [chat("none", [said("what ?")], "blue")])
+    with pytest.raises(ShardError, match=r"captions.jsonl is there already, with shards of another captions"):
+        pack_shards([other], tmp_path, shard_size=12_000)
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
 
 
 def test_rows_whose_files_are_missing_are_left_out_and_named(world: World, tmp_path: Path) -> None:
