@@ -1,7 +1,7 @@
 """Features of frozen encoders, computed once: nothing is decoded or encoded a second time.
 
-An entry is content-addressed: file hash, interval, preparation of frames and sound, the encoders' weights and
-the dtype make up its key, so that any of them changing is a miss and never a wrong hit. Entries lie in safetensors
+An entry is content-addressed: file hash, interval, preparation of frames and sound, the encoders' weights and options,
+and the dtype make up its key, so that any of them changing is a miss and never a wrong hit. Entries lie in safetensors
 shards, each written whole or not at all; the shards' own headers are the index.
 
 What a run lacks is computed before its first step (each clip once, as a first epoch would), or beforehand by
@@ -11,9 +11,10 @@ What a run lacks is computed before its first step (each clip once, as a first e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class _Media:
 
 def fill(
     cache: FeatureCache,
-    places: Iterable[Place],
+    places: Sequence[Place],
     prepare: Callable[[Place], Clip],
     encoders: nn.ModuleDict,
     *,
@@ -99,13 +100,12 @@ def fill(
         how many clips this process encoded; ``cache.filled`` tells more.
 
     Raises:
-        CacheError: what this run needs is more than ``max_bytes``; told after the first shard at the latest.
+        CacheError: what this run needs is more than ``max_bytes``; told after the first shard, by which the rest is
+            judged, or at the end.
     """
-    began, unique = time.perf_counter(), list({place_name(p): p for p in places}.values())
-    _share_keys(cache, unique)
-    needed = {cache.key(p): p for p in unique}
+    began, needed = time.perf_counter(), _share_keys(cache, places)
     missing = _claim(cache, needed)
-    mine = [needed[key] for key in missing[distributed.rank() :: distributed.world_size()]]
+    mine = _Chosen(places, [needed[key] for key in missing[distributed.rank() :: distributed.world_size()]])
     if missing:
         LOG.info("encoding %d of %d clips into %s", len(missing), len(needed), cache.folder)
     how: dict[str, Any] = {"device": device, "num_workers": num_workers, "batch_size": batch_size, "autocast": autocast}
@@ -116,7 +116,7 @@ def fill(
         _limit(cache, needed, done, len(missing), max_bytes)
         for shard in track(shards, "features", total=rest, disable=not (rest > 0 and distributed.is_main())):
             done.add(shard)
-    _settle(cache, unique, done.failed)
+    _settle(cache, needed, done.failed)
     _limit(cache, needed, done, 0, max_bytes)
     done.seconds = time.perf_counter() - began
     cache.filled = done
@@ -155,11 +155,34 @@ def encode_places(
         yield Filled(encoded=len(clips), size=cache.put(clips, decoding, each) if clips else 0, failed=failed)
 
 
-def _share_keys(cache: FeatureCache, places: list[Place]) -> None:
-    own = places[distributed.rank() :: distributed.world_size()]
-    hashed = {place_name(p): cache.key(p) for p in own}
-    for part in distributed.gather_objects(hashed):
-        cache.keys |= part
+@dataclass
+class _Chosen(Sequence[Place]):
+    """Some of many media parts, which may be read only when they are asked for."""
+
+    places: Sequence[Place]
+    numbers: list[int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, number: int) -> Place:  # type: ignore[override]
+        return self.places[self.numbers[number]]
+
+
+def _share_keys(cache: FeatureCache, places: Sequence[Place]) -> dict[str, int]:
+    """Hash the files, each process its share; the keys of all, with the number of the first part that has each."""
+    names: dict[str, str] = {}
+    first: dict[str, int] = {}
+    for number in range(distributed.rank(), len(places), distributed.world_size()):
+        place = places[number]
+        key = names[place_name(place)] = cache.key(place)
+        first.setdefault(key, number)
+    needed: dict[str, int] = {}
+    for their_names, theirs in distributed.gather_objects((names, first)):
+        cache.keys |= their_names
+        for key, number in theirs.items():
+            needed[key] = min(number, needed.get(key, number))
+    return dict(sorted(needed.items(), key=lambda item: item[1]))
 
 
 def _claim(cache: FeatureCache, needed: Iterable[str]) -> list[str]:
@@ -200,29 +223,30 @@ def _limit(cache: FeatureCache, needed: Iterable[str], done: Filled, missing: in
         raise refused
 
 
-def _settle(cache: FeatureCache, places: list[Place], failed: dict[str, MediaError | RowError]) -> None:
+def _settle(cache: FeatureCache, needed: Collection[str], failed: dict[str, MediaError | RowError]) -> None:
     everyones = {k: v for part in distributed.gather_objects(failed) for k, v in part.items()}
-    cache.failed = {place_name(p): everyones[cache.key(p)] for p in places if cache.key(p) in everyones}
+    cache.failed = {name: everyones[key] for name, key in cache.keys.items() if key in everyones}
     distributed.barrier()
     cache.read_index()
-    lost = [p for p in places if cache.key(p) not in cache.index and place_name(p) not in cache.failed]
+    lost = [key for key in needed if key not in cache.index and key not in everyones]
     if lost:
         raise CacheError(
-            f"{len(lost)} of {len(places)} clips have left {cache.folder} while it was filled; does another run make "
+            f"{len(lost)} of {len(needed)} clips have left {cache.folder} while it was filled; does another run make "
             "room in it? Start again, or give another data.cache"
         )
 
 
-def account(cache: FeatureCache, places: Sequence[Place]) -> str:
-    """One line about a filled cache: hit rate, size, what reading costs, and what it saves of the time measured when
-    the features were made.
+def account(cache: FeatureCache, places: Iterable[Place]) -> str:
+    """One line about a cache filled with these places: hit rate, size, what reading costs, and what it saves of the
+    time measured when the features were made.
     """
     done = cache.filled
-    keys = {cache.key(p): p for p in places if place_name(p) not in cache.failed}
-    shards = [cache.index[key][0] for key in keys]
+    keys = {key for name, key in cache.keys.items() if name not in cache.failed}
+    shards = [cache.index[key] for key in keys]
     costs = [cache.costs[shard] for shard in shards if shard in cache.costs]
     size = sum((cache.folder / name).stat().st_size for name in set(shards))
-    began, tried = time.perf_counter(), list(keys.values())[:SAMPLED]
+    tried = list(islice((place for place in places if place_name(place) not in cache.failed), SAMPLED))
+    began = time.perf_counter()
     for place in tried:
         cache.get(place)
     reading = (time.perf_counter() - began) / max(1, len(tried))

@@ -59,7 +59,10 @@ def touch(folder: Path, names: Collection[str]) -> None:
     now = time.time_ns()
     for name in names:
         path = folder / name
-        os.utime(path, ns=(now, path.stat().st_mtime_ns))
+        try:
+            os.utime(path, ns=(now, path.stat().st_mtime_ns))
+        except PermissionError:  # another user's, whose own runs say when it was used
+            continue
 
 
 def make_room(folder: Path, use: Use, keep: Collection[str], wanted: int, limit: int) -> list[str]:

@@ -25,6 +25,7 @@ from avllm.tokens import EncoderInput
 Clip = dict[str, EncoderInput]
 Place = tuple[Path, MediaPart]
 """A manifest's folder and a media part of one of its rows."""
+OPEN_SHARDS = 256  # of a process: each takes memory for its header, and one of the system's maps (65,530 of them)
 
 
 @dataclass
@@ -75,9 +76,24 @@ def recipe(processor: Any, encoders: nn.ModuleDict, precision: str, dtype: str |
     return {
         "preprocessing": {s: p.settings() for s, p in sorted(processor.preprocessors.items())},
         "sampling": repr(processor.sampling),
-        "encoders": {s: weights_digest(e) for s, e in sorted(encoders.items())},
+        "encoders": {s: encoder_recipe(e) for s, e in sorted(encoders.items())},
         "precision": precision,
         "dtype": dtype,
+    }
+
+
+def encoder_recipe(encoder: Any) -> dict[str, Any]:
+    """What decides an encoder's features: its class, weights, options (which layer, which tokens) and config.
+
+    Left out of the config is what names where it came from: a later stage reads the same encoder from a checkpoint.
+    """
+    config = encoder.backbone_config.to_dict()
+    named = ("architectures", "dtype", "torch_dtype", "transformers_version")
+    return {
+        "class": f"{type(encoder).__module__}:{type(encoder).__qualname__}",
+        "options": encoder.options(),
+        "config": {k: v for k, v in config.items() if k not in named and not k.startswith("_")},
+        "weights": weights_digest(encoder),
     }
 
 
@@ -89,7 +105,7 @@ class FeatureCache:
         made_by: see :func:`recipe`.
 
     Attributes:
-        index: by key the shard and the tensors of each entry.
+        index: by key the shard of each entry.
         costs: by shard the seconds that decoding and encoding an entry took when it was made.
         failed: what was wrong with media that could not be decoded when the cache was filled.
         filled: what the last filling did.
@@ -100,8 +116,9 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.made_by = json.dumps(made_by, sort_keys=True)
         self.dtype = made_by["dtype"]
-        self.index: dict[str, tuple[str, list[str]]] = {}
+        self.index: dict[str, str] = {}
         self.keys: dict[str, str] = {}
+        self._hashed: tuple[Path | None, str] = (None, "")  # the last file: its other intervals come next
         self.costs: dict[str, tuple[float, float]] = {}
         self.failed: dict[str, MediaError | RowError] = {}
         self._shards: dict[tuple[int, str], Any] = {}
@@ -119,28 +136,34 @@ class FeatureCache:
         """Look at the headers of shards that are new since the last time, and forget those that have left."""
         paths = shards_of(self.folder)
         there = {path.name for path in paths}
-        self.index = {key: entry for key, entry in self.index.items() if entry[0] in there}
-        known = {shard for shard, _ in self.index.values()}
+        self.index = {key: shard for key, shard in self.index.items() if shard in there}
+        known = set(self.index.values())
         for path in paths:
             if path.name in known:
                 continue
-            with safe_open(path, "pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    self.index.setdefault(name.split("/")[0], (path.name, []))[1].append(name)
-            if seconds_of(path).is_file():
-                decoding, encoding = json.loads(seconds_of(path).read_text(encoding="utf-8"))
-                self.costs[path.name] = (decoding, encoding)
+            try:
+                with safe_open(path, "pt") as shard:
+                    keys = {name.partition("/")[0] for name in shard.keys()}  # noqa: SIM118 (safe_open is no mapping)
+                if seconds_of(path).is_file():
+                    decoding, encoding = json.loads(seconds_of(path).read_text(encoding="utf-8"))
+                    self.costs[path.name] = (decoding, encoding)
+            except FileNotFoundError:  # it has left since: before it holds the folder, a run keeps nobody from that
+                continue
+            for key in keys:
+                self.index.setdefault(key, path.name)
 
     def shards(self, keys: Iterable[str]) -> set[str]:
         """Names of the shards that hold the entries that are there."""
-        return {self.index[key][0] for key in keys if key in self.index}
+        return {self.index[key] for key in keys if key in self.index}
 
     def key(self, place: Place) -> str:
-        """The address of a media part's features; the file's hash is taken once a run."""
+        """The address of a media part's features; kept, so that its file is hashed once a run."""
         name = place_name(place)
         if name not in self.keys:
-            part = place[1].model_dump(mode="json", exclude={part_field(place[1])})
-            parts = [self.made_by, json.dumps(part, sort_keys=True), file_hash(resolve(place[1], place[0]))]
+            part, path = place[1].model_dump(mode="json", exclude={part_field(place[1])}), resolve(place[1], place[0])
+            if self._hashed[0] != path:
+                self._hashed = path, file_hash(path)
+            parts = [self.made_by, json.dumps(part, sort_keys=True), self._hashed[1]]
             self.keys[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
         return self.keys[name]
 
@@ -153,18 +176,20 @@ class FeatureCache:
         name = place_name(place)
         if name in self.failed:
             raise self.failed[name]
-        shard_name, tensors = self.index[self.key(place)]
-        shard = self._shard(shard_name)
+        key = self.key(place)
+        shard = self._shard(self.index[key])
         found: dict[str, dict[str, Tensor]] = {}
-        for full in tensors:
-            _, stream, kind = full.split("/", 2)
-            if stream:
+        for full in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
+            owner, stream, kind = full.split("/", 2)
+            if owner == key and stream:
                 found.setdefault(stream, {})[kind] = shard.get_tensor(full)
         return {stream: _unpack(parts) for stream, parts in sorted(found.items())}
 
     def _shard(self, name: str) -> Any:
         place = (os.getpid(), name)  # a handle does not survive the fork into a loader worker
         if place not in self._shards:
+            if len(self._shards) >= OPEN_SHARDS:
+                self._shards.pop(next(iter(self._shards)))
             self._shards[place] = safe_open(self.folder / name, "pt")
         return self._shards[place]
 

@@ -6,10 +6,12 @@ comes out as a named :class:`Bad`, never as another row in its place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 from avllm.data.augment import Augment
 from avllm.data.cache import FeatureCache, Place
@@ -20,7 +22,7 @@ from avllm.data.packing import pack_rows
 from avllm.data.schema import MediaPart, RowError, Sample
 from avllm.tokens import EncoderInput
 
-KEPT_TEXTS = 50_000  # items whose token rows are remembered
+KEPT_TEXTS = 5_000  # items whose token rows each loader process remembers, about 10 kB each
 
 
 @dataclass
@@ -48,6 +50,30 @@ class Reader(Protocol):
     def row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]]) -> Row:
         """Tokenize a sample."""
         ...
+
+
+class Places(Sequence[Place]):
+    """Every media part of some datasets, as the feature cache addresses them; what rows share comes once.
+
+    They are read from the manifests when asked for: a million of them as objects would take a gigabyte.
+    """
+
+    def __init__(self, datasets: Sequence[SampleDataset]) -> None:
+        self.items = [dataset.items for dataset in datasets]
+        found = (
+            (number, place, part)
+            for number, items in enumerate(self.items)
+            for place in items.distinct_media().tolist()
+            for part in range(len(items.sample(place).media))
+        )
+        self.rows = np.fromiter(found, [("items", "<i4"), ("place", "<i8"), ("part", "<i4")])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Place:  # type: ignore[override]
+        which, place, part = self.rows[number].item()
+        return self.items[which].root(place), self.items[which].sample(place).media[part]
 
 
 class SampleDataset:
@@ -169,12 +195,6 @@ class SampleDataset:
             self._kept[place] = clip
             self._kept_mb += size
         return clip
-
-    def places(self) -> Iterator[Place]:
-        """Every media part, as the feature cache addresses them; parts that rows share come once."""
-        for place in self.items.distinct_media():
-            root = self.items.root(int(place))
-            yield from ((root, part) for part in self.items.sample(int(place)).media)
 
     def _row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]]) -> Row:
         row = self.processor.row(sample, clips)

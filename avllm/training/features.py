@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from avllm import distributed
 from avllm.config import RunConfig
 from avllm.data.cache import CacheEngine, CacheError, FeatureCache, account, fill, recipe
-from avllm.data.dataset import SampleDataset
+from avllm.data.dataset import Places, SampleDataset
 from avllm.data.on_ray import import_ray
 from avllm.log import logger
 from avllm.training.optim import apply_rules
@@ -41,7 +41,7 @@ def use_cache(
         return None
     made_by = recipe(parts.processor, parts.model.encoders, config.train.precision, data.cache_dtype)
     cache = FeatureCache(data.cache, made_by)
-    places = [place for dataset in datasets for place in dataset.places()]
+    places = Places(datasets)
     fill(
         cache,
         places,

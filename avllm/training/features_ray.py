@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def encode_on_ray(
     Raises:
         CacheError: Ray is not installed.
     """
-    cut = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+    starts, rest = range(0, len(places), batch_size), iter(places)
+    cut = [list(islice(rest, batch_size)) for _ in starts]
     tasks: list[Task] = [(shard, {place_name(place): cache.key(place) for place in shard}) for shard in cut]
     given = (config, parts.model.encoders, parts.processor, cache.for_writing(), torch.get_num_threads(), os.getcwd())
     # With a limit on its size, what the first shard takes decides whether a second one is begun.

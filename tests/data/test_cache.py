@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from avllm.data import cache_store
 from avllm.data.cache import CacheError, FeatureCache, account, fill, recipe
 from avllm.data.cache_room import Use, make_room
 from avllm.data.media import MediaError
@@ -93,6 +94,48 @@ def test_what_decides_an_address(tmp_path: Path) -> None:
     others += [key(FeatureCache(tmp_path / "cache", made_by(encoders="other")), video="a")]
     others += [key(FeatureCache(tmp_path / "cache", made_by(dtype="float16")), video="a")]
     assert len({own, *others}) == 6
+
+
+def test_a_file_is_hashed_once_for_all_its_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode())
+    hashed: list[str] = []
+    hash_file = cache_store.file_hash
+    monkeypatch.setattr(cache_store, "file_hash", lambda path: hashed.append(path.name) or hash_file(path))
+    parts = [VideoPart(video=name, start=start) for name in "ab" for start in (0.0, 0.5, 1.0)]
+    cache = FeatureCache(tmp_path / "cache", made_by())
+    keys = {cache.key((tmp_path, part)) for part in [*parts, *parts]}
+    assert (len(keys), hashed) == (6, ["a", "b"])
+
+
+def test_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_store, "OPEN_SHARDS", 2)
+    cache = filled(tmp_path, "abcde")
+    for name in "abcdeeba":
+        clip = cache.get((tmp_path, VideoPart(video=name)))["video"]
+        assert clip.features is not None
+        torch.testing.assert_close(clip.features[""], 2 * torch.arange(300.0).view(50, 2, 3))
+        assert len(cache._shards) <= 2
+
+
+def test_a_shard_that_leaves_while_the_folder_is_read_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, listed = filled(tmp_path, "ab"), cache_store.shards_of(tmp_path / "cache")
+    listed[0].unlink()
+    monkeypatch.setattr(cache_store, "shards_of", lambda folder: listed)
+    assert len(FeatureCache(tmp_path / "cache", made_by()).index) == 1
+    assert len(cache.index) == 2
+
+
+def test_shards_of_another_user_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path, "ab")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("not the owner")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert filled(tmp_path, "ab").filled.found == 2
 
 
 def test_kept_in_half_precision_when_asked(tmp_path: Path) -> None:

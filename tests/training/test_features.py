@@ -15,8 +15,12 @@ from typer.testing import CliRunner
 
 from avllm.cli import app
 from avllm.config import ConfigError, RunConfig, load_config
-from avllm.data.cache import CacheError
+from avllm.data.cache import CacheError, recipe
+from avllm.models.checkpoint import save_checkpoint
+from avllm.models.modeling_avllm import AVLLM
+from avllm.models.processing_avllm import AVProcessor
 from avllm.training.features import encode_stage
+from avllm.training.start import Parts, build_parts
 from avllm.training.trainer import make_accelerator
 
 
@@ -85,6 +89,22 @@ def test_ray_makes_the_same_files(world: World, tmp_path: Path, request: pytest.
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ray").iterdir()}
     assert (encoded("ray", *on_ray)["found"], encoded("ray")["encoded"]) == (69, 0)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ray").iterdir()} == before
+
+
+def test_options_of_an_encoder_decide_its_features_and_its_checkpoint_does_not(world: World, tmp_path: Path) -> None:
+    def made_by(parts: Any) -> str:
+        return json.dumps(recipe(parts.processor, parts.model.freeze().encoders, "fp32"), sort_keys=True)
+
+    def stage(**options: object) -> Any:
+        asked = settings(world, tmp_path / "run")
+        asked["model"]["encoders"]["video"] |= options
+        return build_parts(RunConfig.model_validate(asked))
+
+    parts = stage()
+    save_checkpoint(parts.model, parts.processor, tmp_path / "saved", [])
+    again = Parts(AVLLM.from_pretrained(tmp_path / "saved"), AVProcessor.from_pretrained(tmp_path / "saved"), [])
+    assert made_by(again) == made_by(parts), "a later stage finds what the one before has made"
+    assert made_by(stage(layers=[-2])) != made_by(parts), "same weights, same shape, another layer"
 
 
 def test_refused_where_it_would_be_wrong(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
