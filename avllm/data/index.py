@@ -93,11 +93,6 @@ class Manifest(Sequence[Sample]):
             raise changed
         return sample
 
-    def find(self, id: str) -> int | None:
-        """The row that has an id; None when there is none."""
-        rows = np.flatnonzero(self.rows["id"] == np.uint64(hash_of(id)))
-        return next((int(row) for row in rows if self[int(row)].id == id), None)
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None, "_kept": {}}
 
@@ -180,6 +175,8 @@ def _keep(path: Path, index: np.ndarray) -> np.ndarray:
     partial = folder / f".{stem}.{os.getpid()}.partial"
     with partial.open("wb") as file:
         np.save(file, index)
+        file.flush()
+        os.fsync(file.fileno())  # one that a power cut left half written would be taken for whole
     older = list(folder.glob(f"{stem}.*.npy"))
     final = partial.replace(folder / f"{stem}.{state.st_size}.{state.st_mtime_ns}.{digest(path)}.npy")
     for other in older:

@@ -53,7 +53,7 @@ class Items:
         quarantined: the rows that are left out.
 
     Raises:
-        ManifestError: a manifest is missing or malformed.
+        ManifestError: a manifest is missing or malformed. QuarantineError: no row is left.
     """
 
     def __init__(
@@ -79,6 +79,9 @@ class Items:
             members.append(self.firsts[number] + rows[order])
             self.sizes.append(len(begin))
             self.row_counts.append(len(rows))
+        if not sum(self.sizes):
+            names = ", ".join(m.name for m in self.manifests)
+            raise QuarantineError(f"all rows of {names} are in quarantine; repair the media and check them again")
         self._members = np.concatenate(members)
         self._begins = np.concatenate([*begins, [len(self._members)]])
         self.rows = np.sort(self._members) if pack else self._members
@@ -152,7 +155,7 @@ def group(keys: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class QuarantineError(ValueError):
-    """A quarantine file that cannot be read: the message names file and line."""
+    """A quarantine file that cannot be read (the message names file and line), or that leaves nothing."""
 
 
 def read_quarantine(paths: Sequence[str | Path]) -> dict[str, str]:
@@ -165,7 +168,8 @@ def read_quarantine(paths: Sequence[str | Path]) -> dict[str, str]:
     for path in map(Path, paths):
         if not path.is_file():
             raise QuarantineError(f"{path} is not a file; expected a quarantine list (id, tab, reason; one row a line)")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        # an id may hold what str.splitlines takes for a line's end (U+2028, U+0085); an editor may have put a BOM first
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
             id, tab, reason = line.partition("\t")
             if line.strip() and not (tab and id and reason.strip()):
                 raise QuarantineError(f"{path} line {number}: {line[:80]!r}; expected an id, a tab and a reason")

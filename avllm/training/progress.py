@@ -107,16 +107,17 @@ def keep_until(path: Path, step: int) -> None:
     """Drop the lines of steps after ``step`` from a JSONL file: they will be written again, also a torn last line."""
     if not path.is_file():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    # bytes: a kill may have torn a character, and a text may hold U+2028, which ends no line of JSON
+    kept = [line for line in path.read_bytes().split(b"\n") if _step_of(line) <= step]
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    partial.write_bytes(b"".join(line + b"\n" for line in kept))
     partial.replace(path)
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
         return json.loads(line)["step"]
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         return math.inf
 
 

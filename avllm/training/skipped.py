@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from avllm import distributed
-from avllm.data.items import Bad
+from avllm.data.items import Bad, Items
 from avllm.log import logger
 from avllm.training.progress import keep_until
 from avllm.training.resume import write_atomic
@@ -19,6 +20,29 @@ ENOUGH = 100
 
 class SkipRateError(RuntimeError):
     """More rows are bad than ``max_skip_rate`` allows."""
+
+
+def in_quarantine(sets: Sequence[Items], max_rate: float) -> list[Bad]:
+    """The rows that quarantine files leave out, those of training and validation.
+
+    Args:
+        sets: the items of each. max_rate: largest share of their rows.
+
+    Raises:
+        SkipRateError: too many are left out.
+    """
+    bad = list(dict.fromkeys(b for items in sets for b in items.quarantined))
+    named = ", ".join(f"{n} {key}" for key, n in Counter(f"{b.source}/{b.reason}" for b in bad).most_common())
+    for items in sets:
+        out, rows = len(items.quarantined), len(items.rows) + len(items.quarantined)
+        if out > max_rate * rows:
+            raise SkipRateError(
+                f"{out} of {rows} rows are in quarantine ({out / rows:.1%}), more than max_skip_rate = "
+                f"{max_rate:.1%}: {named}. Repair the media and check again, or raise data.max_skip_rate"
+            )
+    if bad and distributed.is_main():
+        LOG.info("in quarantine: %s (%d rows)", named, len(bad))
+    return bad
 
 
 class Skipped:
@@ -37,28 +61,15 @@ class Skipped:
         if distributed.is_main():
             keep_until(self.path, step)
 
-    def set_aside(self, bad: list[Bad], rows: int) -> None:
-        """Account for rows in quarantine, at step 0: they are left out before anything is read.
-
-        Args:
-            rows: of the manifests, those in quarantine included.
-
-        Raises:
-            SkipRateError: too many are in quarantine.
-        """
-        counts = Counter(f"{b.source}/{b.reason}" for b in bad).most_common()
-        named = ", ".join(f"{n} {key}" for key, n in counts)
-        if len(bad) > self.max_rate * rows:
-            raise SkipRateError(
-                f"{len(bad)} of {rows} rows are in quarantine ({len(bad) / rows:.1%}), more than max_skip_rate = "
-                f"{self.max_rate:.1%}: {named}. Repair the media and check again, or raise data.max_skip_rate"
-            )
-        if bad and distributed.is_main():
-            LOG.info("in quarantine: %s (%d of %d rows)", named, len(bad), rows)
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-            later = [line for line in lines if json.loads(line)["step"] > 0]
-            first = [json.dumps({"step": 0, **b.to_dict()}, ensure_ascii=False) for b in bad]
-            write_atomic(self.path, "".join(line + "\n" for line in first + later))
+    def set_aside(self, bad: list[Bad]) -> None:
+        """Write down rows in quarantine, at step 0, in the place of those that an earlier start may have left."""
+        if not distributed.is_main() or not (bad or self.path.is_file()):
+            return
+        # not splitlines: an id may hold U+2028, which JSON leaves as it is
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.is_file() else []
+        later = [line for line in lines if json.loads(line)["step"] > 0]
+        first = [json.dumps({"step": 0, **b.to_dict()}, ensure_ascii=False) for b in bad]
+        write_atomic(self.path, "".join(line + "\n" for line in first + later))
 
     def add(self, bad: list[Bad], seen: int, step: int) -> None:
         """Account for the rows of an optimizer step (of all processes).

@@ -27,7 +27,7 @@ from avllm.training import optim
 from avllm.training.features import use_cache
 from avllm.training.progress import Clock, Report
 from avllm.training.resume import FINISHED, Position, ResumePoints, check_same_run, inputs, latest, write_atomic
-from avllm.training.skipped import Skipped
+from avllm.training.skipped import Skipped, in_quarantine
 from avllm.training.start import Parts, build_dataset, build_parts, check_rows, export, name_unknown, padding
 from avllm.training.task import Task
 
@@ -144,7 +144,9 @@ class Trainer:
             self.parts, blanks=blanks, filled=data.filled_length, max_tokens=train.max_tokens
         )
         self.validation = build_dataset(self.config, data.validation, self.parts) if data.validation else None
-        name_unknown(self.config, [d for d in (self.dataset, self.validation) if d])
+        datasets = [d for d in (self.dataset, self.validation) if d]
+        name_unknown(self.config, datasets)
+        self.quarantined = in_quarantine([d.items for d in datasets], data.max_skip_rate)
 
     def _build_task(self) -> None:
         config, train = self.config, self.config.train
@@ -153,7 +155,6 @@ class Trainer:
         self.shares = optim.apply_rules(task, config.trainable)
         if config.lora is not None and not any("lora_" in n for s in self.shares if s.lr is not None for n in s.names):
             raise optim.RuleError("lora is given, but no rule of `trainable` trains it; add ['lora_', 1e-4] in front")
-        use_cache(config, self.parts, [d for d in (self.dataset, self.validation) if d], self.accelerator)
         if train.gradient_checkpointing:
             self.parts.model.gradient_checkpointing_enable({"use_reentrant": False})
         if distributed.is_main():
@@ -164,6 +165,7 @@ class Trainer:
                 f"train.optimizer is muon under {kind.value}, which cuts matrices up; expected whole ones: take adamw, "
                 "or launch without it (train/launch/ddp.yaml)"
             )
+        use_cache(config, self.parts, [d for d in (self.dataset, self.validation) if d], self.accelerator)
         optimizer = optim.build_optimizer(
             task, self.shares, weight_decay=train.weight_decay, betas=train.betas, kind=train.optimizer
         )
@@ -181,7 +183,7 @@ class Trainer:
             LOG.info("going on at step %d of %d, from %s", self.position.step, self.steps, point)
         here, data, items = self.position, self.config.data, self.dataset.items
         self.skipped = Skipped(self.run, data.max_skip_rate, len(items.rows), here.skipped, here.seen, here.step)
-        self.skipped.set_aside(items.quarantined, len(items.rows) + len(items.quarantined))
+        self.skipped.set_aside(self.quarantined)
         self.report = Report(self.run, self.accelerator, self.steps, here.step)
         self.clock, self.padding = Clock(), 0.0
         if self.config.train.trackers:

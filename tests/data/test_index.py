@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from avllm.data import index as indexing
+from avllm.data.dataset import Places, SampleDataset
 from avllm.data.index import Manifest, build_index
 from avllm.data.items import Items, QuarantineError, group, read_quarantine
 from avllm.data.manifest import ManifestError, read_manifest, write_manifest
@@ -43,8 +44,6 @@ def test_rows_are_those_of_the_whole_manifest(tmp_path: Path) -> None:
     assert list(lazy) == whole
     assert lazy[-2:] == whole[-2:]
     assert pickle.loads(pickle.dumps(lazy))[4] == whole[4]
-    assert lazy.find("row-7") == 7
-    assert lazy.find("row-70") is None
     with pytest.raises(IndexError):
         lazy[9]
 
@@ -92,7 +91,7 @@ def test_an_index_is_kept_as_long_as_the_bytes_are_the_same(tmp_path: Path, monk
     assert len(built) == 1, "another time and the same bytes"
     text = path.read_text()
     path.write_text(text.replace("row-3", "row-x"))
-    assert Manifest(path).find("row-x") == 3
+    assert Manifest(path)[3].id == "row-x"
     assert len(built) == 2
     kept = list((tmp_path / "cache" / "manifests").iterdir())
     assert len(kept) == 1, "the older one is gone"
@@ -154,6 +153,22 @@ def test_items_of_several_manifests(tmp_path: Path) -> None:
     assert len(seen) == len(firsts) == len({(i < 20, s.media[0].path) for i, s in enumerate(samples) if s.media})
 
 
+def test_media_parts_of_several_datasets_are_read_when_asked_for(tmp_path: Path) -> None:
+    two = [{"type": "video", "video": "a.mp4"}, {"type": "audio", "audio": "b.wav", "end": 2.0}]
+    asked = [{"role": "user", "content": two}, {"role": "assistant", "content": "x"}]
+    (tmp_path / "other").mkdir()
+    first, second = tmp_path / "a.jsonl", tmp_path / "other" / "b.jsonl"
+    write_manifest(first, [row(0, "0.mp4"), row(1), row(2, "0.mp4"), row(3, "1.mp4"), {"id": "two", "messages": asked}])
+    write_manifest(second, [row(0), row(1, "1.mp4"), row(2, "0.mp4")])
+    datasets = [SampleDataset([m], None, quarantine={"row-2": "silent"}) for m in (first, second)]  # type: ignore[arg-type]
+    places = Places(datasets)
+    names = [(place[0].name, place[1].path) for place in places]
+    assert names == [(tmp_path.name, n) for n in ("0.mp4", "1.mp4", "a.mp4", "b.wav")] + [("other", "1.mp4")]
+    assert len(places) == 5
+    assert pickle.loads(pickle.dumps(places))[3] == (tmp_path, read_manifest(first)[4].media[1])
+    assert list(Places([SampleDataset([second], None, quarantine={"row-1": "x", "row-2": "x"})])) == []  # type: ignore[arg-type]
+
+
 def test_rows_in_quarantine_are_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", 20)
     (tmp_path / "q.txt").write_text("row-3\tsilent\nrow-77\tmissing\n\nrow-5\tzero byte\n")
@@ -169,6 +184,18 @@ def test_rows_in_quarantine_are_left_out(tmp_path: Path) -> None:
         ]
         assert items.row_counts == [18]
         assert len(items.rows) == 18
+
+
+def test_ids_of_a_quarantine_file_are_those_of_the_rows_whatever_they_hold(tmp_path: Path) -> None:
+    ids = ["a\u2028b", "c\u0085d", " e", "f g"]
+    write_manifest(tmp_path / "a.jsonl", [{**row(n), "id": id} for n, id in enumerate([*ids, "good"])])
+    (tmp_path / "q.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(f"{id}\tsilent" for id in ids).encode())
+    items = Items([tmp_path / "a.jsonl"], quarantine=read_quarantine([tmp_path / "q.txt"]))
+    assert [b.id for b in items.quarantined] == ids
+    assert [items.sample(int(place)).id for place in items.rows] == ["good"]
+    everything = dict.fromkeys([*ids, "good"], "silent")
+    with pytest.raises(QuarantineError, match=r"all rows of .*a.jsonl are in quarantine"):
+        Items([tmp_path / "a.jsonl"], quarantine=everything)
 
 
 def test_a_quarantine_file_names_its_mistakes(tmp_path: Path) -> None:
