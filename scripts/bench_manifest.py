@@ -4,9 +4,8 @@
 
 Writes a manifest of caption rows (each clip is asked about three times), then starts its data side as training does, in
 a process of its own: the index, packing by media, the order, and the first batches of rows out of loader workers. Once
-without a kept index, once with it. Memory is what the process and its workers have more at the end than before, and the
-most that any process that reads the manifest had of its own. Decoding and models are left out: nothing of them depends
-on the number of rows.
+without a kept index, once with it. Memory is what the process and its children together have more than before: at the
+end, and at most. Decoding and models are left out: nothing of them depends on the number of rows.
 """
 
 from __future__ import annotations
@@ -60,8 +59,8 @@ class Memory:
         self._thread.start()
 
     def now(self) -> float:
-        """Sum of the proportional set sizes, without pages of files that are only mapped."""
-        return sum(self._anonymous(pid) for pid in [os.getpid(), *self._children(os.getpid())])
+        """Sum of the proportional set sizes, the pages of the mapped index among them."""
+        return sum(self._share(pid) for pid in [os.getpid(), *self._children(os.getpid())])
 
     def _children(self, pid: int) -> list[int]:
         children = Path(f"/proc/{pid}/task").glob("*/children")
@@ -69,7 +68,7 @@ class Memory:
         return found + [grandchild for child in found for grandchild in self._children(child)]
 
     @staticmethod
-    def _anonymous(pid: int) -> float:
+    def _share(pid: int) -> float:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has just ended
