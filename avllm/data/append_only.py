@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 
 class LockedError(ValueError):
@@ -31,17 +31,11 @@ class AppendOnly:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab+")
         try:
-            self._lock()
+            lock(self._file, self.path)
             self.count, self._whole = self._measure()
         except BaseException:
             self._file.close()
             raise
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it back when the process dies
-        except BlockingIOError as error:
-            raise LockedError(f"{self.path} is being written by another process; let it end, or stop it") from error
 
     def _measure(self) -> tuple[int, int]:
         """Whole rows, and the bytes that they take; nothing is cut before something is appended."""
@@ -72,6 +66,18 @@ class AppendOnly:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def lock(file: IO[Any], path: Path) -> None:
+    """Keep others from writing an open file until it is closed.
+
+    Raises:
+        LockedError: somebody else has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it back when the process dies
+    except BlockingIOError as error:
+        raise LockedError(f"{path} is being written by another process; let it end, or stop it") from error
 
 
 def write_whole(path: Path, text: str) -> None:

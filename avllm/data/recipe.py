@@ -37,6 +37,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from avllm import __version__
+from avllm.data.append_only import LockedError, lock, write_whole
 from avllm.data.manifest import describe
 from avllm.data.recipe_about import Dataset, check_layout
 from avllm.data.recipe_captions import caption_messages, caption_prompt, caption_samples
@@ -138,7 +139,10 @@ def _is_there(path: str) -> bool:
 
 
 class _Output:
-    """The files of one run; they take their names when it is over, so that a run that fails replaces nothing."""
+    """The files of one run; they take their names when it is over, so that a run that fails replaces nothing.
+
+    The first of them is locked while the run lasts: two runs at once would write into each other's files.
+    """
 
     def __init__(self, folder: Path, recipe: str, stack: ExitStack) -> None:
         self.folder, self.stack = folder, stack
@@ -155,7 +159,11 @@ class _Output:
         """The open file of this name."""
         if name not in self.files:
             path = self.folder / f"{name}.partial"
-            self.files[name] = self.stack.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+            file = self.stack.enter_context(path.open("a", encoding="utf-8", newline="\n"))
+            if not self.files:
+                lock(file, path)
+            file.truncate(0)
+            self.files[name] = file
         return self.files[name]
 
     def line(self, name: str, value: dict[str, Any]) -> None:
@@ -166,11 +174,10 @@ class _Output:
         """Name the files, remove splits that the last run here made and this one did not, write recipe.json."""
         for split in set(self.before["rows"]) - set(account["rows"]):
             (self.folder / f"{split}.jsonl").unlink(missing_ok=True)
-        for name, file in self.files.items():
-            file.close()
+        write_whole(self.folder / "recipe.json", json.dumps(account, indent=2, ensure_ascii=False) + "\n")
+        for name, file in reversed(self.files.items()):  # the locked one last
+            file.flush()
             (self.folder / f"{name}.partial").replace(self.folder / name)
-        text = json.dumps(account, indent=2, ensure_ascii=False) + "\n"
-        (self.folder / "recipe.json").write_text(text, encoding="utf-8")
 
 
 class _Maker:
@@ -179,7 +186,7 @@ class _Maker:
     def __init__(self, about: Dataset, name: str, source: Path, output: _Output) -> None:
         self.about, self.name, self.source, self.output = about, name, source.resolve(), output
         self.report = Report()
-        self.ids: set[str] = set()
+        self.ids: dict[str, int] = {}  # the last number that was put behind an id
         self.missing: set[str] = set()
         self.first: Drop | None = None
         self.to_source = _relative(self.source, output.folder)
@@ -228,10 +235,12 @@ class _Maker:
 
     def unique(self, sample_id: str) -> str:
         """The id, with a number behind it when it was there before."""
-        found, number = sample_id, 2
+        found, number = sample_id, self.ids.get(sample_id, 1)
         while found in self.ids:
-            found, number = f"{sample_id}~{number}", number + 1
-        self.ids.add(found)
+            number += 1
+            found = f"{sample_id}~{number}"
+        self.ids[sample_id] = number
+        self.ids.setdefault(found, 1)
         self.report.numbered_ids += found != sample_id
         return found
 
@@ -272,7 +281,7 @@ def make(
         options: the recipe's own; a recipe that writes media itself takes ``output``, the folder, as one of them.
 
     Raises:
-        RecipeError: the source is not as it has to be, or no row was kept.
+        RecipeError: the source is not as it has to be, or no row was kept. LockedError: another run writes there.
     """
     check_layout(about, source)
     _is_there.cache_clear()
@@ -338,7 +347,7 @@ def command(about: Dataset, rows: Rows) -> typer.Typer:
     ) -> None:
         try:
             report = make(about, rows, source, output, limit=limit, **options)
-        except RecipeError as error:
+        except (RecipeError, LockedError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
         _say(about, report, output, as_json)

@@ -11,7 +11,9 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -30,6 +32,7 @@ class Record(dict[str, Any]):
         where: ``file:line`` of a table or of JSON lines, ``file[index]`` or ``file["key"]`` of JSON.
         key: the key of the row when the file is one object of rows, else "".
         problem: why the row of a table is not as it should be, see ``ragged`` of :func:`read_csv`, else "".
+        surplus: what such a row holds behind its last column.
 
     Raises:
         RecipeError: on ``record["field"]`` when the row has no such field.
@@ -39,6 +42,7 @@ class Record(dict[str, Any]):
         super().__init__(fields)
         self.where, self.key = where, key
         self.problem = ""
+        self.surplus: list[str] = []
 
     def __missing__(self, field: str) -> Any:
         raise RecipeError(f"{self.where}: no field {field!r}; the row has {', '.join(map(str, self)) or 'none'}")
@@ -78,12 +82,22 @@ class Record(dict[str, Any]):
         return value
 
 
-def open_text(path: Path, encoding: str = "utf-8-sig") -> IO[str]:
+@contextmanager
+def open_text(path: Path, encoding: str = "utf-8-sig") -> Iterator[IO[str]]:
     """A text file; ``x.gz`` and ``a.zip/inner.json`` are unpacked as read. UTF-8 may begin with a byte order mark.
 
     Raises:
-        RecipeError: there is no such file, or no such member of the zip file.
+        RecipeError: there is no such file, or no such member of the zip file; or what is read of it inside the
+            ``with`` cannot be unpacked, is in another encoding, or no table.
     """
+    try:
+        with _opened(path, encoding) as file:
+            yield file
+    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+        raise RecipeError(f"{path} cannot be read: {error}; is the file whole, and in {encoding}?") from error
+
+
+def _opened(path: Path, encoding: str) -> IO[str]:
     archive = next((p for p in path.parents if p.suffix == ".zip" and p.is_file()), None)
     if archive is not None:
         return _member(archive, path.relative_to(archive).as_posix(), encoding)
@@ -132,6 +146,7 @@ def read_csv(
         names = _columns(path, next(table, []) if header else None, list(columns))
         for row in table:
             record = Record(dict(zip(names, row, strict=False)), f"{path.name}:{lines.number}")
+            record.surplus = row[len(names) :]
             if len(row) != len(names):
                 record.problem = f"{len(row)} fields where {len(names)} are expected ({', '.join(names)})"
             if record.problem and row and not ragged:

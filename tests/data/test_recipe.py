@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from avllm.data import recipe, recipe_files
+from avllm.data.append_only import LockedError
 from avllm.data.manifest import read_manifest
 from avllm.data.recipe import (
     Dataset,
@@ -172,6 +173,21 @@ def test_another_recipes_folder_is_refused(write: Callable[..., Path], tmp_path:
         make(ABOUT, rows, source, tmp_path / "out", name="sounds")
 
 
+def test_a_folder_is_written_by_one_run_at_a_time(write: Callable[..., Path], tmp_path: Path) -> None:
+    source, output = write(line("a"), line("b", caption=""), line("c")), tmp_path / "out"
+
+    def disturbed(source: Path) -> Iterator[Row | Drop]:
+        for item in rows(source):
+            yield item
+            with pytest.raises(LockedError, match=r"dropped\.jsonl\.partial is being written by another process"):
+                run(source, output)
+
+    assert make(ABOUT, disturbed, source, output, name="clips").rows == {"train": 2}
+    assert [drop["where"] for drop in lines_of(output / "dropped.jsonl")] == ["clips.jsonl:2"]
+    assert len(read_manifest(output / "train.jsonl")) == 2
+    assert run(source, output).rows == {"train": 2}
+
+
 def test_nothing_kept_is_an_error_that_says_why(write: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no row was kept; left out: 1 empty_caption; the first: clips\.jsonl:1: a"):
         run(write(line("a", caption=" ")), tmp_path / "out")
@@ -263,6 +279,9 @@ def test_csv_knows_its_columns_lines_and_quirks(tmp_path: Path) -> None:
     assert [r.where for r in found] == ["t.csv:3", "t.csv:5"]
     with pytest.raises(RecipeError, match=r"t\.csv has no column label; expected id, label, found id, text, more"):
         list(read_csv(table, ("id", "label")))
+    table.write_text("a,1,x,y\n")
+    (long,) = read_csv(table, ("name", "n"), header=False, ragged=True)
+    assert (dict(long), long.surplus) == ({"name": "a", "n": "1"}, ["x", "y"])
     table.write_text("# remark\na\t1\nb\n")
     (whole, short) = read_csv(table, ("name", "n"), delimiter="\t", header=False, comment="#", ragged=True)
     assert (whole.number("n"), whole.problem, short.where) == (1.0, "", "t.csv:3")
@@ -358,6 +377,20 @@ def test_files_are_read_out_of_zip_and_gzip(tmp_path: Path) -> None:
         list(read_json(tmp_path / "b.zip" / "b.json"))
     with pytest.raises(RecipeError, match=r"c\.json is not there"):
         list(read_json(tmp_path / "c.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.csv.gz", gzip.compress(b"id,text\n1,a\n")[:-9]),
+        ("latin.csv", "id,text\n1,caf\xe9\n".encode("iso-8859-1")),
+        ("quote.csv", b'id,text\n1,"' + b"x" * 200_000),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RecipeError, match=rf"{name} cannot be read: .*; is the file whole, and in utf-8-sig\?"):
+        list(read_csv(tmp_path / name, ("id", "text")))
 
 
 def test_media_are_found_by_their_ids(tmp_path: Path) -> None:
