@@ -69,15 +69,17 @@ def whole_rows(table: Path) -> Iterator[Record | Drop]:
     """The rows of a table; a line that is the rest of the caption before it is joined to it."""
     held: Record | None = None
     for record in read_csv(table, COLUMNS, ragged=True):
-        if record.problem and held is not None and not record["audiocap_id"].isdigit():
-            held["caption"] = f"{held['caption']} {','.join(record.values())}"
-        elif record.problem or not record.text("start_time").isdigit():
+        if held is not None and not record["audiocap_id"].isdigit():
+            held["caption"] = f"{held['caption']} {','.join([*record.values(), *record.surplus])}"
+            continue
+        if held is not None:
+            yield held
+        held = None
+        if record.problem or not record.text("start_time").isdigit():
             yield Drop("malformed_row", record.where, record.problem or "start_time is no number of seconds")
         elif not record.text("caption"):
             yield Drop("empty_caption", record.where, record.text("youtube_id"))
         else:
-            if held is not None:
-                yield held
             held = record
     if held is not None:
         yield held

@@ -23,6 +23,7 @@ import re
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from avllm.data import recipe
 from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, read_json, rows_of
@@ -64,8 +65,8 @@ def rows(source: Path, videos: VideoFolder = ".") -> Iterator[Row | Drop]:
 
 def contradicted(path: Path) -> set[str]:
     """Ids of questions that stand in the file with different answers."""
-    first: dict[str, str] = {}
-    answers = ((record.text("question_id"), record.text("anser")) for record in read_json(path))
+    first: dict[str, Any] = {}
+    answers = ((str(record.get("question_id")).strip(), record.get("anser")) for record in read_json(path))
     return {name for name, answer in answers if first.setdefault(name, answer) != answer}
 
 

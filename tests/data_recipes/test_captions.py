@@ -181,6 +181,27 @@ def test_audiocaps_drops_what_it_cannot_join(run: Run) -> None:
     assert len(made.train) == 3
 
 
+def test_audiocaps_joins_nothing_to_a_row_further_up(run: Run) -> None:
+    def spoil(source: Path) -> None:
+        with (source / "train.csv").open("a") as file:
+            file.write("a caption that begins on the second line\n")
+
+    made = run("audiocaps", spoil)
+    assert answers(made.train)[-1] == "Rustling occurs, ducks quack"
+    assert made.drops == [("empty_caption", "train.csv:6"), ("malformed_row", "train.csv:7")]
+
+
+@pytest.mark.parametrize("rest", ["one, two, three and four", "one, two, three, four, five"])
+def test_audiocaps_joins_the_rest_of_a_caption_whatever_its_commas(run: Run, rest: str) -> None:
+    def spoil(source: Path) -> None:
+        with (source / "train.csv").open("a") as file:
+            file.write(f"12,r1nicOVtvkQ,0,somebody counts\n{rest}\n")
+
+    made = run("audiocaps", spoil)
+    assert answers(made.train)[-1] == f"somebody counts {rest}"
+    assert made.drops == [("empty_caption", "train.csv:6")]
+
+
 def test_clotho_has_five_rows_a_sound_in_training_and_one_in_test(run: Run) -> None:
     made = run("clotho")
     assert len(made.train) == 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +82,14 @@ def test_music_avqa_says_why_it_drops(made: Run) -> None:
     reasons = [reason for reason, _ in made(music_avqa).dropped]
     expected = ["slot_mismatch", "deleted_by_authors", "unknown_answer"]
     assert reasons == [*expected, "contradictory_answers", "contradictory_answers"]
+
+
+def test_music_avqa_of_which_a_row_lacks_a_field(made: Run, tmp_path: Path) -> None:
+    run = made(music_avqa)
+    path = run.source / "data/json_update/avqa-test.json"
+    path.write_text(json.dumps([*json.loads(path.read_text()), {"video_id": "00000108", "question_id": 8}]))
+    report = make(music_avqa.ABOUT, music_avqa.rows, run.source, tmp_path / "again")
+    assert (report.rows["test"], report.dropped["malformed_row"]) == (1, 1)
 
 
 def test_avqa_lists_the_choices_and_answers_with_one(made: Run) -> None:
