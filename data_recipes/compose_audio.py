@@ -22,6 +22,7 @@ heard.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,10 +89,12 @@ class ComposeAudio:
                 clips.append(item)
         number = 0
         for turn in range(self.times):
-            for first, second in pairs(clips, np.random.default_rng([self.seed, 0, turn])):
+            found, alone = pairs(clips, np.random.default_rng([self.seed, 0, turn]))
+            yield from (Drop("no_partner", clip.where, f"{clip.id}, turn {turn + 1}") for clip in alone)
+            for first, second in found:
                 rng = np.random.default_rng([self.seed, 1, number])
                 others = {clause(c.caption) for c in (clips[i] for i in rng.integers(len(clips), size=8))}
-                others -= {clause(first.caption), clause(second.caption)}
+                others = {other for other in others if other.lower() not in (words(first), words(second))}
                 draws = {"gap": round(rng.random(), 6), "place": round(rng.random(), 6)}
                 snr = self.snrs[int(rng.integers(len(self.snrs)))]
                 two = [asdict(first), asdict(second)]
@@ -157,16 +160,23 @@ class Made:
     snr: float | None = None
 
 
-def pairs(clips: Sequence[Captioned], rng: np.random.Generator) -> Iterator[tuple[Captioned, Captioned]]:
-    """The clips in random order, two by two, never two of the same caption; each is used once at most."""
-    waiting: list[Captioned] = []
+def pairs(
+    clips: Sequence[Captioned], rng: np.random.Generator
+) -> tuple[list[tuple[Captioned, Captioned]], list[Captioned]]:
+    """The clips in random order, two by two, never two of the same caption; and those that no other is left for."""
+    found: list[tuple[Captioned, Captioned]] = []
+    waiting: deque[Captioned] = deque()  # all of one caption
     for i in rng.permutation(len(clips)):
-        caption = clause(clips[i].caption).lower()
-        partner = next((k for k, other in enumerate(waiting) if clause(other.caption).lower() != caption), None)
-        if partner is None:
-            waiting.append(clips[i])
+        if waiting and words(waiting[0]) != words(clips[i]):
+            found.append((waiting.popleft(), clips[i]))
         else:
-            yield waiting.pop(partner), clips[i]
+            waiting.append(clips[i])
+    return found, list(waiting)
+
+
+def words(clip: Captioned) -> str:
+    """The caption, by which clips are told apart."""
+    return clause(clip.caption).lower()
 
 
 def audible(x: np.ndarray, rate: int, decibels: float) -> np.ndarray:
@@ -176,7 +186,7 @@ def audible(x: np.ndarray, rate: int, decibels: float) -> np.ndarray:
     power = np.square(x[:whole].reshape(-1, size)).mean(1)  # (pieces,)
     if not whole or power.max() <= 0:
         return x[:0]
-    loud = np.flatnonzero(power > power.max() * 10 ** (decibels / 10))
+    loud = np.flatnonzero(power >= power.max() * 10 ** (decibels / 10))
     return x[loud[0] * size : (loud[-1] + 1) * size]
 
 
@@ -257,7 +267,7 @@ def rows(
     *,
     output: Path,
     manifest: Annotated[str, typer.Option(help="The manifest in SOURCE.")] = "train.jsonl",
-    seed: Annotated[int, typer.Option(help="All that is random follows from it.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="All that is random follows from it.")] = 0,
     times: Annotated[int, typer.Option(min=1, help="How often each clip is used.")] = 1,
     shortest: Annotated[float, typer.Option(help="Seconds of an event, at least.")] = 0.3,
     longest: Annotated[float, typer.Option(help="Seconds of an event, at most; the rest is cut off.")] = 5.0,

@@ -222,7 +222,8 @@ def sample(task: dict[str, Any], caption: str, number: int) -> dict[str, Any]:
     meta = {"raw": task["text"], "of": task["id"], "rewriting": number}
     meta |= {"source": task["source"]} if task["source"] else {}
     shared = {"licence": task["licence"] or "unknown: the source names none", "kind": kind, "meta": meta}
-    return {"id": name, "messages": caption_messages(task["part"], caption, name), **shared}
+    about = "audio" if task["part"]["type"] == "video" else None  # of a video, too, the text tells what is heard
+    return {"id": name, "messages": caption_messages(task["part"], caption, name, about), **shared}
 
 
 def _records(path: Path) -> Iterator[Record]:

@@ -27,8 +27,8 @@ import typer
 from avllm.data import making, recipe
 from avllm.data.captioned import Captioned, captioned, clause, file_digest, licences, sentence
 from avllm.data.media import MediaError, Sampling, load_video, probe
-from avllm.data.media_write import Mp4Writer, faster, fitted
-from avllm.data.recipe import Dataset, Drop, Row
+from avllm.data.media_write import AAC_RATES, Mp4Writer, faster, fitted
+from avllm.data.recipe import Dataset, Drop, RecipeError, Row
 from avllm.data.timespans import say_events, say_span, say_spans
 
 ABOUT = Dataset(
@@ -85,21 +85,22 @@ class PuValor:
 
     def plan(self) -> Iterator[dict[str, Any] | Drop]:
         """One task a video: its clips in order, and for each the random numbers that cut it."""
-        clips = []
+        clips, count = [], 0
         for item in captioned(self.manifest, "video"):
+            count += 1
             if isinstance(item, Drop):
                 yield item
             else:
                 clips.append(item)
         if not clips:
             return
-        vectors = None if self.embeddings is None else np.load(self.embeddings)[[clip.row for clip in clips]]
+        vectors = None if self.embeddings is None else self._embedded(count)[[clip.row for clip in clips]]
         labels = clusters([clip.caption for clip in clips], self.cluster_size, self.seed, vectors)
         number = 0
         for label in range(labels.max() + 1):
             for group in self._groups([clips[i] for i in np.flatnonzero(labels == label)], label):
-                if len(group) < 2:
-                    yield Drop("alone_in_cluster", group[0].where, group[0].id)
+                if len(group) < self.segments[0]:
+                    yield from (Drop("too_few_alike", clip.where, clip.id) for clip in group)
                     continue
                 draws = np.random.default_rng([self.seed, 1, number]).random((len(group), 3)).round(6).tolist()
                 yield {
@@ -108,6 +109,15 @@ class PuValor:
                     "clips": [{**asdict(c), "draws": d} for c, d in zip(group, draws, strict=True)],
                 }
                 number += 1
+
+    def _embedded(self, count: int) -> np.ndarray:
+        """The vectors of all rows of the manifest, ``(N, D)``."""
+        assert self.embeddings is not None
+        found = np.load(self.embeddings)
+        if found.ndim != 2 or len(found) != count:
+            seen = f"{self.embeddings} holds an array of shape {found.shape}"
+            raise RecipeError(f"{seen}; expected ({count}, D): a vector for each row of {self.manifest}")
+        return found
 
     def _groups(self, clips: Sequence[Captioned], label: int) -> Iterator[list[Captioned]]:
         """The clips of a cluster in random order, in groups of random size without two equal captions."""
@@ -133,7 +143,7 @@ class PuValor:
             name = f"pu-{task['number']:06d}"
             events, drops = self.write(task, shard.folder / f"{name}.mp4")
             yield from drops
-            if len(events) < 2:
+            if len(events) < self.segments[0]:
                 (shard.folder / f"{name}.mp4").unlink(missing_ok=True)
                 yield Drop("too_few_clips", name, f"{len(events)} of {len(task['clips'])} clips could be used")
                 continue
@@ -146,7 +156,7 @@ class PuValor:
         events: list[dict[str, Any]] = []
         width, height = self.size
         rate = self.rate if any(info.has_audio for _, info in usable) else None
-        if len(usable) < 2:
+        if len(usable) < self.segments[0]:
             return events, drops
         with Mp4Writer(path, fps=self.fps, width=width, height=height, rate=rate) as out:
             for clip, info in usable:
@@ -247,7 +257,7 @@ def rows(
     *,
     output: Path,
     manifest: Annotated[str, typer.Option(help="The manifest in SOURCE.")] = "train.jsonl",
-    seed: Annotated[int, typer.Option(help="All that is random follows from it.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="All that is random follows from it.")] = 0,
     cluster_size: Annotated[int, typer.Option(min=2, help="Clips in a cluster of similar captions, about.")] = 50,
     fewest: Annotated[int, typer.Option(min=2, help="Clips in a video, at least.")] = 2,
     most: Annotated[int, typer.Option(min=2, help="Clips in a video, at most.")] = 5,
@@ -268,9 +278,11 @@ def rows(
     """Make the videos, and give their rows."""
     for what, low, high in (("clips", fewest, most), ("seconds", shortest, longest), ("speed", slowest, fastest)):
         if not 0 < low <= high:
-            raise recipe.RecipeError(f"{what}: at least {low} and at most {high}; expected 0 < at least <= at most")
+            raise RecipeError(f"{what}: at least {low} and at most {high}; expected 0 < at least <= at most")
     if width % 2 or height % 2:
-        raise recipe.RecipeError(f"a picture of {width}x{height}; H.264 wants even numbers")
+        raise RecipeError(f"a picture of {width}x{height}; H.264 wants even numbers")
+    if rate not in AAC_RATES:
+        raise RecipeError(f"{rate} samples a second; AAC has {', '.join(map(str, AAC_RATES))}")
     vectors = Path(embeddings).resolve() if embeddings else None
     job = PuValor(
         (source / manifest).resolve(), seed, cluster_size, (fewest, most), (shortest, longest), (slowest, fastest),

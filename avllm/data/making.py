@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -191,7 +192,10 @@ def _plan(job: Job, output: Path) -> None:
     if path.is_file():
         return
     partials = {name: path.with_name(f"{name}.partial") for name in ("tasks.jsonl", "drops.jsonl")}
-    with partials["tasks.jsonl"].open("w", encoding="utf-8") as tasks, partials["drops.jsonl"].open("w") as drops:
+    with (
+        partials["tasks.jsonl"].open("w", encoding="utf-8") as tasks,
+        partials["drops.jsonl"].open("w", encoding="utf-8") as drops,
+    ):
         for item in job.plan():
             file, value = (drops, asdict(item)) if isinstance(item, Drop) else (tasks, item)
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
@@ -262,6 +266,11 @@ def _here(work: Work, workers: int) -> Iterator[int]:
         try:
             for future in futures:
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise MakingError(
+                "a worker process died: out of memory, or by a bug of a decoder. What is made is kept; start again, "
+                "with fewer --workers where memory was short. If it dies again, `avllm data check` names the file"
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

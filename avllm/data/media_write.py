@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 AAC_FRAME = 1024  # samples
+AAC_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)
 X264 = {"preset": "veryfast", "crf": "20", "bf": "0", "threads": "1"}
 """No B-frames, so that the picture needs no edit list; one thread, so that the bytes follow from the frames."""
 
@@ -32,7 +33,7 @@ class Mp4Writer:
         fps: frames a second.
         width: pixels, even.
         height: pixels, even.
-        rate: samples a second; None = no sound track.
+        rate: samples a second, one of ``AAC_RATES``; None = no sound track.
 
     Attributes:
         frames: frames written.

@@ -19,6 +19,7 @@ from making_fixtures import captioned_row, read_lines, recipe_module, write_line
 
 from avllm.data import recipe
 from avllm.data.manifest import read_manifest
+from avllm.data.recipe_captions import PROMPTS
 from avllm.data.text_models import Answer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,6 +191,20 @@ def test_captions_of_another_recipe_are_only_rewritten(tmp_path: Path, server: S
     caption, rewriting = read_manifest(tmp_path / "out" / "train.jsonl")[0], report.dropped
     assert (caption.answer, caption.licence) == ("A dog barks at Anna.", "unknown: the source names none")
     assert rewriting == {"not_one_clip": 1, "rewriting_name": 1}
+
+
+def test_of_a_video_too_it_is_asked_what_is_heard(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    rows = [{"id": f"c{n}", "audio": f"{n}.mp4", "description": f"a dog barks {n} times"} for n in range(8)]
+    write_lines(folder / "raw.jsonl", rows)
+    for row in rows:
+        (folder / row["audio"]).touch()
+    (folder / "rules.yaml").write_text("rules: []")
+    clean(folder, tmp_path / "out", f"rules:{folder / 'rules.yaml'}", clean=False)
+    samples = read_manifest(tmp_path / "out" / "train.jsonl")
+    assert {s.media[0].type for s in samples} == {"video"}
+    assert {s.messages[0].text for s in samples} <= set(PROMPTS["audio"])
 
 
 def test_mistakes_in_options_are_told(source: Path, tmp_path: Path) -> None:

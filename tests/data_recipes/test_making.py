@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from making_deadly import Deadly
 from making_fixtures import (
     COLOURS,
     RATE,
@@ -24,7 +25,7 @@ from making_fixtures import (
     write_lines,
 )
 
-from avllm.data import recipe
+from avllm.data import making, recipe
 from avllm.data.append_only import AppendOnly
 from avllm.data.captioned import clause, licences, sentence
 from avllm.data.manifest import read_manifest
@@ -152,6 +153,32 @@ def test_similar_captions_share_a_cluster_and_equal_ones_share_no_video() -> Non
     assert (given[0] == given[1], given[0] == given[2]) == (True, False)
 
 
+def test_no_untrimmed_video_has_fewer_clips_than_asked_for(videos: Path, tmp_path: Path) -> None:
+    module = recipe_module("pu_valor")
+    rows = [captioned_row(n, "video", str(videos / f"{n}.mp4"), f"Scene {n}.") for n in list(HERTZ)[:5]]
+    manifest = write_lines(tmp_path / "train.jsonl", rows)
+
+    def job(embeddings: Path | None = None) -> Any:
+        return module.PuValor(
+            manifest, 0, 50, (3, 3), (0.8, 1.6), (0.8, 1.25), 10, (48, 32), RATE, embeddings, "train"
+        )  # fmt: skip
+
+    planned = list(job().plan())
+    (task,) = [item for item in planned if isinstance(item, dict)]
+    assert len(task["clips"]) == 3
+    left = [item for item in planned if isinstance(item, recipe.Drop)]
+    assert [drop.reason for drop in left] == ["too_few_alike"] * 2
+    assert {drop.detail for drop in left} | {clip["id"] for clip in task["clips"]} == set(list(HERTZ)[:5])
+    task["clips"][0]["path"] = str(tmp_path / "gone.mp4")
+    shard = making.Shard(0, 0, 1, tmp_path)
+    shard.folder.mkdir(parents=True)
+    assert [item.reason for item in job().make([task], shard)] == ["missing", "too_few_clips"]
+    assert not list(shard.folder.iterdir())
+    np.save(tmp_path / "four.npy", np.zeros((4, 2)))
+    with pytest.raises(recipe.RecipeError, match=r"shape \(4, 2\); expected \(5, D\): a vector for each row"):
+        list(job(tmp_path / "four.npy").plan())
+
+
 def test_the_seed_decides_and_neither_workers_nor_a_kill_change_a_byte(
     untrimmed: Path, videos: Path, tmp_path: Path
 ) -> None:
@@ -246,6 +273,23 @@ def test_captions_say_the_order_and_negatives_say_another(composed: Path) -> Non
             assert onset.seconds == sample.meta["events"][1]["start"] == float(onset.answer or "")
 
 
+def test_clips_that_find_no_partner_are_named(tmp_path: Path) -> None:
+    module = recipe_module("compose_audio")
+    said = ["A dog barks.", "a dog barks", "A DOG barks.", "Rain falls.", "a Dog barks!"]
+    rows = [captioned_row(f"s{n}", "audio", f"{n}.wav", caption) for n, caption in enumerate(said)]
+    manifest = write_lines(tmp_path / "train.jsonl", rows)
+    job = module.ComposeAudio(manifest, 0, 2, (0.3, 5.0), 0.5, (0.0,), -40.0, RATE, "train")
+    planned = list(job.plan())
+    tasks = [item for item in planned if isinstance(item, dict)]
+    alone = [item for item in planned if isinstance(item, recipe.Drop)]
+    assert [len(tasks), len(alone)] == [2, 6]
+    assert {task["other"] for task in tasks} == {""}
+    for turn, task in enumerate(tasks, start=1):
+        left = {drop.detail.split(",")[0] for drop in alone if drop.detail.endswith(f"turn {turn}")}
+        assert left | {clip["id"] for clip in task["clips"]} == {f"s{n}" for n in range(5)}
+    assert len(module.audible(tone(500.0, 0.5), RATE, 0.0)) > 0
+
+
 def test_both_orders_are_the_same_events_turned_round(composed: Path) -> None:
     samples = {s.id: s for s in read_manifest(composed / "train.jsonl")}
     for name in {s.meta["pair"] for s in samples.values() if "pair" in s.meta}:
@@ -303,11 +347,17 @@ def test_work_that_cannot_begin_says_why(sounds: Path, tmp_path: Path, monkeypat
     ):
         with pytest.raises(recipe.RecipeError, match=words):
             made("compose_audio", sounds, tmp_path / "out", **{**SOUND, **options})
-    with pytest.raises(recipe.RecipeError, match="wants even numbers"):
-        made("pu_valor", sounds, tmp_path / "out", width=47)
+    for options, words in (({"width": 47}, "wants even numbers"), ({"rate": 20_000}, "AAC has 8000, 11025")):
+        with pytest.raises(recipe.RecipeError, match=words):
+            made("pu_valor", sounds, tmp_path / "out", **options)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(recipe.RecipeError, match=r"expected: pip install 'avllm\[ray\]'"):
         made("compose_audio", sounds, tmp_path / "out", **SOUND, engine="ray")
+
+
+def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
+    with pytest.raises(recipe.RecipeError, match="a worker process died.*`avllm data check` names the file"):
+        list(making.make(Deadly(), tmp_path, workers=2, shard_size=1))
 
 
 def test_captions_become_parts_of_sentences() -> None:
