@@ -22,7 +22,7 @@ from avllm.data.check_file import Use
 from avllm.data.check_files import Files, Looking, absolute, same_bytes
 from avllm.data.check_page import write_page
 from avllm.data.check_reasons import REASONS, Finding
-from avllm.data.check_rows import Ids, Line, TestRows, lines, text_problems
+from avllm.data.check_rows import Ids, Line, TestRows, lines, listable, text_problems
 from avllm.data.schema import RowError, Sample
 
 EXAMPLES = 20  # findings of a reason that the report shows; findings.jsonl has all
@@ -230,9 +230,11 @@ class Judge:
     def _length(self, sample: Sample, media: list[dict[str, Any]], report: Report) -> Iterator[tuple[str, str]]:
         assert self.tokens is not None
         try:
-            report.values["tokens"].append(self.tokens(sample, [use.get("tokens", {}) for use in media]))
+            count = self.tokens(sample, [use.get("tokens", {}) for use in media])
         except RowError as error:
             yield error.reason, error.detail
+        else:
+            report.values["tokens"].append(count)
 
 
 def _tell(report: Report, line: Line, found: list[Finding], sinks: list[IO[str]]) -> None:
@@ -248,7 +250,7 @@ def _tell(report: Report, line: Line, found: list[Finding], sinks: list[IO[str]]
     if sinks:
         quarantine, everything = sinks
         errors = list(dict.fromkeys(f.reason for f in found if f.severity == "error"))
-        if errors and line.id and "unlisted_id" not in errors:
+        if errors and listable(line.id):
             quarantine.write(f"{line.id}\t{','.join(errors)}\n")
         everything.writelines(json.dumps({"severity": f.severity, **vars(f)}, ensure_ascii=False) + "\n" for f in found)
 

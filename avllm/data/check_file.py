@@ -256,6 +256,7 @@ def _picture_suffix(path: str) -> list[tuple[str, str]]:
     suffix = Path(path).suffix.lower()
     with open_bytes(path) as file, Image.open(file) as image:
         name = image.format or ""
+    name = "JPEG" if name == "MPO" else name  # with a second picture behind the first, as cameras write it
     if Image.registered_extensions().get(suffix) in (name, None if suffix else name):
         return []
     return [("wrong_extension", f"{suffix or 'no suffix'}, but it is {name}")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ from avllm.data.storage import open_bytes, place_of, size_of, url_of
 
 Uses = Mapping[str, tuple[Use, ...]]
 OVERHEAD_SECONDS = 10.0  # that a file may take beside decoding: reading it over a network, a busy machine
+KEEP_EVERY = 1.0  # seconds; a journal that comes to the disk file by file is slower than reading headers
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,12 @@ class Files:
         done = run_guarded(look, jobs, workers=self.looking.workers, seconds=self._seconds)
         todo = len(uses) - self.reused
         shown = track(done, "files", total=todo, disable=todo == 0, console=Console(stderr=True))
-        with nullcontext() if self.journal is None else AppendOnly(self.journal) as journal:
+        with nullcontext() if self.journal is None else _Journal(self.journal) as journal:
             for job, found in shown:
                 result = lost(job, found) if isinstance(found, Lost) else found
                 self._known[job.path] = json.dumps(result, ensure_ascii=False)
-                if journal is not None and not isinstance(found, Lost):  # another day the machine may be less busy
-                    journal.append([{"path": job.path, "key": keys[job.path], "found": self._known[job.path]}])
+                if journal is not None and not isinstance(found, Lost) and not _late(found):
+                    journal.add({"path": job.path, "key": keys[job.path], "found": self._known[job.path]})
 
     def _seconds(self, job: Job) -> float:
         decodes = len(job.uses) + 2 + (self.looking.decode == "full")  # the headers and the thumbnail beside the uses
@@ -109,6 +111,38 @@ class Files:
                 if line.endswith("\n"):
                     row = json.loads(line)
                     yield row["path"], row["key"], row["found"]
+
+
+class _Journal:
+    """A journal that is brought to the disk now and then, and when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = AppendOnly(path)
+        self._waiting: list[dict[str, Any]] = []
+        self._kept = time.monotonic()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take in a row."""
+        self._waiting.append(row)
+        if time.monotonic() - self._kept >= KEEP_EVERY:
+            self._keep()
+
+    def _keep(self) -> None:
+        self._file.append(self._waiting)
+        self._waiting, self._kept = [], time.monotonic()
+
+    def __enter__(self) -> _Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            self._keep()
+
+
+def _late(found: Mapping[str, Any]) -> bool:
+    """Whether time ran out over a file: another day the machine may be less busy."""
+    problems = [*found["problems"], *(p for use in found["uses"] for p in use["problems"])]
+    return any(reason == "timeout" for reason, _ in problems)
 
 
 def lost(job: Job, found: Lost) -> dict[str, Any]:

@@ -65,9 +65,14 @@ def _id_of(text: bytes) -> str:
     return found if isinstance(found, str) else ""
 
 
+def listable(identity: str) -> bool:
+    """Whether an id can stand in a quarantine list: in front of a tab, on one line."""
+    return identity != "" and not any(c in identity for c in "\t\n\r")
+
+
 def text_problems(sample: Sample) -> Iterator[tuple[str, str]]:
     """(reason, detail) of all that is odd about a row's own words."""
-    if any(c in sample.id for c in "\t\n\r"):
+    if not listable(sample.id):
         yield "unlisted_id", f"id {sample.id!r}"
     if not sample.licence:
         yield "no_licence", f"source {sample.source}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avllm.data.check_file import PlainReader
-from avllm.data.media import Clip
+from avllm.data.media import Clip, MediaError
 from avllm.data.schema import MediaPart
 
 
@@ -31,9 +31,11 @@ class OddReader(PlainReader):
     timeout: float = 0.2
 
     def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
-        """Decode one media part, hang, or die."""
+        """Decode one media part, hang, die, or be late."""
         if "hangs" in part.path:
             time.sleep(60)
         if "kills" in part.path:
             os.kill(os.getpid(), signal.SIGSEGV)
+        if "late" in part.path:
+            raise MediaError(part.path, "timeout", "the machine is busy")
         return super().load_clip(part, root)

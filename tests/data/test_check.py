@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from data.odd_work import OddReader, square
+from PIL import Image
 from tiny import World, make_world, row, settings, text, write_clip, write_preset, write_rows
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ from avllm.data.check_files import Looking
 from avllm.data.check_reasons import REASONS
 from avllm.data.check_workers import Lost, run_guarded
 from avllm.data.collate import IGNORE, Row
+from avllm.data.items import read_quarantine
 from avllm.data.media import REASONS as MEDIA_REASONS
 from avllm.data.schema import RowError, Sample
 from avllm.data.stats import modality, stats
@@ -85,12 +87,14 @@ def test_a_worker_that_is_lost_takes_nothing_with_it() -> None:
 
 def test_files_that_hang_or_kill_are_named(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_files, "OVERHEAD_SECONDS", 1.0)
-    names = ["hangs.mp4", "kills.mp4", "good.mp4"]
+    names = ["hangs.mp4", "kills.mp4", "late.mp4", "good.mp4"]
     for name in names:
         shutil.copy(clip, tmp_path / name)
     manifest = write_rows(tmp_path / "m.jsonl", [about(tmp_path / n, n) for n in names])
     report = check([manifest], looking=Looking(reader=OddReader(), workers=1), output=tmp_path / "out")
-    assert (tmp_path / "out/quarantine.txt").read_text() == "hangs.mp4\ttimeout\nkills.mp4\tcrashed\n"
+    assert (tmp_path / "out/quarantine.txt").read_text() == (
+        "hangs.mp4\ttimeout\nkills.mp4\tcrashed\nlate.mp4\ttimeout\n"
+    )
     assert report.examples["crashed"][0].detail == "was killed by SIGSEGV"
     journal = (tmp_path / "out/journal.jsonl").read_text().splitlines()
     assert [Path(json.loads(line)["path"]).name for line in journal] == ["good.mp4"]
@@ -137,6 +141,13 @@ def test_what_is_wrong_with_rows_is_found(tmp_path: Path) -> None:
     assert sum(c["rows"] for c in report.sources.values()) == 13
     bad = next(f for f in report.examples["malformed"] if f.id == "")
     assert bad.line == 12
+
+
+def test_the_quarantine_list_holds_what_can_stand_on_a_line(tmp_path: Path) -> None:
+    rows = [words("line\rid", " "), {**words("tab\tid"), "colour": "red"}, words("empty", " ")]
+    report = check([write_rows(tmp_path / "m.jsonl", rows)], output=tmp_path / "out")
+    assert reasons(report)["line\rid"] == {"unlisted_id", "empty_answer"}
+    assert read_quarantine([tmp_path / "out/quarantine.txt"]) == {"empty": "empty_answer"}
 
 
 def test_test_rows_in_training_are_found(clip: Path, tmp_path: Path) -> None:
@@ -225,6 +236,12 @@ def test_headers_alone_and_whole_files(clip: Path, tmp_path: Path) -> None:
     assert {r for r, _ in [*spoilt["problems"], *spoilt["uses"][0]["problems"]]} & {"damaged", "undecodable"}
 
 
+def test_a_picture_with_another_behind_it_is_a_jpeg(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[picture])
+    assert examine(PlainReader(), "sample", Job(str(tmp_path / "a.jpg"), (Use("image"),)))["problems"] == []
+
+
 def test_files_in_shards_are_checked_like_others(clip: Path, tmp_path: Path) -> None:
     data = clip.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
@@ -275,6 +292,13 @@ def test_tokens_are_counted_as_in_training(processor: AVProcessor, clip: Path, t
     report = check([write_rows(tmp_path / "m.jsonl", rows)], tokens=TextTokens(processor.tokenizer, 20))
     assert reasons(report) == {"long": {"too_long"}}
     assert list(report.values["tokens"]) == [3]
+
+
+def test_rows_of_which_none_can_be_counted(processor: AVProcessor, tmp_path: Path) -> None:
+    manifest = write_rows(tmp_path / "m.jsonl", [words("long", "red " * 30)])
+    report = check([manifest], tokens=TextTokens(processor.tokenizer, 20), output=tmp_path / "out")
+    assert reasons(report) == {"long": {"too_long"}}
+    assert json.loads((tmp_path / "out/check.json").read_text())["summary"] == {}
 
 
 def test_the_journal_knows_how_files_were_read(world: World, processor: AVProcessor) -> None:
