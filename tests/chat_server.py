@@ -12,6 +12,10 @@ Reply = Callable[[dict[str, Any], int], tuple[int, Any]]
 """(request, how often this prompt came before) -> (status, JSON or text)."""
 
 
+class _Http(ThreadingHTTPServer):
+    request_queue_size = 256  # connections that come at once
+
+
 class Server:
     """A real server on this machine whose replies a test decides; it keeps what it was asked."""
 
@@ -28,7 +32,7 @@ class Server:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = _Http(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 

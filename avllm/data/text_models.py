@@ -29,7 +29,8 @@ THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
 
 class TextModelError(RecipeError):
-    """A text model that cannot be reached or used; nothing is lost, the job goes on when it is started again."""
+    """A text model that cannot be reached or used. A job goes on when it is started again: all batches are kept but
+    the one that failed."""
 
 
 @dataclass(frozen=True)

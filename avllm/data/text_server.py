@@ -36,7 +36,7 @@ class ServerModel:
         max_new_tokens: longest answer, in tokens; a longer one counts as ``cut_off``.
         batch_size: requests at a time.
         timeout: seconds until a request counts as failed.
-        attempts: how often a request is made before the job stops; nothing is lost by that.
+        attempts: how often a request is made before the job stops; the answers of earlier batches are kept.
         pause: seconds before the second attempt; they double from one to the next. A server's Retry-After is kept.
         key_variable: environment variable that holds the key, if the server wants one. The key is never written down.
         identity: what answers are cached under instead of the address, which may change from day to day.
@@ -64,7 +64,8 @@ class ServerModel:
         self.fields = {key: value for key, value in fields.items() if value is not None}
         key = os.environ.get(key_variable)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False)
+        room = httpx.Limits(max_connections=None)  # the batch is the limit; by default 100, and more wait in vain
+        self.client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False, limits=room)
         self.attempts, self.pause = attempts, pause
 
     @property

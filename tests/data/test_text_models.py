@@ -134,6 +134,17 @@ def test_a_server_is_asked_several_at_a_time_and_answers_in_order(serve: Any, mo
     assert "secret" not in json.dumps(model.identity)
 
 
+def test_a_large_batch_is_asked_at_once(serve: Any) -> None:
+    everybody = threading.Barrier(110)
+
+    def together(request: dict[str, Any], before: int) -> tuple[int, Any]:
+        everybody.wait(timeout=60)
+        return echo(request, before)
+
+    _, model = serve(together, batch_size=110, attempts=1)
+    assert [a.reason for a in model.answer([Prompt(str(i)) for i in range(110)])] == [""] * 110
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_what_passes_is_tried_again(serve: Any, status: int) -> None:
     server, model = serve(lambda request, before: echo(request, before) if before == 2 else (status, "busy"))
