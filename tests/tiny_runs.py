@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401 (imported once here, not in every child)
 import torch
+from accelerate.state import PartialState
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -65,6 +66,7 @@ def _child(
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(timeout - 5, exit=True)  # a test that hangs says where
     os.environ.update(launcher)
+    PartialState._reset_state()  # the parent's, where a test before has made an Accelerator
     if ranks > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port, "LOCAL_WORLD_SIZE": ranks}
         os.environ.update({k: str(v) for k, v in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
