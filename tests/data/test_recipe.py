@@ -382,10 +382,11 @@ def test_files_are_read_out_of_zip_and_gzip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("cut.csv.gz", gzip.compress(b"id,text\n1,a\n")[:-9]),
+        ("cut.csv.gz", gzip.compress(b"id,text\n1,a\n", mtime=0)[:-9]),
         ("latin.csv", "id,text\n1,caf\xe9\n".encode("iso-8859-1")),
         ("quote.csv", b'id,text\n1,"' + b"x" * 200_000),
     ],
+    ids=["cut.csv.gz", "latin.csv", "quote.csv"],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
