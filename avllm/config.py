@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from avllm.registry import suggest
+from avllm.yaml_files import read_mapping
 
 
 class ConfigError(ValueError):
@@ -306,15 +307,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     Raises:
         ConfigError: the file is missing, no YAML, or a key or a value is wrong; the message names the right key.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path} is not a file; expected a preset in YAML")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds {type(data).__name__}; expected a mapping of settings")
+    data = read_mapping(Path(path), "a preset", ConfigError)
     for override in overrides or []:
         _override(data, override)
     try:

@@ -32,7 +32,7 @@ import numpy as np
 import typer
 
 from avllm.data import making, recipe
-from avllm.data.captioned import Captioned, captioned, clause, file_digest, licences, sentence
+from avllm.data.captioned import Captioned, captioned, clause, licences, sentence
 from avllm.data.media import MediaError, load_audio
 from avllm.data.media_write import write_wav
 from avllm.data.recipe import Dataset, Drop, Row
@@ -76,8 +76,7 @@ class ComposeAudio:
     @property
     def settings(self) -> dict[str, Any]:
         """All options, and the manifest's hash."""
-        options = asdict(self) | {"manifest": str(self.manifest)}
-        return {"job": "compose_audio", "version": 1, **options, "manifest_sha256": file_digest(self.manifest)}
+        return making.settings_of(self, self.manifest)
 
     def plan(self) -> Iterator[dict[str, Any] | Drop]:
         """One task for two clips of unlike captions, and a third whose caption is exchanged for one of theirs."""

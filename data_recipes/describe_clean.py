@@ -22,7 +22,7 @@ import functools
 import html
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,9 +69,8 @@ class DescribeClean:
     @property
     def settings(self) -> dict[str, Any]:
         """All options, the table's hash and the text model."""
-        options = asdict(self) | {"table": str(self.table), "answers": None}
         identity = load_text_model(self.model).identity
-        return {"job": "describe_clean", "version": 1, **options, "sha256": file_digest(self.table), "asked": identity}
+        return making.settings_of(self, self.table) | {"answers": None, "asked": identity}
 
     @functools.cached_property
     def told(self) -> Judge:

@@ -25,7 +25,7 @@ import numpy as np
 import typer
 
 from avllm.data import making, recipe
-from avllm.data.captioned import Captioned, captioned, clause, file_digest, licences, sentence
+from avllm.data.captioned import Captioned, captioned, clause, licences, sentence
 from avllm.data.media import MediaError, Sampling, load_video, probe
 from avllm.data.media_write import AAC_RATES, Mp4Writer, faster, fitted
 from avllm.data.recipe import Dataset, Drop, RecipeError, Row
@@ -77,11 +77,7 @@ class PuValor:
     @property
     def settings(self) -> dict[str, Any]:
         """All options, and the manifest's hash."""
-        options = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        files = {"manifest_sha256": file_digest(self.manifest)}
-        if self.embeddings is not None:
-            files["embeddings_sha256"] = file_digest(self.embeddings)
-        return {"job": "pu_valor", "version": 1, **options, **files}
+        return making.settings_of(self, self.manifest, *([self.embeddings] if self.embeddings else []))
 
     def plan(self) -> Iterator[dict[str, Any] | Drop]:
         """One task a video: its clips in order, and for each the random numbers that cut it."""

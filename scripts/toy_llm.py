@@ -20,6 +20,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -304,7 +305,7 @@ def score(llm: LlamaForCausalLM, writer: Writer, clips: list[Clip]) -> dict[str,
             writer.add(rows, writer.ids(question), writer.ids(answer))
             ends.append(sum(label != -100 for label in rows.labels))
         hits = loss_of(llm, pad([rows]))[1]
-        for (kind, _, answer), start, end in zip(asked, [0, *ends], ends, strict=False):
+        for (kind, _, answer), (start, end) in zip(asked, pairwise([0, *ends]), strict=True):
             right[REFUSAL if answer == REFUSAL else kind].append(bool(hits[start:end].all()))
     return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
 from avllm.adapters.base import Prompt, StreamAdapter
@@ -36,7 +38,7 @@ class MLP(StreamAdapter):
         dim = dim or llm_dim
         sizes = [self.in_dim, *[hidden or dim] * (depth - 1), dim]
         layers: list[nn.Module] = [nn.LayerNorm(self.in_dim)] if norm else []
-        for i, (d_in, d_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (d_in, d_out) in enumerate(pairwise(sizes)):
             layers += [nn.GELU()] if i else []
             layers += [nn.Linear(d_in, d_out)]
         self.layers = nn.Sequential(*layers)

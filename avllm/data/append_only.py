@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -29,13 +30,11 @@ class AppendOnly:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab+")
-        try:
+        with ExitStack() as on_error:
+            self._file = on_error.enter_context(self.path.open("ab+"))
             lock(self._file, self.path)
             self.count, self._whole = self._measure()
-        except BaseException:
-            self._file.close()
-            raise
+            on_error.pop_all()
 
     def _measure(self) -> tuple[int, int]:
         """Whole rows, and the bytes that they take; nothing is cut before something is appended."""

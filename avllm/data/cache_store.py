@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from avllm.data.cache_room import CacheError, Use, seconds_of, shards_of
 from avllm.data.media import MediaError
 from avllm.data.schema import MediaPart, RowError, resolve
-from avllm.data.storage import open_bytes, size_of
+from avllm.data.storage import sha256, size_of
 from avllm.tokens import EncoderInput
 
 Clip = dict[str, EncoderInput]
@@ -242,10 +242,7 @@ def part_field(part: MediaPart) -> str:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, or its absence: the decoder will say what is wrong."""
-    if size_of(path) is None:
-        return f"absent: {path}"
-    with open_bytes(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return f"absent: {path}" if size_of(path) is None else sha256(path)
 
 
 def _pack(item: EncoderInput, dtype: str | None) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from avllm.data.append_only import AppendOnly
 from avllm.data.check_file import Decode, Job, PlainReader, Reader, Use, examine
 from avllm.data.check_workers import Lost, run_guarded
 from avllm.data.schema import Sample, resolve
-from avllm.data.storage import open_bytes, place_of, size_of, url_of
+from avllm.data.storage import place_of, sha256, size_of, url_of
 
 Uses = Mapping[str, tuple[Use, ...]]
 OVERHEAD_SECONDS = 10.0  # that a file may take beside decoding: reading it over a network, a busy machine
@@ -179,7 +179,6 @@ def same_bytes(paths: Iterable[str], workers: int) -> dict[str, str]:
 def content_hash(path: str) -> str | None:
     """SHA-256 of a file's bytes; None when it cannot be read."""
     try:
-        with open_bytes(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError:
         return None

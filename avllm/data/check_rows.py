@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from avllm.data.manifest import ManifestError, parse_row
+from avllm.data.manifest import ManifestError, parse_row, raw_lines
 from avllm.data.schema import Sample, TextPart
-from avllm.data.storage import local_copy
 
 LONG_TEXT = 20_000  # characters
 CAPTION_WORDS = 6  # shorter answers are shared by chance ("a dog barks")
@@ -37,13 +36,8 @@ def lines(manifests: Sequence[Path]) -> Iterator[Line]:
         ManifestError: a manifest is no file.
     """
     for manifest in manifests:
-        copy = local_copy(manifest)
-        if not copy.is_file():
-            raise ManifestError(f"{manifest} is not a file; expected a manifest (JSONL, one sample a line)")
-        with copy.open("rb") as file:
-            for number, text in enumerate(file, start=1):
-                if text.strip():
-                    yield _line(manifest, number, text)
+        for number, text in raw_lines(manifest):
+            yield _line(manifest, number, text)
 
 
 def _line(manifest: Path, number: int, text: bytes) -> Line:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from avllm.data.schema import RowError
@@ -109,7 +110,7 @@ def _check_order(roles: list[str]) -> None:
     roles = roles[1:] if roles[0] == "system" else roles
     if not roles or roles[0] != "user":
         raise RowError("starts_without_question", f"the first turn is by {roles[0] if roles else 'nobody'}")
-    for number, (one, other) in enumerate(zip(roles, roles[1:], strict=False), start=2):
+    for number, (one, other) in enumerate(pairwise(roles), start=2):
         if {one, other} != {"user", "assistant"}:
             raise RowError("turns_do_not_alternate", f"turn {number} is by {other} behind one by {one}")
     if roles[-1] != "assistant":

@@ -1,11 +1,11 @@
 """The engine of recipes that make data: independent tasks, shard by shard, on this machine or with Ray.
 
-A job plans its tasks once (``work/tasks.jsonl``) and makes each shard of them in a folder of its own, which takes its
+A job plans its tasks once (``job/tasks.jsonl``) and makes each shard of them in a folder of its own, which takes its
 name when it is whole::
 
-    OUTPUT/work/run.json                what the work belongs to
-    OUTPUT/work/tasks.jsonl             the plan, one task a line
-    OUTPUT/work/answers/*.jsonl         what a text model answered
+    OUTPUT/job/run.json                 what the work belongs to
+    OUTPUT/job/tasks.jsonl              the plan, one task a line
+    OUTPUT/job/answers/*.jsonl          what a text model answered
     OUTPUT/shards/shard-00000/          items.jsonl (rows and drops, in order) and the media that the shard made
 
 Started again after a kill, it goes on with the shards that are not there. A shard follows from its tasks alone, so that
@@ -33,16 +33,17 @@ from typing import Annotated, Any, Protocol
 import typer
 
 from avllm.data.append_only import AppendOnly, LockedError, write_whole
+from avllm.data.captioned import file_digest
 from avllm.data.on_ray import Engine as Engine  # for the recipes' signatures
 from avllm.data.on_ray import Gpus as Gpus
 from avllm.data.on_ray import run_on_ray
-from avllm.data.recipe import Drop, Row
+from avllm.data.recipe import MEDIA, Drop, Row
 from avllm.data.recipe_files import RecipeError
 from avllm.log import logger
 
 LOG = logger(__name__)
 SAY_EVERY = 10.0  # seconds
-MEDIA = ("video", "audio", "image")
+JOB = "job"  # the folder of what the work itself needs to go on
 Workers = Annotated[int, typer.Option(min=1, help="Processes that make shards; they change the time, not the data.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Tasks in a shard: what a kill can lose.")]
 
@@ -85,7 +86,12 @@ class Shard:
     @property
     def answers(self) -> Path:
         """The folder of text models' answers."""
-        return self.output / "work" / "answers"
+        return self.output / JOB / "answers"
+
+
+def settings_of(job: Any, *read: Path) -> dict[str, Any]:
+    """What decides the bytes that a job makes: its options, and the hashes of the files that it reads."""
+    return {"job": type(job).__name__, **asdict(job), "sha256": [file_digest(path) for path in read]}
 
 
 class Job(Protocol):
@@ -139,7 +145,7 @@ def make(
     if engine not in ("local", "ray"):
         raise MakingError(f"engine {engine!r}; expected local or ray")
     (output / "shards").mkdir(parents=True, exist_ok=True)
-    with _locked(output / "work" / "lock.jsonl"):
+    with _locked(output / JOB / "lock.jsonl"):
         _claim(output, {**job.settings, "shard_size": shard_size})
         _plan(job, output)
         work = Work(job, list(_cut(output, shard_size)))
@@ -172,14 +178,14 @@ def _locked(path: Path) -> AppendOnly:
 
 
 def _claim(output: Path, settings: dict[str, Any]) -> None:
-    path = output / "work" / "run.json"
-    settings = json.loads(json.dumps(settings))
+    path = output / JOB / "run.json"
+    settings = json.loads(json.dumps(settings, default=str))
     if path.is_file():
         known = json.loads(path.read_text(encoding="utf-8"))
         other = sorted(k for k in {*known, *settings} if known.get(k) != settings.get(k))
         if other:
             raise MakingError(
-                f"{output} holds work of other settings: {', '.join(other)} differ (work/run.json has them). "
+                f"{output} holds work of other settings: {', '.join(other)} differ ({JOB}/{path.name} has them). "
                 "Choose another folder, or delete this one to begin again"
             )
         return
@@ -188,7 +194,7 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
 
 def _plan(job: Job, output: Path) -> None:
     """Write the plan, once: what it is made of may be costly, and must not change between two starts."""
-    path = output / "work" / "tasks.jsonl"
+    path = output / JOB / "tasks.jsonl"
     if path.is_file():
         return
     partials = {name: path.with_name(f"{name}.partial") for name in ("tasks.jsonl", "drops.jsonl")}
@@ -204,13 +210,13 @@ def _plan(job: Job, output: Path) -> None:
 
 
 def _planned_drops(output: Path) -> Iterator[Drop]:
-    with (output / "work" / "drops.jsonl").open(encoding="utf-8") as file:
+    with (output / JOB / "drops.jsonl").open(encoding="utf-8") as file:
         for line in file:
             yield Drop(**json.loads(line))
 
 
 def _cut(output: Path, size: int) -> Iterator[Shard]:
-    with (output / "work" / "tasks.jsonl").open("rb") as file:
+    with (output / JOB / "tasks.jsonl").open("rb") as file:
         number, start = 0, 0
         while lines := list(islice(file, size)):
             yield Shard(number, start, len(lines), output.resolve())
@@ -219,7 +225,7 @@ def _cut(output: Path, size: int) -> Iterator[Shard]:
 
 def read_tasks(shard: Shard) -> list[dict[str, Any]]:
     """The tasks of a shard."""
-    with (shard.output / "work" / "tasks.jsonl").open("rb") as file:
+    with (shard.output / JOB / "tasks.jsonl").open("rb") as file:
         file.seek(shard.start)
         return [json.loads(line) for line in islice(file, shard.count)]
 

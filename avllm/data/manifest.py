@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from avllm.data.schema import Sample
-from avllm.data.storage import local_copy
+from avllm.data.storage import local_copy, sha256
 
 
 class ManifestError(ValueError):
@@ -62,13 +61,19 @@ def read_manifest(path: str | Path) -> list[Sample]:
 
 def iterate(path: str | Path) -> Iterator[tuple[int, Sample]]:
     """(line number from 1, Sample) of each row; blank lines are passed over. A URL's file is copied first."""
+    for number, line in raw_lines(path):
+        yield number, parse_row(line, f"{path} line {number}")
+
+
+def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, bytes) of each line that is not blank, malformed ones included."""
     file_here = local_copy(path)
     if not file_here.is_file():
         raise ManifestError(f"{path} is not a file; expected a manifest (JSONL, one sample a line)")
     with file_here.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield number, parse_row(line, f"{path} line {number}")
+                yield number, line
 
 
 def write_manifest(path: str | Path, rows: Iterable[Sample | dict[str, Any]]) -> int:
@@ -92,5 +97,4 @@ def write_manifest(path: str | Path, rows: Iterable[Sample | dict[str, Any]]) ->
 
 def digest(path: str | Path) -> str:
     """SHA-256 of a manifest's bytes: a run records which data it saw."""
-    with local_copy(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(local_copy(path))

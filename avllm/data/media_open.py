@@ -223,8 +223,10 @@ def _is_estimated(media: OpenMedia) -> bool:
         return kind in ELEMENTARY
     with open_bytes(media.path) as file:
         head = file.read(10)
-        tag = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False)) + 10
-        file.seek(tag if head.startswith(b"ID3") else 0)
+        if len(head) == 10 and head.startswith(b"ID3"):  # its size, seven bits a byte, does not count its own header
+            file.seek(10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True)))
+        else:
+            file.seek(0)
         first = file.read(4096)  # the first frame says how many follow, in files of most encoders
     return not any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))
 

@@ -64,6 +64,16 @@ def size_of(path: str | Path) -> int | None:
     return max(0, min(place.size, there - place.offset))
 
 
+def sha256(path: str | Path) -> str:
+    """SHA-256 of the bytes of a file, member or URL, in hex.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    with open_bytes(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def open_bytes(path: str | Path) -> io.BufferedReader | io.BytesIO:
     """Open a file, member or URL for reading; it has the name of the file, as far as decoders go by names.
 

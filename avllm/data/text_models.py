@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import yaml
-
 from avllm.data.recipe_files import RecipeError
+from avllm.data.storage import sha256
+from avllm.yaml_files import read_mapping
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -219,8 +219,7 @@ def folder_digest(name: str) -> str | None:
         return None
     total = hashlib.sha256()
     for path in sorted(p for p in Path(name).iterdir() if p.is_file() and not p.name.startswith(".")):
-        with path.open("rb") as file:
-            total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{path.name}:{sha256(path)}\n".encode())
     return total.hexdigest()
 
 
@@ -244,15 +243,7 @@ def load_text_model(name: str) -> TextModel:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise TextModelError(f"{path} is not there; expected a text model's settings (YAML)")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise TextModelError(f"{path} is no YAML: {error}") from error
-    if not isinstance(found, dict):
-        raise TextModelError(f"{path} holds a {type(found).__name__}; expected a mapping of options")
-    return found
+    return read_mapping(path, "a text model's settings", TextModelError)
 
 
 def _made(settings: Mapping[str, Any], name: str) -> TextModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 from collections import Counter
@@ -12,6 +11,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from avllm.data.storage import sha256
 from avllm.models.checkpoint import LORA, TRAINED, fingerprint, part_of, read_manifest_of
 from avllm.models.configuration_avllm import AVConfig
 from avllm.registry import UnknownPartError, choices, kinds, load, options, suggest
@@ -68,14 +68,8 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
         "connector": [spec["type"] for spec in config.connector],
         "layout": config.layout["type"],
         "parameters": dict(counts),
-        "sha256": {p.name: fingerprint_of(p) for p in sorted(folder.glob("*.safetensors"))},
+        "sha256": {p.name: sha256(p) for p in sorted(folder.glob("*.safetensors"))},
     }
-
-
-def fingerprint_of(path: Path) -> str:
-    """SHA-256 of one file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _found(record: dict[str, Any]) -> bool | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from avllm.data.append_only import AppendOnly, LockedError, write_whole
+from avllm.data.storage import sha256
 
 CHECKPOINT_FILES = (
     "config.json",
@@ -39,15 +41,13 @@ class Journal:
     def __init__(self, path: str | Path, run: dict[str, Any]) -> None:
         self.path = Path(path)
         self.sidecar = self.path.with_name(self.path.name + ".run.json")
-        try:
-            self._rows = AppendOnly(self.path)
-        except LockedError as error:
-            raise JournalError(str(error)) from error
-        try:
+        with ExitStack() as on_error:
+            try:
+                self._rows = on_error.enter_context(AppendOnly(self.path))
+            except LockedError as error:
+                raise JournalError(str(error)) from error
             self._check(run)
-        except BaseException:
-            self._rows.close()
-            raise
+            on_error.pop_all()
 
     @property
     def done(self) -> int:
@@ -90,6 +90,5 @@ def checkpoint_digest(folder: str | Path) -> str:
     paths = {folder / name for name in CHECKPOINT_FILES} | {p for g in CHECKPOINT_PATTERNS for p in folder.glob(g)}
     total = hashlib.sha256()
     for path in sorted(p for p in paths if p.is_file()):
-        with path.open("rb") as file:
-            total.update(f"{path.relative_to(folder)}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{path.relative_to(folder)}:{sha256(path)}\n".encode())
     return total.hexdigest()

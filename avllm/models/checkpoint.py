@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from avllm.config import LLMConfig
+from avllm.data.storage import sha256
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.llm import load_llm
 
@@ -129,8 +130,7 @@ def fingerprint(name: str | None) -> str | None:
         stat = path.stat()
         key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
         if key not in _known:
-            with path.open("rb") as file:
-                _known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            _known[key] = sha256(path)
         total.update(f"{path.name}:{_known[key]}\n".encode())
     return total.hexdigest()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -296,7 +297,7 @@ class AVProcessor:
         """Tokenise between the borders of media and answers, so that a prompt is exactly the beginning of its row."""
         marks = [i for i, c in enumerate(text) if c == MARK]
         cuts = sorted({0, len(text), *marks, *(m + 1 for m in marks), *(c for r in trained for c in r)})
-        spans = [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+        spans = [(a, b) for a, b in pairwise(cuts) if b > a]
         plain = [text[a:b] for a, b in spans if text[a] != MARK]
         encoded = iter(self._encode(plain))
         pending, media = iter(runs), self.config.media_token_ids  # looked up once: a config's attributes are slow

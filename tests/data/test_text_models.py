@@ -225,7 +225,7 @@ def test_short_names_make_models_and_mistakes_are_told(tmp_path: Path) -> None:
     for name, words in {
         "gpt": "expected hf:NAME",
         "http://127.0.0.1:9/v1": "no model named",
-        "rules:nothing.yaml": "is not there",
+        "rules:nothing.yaml": "is not a file",
         str(wrong): "unexpected keyword argument 'temperature'",
         f"rules:{tmp_path / 'no.yaml'}": "no.yaml is no YAML",
         f"rules:{tmp_path / 'pattern.yaml'}": "unterminated subpattern",

@@ -336,7 +336,7 @@ def test_ray_gives_the_same_rows_and_bytes(
 
 def test_work_that_cannot_begin_says_why(sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
-        AppendOnly(tmp_path / "out" / "work" / "lock.jsonl"),
+        AppendOnly(tmp_path / "out" / making.JOB / "lock.jsonl"),
         pytest.raises(recipe.RecipeError, match=r"another process is at the work in .*out"),
     ):
         made("compose_audio", sounds, tmp_path / "out", **SOUND)
