@@ -36,7 +36,11 @@ TAIL_FRAMES = 2.5  # frames that may be missing at the end before a file counts 
 
 @dataclass
 class Canvas:
-    """The output ``(T, H, W, 3)`` uint8, allocated when the first frame shows the true size and rotation."""
+    """The output ``(T, H, W, 3)`` uint8, allocated when the first frame shows the true size and rotation.
+
+    In memory it lies channel by channel, as the decoder gives it and as encoders take it: to pack pixels takes as long
+    as a third of the scaling, and somebody would have to unpack them again.
+    """
 
     path: str
     steps: int
@@ -44,27 +48,26 @@ class Canvas:
     pixels: np.ndarray | None = None
     width: int = 0  # of the picture before rotation
     height: int = 0
-    shrink: VideoReformatter = field(default_factory=VideoReformatter)  # kept: setting up takes as long as a frame
-    pack: VideoReformatter = field(default_factory=VideoReformatter)
+    reformatter: VideoReformatter = field(default_factory=VideoReformatter)  # kept: setting up takes as long as a frame
 
     def put(self, frame: VideoFrame, steps: list[int]) -> None:
         """Resize, rotate and store one frame at each of ``steps``."""
         if self.pixels is None:
             self.width, self.height = self.sampling.size(frame.width, frame.height)
         # One thread: starting several for every frame takes longer than the work, above all beside other loaders.
-        small = frame
-        if (self.width, self.height) != (frame.width, frame.height):
-            # Twice as fast as libswscale's way to packed RGB, which has half the chroma and comes out darker.
-            small = self.shrink.reformat(frame, self.width, self.height, "gbrp", interpolation="BILINEAR", threads=1)
-        rgb = self.pack.reformat(small, format="rgb24", interpolation="BILINEAR", threads=1)
-        picture = rgb.to_ndarray()  # (H, W, 3)
-        picture = orient(picture, display_matrix(frame))
+        # To planes: libswscale scales to packed RGB half as fast, with half the chroma, and darker.
+        form = "rgb24" if (self.width, self.height) == (frame.width, frame.height) else "gbrp"
+        small = self.reformatter.reformat(frame, self.width, self.height, form, interpolation="BILINEAR", threads=1)
+        matrix = display_matrix(frame)
+        colours = [orient(colour, matrix) for colour in colours_of(small)]
         if self.pixels is None:
-            self.pixels = np.empty((self.steps, *picture.shape), np.uint8)  # (T, H, W, 3)
-        if picture.shape != self.pixels.shape[1:]:
-            seen = f"{picture.shape[1]}x{picture.shape[0]} after {self.pixels.shape[2]}x{self.pixels.shape[1]}"
+            self.pixels = np.empty((self.steps, 3, *colours[0].shape), np.uint8).transpose(0, 2, 3, 1)  # (T, H, W, 3)
+        height, width = self.pixels.shape[1:3]
+        if colours[0].shape != (height, width):
+            seen = f"{colours[0].shape[1]}x{colours[0].shape[0]} after {width}x{height}"
             raise MediaError(self.path, "undecodable", f"the picture turns within the clip: {seen}")
-        self.pixels[steps] = picture
+        for channel, colour in enumerate(colours):
+            self.pixels[steps, :, :, channel] = colour
 
 
 @dataclass
@@ -108,6 +111,16 @@ class Window:
         return all(time is not None for time in self.times)
 
 
+def colours_of(frame: VideoFrame) -> list[np.ndarray]:
+    """Red, green and blue ``(H, W)`` of a frame in ``gbrp`` or ``rgb24``: views of its memory."""
+    size = frame.height, frame.width
+    lines = [np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size) for plane in frame.planes]
+    if frame.format.name == "gbrp":
+        return [lines[number][: size[0], : size[1]] for number in (2, 0, 1)]
+    pixels = lines[0][: size[0], : 3 * size[1]].reshape(*size, 3)
+    return [pixels[:, :, number] for number in range(3)]
+
+
 def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     """The container's 3x3 display matrix (ISO 14496-12), or None."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
@@ -115,12 +128,12 @@ def display_matrix(frame: VideoFrame) -> np.ndarray | None:
 
 
 def orient(picture: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Turn and mirror a picture ``(H, W, 3)`` as its display matrix says (the eight right-angled ones)."""
+    """Turn and mirror a picture ``(H, W)`` or ``(H, W, 3)`` as its display matrix says (the right-angled ones)."""
     if matrix is None:
         return picture
     turned = abs(int(matrix[0, 0])) < abs(int(matrix[0, 1]))
     if turned:
-        picture = picture.swapaxes(0, 1)  # (W, H, 3)
+        picture = picture.swapaxes(0, 1)
     x, y = (matrix[1, 0], matrix[0, 1]) if turned else (matrix[0, 0], matrix[1, 1])
     if x < 0:
         picture = picture[:, ::-1]

@@ -16,6 +16,7 @@ import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Discard
 from av.video.stream import VideoStream
 
 from avllm.data.storage import open_bytes, place_of, size_of
@@ -179,6 +180,8 @@ def rewind(media: OpenMedia, stream: VideoStream | AudioStream) -> None:
 
 def read_packets(media: OpenMedia, stream: VideoStream | AudioStream | None = None) -> Iterator[Packet]:
     """Packets with data from where the file stands, of one stream or of all; watches the deadline."""
+    for other in media.container.streams:  # what nobody asks for is passed over and not read, where the container can
+        other.discard = Discard.default if stream is None or other is stream else Discard.all
     while True:
         try:
             for packet in media.container.demux() if stream is None else media.container.demux(stream):

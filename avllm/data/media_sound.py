@@ -36,38 +36,37 @@ UNSEEKABLE = {"mp3", "aac", "ac3", "eac3", "amr", "mpeg", "mpegvideo"}
 class Placed:
     """Decoded sound with the index of its first sample on the file's clock (sample 0 = second 0).
 
-    Frames wait as they came, channel by channel, and are mixed many at a time: one by one that takes as long as
-    decoding them.
+    Frames wait as they came and are mixed many at a time: one by one that takes as long as decoding them.
     """
 
     first: int  # samples before this one are dropped
     last: int  # samples from this one on are dropped
     rate: int
     pieces: list[tuple[int, np.ndarray]] = field(default_factory=list)  # mono
-    waiting: list[list[np.ndarray]] = field(default_factory=list)  # frames that follow each other: channels of each
+    waiting: list[AudioFrame] = field(default_factory=list)  # frames of one kind that follow each other
     waiting_from: int = 0
     expected: int | None = None  # index at which the next frame belongs if nothing is missing
 
-    def add(self, at: int | None, channels: list[np.ndarray]) -> None:
-        """Place a frame's ``channels``, (samples,) each, at ``at``; within the jitter it continues the one before."""
+    def add(self, at: int | None, frame: AudioFrame) -> None:
+        """Place a frame at ``at``; within the jitter it continues the one before."""
         if self.expected is not None and (at is None or abs(at - self.expected) <= JITTER * self.rate):
             at = self.expected
         at = 0 if at is None else at
-        length = len(channels[0])
-        low, high = max(0, self.first - at), min(length, self.last - at)
-        follows = at == self.expected and bool(self.waiting) and _alike(channels, self.waiting[-1])
-        self.expected = at + length
-        if low >= high:
+        follows, self.expected = at == self.expected, at + frame.samples
+        if self.expected <= self.first or at >= self.last:
             return
-        if not follows or len(self.waiting) == MIXED_AT_ONCE:
+        alike = follows and bool(self.waiting) and kind_of(frame) == kind_of(self.waiting[-1])
+        if not alike or len(self.waiting) == MIXED_AT_ONCE:
             self.mix()
-            self.waiting_from = at + low
-        self.waiting.append(channels if high - low == length else [x[low:high] for x in channels])
+            self.waiting_from = at
+        self.waiting.append(frame)
 
     def mix(self) -> None:
         """Make one mono piece of the frames that wait."""
         if self.waiting:
-            self.pieces.append((self.waiting_from, mono(self.waiting)))
+            at, x = self.waiting_from, mono(self.waiting)
+            low, high = max(0, self.first - at), min(len(x), self.last - at)
+            self.pieces.append((at + low, x[low:high]))
             self.waiting = []
 
     def joined(self) -> tuple[int, np.ndarray]:
@@ -115,7 +114,7 @@ def _decode_interval(media: OpenMedia, first: float, last: float) -> Placed | No
     placed: Placed | None = None
     for frame in _frames(media, first, last):
         if placed is None:
-            rate = frame.sample_rate
+            rate, base = frame.sample_rate, frame.time_base  # asked once: a frame makes it anew
             _check_rate(media, rate)
             placed = Placed(math.floor((first - MARGIN) * rate), math.ceil((last + MARGIN) * rate), rate)
             if (placed.last - placed.first) * 4 > MAX_BYTES:
@@ -125,8 +124,7 @@ def _decode_interval(media: OpenMedia, first: float, last: float) -> Placed | No
         if frame.sample_rate != placed.rate:
             seen = f"{frame.sample_rate} Hz after {placed.rate} Hz"
             raise MediaError(media.path, "undecodable", f"the sampling rate changes within the track: {seen}")
-        time = None if frame.pts is None else media.second(frame.pts, frame.time_base)
-        placed.add(None if time is None else round(time * placed.rate), channels_of(frame))
+        placed.add(None if frame.pts is None else round(media.second(frame.pts, base) * placed.rate), frame)
     if placed is not None:
         placed.mix()
         _check_tail(media, placed, last)
@@ -140,27 +138,23 @@ def _check_rate(media: OpenMedia, rate: int) -> None:
         raise MediaError(media.path, "absurd_header", seen)
 
 
-def channels_of(frame: AudioFrame) -> list[np.ndarray]:
-    """The samples of each channel of a decoded frame, ``(samples,)`` in the frame's own type: views of its memory.
+def kind_of(frame: AudioFrame) -> tuple[str, int]:
+    """Sample format and number of channels."""
+    return frame.format.name, frame.layout.nb_channels
+
+
+def mono(frames: list[AudioFrame]) -> np.ndarray:
+    """The mean of all channels of frames of one kind, one behind the other: float32 ``(samples,)``, full scale = 1.
 
     (PyAV 18.1's ``to_ndarray`` crashes from eight planes on, which it counts past their end.)
     """
-    dtype, count = PLANE_TYPES[frame.format.packed.name], frame.layout.nb_channels
-    if frame.format.is_planar:
-        return [np.frombuffer(memoryview(plane), dtype, frame.samples) for plane in frame.planes[:count]]
-    x = np.frombuffer(memoryview(frame.planes[0]), dtype, frame.samples * count)
-    return list(x.reshape(-1, count).T)
-
-
-def _alike(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
-    """Whether two frames have as many channels of the same type."""
-    return len(one) == len(other) and one[0].dtype == other[0].dtype
-
-
-def mono(frames: list[list[np.ndarray]]) -> np.ndarray:
-    """The mean of all channels of frames that follow each other: float32 ``(samples,)``, full scale = 1."""
-    channels = [full_scale(np.concatenate(pieces)) for pieces in zip(*frames, strict=True)]
-    return sum(channels[1:], start=channels[0]) / np.float32(len(channels))
+    form, count = frames[0].format, frames[0].layout.nb_channels
+    dtype, width = PLANE_TYPES[form.packed.name], 1 if form.is_planar else count
+    sizes = [frame.samples * width * np.dtype(dtype).itemsize for frame in frames]
+    planes = zip(*(frame.planes[: count // width] for frame in frames), strict=True)
+    joined = (b"".join([memoryview(p)[:n] for p, n in zip(plane, sizes, strict=True)]) for plane in planes)
+    channels = [c for x in joined for c in full_scale(np.frombuffer(x, dtype)).reshape(-1, width).T]
+    return sum(channels[1:], start=channels[0]) / np.float32(count)
 
 
 def full_scale(x: np.ndarray) -> np.ndarray:
