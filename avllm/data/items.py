@@ -176,3 +176,9 @@ def read_quarantine(paths: Sequence[str | Path]) -> dict[str, str]:
             if line.strip():
                 found.setdefault(id, reason.strip())
     return found
+
+
+def without_test_reasons(quarantine: Mapping[str, str]) -> dict[str, str]:
+    """The rows that are left out for more than what they share with test rows (``test_id``, ``test_media``)."""
+    kept = {id: [r for r in reasons.split(",") if not r.startswith("test_")] for id, reasons in quarantine.items()}
+    return {id: ",".join(reasons) for id, reasons in kept.items() if reasons}

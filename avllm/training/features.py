@@ -78,13 +78,15 @@ def encode_stage(config: RunConfig, accelerator: Accelerator, ray_workers: int =
         _check_ray()
     parts = build_parts(config)
     apply_rules(Task(parts.model, config.objectives), config.trainable)  # tells which encoders train
-    sources = [s for s in (config.data.train, config.data.validation) if s]
+    datasets = [build_dataset(config, "train", parts)]
+    if config.data.validation:
+        datasets.append(build_dataset(config, "validation", parts))
     engine: CacheEngine | None = None
     if ray_workers:
         from avllm.training.features_ray import encode_on_ray
 
         engine = partial(encode_on_ray, config, parts, ray_workers, gpus)
-    cache = use_cache(config, parts, [build_dataset(config, s, parts) for s in sources], accelerator, engine)
+    cache = use_cache(config, parts, datasets, accelerator, engine)
     assert cache is not None
     return cache
 

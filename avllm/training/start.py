@@ -7,16 +7,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from avllm import distributed
-from avllm.config import RunConfig, SourceConfig
+from avllm.config import RunConfig
 from avllm.data.augment import Augment
 from avllm.data.collate import Row
 from avllm.data.dataset import SampleDataset
-from avllm.data.items import read_quarantine
+from avllm.data.items import read_quarantine, without_test_reasons
 from avllm.data.loader import Collate
 from avllm.data.manifest import digest
 from avllm.data.packing import fill_sequences
@@ -95,15 +95,20 @@ def build_parts(config: RunConfig) -> Parts:
     return Parts(model, processor, chain)
 
 
-def build_dataset(config: RunConfig, sources: Sequence[SourceConfig], parts: Parts) -> SampleDataset:
-    """The items of a list of manifests, as this stage's processor reads them."""
+def build_dataset(config: RunConfig, which: Literal["train", "validation"], parts: Parts) -> SampleDataset:
+    """The items of ``data.train`` or ``data.validation``, as this stage's processor reads them.
+
+    Rows in quarantine are left out of both; those that are there for what they share with test rows, of training alone:
+    the same id may be the test row itself.
+    """
     data = config.data
+    quarantine = read_quarantine(data.quarantine)
     dataset = SampleDataset(
-        [s.manifest for s in sources],
+        [s.manifest for s in getattr(data, which)],
         parts.processor,
         pack=data.shares_media,
         max_packed=data.max_packed,
-        quarantine=read_quarantine(data.quarantine),
+        quarantine=quarantine if which == "train" else without_test_reasons(quarantine),
     )
     dataset.keep_decoded = data.keep_decoded
     if data.augment is not None:  # validation asks for items without a place in the run: it is never augmented

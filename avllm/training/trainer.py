@@ -133,7 +133,7 @@ class Trainer:
 
     def _build_data(self) -> None:
         data, train = self.config.data, self.config.train
-        self.dataset = build_dataset(self.config, data.train, self.parts)
+        self.dataset = build_dataset(self.config, "train", self.parts)
         self.cut = Cut(train.batch_size, train.accumulate, distributed.world_size(), distributed.rank())
         self.order = order_of(self.config, self.dataset.items, distributed.world_size())
         self.steps = steps_of(self.config, self.order, distributed.world_size())
@@ -143,7 +143,7 @@ class Trainer:
         self.collate: Collate = padding(
             self.parts, blanks=blanks, filled=data.filled_length, max_tokens=train.max_tokens
         )
-        self.validation = build_dataset(self.config, data.validation, self.parts) if data.validation else None
+        self.validation = build_dataset(self.config, "validation", self.parts) if data.validation else None
         datasets = [d for d in (self.dataset, self.validation) if d]
         name_unknown(self.config, datasets)
         self.quarantined = in_quarantine([d.items for d in datasets], data.max_skip_rate)

@@ -146,7 +146,7 @@ def dataset_of(tmp_path: Path) -> SampleDataset:
     config = settings(world, tmp_path / "run", data__train=str(world.questions))
     config["data"] |= {"augment": EVERYTHING.model_dump(), "keep_decoded": 100.0}
     run = RunConfig.model_validate(config)
-    return build_dataset(run, run.data.train, build_parts(run))
+    return build_dataset(run, "train", build_parts(run))
 
 
 def test_only_items_with_a_place_are_changed_and_files_are_decoded_once(

@@ -108,7 +108,7 @@ def test_packed_and_unpacked_have_the_same_loss_and_gradients(
     for packed in (False, pack):
         config.data.pack = packed
         check_rows(config, task)
-        dataset = build_dataset(config, config.data.train, parts)
+        dataset = build_dataset(config, "train", parts)
         collate = padding(parts, blanks=False, filled=config.data.filled_length)
         batch = collate([dataset[i] for i in range(len(dataset))])[0].batch
         assert len(batch.input_ids) == (sequences if packed else 6)

@@ -13,6 +13,7 @@ from tiny import World, make_world, row, settings, text, write_rows
 from tiny_runs import difference, kill_after, losses, rows, run, train, weights
 
 from avllm.config import RunConfig
+from avllm.training.start import Parts, build_dataset
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3}
 RULES = [["^connector", 1e-3], ["lora_", 1e-3], [".*", None]]
@@ -171,6 +172,17 @@ def test_rows_in_quarantine_are_left_out_and_written_down(
     assert "no manifest of this run has nobody" in caplog.text
     with pytest.raises(Exception, match=rf"2 of {len(ids)} rows are in quarantine .* more than max_skip_rate = 1.0%"):
         train(stage(world, tmp_path, "strict", **changes))
+
+
+def test_a_leaked_row_leaves_training_and_its_test_row_stays(world: World, tmp_path: Path) -> None:
+    ids = [json.loads(line)["id"] for line in world.questions.read_text().splitlines()]
+    (tmp_path / "q.txt").write_text(f"{ids[0]}\ttest_id,test_media\n{ids[1]}\tmissing,test_id\n")
+    changes = {"data__quarantine": str(tmp_path / "q.txt"), "data__validation": str(world.questions)}
+    config = RunConfig.model_validate(stage(world, tmp_path, "run", "align", **changes))
+    parts = Parts(None, None, [])  # type: ignore[arg-type]
+    datasets = [build_dataset(config, which, parts) for which in ("train", "validation")]
+    left_out = [{bad.id: bad.reason for bad in dataset.items.quarantined} for dataset in datasets]
+    assert left_out == [{ids[0]: "test_id,test_media", ids[1]: "missing,test_id"}, {ids[1]: "missing"}]
 
 
 def test_a_budget_of_tokens_changes_no_number(world: World, tmp_path: Path) -> None:
