@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from avllm.data.storage import url_of
+from avllm.data.storage import plain, url_of
 
 
 class _Strict(BaseModel):
@@ -142,8 +142,8 @@ def resolve(part: MediaPart, root: Path | None) -> Path:
 
     It may be a shard's member or a URL, which ``storage.py`` reads.
     """
-    path = Path(part.path).expanduser()
-    return path if path.is_absolute() or root is None or url_of(path) else root / path
+    path = plain(part.path).expanduser()
+    return path if path.is_absolute() or root is None or url_of(path) else plain(root / path)
 
 
 class RowError(ValueError):

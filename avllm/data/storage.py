@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 MEMBER = re.compile(r"(?P<shard>.+\.tar)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>[^/]+)")
 URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)")  # one slash: what pathlib leaves of two
+FILE_URL = re.compile(r"(?:file|local):/{1,3}(?P<rest>[^/].*)")  # an absolute path: there is no other machine in it
 
 
 class Place(NamedTuple):
@@ -28,7 +29,7 @@ class Place(NamedTuple):
 
 def place_of(path: str | Path) -> Place | None:
     """Where a shard's member or a URL is; None for a plain file of this machine."""
-    text = url_of(path) or str(path)
+    text = url_of(path) or str(plain(path))
     member = MEMBER.fullmatch(text)
     if member:
         return Place(member["shard"], int(member["offset"]), int(member["size"]))
@@ -36,14 +37,23 @@ def place_of(path: str | Path) -> Place | None:
 
 
 def url_of(path: str | Path) -> str | None:
-    """The URL that a text or a path stands for, or None. ``Path("s3://a/b")`` has lost a slash; it is put back."""
-    found = URL.fullmatch(str(path))
+    """The URL that a text or a path stands for, or None. ``Path("s3://a/b")`` has lost a slash; it is put back.
+
+    ``file:///a/b`` is none: it is a file of this machine, see :func:`plain`.
+    """
+    found = None if FILE_URL.fullmatch(str(path)) else URL.fullmatch(str(path))
     return f"{found['protocol']}://{found['rest']}" if found else None
+
+
+def plain(path: str | Path) -> Path:
+    """``file:///a/b`` as ``/a/b``; any other path as it is."""
+    found = FILE_URL.fullmatch(str(path))
+    return Path(f"/{found['rest']}" if found else path)
 
 
 def parent_of(path: str | Path) -> Path:
     """The folder of a file or URL."""
-    return Path(path).parent
+    return plain(path).parent
 
 
 def size_of(path: str | Path) -> int | None:
@@ -54,6 +64,7 @@ def size_of(path: str | Path) -> int | None:
     """
     place = place_of(path)
     if place is None:
+        path = plain(path)
         return os.path.getsize(path) if os.path.isfile(path) else None
     if url_of(place.file):
         there = (_remote(place.file) or {}).get("size")
@@ -82,7 +93,7 @@ def open_bytes(path: str | Path) -> io.BufferedReader | io.BytesIO:
     """
     place = place_of(path)
     if place is None:
-        return open(path, "rb")
+        return open(plain(path), "rb")
     if url_of(place.file):
         return _Named(_fetch(place), str(path))
     return io.BufferedReader(_Window(place, str(path)))
@@ -167,7 +178,7 @@ def local_copy(path: str | Path) -> Path:
     """
     url = url_of(path)
     if url is None:
-        return Path(path)
+        return plain(path)
     found = _remote(url)
     if found is None:
         raise FileNotFoundError(f"{url} is not there; expected a manifest (JSONL, one sample a line)")

@@ -83,6 +83,27 @@ def test_places_are_read_back_as_they_were_written() -> None:
     assert url_of(resolve(VideoPart(video="s3://other/c.mp4"), root)) == "s3://other/c.mp4"
 
 
+def test_a_file_url_is_a_file_of_this_machine(world: World, packed: Path, tmp_path: Path) -> None:
+    url = packed.as_uri()
+    assert url.startswith("file:///")
+    assert (url_of(url), place_of(Path(url)), size_of(url)) == (None, None, packed.stat().st_size)
+    assert read_manifest(url) == read_manifest(packed)
+    assert (Manifest(url).root, list(Manifest(url))) == (packed.parent, read_manifest(packed))
+    with open_bytes(url) as file:
+        assert file.read() == packed.read_bytes()
+    (part,) = read_manifest(packed)[0].media
+    member = packed.parent / part.path
+    assert place_of(f"{packed.parent.as_uri()}/{part.path}") == place_of(member)
+    for path, root in ((f"{packed.parent.as_uri()}/{part.path}", None), (part.path, Path(packed.parent.as_uri()))):
+        assert resolve(VideoPart(video=path), root) == member
+        assert probe(resolve(VideoPart(video=path), root)) == probe(member)
+    clip = world.questions.parent / "000.mp4"
+    write_manifest(tmp_path / "one.jsonl", [chat("one", [{"type": "video", "video": clip.as_uri()}], "red")])
+    done = CliRunner().invoke(app, ["data", "check", (tmp_path / "one.jsonl").as_uri(), "--json"])
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (told["files"], told["rows_with_errors"]) == (1, 0)
+
+
 def test_shards_have_the_layout_of_webdataset(world: World, packed: Path) -> None:
     original, rows = read_manifest(world.questions), read_manifest(packed)
     assert [r.model_copy(update={"messages": o.messages}) for r, o in zip(rows, original, strict=True)] == original
