@@ -72,6 +72,8 @@ class ComposeAudio:
     silence: float
     rate: int
     split: str
+    name: str = "sound"
+    source: str = "compose_audio"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -110,14 +112,15 @@ class ComposeAudio:
                     yield x
                 else:
                     events.append(x)
-            name = f"sound-{task['number']:06d}"
+            name = f"{self.name}-{task['number']:06d}"
             if len(events) < 2:
                 yield Drop("too_few_clips", name, f"{len(events)} of 2 clips could be used")
                 continue
             rng = np.random.default_rng([self.seed, 2, task["number"]])
             for made in self.compose(task, events):
                 write_wav(shard.folder / f"{name}-{made.tag}.wav", made.x, self.rate)
-                yield from (Row(sample, self.split) for sample in samples(f"{name}-{made.tag}", made, task, rng))
+                found = samples(f"{name}-{made.tag}", made, task, rng)
+                yield from (Row(sample | {"source": self.source}, self.split) for sample in found)
 
     def event(self, clip: dict[str, Any]) -> np.ndarray | Drop:
         """The sound of a clip without the silence around it, at the common loudness; float32 ``(S,)``."""
@@ -275,6 +278,7 @@ def rows(
     silence: Annotated[float, typer.Option(max=0.0, help="What counts as silence around a sound, decibels.")] = -40.0,
     rate: Annotated[int, typer.Option(min=1000, help="Samples a second.")] = 32_000,
     split: Annotated[str, typer.Option(help="Name of the manifest that is made.")] = "train",
+    set_name: making.SetName = "",
     engine: making.Engine = "local",
     workers: making.Workers = 1,
     shard_size: making.ShardSize = 64,
@@ -288,7 +292,9 @@ def rows(
         raise recipe.RecipeError(f"--snr {snr!r}; expected decibels with commas between them: 0,5,10") from error
     path = (source / manifest).resolve()
     job = ComposeAudio(path, seed, times, (shortest, longest), gap, snrs, silence, rate, split)
-    yield from making.make(job, output, engine=engine, workers=workers, shard_size=shard_size)
+    yield from making.make(
+        making.named(job, set_name, "sound"), output, engine=engine, workers=workers, shard_size=shard_size
+    )
 
 
 if __name__ == "__main__":

@@ -65,12 +65,14 @@ class DescribeClean:
     shortest_clip: float
     split: str
     answers: Path | None
+    name: str = "clean"
+    source: str = "describe_clean"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All options, the table's hash and the text model."""
+        """All options, the table's hash and the text model, which is what it is and not what it is called."""
         identity = load_text_model(self.model).identity
-        return making.settings_of(self, self.table) | {"answers": None, "asked": identity}
+        return making.settings_of(self, self.table) | {"answers": None, "model": None, "asked": identity}
 
     @functools.cached_property
     def told(self) -> Judge:
@@ -131,7 +133,8 @@ class DescribeClean:
         for task, caption, number, answer in self._rewritten(kept, shard):
             fault = None if number == 0 else self.told.fault(answer, self.words, other=caption)
             if fault is None:
-                yield Row(sample(task, answer.text, number), self.split)
+                row = sample(task, answer.text, number)
+                yield Row(row | {"id": f"{self.name}-{row['id']}", "source": self.source}, self.split)
             else:
                 yield Drop(f"rewriting_{fault[0]}", task["where"], f"rewriting {number}: {fault[1]} <- {caption}")
 
@@ -264,6 +267,7 @@ def rows(
     shortest_clip: Annotated[float, typer.Option(help="Of a table with the field seconds: at least so long.")] = 1.0,
     split: Annotated[str, typer.Option(help="Name of the manifest that is made.")] = "train",
     answers: Annotated[str, typer.Option(help="Folder of answers that several outputs share.")] = "",
+    set_name: making.SetName = "",
     engine: making.Engine = "local",
     workers: making.Workers = 1,
     shard_size: making.ShardSize = 256,
@@ -278,10 +282,10 @@ def rows(
     known = len(judge_of(told).data["rewritings"])
     if rewritings > known:
         raise RecipeError(f"--rewritings {rewritings}; {words} has prompts for {known}")
-    job = DescribeClean(
+    job = making.named(DescribeClean(
         (source / file).resolve(), text, media, model, told, rewritings, clean, (fewest_words, most_words),
         longest_text, shortest_clip, split, Path(answers).resolve() if answers else None,
-    )  # fmt: skip
+    ), set_name, "clean")  # fmt: skip
     yield from making.make(job, output, engine=engine, workers=workers, shard_size=shard_size, gpus=gpus)
 
 

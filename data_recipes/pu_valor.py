@@ -73,6 +73,8 @@ class PuValor:
     rate: int
     embeddings: Path | None
     split: str
+    name: str = "pu"
+    source: str = "pu_valor"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -136,7 +138,7 @@ class PuValor:
     def make(self, tasks: Sequence[dict[str, Any]], shard: making.Shard) -> Iterator[Row | Drop]:
         """Cut and join the clips of each task."""
         for task in tasks:
-            name = f"pu-{task['number']:06d}"
+            name = f"{self.name}-{task['number']:06d}"
             events, drops = self.write(task, shard.folder / f"{name}.mp4")
             yield from drops
             if len(events) < self.segments[0]:
@@ -144,7 +146,8 @@ class PuValor:
                 yield Drop("too_few_clips", name, f"{len(events)} of {len(task['clips'])} clips could be used")
                 continue
             rng = np.random.default_rng([self.seed, 2, task["number"]])
-            yield from (Row(sample, self.split) for sample in samples(name, f"{name}.mp4", events, rng))
+            found = samples(name, f"{name}.mp4", events, rng)
+            yield from (Row(sample | {"source": self.source}, self.split) for sample in found)
 
     def write(self, task: dict[str, Any], path: Path) -> tuple[list[dict[str, Any]], list[Drop]]:
         """Write a video; returns its events (start and end in seconds of it) and the clips that could not be used."""
@@ -267,6 +270,7 @@ def rows(
     rate: Annotated[int, typer.Option(help="Samples a second.")] = 32_000,
     embeddings: Annotated[str, typer.Option(help="A .npy of one vector a manifest row, instead of TF-IDF.")] = "",
     split: Annotated[str, typer.Option(help="Name of the manifest that is made.")] = "train",
+    set_name: making.SetName = "",
     engine: making.Engine = "local",
     workers: making.Workers = 1,
     shard_size: making.ShardSize = 32,
@@ -284,7 +288,9 @@ def rows(
         (source / manifest).resolve(), seed, cluster_size, (fewest, most), (shortest, longest), (slowest, fastest),
         fps, (width, height), rate, vectors, split,
     )  # fmt: skip
-    yield from making.make(job, output, engine=engine, workers=workers, shard_size=shard_size)
+    yield from making.make(
+        making.named(job, set_name, "pu"), output, engine=engine, workers=workers, shard_size=shard_size
+    )
 
 
 if __name__ == "__main__":

@@ -61,6 +61,9 @@ def rows(
     source: Path,
     file: Annotated[str, typer.Option(help="The conversations; by default LLaVA's, or the only JSON file.")] = "",
     media: Annotated[str, typer.Option(help="Folder that file names start from, in SOURCE or anywhere.")] = "",
+    set_name: Annotated[
+        str, typer.Option("--name", help="Stands in `source` and in front of each id; by default the file's name.")
+    ] = "",
     from_first_question: Annotated[
         bool, typer.Option("--from-first-question", help="Leave out answers in front of the first question.")
     ] = False,
@@ -68,7 +71,10 @@ def rows(
     """One row a conversation."""
     path = source / (file or the_file(source))
     records = read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
-    yield from rows_of(records, partial(build, source=source, folder=media, skip=from_first_question))
+    yield from rows_of(
+        records,
+        partial(build, name=set_name or path.name.split(".")[0], source=source, folder=media, skip=from_first_question),
+    )
 
 
 def the_file(source: Path) -> str:
@@ -85,13 +91,13 @@ def the_file(source: Path) -> str:
     return names[0]
 
 
-def build(record: Record, source: Path, folder: str, skip: bool) -> Row:
+def build(record: Record, name: str, source: Path, folder: str, skip: bool) -> Row:
     """The row of one conversation."""
     turns = record["conversations" if "conversations" in record else "messages"]
     asked = without_leading_answers(turns) if skip else turns
     parts = {kind: [part(source, folder, kind, name) for name in file_names(record, kind)] for kind in KINDS}
-    name = record.text("id") if "id" in record else record.where
-    sample: dict[str, Any] = {"id": f"sharegpt-{name}", "messages": chat_messages(asked, parts)}
+    own = record.text("id") if "id" in record else record.where
+    sample: dict[str, Any] = {"id": f"{name}-{own}", "source": name, "messages": chat_messages(asked, parts)}
     if len(asked) < len(turns):
         sample["meta"] = {"turns_left_out": len(turns) - len(asked)}
     return Row(sample)

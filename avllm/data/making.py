@@ -14,21 +14,23 @@ neither the number of workers nor the engine changes a byte.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -43,8 +45,15 @@ from avllm.log import logger
 
 LOG = logger(__name__)
 SAY_EVERY = 10.0  # seconds
+JobT = TypeVar("JobT", bound="Job")
 JOB = "job"  # the folder of what the work itself needs to go on
 Workers = Annotated[int, typer.Option(min=1, help="Processes that make shards; they change the time, not the data.")]
+SetName = Annotated[
+    str,
+    typer.Option(
+        "--name", help="Stands in `source`, and in front of each id. Default: ids with a hash of all options."
+    ),
+]
 ShardSize = Annotated[int, typer.Option(min=1, help="Tasks in a shard: what a kill can lose.")]
 
 
@@ -109,6 +118,24 @@ class Job(Protocol):
     def make(self, tasks: Sequence[dict[str, Any]], shard: Shard) -> Iterator[Row | Drop]:
         """Make a shard. Media paths of rows are absolute, or relative to ``shard.folder``."""
         ...
+
+
+def named(job: JobT, given: str, word: str) -> JobT:
+    """The job with its field ``name``, with which all ids begin, and ``source``, which its rows get.
+
+    Without a given name it is the word and a hash of all that decides what is made (where files lie does not), so that
+    ids of two outputs are the same only where the rows are.
+
+    Raises:
+        RecipeError: the name holds what cannot stand in a file's name; or a file that the job reads is not there.
+    """
+    if given:
+        if not re.fullmatch(r"\w[\w.-]*", given):
+            raise RecipeError(f"--name {given!r}; expected letters, digits, and _ . - behind the first of them")
+        return replace(job, name=given, source=given)  # type: ignore[type-var]
+    facts = {key: value for key, value in job.settings.items() if not isinstance(value, Path)}
+    digits = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    return replace(job, name=f"{word}-{digits}")  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -184,8 +211,9 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
         known = json.loads(path.read_text(encoding="utf-8"))
         other = sorted(k for k in {*known, *settings} if known.get(k) != settings.get(k))
         if other:
+            told = [key for key in other if key != "name"] or other  # a name that nobody gave follows from the others
             raise MakingError(
-                f"{output} holds work of other settings: {', '.join(other)} differ ({JOB}/{path.name} has them). "
+                f"{output} holds work of other settings: {', '.join(told)} differ ({JOB}/{path.name} has them). "
                 "Choose another folder, or delete this one to begin again"
             )
         return

@@ -20,6 +20,7 @@ from making_fixtures import captioned_row, read_lines, recipe_module, write_line
 from avllm.data import recipe
 from avllm.data.manifest import read_manifest
 from avllm.data.recipe_captions import PROMPTS
+from avllm.data.schema import Sample
 from avllm.data.text_models import Answer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,10 +102,15 @@ def clean(source: Path, output: Path, model: str, **options: Any) -> recipe.Repo
     return recipe.make(module.ABOUT, module.rows, source, output, name="describe_clean", model=model, **options)
 
 
+def by_id(output: Path) -> dict[str, Sample]:
+    """The rows by their ids without the name in front."""
+    return {s.id.split("-", 2)[2]: s for s in read_manifest(output / "train.jsonl")}
+
+
 def test_each_description_is_kept_or_dropped_for_its_reason(source: Path, server: Server, tmp_path: Path) -> None:
     output = tmp_path / "out"
     clean(source, output, f"{server.url}#m")
-    found = {s.id: s for s in read_manifest(output / "train.jsonl")}
+    found = by_id(output)
     reasons = {d["where"]: d["reason"] for d in read_lines(output / "dropped.jsonl")}
     for number, (text, answer, reason) in enumerate(CASES):
         assert reasons.get(f"raw.jsonl:{number + 1}") == reason, text
@@ -122,7 +128,7 @@ def test_each_description_is_kept_or_dropped_for_its_reason(source: Path, server
 def test_captions_are_rewritten_and_bad_rewritings_dropped(source: Path, server: Server, tmp_path: Path) -> None:
     output = tmp_path / "out"
     report = clean(source, output, f"{server.url}#m", rewritings=3)
-    found = {s.id: s for s in read_manifest(output / "train.jsonl")}
+    found = by_id(output)
     kept = sum(reason is None for *_, reason in CASES)
     assert report.rows["train"] == 2 * kept
     assert found["c0-rewriting-1"].answer == "A low and dull sound: A dog barks in the distance."

@@ -34,7 +34,9 @@ def test_sharegpt_puts_pictures_where_their_placeholders_are(made: Run) -> None:
         [["Describe the scene.", "<000000033471.jpg>"], ["A bus stands in front of a shop."]],
         [["Who wrote Faust?"], ["Goethe."]],
     ]
-    assert [row.id for row in rows] == ["sharegpt-000000033471", "sharegpt-000000033471~2", "sharegpt-7"]
+    assert [row.id for row in rows] == [
+        f"llava_instruct_150k-{name}" for name in ("000000033471", "000000033471~2", "7")
+    ]
 
 
 def test_sharegpt_says_why_it_drops(made: Run) -> None:
@@ -78,7 +80,7 @@ def test_sharegpt_reads_the_form_of_openai_with_video_and_audio(tmp_path: Path) 
     asked = ["<clip.webm>", "What is heard here, ", "<dog.wav>", " and seen there?"]
     assert said(sample) == [["Be brief."], asked, ["A dog."]]
     assert [part.type for part in sample.media] == ["video", "audio"]
-    assert sample.id == "sharegpt-train.jsonl:1"
+    assert sample.id == "train-train.jsonl:1"
 
 
 def test_videochat_asks_by_question_or_instruction(made: Run) -> None:

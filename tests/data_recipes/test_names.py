@@ -1,0 +1,85 @@
+"""Rows of two outputs do not share ids: names of sets stand in front of them, and in `source`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_recipes.sources_instructions import sharegpt as write_sharegpt
+from making_fixtures import RATE, captioned_row, recipe_module, tone, write_clip, write_lines
+
+from avllm.data.manifest import read_manifest
+from avllm.data.media_write import write_wav
+from avllm.data.recipe import RecipeError, make
+from avllm.data.schema import Sample
+
+NAMES = {"compose_audio": "sound", "pu_valor": "pu", "describe_clean": "clean"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "compose_audio": {"rate": RATE},
+    "pu_valor": {"shortest": 0.5, "longest": 1.0, "width": 48, "height": 32, "cluster_size": 9},
+    "describe_clean": {"clean": False},
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sounds with captions, two videos, and rules that are a text model."""
+    folder = tmp_path_factory.mktemp("source")
+    rows, videos = [], []
+    for number, hertz in enumerate((700.0, 1300.0)):
+        write_wav(folder / f"{number}.wav", tone(hertz, 0.5).astype(np.float32), RATE)
+        rows.append(captioned_row(f"s{number}", "audio", f"{number}.wav", f"A tone of {hertz:.0f} hertz."))
+        write_clip(folder / f"{number}.mp4", ("red", "blue")[number], hertz, 1.0)
+        videos.append(captioned_row(f"v{number}", "video", f"{number}.mp4", f"A wall hums at {hertz:.0f} hertz."))
+    write_lines(folder / "train.jsonl", rows)
+    write_lines(folder / "videos.jsonl", videos)
+    (folder / "rules.yaml").write_text("rules: []")
+    return folder
+
+
+def made(recipe: str, source: Path, output: Path, **options: Any) -> list[Sample]:
+    """The rows of a recipe that makes data, over the manifest that fits it."""
+    module = recipe_module(recipe)
+    file = "videos.jsonl" if recipe == "pu_valor" else "train.jsonl"
+    given = (
+        {"file": file, "model": f"rules:{source / 'rules.yaml'}"} if recipe == "describe_clean" else {"manifest": file}
+    )
+    make(module.ABOUT, module.rows, source, output, name=recipe, **{**OPTIONS[recipe], **given, **options})
+    return read_manifest(output / f"{options.get('split', 'train')}.jsonl")
+
+
+@pytest.mark.parametrize("recipe", NAMES)
+def test_outputs_of_other_options_share_no_id_and_equal_ones_all(recipe: str, source: Path, tmp_path: Path) -> None:
+    other = {"longest_text": 400} if recipe == "describe_clean" else {"seed": 1}
+    one, again, two = (
+        made(recipe, source, tmp_path / str(n), **options) for n, options in enumerate(({}, {"workers": 1}, other))
+    )
+    assert [s.id for s in one] == [s.id for s in again]
+    assert not {s.id for s in one} & {s.id for s in two}
+    assert {s.source for s in (*one, *two)} == {recipe}
+    assert all(s.id.startswith(f"{NAMES[recipe]}-") for s in one)
+
+
+@pytest.mark.parametrize("recipe", NAMES)
+def test_a_name_stands_in_source_and_in_front_of_ids(recipe: str, source: Path, tmp_path: Path) -> None:
+    rows = made(recipe, source, tmp_path / "out", set_name="mine.v2")
+    assert {s.source for s in rows} == {"mine.v2"}
+    assert all(s.id.startswith("mine.v2-") for s in rows)
+    with pytest.raises(RecipeError, match=r"--name '\.\./x'; expected letters, digits"):
+        made(recipe, source, tmp_path / "bad", set_name="../x")
+
+
+def test_conversations_are_named_by_their_file_or_by_name(tmp_path: Path) -> None:
+    module = recipe_module("sharegpt")
+    source = tmp_path / "source"
+    source.mkdir()
+    write_sharegpt(source)
+    found = []
+    for number, options in enumerate(({}, {"file": "detail_23k.json"}, {"set_name": "mine"})):
+        make(module.ABOUT, module.rows, source, tmp_path / str(number), name="sharegpt", **options)
+        found.append(read_manifest(tmp_path / str(number) / "train.jsonl"))
+    for samples, name in zip(found, ("llava_instruct_150k", "detail_23k", "mine"), strict=True):
+        assert {s.source for s in samples} == {name}
+        assert all(s.id.startswith(f"{name}-") for s in samples)
