@@ -17,6 +17,19 @@ from typing import Any, NamedTuple
 MEMBER = re.compile(r"(?P<shard>.+\.tar)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>[^/]+)")
 URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)")  # one slash: what pathlib leaves of two
 FILE_URL = re.compile(r"(?:file|local):/{1,3}(?P<rest>[^/].*)")  # an absolute path: there is no other machine in it
+PACKAGES = {
+    **dict.fromkeys(["s3", "s3a"], "s3fs"),
+    **dict.fromkeys(["gs", "gcs"], "gcsfs"),
+    **dict.fromkeys(["az", "abfs", "adl"], "adlfs"),
+    **dict.fromkeys(["http", "https"], "aiohttp requests"),
+    **dict.fromkeys(["sftp", "ssh"], "paramiko"),
+}
+"""What fsspec needs beside itself for the stores that most media lie in. It has no say in versions: s3fs wants the
+fsspec of its own number, so pip has to choose both."""
+
+
+class StoreError(ValueError):
+    """A URL of a store that cannot be reached from here, or that is no place for what shall be written."""
 
 
 class Place(NamedTuple):
@@ -60,7 +73,7 @@ def size_of(path: str | Path) -> int | None:
     """Bytes of a file, member or URL; None when there is no such file.
 
     Raises:
-        OSError, or what the store raises: it did not answer, or refuses to.
+        StoreError: it cannot be opened from here. OSError, or what the store raises: it did not answer, or refuses to.
     """
     place = place_of(path)
     if place is None:
@@ -150,7 +163,14 @@ def _file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
     # asked for each time: fsspec itself keeps file systems, one set a process, so that workers may be forked
-    return fsspec.core.url_to_fs(url)
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        package = PACKAGES.get(url.partition(":")[0])
+        todo = f"expected: pip install {package}" if package else "install what it names"
+        raise StoreError(f"{url} cannot be opened: {error}; {todo}") from error
+    except ValueError as error:
+        raise StoreError(f"{url} cannot be opened: {error}; expected a URL that fsspec knows, or a path") from error
 
 
 def _remote(url: str) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ from avllm.data.mixture import Order
 from avllm.data.sampling import Sampling
 from avllm.data.schema import VideoPart, resolve
 from avllm.data.shards import ShardError, pack_shards, parse_size
-from avllm.data.storage import open_bytes, place_of, size_of, url_of
+from avllm.data.storage import StoreError, open_bytes, place_of, size_of, url_of
 from avllm.training.start import Parts, build_parts
 
 SAMPLING = Sampling(num_frames=4)
@@ -180,6 +180,21 @@ def test_a_store_that_does_not_answer_is_no_missing_file(packed: Path, remote: s
             patched.setattr(MemoryFileSystem, "info", no_answer)
             with pytest.raises(PermissionError, match="no credentials"):
                 ask(remote)
+
+
+def test_a_store_whose_package_is_missing_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(url: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    with pytest.raises(StoreError, match="nosuch://a/b.jsonl cannot be opened: Protocol not known: nosuch; expected a"):
+        Manifest("nosuch://a/b.jsonl")
+    monkeypatch.setattr(fsspec.core, "url_to_fs", not_installed)
+    with pytest.raises(
+        StoreError, match="s3://a/b.jsonl cannot be opened: Install s3fs .*; expected: pip install s3fs"
+    ):
+        Manifest("s3://a/b.jsonl")
+    with pytest.raises(StoreError, match="expected: pip install aiohttp requests"):
+        size_of("https://a/b.mp4")
 
 
 def test_a_remote_manifest_that_changed_is_fetched_anew(remote: str, monkeypatch: Any) -> None:
