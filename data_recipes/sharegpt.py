@@ -31,6 +31,7 @@ import typer
 from avllm.data import recipe
 from avllm.data.conversations import chat_messages, without_leading_answers
 from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, first_file, read_json, read_jsonl, rows_of
+from avllm.log import logger
 
 ABOUT = Dataset(
     title="LLaVA-Instruct-150K, and any ShareGPT conversations",
@@ -43,7 +44,10 @@ ABOUT = Dataset(
     """,
     citation="Liu et al., Visual Instruction Tuning, NeurIPS 2023, arXiv:2304.08485",
 )
+LOG = logger(__name__)
 WHOLE = "llava_instruct_150k.json"
+LLAVAS = {WHOLE, "conversation_58k.json", "detail_23k.json", "complex_reasoning_77k.json"}
+LICENCE = "CC BY-NC 4.0 and OpenAI's terms of use; pictures: COCO's"
 KINDS = ("image", "video", "audio")
 FOLDERS = {
     "image": ("", "images/", "train2017/", "coco/train2017/"),
@@ -64,16 +68,23 @@ def rows(
     set_name: Annotated[
         str, typer.Option("--name", help="Stands in `source` and in front of each id; by default the file's name.")
     ] = "",
+    licence: Annotated[
+        str, typer.Option(help="Licence of the set, written into each row; known of LLaVA-Instruct-150K's files only.")
+    ] = "",
     from_first_question: Annotated[
         bool, typer.Option("--from-first-question", help="Leave out answers in front of the first question.")
     ] = False,
 ) -> Iterator[Row | Drop]:
     """One row a conversation."""
     path = source / (file or the_file(source))
+    name = set_name or path.name.split(".")[0]
+    terms = licence or (LICENCE if path.name in LLAVAS else None)
+    if terms is None:
+        LOG.warning("no licence is known of %s: its rows get none; name it with --licence", path.name)
     records = read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
     yield from rows_of(
         records,
-        partial(build, name=set_name or path.name.split(".")[0], source=source, folder=media, skip=from_first_question),
+        partial(build, own={"source": name, "licence": terms}, source=source, folder=media, skip=from_first_question),
     )
 
 
@@ -91,13 +102,13 @@ def the_file(source: Path) -> str:
     return names[0]
 
 
-def build(record: Record, name: str, source: Path, folder: str, skip: bool) -> Row:
-    """The row of one conversation."""
+def build(record: Record, own: dict[str, Any], source: Path, folder: str, skip: bool) -> Row:
+    """The row of one conversation; ``own`` is source and licence of the set."""
     turns = record["conversations" if "conversations" in record else "messages"]
     asked = without_leading_answers(turns) if skip else turns
     parts = {kind: [part(source, folder, kind, name) for name in file_names(record, kind)] for kind in KINDS}
-    own = record.text("id") if "id" in record else record.where
-    sample: dict[str, Any] = {"id": f"{name}-{own}", "source": name, "messages": chat_messages(asked, parts)}
+    name = record.text("id") if "id" in record else record.where
+    sample: dict[str, Any] = {"id": f"{own['source']}-{name}", "messages": chat_messages(asked, parts)} | own
     if len(asked) < len(turns):
         sample["meta"] = {"turns_left_out": len(turns) - len(asked)}
     return Row(sample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,23 @@ def test_sharegpt_takes_the_named_file_and_asks_for_it_where_there_are_several(t
     (source / "llava_instruct_150k.json").rename(source / "other.json")
     with pytest.raises(RecipeError, match=r"detail_23k\.json, other\.json; choose one with --file"):
         make(sharegpt.ABOUT, sharegpt.rows, source, tmp_path / "again")
+
+
+def test_sharegpt_knows_the_licence_of_llavas_own_files_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("avllm"), "propagate", True)
+    run = Made(sharegpt, sources_instructions, tmp_path)
+    assert {row.licence for row in run.rows()} == {sharegpt.LICENCE}
+    assert not caplog.messages
+    (run.source / sharegpt.WHOLE).rename(run.source / "other.json")
+    for number, (options, licence) in enumerate(
+        (({"file": "detail_23k.json"}, sharegpt.LICENCE), ({}, None), ({"licence": "MIT"}, "MIT"))
+    ):
+        output = tmp_path / f"again{number}"
+        make(sharegpt.ABOUT, sharegpt.rows, run.source, output, **{"file": "other.json", **options})
+        assert {row.licence for row in read_manifest(output / "train.jsonl")} == {licence}
+    assert caplog.messages == ["no licence is known of other.json: its rows get none; name it with --licence"]
 
 
 def test_sharegpt_reads_the_form_of_openai_with_video_and_audio(tmp_path: Path) -> None:
