@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes that read files.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which reading a file is given up.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, as last line.")]
 CPUS = os.cpu_count() or 1
+NO_LIMIT = sys.maxsize  # tokens: for counting rows that training may find too long
 
 
 @data.command()
@@ -123,7 +125,7 @@ def stats(
 
     model = preset is not None or checkpoint is not None  # a model's media tokens are known when files were read
     decode: Literal["headers", "sample"] = "sample" if model else "headers"
-    looking, tokens = _looking(preset, checkpoint, tokenizer, None, timeout, workers, decode)
+    looking, tokens = _looking(preset, checkpoint, tokenizer, NO_LIMIT, timeout, workers, decode)
     found = count(manifests, looking=looking if probe or model else None, tokens=tokens)
     _print_stats(found)
     if as_json:
@@ -255,6 +257,11 @@ def _looking(
     from avllm.inference.row_tokens import ProcessorTokens, reading
 
     processor.timeout, processor.max_length = timeout, max_length or processor.max_length
+    if decode == "headers":
+        raise ValueError(
+            "--decode headers is given beside a model, but headers do not tell how many tokens a file becomes: rows "
+            "that are too long would pass. Take --decode sample, or leave the model out"
+        )
     return Looking(decode, processor, reading(processor), workers), ProcessorTokens(processor)
 
 
@@ -308,19 +315,25 @@ def _print_stats(found: Stats) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    names = ("rows", "hours", "length unknown", "answer words", "tokens")
+    names = ("rows", "hours", "length unknown", "with sound", "no sound", "answer words", "tokens", "no tokens")
     for group, shares in {**found.by, "all": {"": found.total}}.items():
         table = Table(group)
         for name in names:
             table.add_column(name, justify="right")
         for name, share in sorted(shares.items(), key=lambda item: -item[1].rows):
             words = f"{share.words / max(1, share.rows):.1f} a row"
-            figures = (f"{share.rows:,}", f"{share.seconds / 3600:.2f}", f"{share.unknown:,}", words)
-            table.add_row(name, *figures, f"{share.tokens:,}" if share.tokens else "")
+            figures = [f"{share.rows:,}", f"{share.seconds / 3600:.2f}", f"{share.unknown:,}"]
+            figures += [f"{share.sound:,}", f"{share.no_sound:,}"] if share.sound + share.no_sound else ["", ""]
+            figures += [words, *(f"{count:,}" if count else "" for count in (share.tokens, share.refused))]
+            table.add_row(name, *figures)
         Console(stderr=True).print(table)
     if found.malformed:
         Console(stderr=True).print(f"{found.malformed:,} malformed lines; see `avllm data check`")
 
+    if found.refused:
+        named = ", ".join(f"{count:,} {reason}" for reason, count in found.refused.most_common())
+        said = f"{found.total.refused:,} rows have no tokens, since training leaves them out: {named}"
+        Console(stderr=True).print(f"{said}; see `avllm data check`", highlight=False)
 
 def _print_mixture(found: list[Portion]) -> None:
     from rich.console import Console

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from PIL import Image
 
+from avllm.data.check_reasons import REASONS
 from avllm.data.media import Clip, MediaError, MediaInfo, Sampling, Sound, load_image, load_video, probe
 from avllm.data.media_part import load_part
 from avllm.data.media_whole import decode_whole
@@ -146,15 +147,17 @@ def examine(reader: Reader, decode: Decode, job: Job) -> dict[str, Any]:
     except MediaError as error:
         problems.append((error.reason, error.detail))
     uses = [_examine_use(reader, decode, job.path, use, about, problems[:1]) for use in job.uses]
-    if problems and any(not use["problems"] for use in uses):
+    usable = any(can_be_used(use) for use in uses)
+    if problems and usable:
         problems = [("damaged", detail) for _, detail in problems]  # training reads it all the same
     if about is not None:
         problems += _oddities(job, about)
-        usable = any(not use["problems"] for use in uses)  # what cannot be used at all needs no further look
+        # what cannot be used at all needs no further look
         problems += _whole(job.path, reader.timeout) if decode == "full" and usable else []
     elif pictures and not uses[0]["problems"]:
         problems += _picture_suffix(job.path)
-    wrong = problems or any(use["problems"] for use in uses)
+    # a mute video is nothing to be seen
+    wrong = problems or any(reason != "no_sound_track" for use in uses for reason, _ in use["problems"])
     return {
         "about": {} if about is None else {k: v for k, v in vars(about).items() if v is not None},
         "problems": problems,
@@ -162,6 +165,11 @@ def examine(reader: Reader, decode: Decode, job: Job) -> dict[str, Any]:
         "thumbnail": _thumbnail(job, reader.timeout) if wrong else None,
         "seconds": round(time.process_time() - began, 3),
     }
+
+
+def can_be_used(use: dict[str, Any]) -> bool:
+    """Whether what was found about a use is nothing, or nothing but warnings."""
+    return not any(REASONS[reason].severity == "error" for reason, _ in use["problems"])
 
 
 def _examine_use(
@@ -186,7 +194,7 @@ def _examine_use(
         found |= _levels(clip.sound)
         found["problems"] += _sound_problems(use, clip, found["peak_db"], about)
     if about is not None:
-        found["problems"] += _past_end(use, about)
+        found["problems"] += [*_mute(use, about), *_past_end(use, about)]
     return found
 
 
@@ -214,6 +222,12 @@ def _sound_problems(use: Use, clip: Clip, peak: float, about: MediaInfo | None) 
     return found
 
 
+def _mute(use: Use, about: MediaInfo) -> list[tuple[str, str]]:
+    if use.kind != "video" or use.sound != "auto" or about.has_audio:
+        return []
+    return [("no_sound_track", "the model will see it and hear nothing")]
+
+
 def _past_end(use: Use, about: MediaInfo) -> list[tuple[str, str]]:
     if use.end is None or use.end <= about.duration + SHORT_SECONDS:
         return []
@@ -227,7 +241,7 @@ def _by_headers(use: Use, about: MediaInfo) -> list[tuple[str, str]]:
         return [("no_audio", "the file has no sound track")]
     if use.start is not None and use.start >= about.duration:
         return [("empty_interval", f"start={use.start:g} s of a file of {about.duration:.3f} s")]
-    return _past_end(use, about)
+    return [*_mute(use, about), *_past_end(use, about)]
 
 
 def _asked_seconds(use: Use, about: MediaInfo) -> float:

@@ -25,6 +25,7 @@ from avllm.data.storage import place_of, sha256, size_of, url_of
 
 Uses = Mapping[str, tuple[Use, ...]]
 OVERHEAD_SECONDS = 10.0  # that a file may take beside decoding: reading it over a network, a busy machine
+FORM = 2  # of what is found out about a file; results of another form are not reused
 KEEP_EVERY = 1.0  # seconds; a journal that comes to the disk file by file is slower than reading headers
 
 
@@ -99,7 +100,7 @@ class Files:
 
     def _key(self, path: str, uses: Iterable[Use]) -> str:
         size, changed = stamp(path)
-        how = [size, changed, self.looking.decode, self.looking.reading, self.looking.reader.timeout, list(uses)]
+        how = [FORM, size, changed, self.looking.decode, self.looking.reading, self.looking.reader.timeout, list(uses)]
         return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:32]
 
     def _journalled(self) -> Iterator[tuple[str, str, str]]:

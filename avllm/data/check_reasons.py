@@ -29,6 +29,7 @@ REASONS: dict[str, Reason] = {
     "timeout": Reason("error", "decoding takes too long or hangs", "convert the file, or raise --timeout"),
     "crashed": Reason("error", "decoding it kills the process", "convert the file"),
     "damaged": Reason("warning", "some packets cannot be decoded", "fetch it again if there are many"),
+    "no_sound_track": Reason("warning", "a video without a sound track", 'say sound: "off", or leave the row out'),
     "silent": Reason("warning", "the sound track holds silence", 'say sound: "off", or leave the row out'),
     "late_sound": Reason("warning", "the sound begins after the picture", "nothing, if the recording is so"),
     "short_sound": Reason("warning", "the sound ends before the picture", "nothing, if the recording is so"),

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from avllm.data.check import Tokens, gather
-from avllm.data.check_file import Use
+from avllm.data.check_file import Use, can_be_used
 from avllm.data.check_files import Files, Looking, absolute
+from avllm.data.check_reasons import REASONS
 from avllm.data.check_rows import lines
-from avllm.data.schema import RowError, Sample
+from avllm.data.schema import RowError, Sample, VideoPart
 
 
 @dataclass
@@ -22,14 +23,18 @@ class Share:
     Attributes:
         rows: how many. words: of the answers.
         seconds: of media; unknown: media parts whose length is not known.
-        tokens: of the rows that tokens were counted of.
+        sound, no_sound: videos whose sound is wanted, with a sound track and without; of the files that were opened.
+        tokens: of the rows that can be trained on; refused: rows that cannot, which have none.
     """
 
     rows: int = 0
     words: int = 0
     seconds: float = 0.0
     unknown: int = 0
+    sound: int = 0
+    no_sound: int = 0
     tokens: int = 0
+    refused: int = 0
 
     def add(self, other: Share) -> None:
         """Add up."""
@@ -39,17 +44,23 @@ class Share:
 
 @dataclass
 class Stats:
-    """Shares by ``manifest``, ``source``, ``kind`` and ``modality``, and what all have together."""
+    """Shares by ``manifest``, ``source``, ``kind`` and ``modality``, and what all have together.
+
+    Attributes:
+        malformed: lines that are no rows. refused: rows that have no tokens, by reason (of ``REASONS``).
+    """
 
     total: Share = field(default_factory=Share)
     by: dict[str, dict[str, Share]] = field(default_factory=dict)
     malformed: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
     media_files: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         by = {group: {name: vars(share) for name, share in shares.items()} for group, shares in self.by.items()}
-        return {"total": vars(self.total), "malformed": self.malformed, "files": self.media_files, **by}
+        bad = {"malformed": self.malformed, "refused": dict(self.refused)}
+        return {"total": vars(self.total), **bad, "files": self.media_files, **by}
 
 
 def modality(sample: Sample) -> str:
@@ -67,7 +78,8 @@ def stats(manifests: Sequence[Path], *, looking: Looking | None = None, tokens: 
     Args:
         manifests: JSONL files.
         looking: how files are opened for the length of clips; None opens none, and knows only intervals.
-        tokens: counts a row's tokens; with a model's processor the media's tokens have to be looked up too.
+        tokens: counts a row's tokens; with a model's processor the media's tokens have to be looked up too. Rows that
+            it takes for too long are refused: let it have no limit.
 
     Raises:
         ManifestError: a manifest is no file.
@@ -83,7 +95,13 @@ def stats(manifests: Sequence[Path], *, looking: Looking | None = None, tokens: 
             continue
         sample = line.sample
         media = [_seen(files, uses, path, use) for path, use in absolute(sample, line.manifest.parent)]
-        share = _share(sample, media, tokens)
+        share = _share(sample, media)
+        if tokens is not None:
+            try:
+                share.tokens = _tokens(sample, media, tokens)
+            except RowError as error:
+                share.refused = 1
+                found.refused[error.reason] += 1
         found.total.add(share)
         names = {"source": sample.source, "kind": sample.kind or "(none)", "modality": modality(sample)}
         for group, name in {"manifest": str(line.manifest), **names}.items():
@@ -98,14 +116,26 @@ def _seen(files: Files | None, uses: dict[str, tuple[Use, ...]], path: str, use:
     return {} if use.end is None else {"seconds": use.end - (use.start or 0.0)}
 
 
-def _share(sample: Sample, media: list[dict[str, Any]], tokens: Tokens | None) -> Share:
+def _share(sample: Sample, media: list[dict[str, Any]]) -> Share:
     seconds = [use.get("seconds") for use in media]
     share = Share(rows=1, words=len((sample.answer or "").split()))
     share.seconds = sum(s for s in seconds if s is not None)
     share.unknown = sum(s is None for s, part in zip(seconds, sample.media, strict=True) if part.type != "image")
-    if tokens is not None:
-        try:
-            share.tokens = tokens(sample, [use.get("tokens", {}) for use in media])
-        except RowError:  # `data check` names such rows; they have no tokens here
-            share.tokens = 0
+    for part, use in zip(sample.media, media, strict=True):
+        if isinstance(part, VideoPart) and part.sound != "off" and "problems" in use:
+            mute = any(reason in ("no_sound_track", "no_audio") for reason, _ in use["problems"])
+            share.no_sound += mute
+            share.sound += can_be_used(use) and not mute
     return share
+
+
+def _tokens(sample: Sample, media: list[dict[str, Any]], tokens: Tokens) -> int:
+    """Tokens of a row.
+
+    Raises:
+        RowError: training would leave it out: for its media, or for what it says.
+    """
+    for reason, detail in (problem for use in media for problem in use.get("problems", [])):
+        if REASONS[reason].severity == "error":
+            raise RowError(reason, detail)
+    return tokens(sample, [use.get("tokens", {}) for use in media])

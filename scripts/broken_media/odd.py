@@ -21,7 +21,7 @@ def variable_frame_rate(place: Place) -> Part:
     return video(place.clip(times=[0.0, *times], seconds=times[-1]))
 
 
-@odd()
+@odd(warnings=("no_sound_track",))
 def one_frame(place: Place) -> Part:
     return video(place.clip(seconds=1 / 25, fps=25, sound=None))
 
@@ -30,7 +30,7 @@ def one_frame(place: Place) -> Part:
 def hundredth_of_a_second(place: Place) -> Part:
     return place.one_of(
         [
-            video(place.clip(seconds=0.01, fps=100, sound=None)),
+            video(place.clip(seconds=0.01, fps=100, sound=None), sound="off"),
             audio(place.sound(seconds=0.01)),
         ]
     )
@@ -62,7 +62,7 @@ def odd_size(place: Place) -> Part:
     return video(place.clip(size=size, pixels="yuv444p"))
 
 
-@odd()
+@odd(warnings=("no_sound_track",))
 def tiny_picture(place: Place) -> Part:
     return video(place.clip(size=place.one_of([(2, 2), (16, 2), (4, 64)]), sound=None))
 
@@ -84,7 +84,7 @@ def sound_only_mp4(place: Place) -> Part:
     return audio(place.sound(".mp4", "aac"))
 
 
-@odd()
+@odd(warnings=("no_sound_track",))
 def no_sound_track(place: Place) -> Part:
     return video(place.clip(sound=None))
 
@@ -94,7 +94,7 @@ def two_sound_tracks(place: Place) -> Part:
     return video(place.clip(tracks=2))
 
 
-@odd()
+@odd(warnings=("no_sound_track",))
 def cut_without_encoding(place: Place) -> Part:
     whole = place.clip("-whole.mp4", sound=None, seconds=3)
     path = copy_from(whole, place.file(".mp4"), place.share(0.3, 1.5))
@@ -171,6 +171,6 @@ def interval_past_the_end(place: Place) -> Part:
     return video(place.clip(), start=0.5, end=10.0)
 
 
-@odd(warnings=("odd_rate",))
+@odd(warnings=("odd_rate", "no_sound_track"))
 def absurd_frame_rate(place: Place) -> Part:
     return video(place.clip(seconds=0.01, fps=5000, sound=None))

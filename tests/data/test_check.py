@@ -1,4 +1,4 @@
-"""`avllm data check`, `show`, `stats` and `mix`: what is found in rows and files, and that nothing stops it."""
+"""`avllm data check` and `show`: what is found in rows and files, and that nothing stops it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data.checked_rows import about, reasons, words
 from data.odd_work import OddReader, square
 from PIL import Image
-from tiny import World, make_world, row, settings, text, write_clip, write_preset, write_rows
+from tiny import World, make_world, write_clip, write_rows
 from typer.testing import CliRunner
 
 from avllm.cli import app
 from avllm.config import ModelConfig
-from avllm.data import check_files
-from avllm.data.check import Report, check
+from avllm.data import check_file, check_files
+from avllm.data.check import check
 from avllm.data.check_file import Job, PlainReader, Use, examine
 from avllm.data.check_files import Looking
 from avllm.data.check_reasons import REASONS
@@ -27,8 +28,8 @@ from avllm.data.check_workers import Lost, run_guarded
 from avllm.data.collate import IGNORE, Row
 from avllm.data.items import read_quarantine
 from avllm.data.media import REASONS as MEDIA_REASONS
+from avllm.data.media_whole import Whole
 from avllm.data.schema import RowError, Sample
-from avllm.data.stats import modality, stats
 from avllm.inference.row_tokens import ProcessorTokens, TextTokens, reading
 from avllm.inference.shown import check_row, show
 from avllm.models.described import described_processor
@@ -50,26 +51,6 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def processor(world: World) -> AVProcessor:
     return described_processor(ModelConfig.model_validate(world.model))
-
-
-def about(path: Path, id: str, answer: str = "red", **more: Any) -> dict[str, Any]:
-    """A row about a clip."""
-    media = {"type": "video", "video": str(path)}
-    return {**row(id, [media, text("what colour is it ?")], answer), "licence": "CC0-1.0", **more}
-
-
-def words(id: str, answer: str = "red", question: str = "what ?", **more: Any) -> dict[str, Any]:
-    """A row of text alone."""
-    return {**row(id, [text(question)], answer), "licence": "CC0-1.0", **more}
-
-
-def reasons(report: Report) -> dict[str, set[str]]:
-    """Of each id."""
-    found: dict[str, set[str]] = {}
-    for reason, findings in report.examples.items():
-        for finding in findings:
-            found.setdefault(finding.id, set()).add(reason)
-    return found
 
 
 # ---- workers --------------------------------------------------------------------------------------------------------
@@ -212,14 +193,22 @@ def test_a_check_goes_on_where_it_stopped(clip: Path, tmp_path: Path) -> None:
 
 def test_headers_alone_and_whole_files(clip: Path, tmp_path: Path) -> None:
     mute = write_clip(tmp_path / "mute.mp4", (0, 200, 0), None)
-    uses = (Use("video"), Use("audio"), Use("video", sound="on"), Use("video", start=5.0), Use("video", end=9.0))
+    uses = (
+        Use("video"),
+        Use("audio"),
+        Use("video", sound="on"),
+        Use("video", start=5.0),
+        Use("video", end=9.0),
+        Use("video", sound="off"),
+    )
     found = examine(PlainReader(), "headers", Job(str(mute), uses))
     assert [[r for r, _ in use["problems"]] for use in found["uses"]] == [
-        [],
+        ["no_sound_track"],
         ["no_audio"],
         ["no_audio"],
         ["empty_interval"],
-        ["past_end"],
+        ["no_sound_track", "past_end"],
+        [],
     ]
     assert "frames" not in found["uses"][0]
     sample = examine(PlainReader(), "sample", Job(str(mute), uses))
@@ -234,6 +223,21 @@ def test_headers_alone_and_whole_files(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "spoilt.mp4").write_bytes(data)
     spoilt = examine(PlainReader(), "full", Job(str(tmp_path / "spoilt.mp4"), (Use("video"),)))
     assert {r for r, _ in [*spoilt["problems"], *spoilt["uses"][0]["problems"]]} & {"damaged", "undecodable"}
+
+
+def test_a_file_with_a_warning_is_still_decoded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mute = write_clip(tmp_path / "mute.mp4", (0, 200, 0), None)
+    monkeypatch.setattr(check_file, "decode_whole", lambda path, timeout: Whole(8, 0.0, 100, 1))
+    found = examine(PlainReader(), "full", Job(str(mute), (Use("video"),)))
+    assert found["problems"] == [("damaged", "1 of 100 packets cannot be decoded")]
+
+
+def test_a_video_without_a_sound_track_is_named_and_not_in_quarantine(tmp_path: Path) -> None:
+    mute = write_clip(tmp_path / "mute.mp4", (0, 200, 0), None)
+    report = check([write_rows(tmp_path / "m.jsonl", [about(mute, "mute")])], output=tmp_path / "out")
+    assert reasons(report) == {"mute": {"no_sound_track"}}
+    assert (report.count("warning"), report.count("error"), report.thumbnails) == (1, 0, {})
+    assert (tmp_path / "out/quarantine.txt").read_text() == ""
 
 
 def test_a_picture_with_another_behind_it_is_a_jpeg(tmp_path: Path) -> None:
@@ -339,50 +343,3 @@ def test_masked_rows_and_cut_runs_are_errors() -> None:
     with pytest.raises(RowError, match="A media run was cut or moved") as cut:
         check_row(whole, [["video"] * 3], names)
     assert (masked.value.reason, cut.value.reason) == ("no_answer", "cut_run")
-
-
-# ---- counts and commands --------------------------------------------------------------------------------------------
-
-
-def test_rows_are_counted_by_what_they_are(clip: Path, tmp_path: Path) -> None:
-    interval = about(clip, "part", "two words", kind="colour")
-    interval["messages"][0]["content"][0].update(start=0.25, end=0.75)
-    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "whole"), interval, words("words", source="b")])
-    closed = stats([manifest])
-    assert (closed.total.rows, closed.total.words, closed.total.seconds, closed.total.unknown) == (3, 4, 0.5, 1)
-    opened = stats([manifest], looking=Looking("headers"))
-    assert opened.total.seconds == pytest.approx(1.5, abs=0.1)
-    assert opened.total.unknown == 0
-    assert {name: share.rows for name, share in opened.by["modality"].items()} == {"video": 2, "text": 1}
-    assert {name: share.rows for name, share in opened.by["kind"].items()} == {"(none)": 2, "colour": 1}
-    two = [{"type": "image", "image": "a.png"}, {"type": "image", "image": "b.png"}]
-    assert modality(Sample.model_validate(row("x", two, "y"))) == "2 image"
-
-
-def test_the_commands(world: World, clip: Path, tmp_path: Path) -> None:
-    preset = write_preset(tmp_path / "stage.yaml", settings(world, tmp_path / "run", "align"))
-    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good"), about(tmp_path / "gone.mp4", "gone")])
-    invoke = CliRunner().invoke
-    command = ["data", "check", str(manifest), "--output", str(tmp_path / "out"), "--workers", "1"]
-    checked = invoke(app, [*command, "--json"])
-    assert checked.exit_code == 0, checked.output
-    assert json.loads(checked.stdout.splitlines()[-1])["reasons"]["missing"]["rows"] == 1
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        *("check.html", "check.json", "findings.jsonl", "journal.jsonl", "quarantine.txt")
-    }
-    assert invoke(app, [*command, "--strict"]).exit_code == 1
-    look = ["data", "show", str(manifest), "--preset", str(preset)]
-    shown = invoke(app, [*look, "--id", "good", "--output", str(tmp_path / "png"), "--json"])
-    assert shown.exit_code == 0, shown.output
-    assert json.loads(shown.stdout.splitlines()[-1])["trained"] == 2
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "png").iterdir())
-    assert {p.name for p in (tmp_path / "png").iterdir()} == {"frames-0.png", "sound-0.png"}
-    with pytest.raises(ValueError, match="has 2 rows and no row 7"):
-        invoke(app, [*look, "--row", "7"], catch_exceptions=False)
-    with pytest.raises(ValueError, match="neither --preset nor --checkpoint"):
-        invoke(app, ["data", "show", str(manifest)], catch_exceptions=False)
-    counted = invoke(app, ["data", "stats", str(manifest), "--json"])
-    assert json.loads(counted.stdout.splitlines()[-1])["total"]["rows"] == 2
-    mixed = invoke(app, ["data", "mix", str(preset), "train.max_steps=6", "--json"])
-    drawn = json.loads(mixed.stdout.splitlines()[-1])["sources"][0]
-    assert (drawn["rows"], drawn["drawn"], drawn["epochs"]) == (2, 12, 6.0)

@@ -1,0 +1,114 @@
+"""`avllm data check`, `show`, `stats` and `mix` as commands: what they count, print and refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from data.checked_rows import about, words
+from tiny import World, make_world, row, settings, write_clip, write_preset, write_rows
+from typer.testing import CliRunner
+
+from avllm.cli import app
+from avllm.data.check_files import Looking
+from avllm.data.schema import Sample
+from avllm.data.stats import modality, stats
+
+INVOKE = CliRunner().invoke
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), clips=2)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", (200, 30, 30), 400.0)
+
+
+@pytest.fixture
+def preset(world: World, tmp_path: Path) -> Path:
+    return write_preset(tmp_path / "stage.yaml", settings(world, tmp_path / "run", "align"))
+
+
+def test_sound_tracks_are_counted(clip: Path, tmp_path: Path) -> None:
+    mute = write_clip(tmp_path / "mute.mp4", (0, 200, 0), None)
+    silenced = about(mute, "off")
+    silenced["messages"][0]["content"][0]["sound"] = "off"
+    rows = [about(clip, "heard"), about(mute, "mute"), silenced, about(tmp_path / "gone.mp4", "gone")]
+    manifest = write_rows(tmp_path / "m.jsonl", rows)
+    for decode in ("headers", "sample"):
+        found = stats([manifest], looking=Looking(decode, workers=1)).total
+        assert (found.sound, found.no_sound) == (1, 1)
+    assert stats([manifest]).total.sound == 0
+    told = INVOKE(app, ["data", "stats", str(manifest), "--probe", "--json"])
+    assert json.loads(told.stdout.splitlines()[-1])["total"]["no_sound"] == 1
+
+
+def test_rows_are_counted_whatever_their_length_and_refused_ones_are_told(
+    world: World, clip: Path, preset: Path, tmp_path: Path
+) -> None:
+    rows = [words("long", "red " * 3000), words("empty", " "), about(tmp_path / "gone.mp4", "gone")]
+    manifest = write_rows(tmp_path / "m.jsonl", rows)
+    command = ["data", "stats", str(manifest), "--json", "--workers", "1"]
+    told = INVOKE(app, [*command, "--preset", str(preset)])
+    found = json.loads(told.stdout.splitlines()[-1])
+    assert found["total"]["tokens"] > 3000
+    assert found["total"]["refused"] == 2
+    assert found["refused"] == {"empty_answer": 1, "missing": 1}
+    assert "2 rows have no tokens, since training leaves them out: 1 empty_answer, 1 missing" in " ".join(
+        told.stderr.split()
+    )
+    told = INVOKE(app, [*command, "--tokenizer", world.model["llm"]["name"]])
+    assert json.loads(told.stdout.splitlines()[-1])["total"]["tokens"] > 3000
+
+
+def test_headers_and_a_model_are_refused(preset: Path, clip: Path, tmp_path: Path) -> None:
+    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good")])
+    command = ["data", "check", str(manifest), "--preset", str(preset), "--decode", "headers"]
+    with pytest.raises(ValueError, match="headers do not tell how many tokens"):
+        INVOKE(app, command, catch_exceptions=False)
+
+
+def test_rows_are_counted_by_what_they_are(clip: Path, tmp_path: Path) -> None:
+    interval = about(clip, "part", "two words", kind="colour")
+    interval["messages"][0]["content"][0].update(start=0.25, end=0.75)
+    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "whole"), interval, words("words", source="b")])
+    closed = stats([manifest])
+    assert (closed.total.rows, closed.total.words, closed.total.seconds, closed.total.unknown) == (3, 4, 0.5, 1)
+    opened = stats([manifest], looking=Looking("headers"))
+    assert opened.total.seconds == pytest.approx(1.5, abs=0.1)
+    assert opened.total.unknown == 0
+    assert {name: share.rows for name, share in opened.by["modality"].items()} == {"video": 2, "text": 1}
+    assert {name: share.rows for name, share in opened.by["kind"].items()} == {"(none)": 2, "colour": 1}
+    two = [{"type": "image", "image": "a.png"}, {"type": "image", "image": "b.png"}]
+    assert modality(Sample.model_validate(row("x", two, "y"))) == "2 image"
+
+
+def test_the_commands(preset: Path, clip: Path, tmp_path: Path) -> None:
+    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good"), about(tmp_path / "gone.mp4", "gone")])
+    command = ["data", "check", str(manifest), "--output", str(tmp_path / "out"), "--workers", "1"]
+    checked = INVOKE(app, [*command, "--json"])
+    assert checked.exit_code == 0, checked.output
+    assert json.loads(checked.stdout.splitlines()[-1])["reasons"]["missing"]["rows"] == 1
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        *("check.html", "check.json", "findings.jsonl", "journal.jsonl", "quarantine.txt")
+    }
+    assert INVOKE(app, [*command, "--strict"]).exit_code == 1
+    look = ["data", "show", str(manifest), "--preset", str(preset)]
+    shown = INVOKE(app, [*look, "--id", "good", "--output", str(tmp_path / "png"), "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout.splitlines()[-1])["trained"] == 2
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "png").iterdir())
+    assert {p.name for p in (tmp_path / "png").iterdir()} == {"frames-0.png", "sound-0.png"}
+    with pytest.raises(ValueError, match="has 2 rows and no row 7"):
+        INVOKE(app, [*look, "--row", "7"], catch_exceptions=False)
+    with pytest.raises(ValueError, match="neither --preset nor --checkpoint"):
+        INVOKE(app, ["data", "show", str(manifest)], catch_exceptions=False)
+    counted = INVOKE(app, ["data", "stats", str(manifest), "--json"])
+    assert json.loads(counted.stdout.splitlines()[-1])["total"]["rows"] == 2
+    mixed = INVOKE(app, ["data", "mix", str(preset), "train.max_steps=6", "--json"])
+    drawn = json.loads(mixed.stdout.splitlines()[-1])["sources"][0]
+    assert (drawn["rows"], drawn["drawn"], drawn["epochs"]) == (2, 12, 6.0)
