@@ -93,8 +93,10 @@ def evaluate(
     """Score generated answers by kind and source, as the rows are and with streams removed or exchanged."""
     import json
 
+    from avllm.data.storage import here
     from avllm.evaluation.command import run_eval
 
+    output, predictions = (path and here(path) for path in (output, predictions))  # before it costs anything
     found = run_eval(
         checkpoint,
         manifest,

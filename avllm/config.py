@@ -289,6 +289,13 @@ class RunConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _writes_here(self) -> RunConfig:
+        for folder in filter(None, (self.output, self.data.cache)):
+            if re.match(r"[a-z][a-z0-9+.-]+:/", folder):
+                raise ValueError(f"{folder} is a URL; expected folders of this machine for output and data.cache")
+        return self
+
+    @model_validator(mode="after")
     def _lengths_are_known(self) -> RunConfig:
         if self.train.epochs is not None and any(source.steps != [0] for source in self.data.train):
             raise ValueError("weights that change with the steps go with train.max_steps; train.epochs is given")

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from avllm.data.storage import here
+
 
 class LockedError(ValueError):
     """Another process is writing the file."""
@@ -24,11 +26,11 @@ class AppendOnly:
         count: whole rows in it.
 
     Raises:
-        LockedError: another process has it open in the same way.
+        LockedError: another process has it open in the same way. StoreError: it is a URL.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = here(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as on_error:
             self._file = on_error.enter_context(self.path.open("ab+"))

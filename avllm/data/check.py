@@ -24,6 +24,7 @@ from avllm.data.check_page import write_page
 from avllm.data.check_reasons import REASONS, Finding
 from avllm.data.check_rows import Ids, Line, TestRows, lines, listable, text_problems
 from avllm.data.schema import RowError, Sample
+from avllm.data.storage import here
 
 EXAMPLES = 20  # findings of a reason that the report shows; findings.jsonl has all
 PICTURES = 6  # thumbnails of a reason that the page shows
@@ -114,10 +115,11 @@ def check(
             ``findings.jsonl`` (everything) and ``journal.jsonl``, out of which an interrupted check goes on.
 
     Raises:
-        ManifestError: a manifest is no file.
+        ManifestError: a manifest is no file. StoreError: the output is a URL.
     """
     began, looking = time.monotonic(), looking or Looking()
     if output is not None:
+        output = here(output)
         output.mkdir(parents=True, exist_ok=True)
     uses = gather(manifests)
     files = Files(looking, None if output is None else output / "journal.jsonl")

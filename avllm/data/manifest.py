@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from avllm.data.schema import Sample
-from avllm.data.storage import local_copy, sha256
+from avllm.data.storage import here, local_copy, sha256
 
 
 class ManifestError(ValueError):
@@ -77,8 +77,12 @@ def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
 
 
 def write_manifest(path: str | Path, rows: Iterable[Sample | dict[str, Any]]) -> int:
-    """Write rows, one a line, whole or not at all; returns how many."""
-    path = Path(path)
+    """Write rows, one a line, whole or not at all; returns how many.
+
+    Raises:
+        StoreError: the path is a URL.
+    """
+    path = here(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     count = 0

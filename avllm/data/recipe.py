@@ -43,6 +43,7 @@ from avllm.data.recipe_about import Dataset, check_layout
 from avllm.data.recipe_captions import caption_messages, caption_prompt, caption_samples
 from avllm.data.recipe_files import RecipeError, Record, files_by_stem, open_text, read_csv, read_json, read_jsonl
 from avllm.data.schema import RowError, Sample
+from avllm.data.storage import StoreError, here
 from avllm.log import set_up
 
 __all__ = [
@@ -282,7 +283,9 @@ def make(
 
     Raises:
         RecipeError: the source is not as it has to be, or no row was kept. LockedError: another run writes there.
+        StoreError: ``output`` is a URL.
     """
+    output = here(output)
     check_layout(about, source)
     _is_there.cache_clear()
     name = name or Path(inspect.getfile(rows)).stem
@@ -347,7 +350,7 @@ def command(about: Dataset, rows: Rows) -> typer.Typer:
     ) -> None:
         try:
             report = make(about, rows, source, output, limit=limit, **options)
-        except (RecipeError, LockedError) as error:
+        except (RecipeError, LockedError, StoreError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
         _say(about, report, output, as_json)

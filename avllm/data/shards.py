@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import tarfile
 from collections import Counter
@@ -23,8 +22,9 @@ from rich.progress import track
 
 from avllm.data.index import Manifest
 from avllm.data.manifest import digest
+from avllm.data.output_folder import OutputFolder
 from avllm.data.schema import Sample, TextPart, resolve
-from avllm.data.storage import open_bytes, size_of
+from avllm.data.storage import open_bytes, size_of, url_of
 
 
 class ShardError(ValueError):
@@ -36,11 +36,11 @@ class Packed:
     """What became of a manifest.
 
     Attributes:
-        manifest: the one that was written. rows: in it. shards: files beside it. size: their bytes.
+        manifest: path or URL of the one that was written. rows: in it. shards: files beside it. size: their bytes.
         dropped: rows left out, by reason; ``NAME.dropped.jsonl`` names them.
     """
 
-    manifest: Path
+    manifest: Path | str
     rows: int
     shards: int
     size: int
@@ -52,19 +52,20 @@ def pack_shards(manifests: Sequence[str | Path], output: str | Path, shard_size:
 
     Args:
         manifests: JSONL files with different names.
-        output: folder for ``NAME-000000.tar``, ..., ``NAME.jsonl`` and, where rows had to be left out,
-            ``NAME.dropped.jsonl``.
+        output: folder, or an fsspec URL of one, for ``NAME-000000.tar``, ..., ``NAME.jsonl`` and, where rows had to
+            be left out, ``NAME.dropped.jsonl``.
         shard_size: bytes that a shard does not pass, but for what a single row and tar's own padding (10 kB) take.
 
     Raises:
         ManifestError: a manifest is missing or malformed. ShardError: two have one name, or the folder holds shards of
-            other data.
+            other data. StoreError: the URL cannot be opened from here.
     """
     names = [Path(m).stem for m in manifests]
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
         raise ShardError(f"several manifests are named {doubled[0]!r}; shards are named after them, so rename one")
-    return [_Packing(Manifest(m), Path(output), shard_size).run() for m in manifests]
+    folder = OutputFolder(output)
+    return [_Packing(Manifest(m), folder, shard_size).run() for m in manifests]
 
 
 def parse_size(text: str) -> int:
@@ -83,27 +84,27 @@ def parse_size(text: str) -> int:
 class _Packing:
     """The shards of one manifest. Notes on each finished shard lie in a hidden folder until the last is written."""
 
-    def __init__(self, manifest: Manifest, output: Path, shard_size: int) -> None:
+    def __init__(self, manifest: Manifest, output: OutputFolder, shard_size: int) -> None:
         self.manifest, self.output, self.shard_size = manifest, output, shard_size
         self.name = Path(manifest.name).stem
-        self.final = output / f"{self.name}.jsonl"
-        self.notes = output / f".{self.name}.packing"
-        self.account = output / f".{self.name}.packed.json"  # of finished shards: what they were made of, and counts
-        if self.final.resolve() == manifest.path.resolve():
+        self.final = f"{self.name}.jsonl"
+        self.notes = f".{self.name}.packing"
+        self.account = f".{self.name}.packed.json"  # of finished shards: what they were made of, and counts
+        given = url_of(manifest.name) or manifest.path.resolve()
+        if given == (output.place(self.final) if output.url else (output.path / self.final).resolve()):
             raise ShardError(f"{output} holds {manifest.name} itself; expected another folder for the shards")
         self.places: dict[str, str] = {}  # file -> where it is in the shards
 
     def run(self) -> Packed:
         """Write what is not yet there."""
-        if self.final.exists():
+        if self.output.size(self.final) is not None:
             return self._finished_before()
-        self.notes.mkdir(parents=True, exist_ok=True)
         self._check_same()
-        done = self._go_on()
+        finished, done = self._go_on()
         if done == len(self.manifest):
             return self._finish()
         rows = track(range(done, len(self.manifest)), f"packing {self.name}", completed=done, total=len(self.manifest))
-        shard = _Shard(self.output, self.name, len(self._finished()))
+        shard = _Shard(self.output, self.name, finished)
         for number in rows:
             sample = self.manifest[number]
             files = [str(resolve(part, self.manifest.root)) for part in sample.media]
@@ -124,81 +125,84 @@ class _Packing:
         return {"manifest": digest(self.manifest.path), "shard_size": self.shard_size}
 
     def _finished_before(self) -> Packed:
-        found = json.loads(self.account.read_text(encoding="utf-8")) if self.account.is_file() else {}
+        known = self.output.size(self.account) is not None
+        found = json.loads(self.output.read(self.account)) if known else {}
         if found.pop("asked", None) != self._asked():
             raise ShardError(
-                f"{self.final} is there already, with shards of another {self.name} or of another size; expected a "
-                f"folder without it. To pack anew, delete it and {self.name}-*.tar"
+                f"{self.output.place(self.final)} is there already, with shards of another {self.name} or of another "
+                f"size; expected a folder without it. To pack anew, delete it and {self.name}-*.tar"
             )
-        return Packed(self.final, **found)
+        return Packed(self.output.place(self.final), **found)
 
     def _check_same(self) -> None:
-        note = self.notes / "asked.json"
-        if note.is_file() and json.loads(note.read_text()) != self._asked():
+        note = f"{self.notes}/asked.json"
+        if self.output.size(note) is not None and json.loads(self.output.read(note)) != self._asked():
             raise ShardError(
-                f"{self.output} holds begun shards of another {self.name}; delete {self.notes} to start anew"
+                f"{self.output} holds begun shards of another {self.name}; delete {self.output.place(self.notes)} to "
+                "start anew"
             )
-        note.write_text(json.dumps(self._asked()))
+        self.output.write(note, json.dumps(self._asked()))
 
-    def _finished(self) -> list[Path]:
-        return sorted(self.notes.glob("[0-9]*.json"))
+    def _finished(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Name and note of each finished shard."""
+        for note in self.output.names(self.notes):
+            number, _, ending = note.rpartition("/")[2].partition(".")
+            if number.isdigit() and ending == "json":
+                yield f"{self.name}-{number}.tar", json.loads(self.output.read(note))
 
-    def _go_on(self) -> int:
-        """Rows that stand in finished shards or were dropped; remembers where their files are."""
-        done = 0
-        for note in self._finished():
-            found = json.loads(note.read_text(encoding="utf-8"))
+    def _go_on(self) -> tuple[int, int]:
+        """Finished shards, and rows that stand in them or were dropped; remembers where their files are."""
+        shards, done = 0, 0
+        for _, found in self._finished():
             self.places |= found["places"]
-            done = found["done"]
-        return done
+            shards, done = shards + 1, found["done"]
+        return shards, done
 
     def _close(self, shard: _Shard, done: int) -> None:
         shard.close()
-        note = self.notes / f"{shard.number:06d}.json"
         content = {"done": done, "rows": shard.rows, "places": shard.places, "dropped": shard.dropped}
-        partial = note.with_suffix(".partial")
-        partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        partial.replace(note)
+        self.output.write(f"{self.notes}/{shard.number:06d}.json", json.dumps(content, ensure_ascii=False))
 
     def _finish(self) -> Packed:
-        packed = Packed(self.final, 0, 0, 0)
+        packed = Packed(self.output.place(self.final), 0, 0, 0)
         dropped: list[dict[str, str]] = []
-        partial = self.final.with_name(f".{self.final.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            for note in self._finished():
-                found = json.loads(note.read_text(encoding="utf-8"))
-                file.writelines(row + "\n" for row in found["rows"])
-                packed.rows += len(found["rows"])
-                packed.shards += 1
-                packed.size += (self.output / f"{self.name}-{note.stem}.tar").stat().st_size
-                dropped += found["dropped"]
+        with self.output.writing(self.final) as partial:
+            with partial.open("w", encoding="utf-8") as file:
+                for shard, found in self._finished():
+                    file.writelines(row + "\n" for row in found["rows"])
+                    packed.rows += len(found["rows"])
+                    packed.shards += 1
+                    packed.size += self.output.size(shard) or 0
+                    dropped += found["dropped"]
+            self._tell(packed, dropped)  # before the manifest has its name: with it all is there
+        self.output.remove(self.notes)
+        return packed
+
+    def _tell(self, packed: Packed, dropped: list[dict[str, str]]) -> None:
+        """Write down what was left out, and the counts."""
         if dropped:
             lines = "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in dropped)
-            self.final.with_suffix(".dropped.jsonl").write_text(lines, encoding="utf-8")
+            self.output.write(f"{self.name}.dropped.jsonl", lines)
         packed.dropped = dict(Counter(d["reason"] for d in dropped))
         if not packed.rows:
             raise ShardError(
-                f"no row of {self.manifest.name} can be packed: {packed.dropped}; repair the files, delete {self.notes}"
+                f"no row of {self.manifest.name} can be packed: {packed.dropped}; repair the files, delete "
+                f"{self.output.place(self.notes)}"
             )
         counts = {name: value for name, value in vars(packed).items() if name != "manifest"}
-        self.account.write_text(json.dumps({"asked": self._asked(), **counts}), encoding="utf-8")
-        partial.replace(self.final)
-        for note in self.notes.iterdir():
-            note.unlink()
-        self.notes.rmdir()
-        return packed
+        self.output.write(self.account, json.dumps({"asked": self._asked(), **counts}))
 
 
 class _Shard:
     """A tar file that is being written; it has its name when it is whole."""
 
-    def __init__(self, folder: Path, name: str, number: int) -> None:
-        self.path, self.number = folder / f"{name}-{number:06d}.tar", number
+    def __init__(self, folder: OutputFolder, name: str, number: int) -> None:
+        self.file, self.number = f"{name}-{number:06d}.tar", number
         self.rows: list[str] = []
         self.places: dict[str, str] = {}
         self.dropped: list[dict[str, str]] = []
-        self._partial = self.path.with_suffix(".tar.partial")
-        self._tar = tarfile.open(self._partial, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115 (closed in close)
+        self._writing = folder.writing(self.file)
+        self._tar = tarfile.open(self._writing.__enter__(), "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115 (closed in close)
 
     @property
     def size(self) -> int:
@@ -213,7 +217,7 @@ class _Shard:
                 member = f"{number:09d}.{place}{Path(file).suffix.lower() or '.bin'}"
                 size = size_of(file) or 0
                 with open_bytes(file) as content:
-                    new[file] = f"{self.path.name}#{self._write(member, size, content)}+{size}/{member}"
+                    new[file] = f"{self.file}#{self._write(member, size, content)}+{size}/{member}"
         row = json.dumps(rewritten(sample, [(elsewhere | new)[f] for f in files]), ensure_ascii=False)
         text = row.encode()
         self._write(f"{number:09d}.json", len(text), io.BytesIO(text))
@@ -235,11 +239,9 @@ class _Shard:
         return first
 
     def close(self) -> None:
-        """Give the file its name when every byte is on the disk."""
+        """Give the file its name when every byte has been written."""
         self._tar.close()
-        with self._partial.open("rb") as file:
-            os.fsync(file.fileno())
-        self._partial.replace(self.path)
+        self._writing.__exit__(None, None, None)
 
 
 def rewritten(sample: Sample, paths: Sequence[str]) -> dict[str, Any]:

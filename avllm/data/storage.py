@@ -64,6 +64,20 @@ def plain(path: str | Path) -> Path:
     return Path(f"/{found['rest']}" if found else path)
 
 
+def here(path: str | Path) -> Path:
+    """A path of this machine for what is written here.
+
+    Raises:
+        StoreError: it is a URL of a store, which pathlib would take for a folder named ``s3:``.
+    """
+    if url_of(path):
+        raise StoreError(
+            f"{url_of(path)} is a URL of a store; expected a path of this machine (into stores writes `avllm data "
+            "pack` alone). Write here and copy it, or mount the store"
+        )
+    return plain(path)
+
+
 def parent_of(path: str | Path) -> Path:
     """The folder of a file or URL."""
     return plain(path).parent
@@ -153,13 +167,18 @@ class _Window(io.RawIOBase):
 
 @functools.lru_cache(maxsize=2)  # a decoder opens a file more than once: headers, then packets
 def _fetch(place: Place) -> bytes:
-    files, name = _file_system(place.file)
+    files, name = file_system(place.file)
     if place.size is None:
         return files.cat_file(name)
     return files.cat_file(name, start=place.offset, end=place.offset + place.size)
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
+    """What fsspec reads and writes a URL with, and what it calls the file.
+
+    Raises:
+        StoreError: its package is not installed, or there is no such protocol.
+    """
     import fsspec
 
     # asked for each time: fsspec itself keeps file systems, one set a process, so that workers may be forked
@@ -175,7 +194,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 def _remote(url: str) -> dict[str, Any] | None:
     """What a store says of a file; None when there is no such file. Any other failure is no answer, and is raised."""
-    files, name = _file_system(url)
+    files, name = file_system(url)
     try:
         found = files.info(name)
     except FileNotFoundError:
@@ -209,7 +228,7 @@ def local_copy(path: str | Path) -> Path:
     if not copy.is_file():
         copy.parent.mkdir(parents=True, exist_ok=True)
         partial = copy.with_name(f".{copy.name}.{os.getpid()}.partial")
-        files, name = _file_system(url)
+        files, name = file_system(url)
         files.get_file(name, str(partial))
         partial.replace(copy)
     return copy

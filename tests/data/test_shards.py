@@ -14,6 +14,7 @@ import fsspec
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from pydantic import ValidationError
 from tiny import World, make_world, settings
 from tiny import row as chat
 from tiny import text as said
@@ -22,7 +23,9 @@ from typer.testing import CliRunner
 from avllm.cli import app
 from avllm.config import RunConfig
 from avllm.data import shards
+from avllm.data.append_only import AppendOnly
 from avllm.data.cache_store import file_hash
+from avllm.data.check import check
 from avllm.data.dataset import SampleDataset
 from avllm.data.index import Manifest
 from avllm.data.loader import Collate, Cut, MicroBatches, build_loader
@@ -197,6 +200,23 @@ def test_a_store_whose_package_is_missing_names_it(monkeypatch: pytest.MonkeyPat
         size_of("https://a/b.mp4")
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/out", Path("memory://bucket/out")])
+def test_what_is_written_here_refuses_urls(world: World, url: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for write in (
+        lambda: check([world.questions], output=Path(url)),
+        lambda: write_manifest(url, []),
+        lambda: AppendOnly(url),
+    ):
+        with pytest.raises(StoreError, match="://bucket/out is a URL of a store; expected a path of this machine"):
+            write()
+    for changes in ({"data__cache": str(url)}, {"output": str(url)}):
+        asked = settings(world, tmp_path / "run", **changes)
+        with pytest.raises(ValidationError, match="is a URL; expected folders of this machine"):
+            RunConfig.model_validate(asked)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_remote_manifest_that_changed_is_fetched_anew(remote: str, monkeypatch: Any) -> None:
     # as http does, whose mark never changes
     monkeypatch.setattr(MemoryFileSystem, "ukey", lambda self, path: "always the same")
@@ -252,6 +272,42 @@ def test_packing_goes_on_where_it_stopped(
     pack_shards([world.questions], tmp_path, shard_size=12_000)
     assert (tmp_path / "questions-000000.tar").stat().st_mtime_ns == before
     assert digests(tmp_path) == digests(packed.parent)
+
+
+def test_shards_are_packed_into_a_store(world: World, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped, gone on with from another folder's view of the store, and found done; nothing is written here."""
+    monkeypatch.chdir(packed.parent.parent)
+    before, url, store = set(Path().iterdir()), "memory://out/set", fsspec.filesystem("memory")
+    close, closed = shards._Shard.close, []
+
+    def stop_at_the_third(self: shards._Shard) -> None:
+        if len(closed) == 2:
+            raise KeyboardInterrupt
+        closed.append(self.number)
+        close(self)
+
+    monkeypatch.setattr(shards._Shard, "close", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        pack_shards([world.questions], url, shard_size=12_000)
+    monkeypatch.setattr(shards._Shard, "close", close)
+    assert not store.exists("/out/set/questions.jsonl")
+    with pytest.raises(ShardError, match="memory://out/set holds begun shards of another questions"):
+        pack_shards([world.questions], url, shard_size=13_000)
+    first = store.info("/out/set/questions-000000.tar")["created"]
+    arguments = ["data", "pack", str(world.questions), "--output", url, "--shard-size", "12kB", "--json"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    (told,) = json.loads(done.stdout.splitlines()[-1])["packed"]
+    assert (told["rows"], told["manifest"]) == (8, "memory://out/set/questions.jsonl")
+    assert store.info("/out/set/questions-000000.tar")["created"] == first
+    there = {name.rpartition("/")[2]: store.cat_file(name) for name in store.find("/out/set")}
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in there.items()} == digests(packed.parent)
+    (again,) = pack_shards([world.questions], url, shard_size=12_000)
+    assert (again.rows, again.shards, again.size) == (told["rows"], told["shards"], told["size"])
+    assert read_manifest(url + "/questions.jsonl") == read_manifest(packed)
+    with pytest.raises(ShardError, match=r"memory://out/set holds .* itself"):
+        pack_shards([url + "/questions.jsonl"], url, shard_size=12_000)
+    assert set(Path().iterdir()) == before
+    store.rm("/out", recursive=True)
 
 
 def test_finished_shards_are_left_alone_and_never_written_over(world: World, tmp_path: Path) -> None:
