@@ -68,7 +68,7 @@ def rows(
 def whole_rows(table: Path) -> Iterator[Record | Drop]:
     """The rows of a table; a line that is the rest of the caption before it is joined to it."""
     held: Record | None = None
-    for record in read_csv(table, COLUMNS, ragged=True):
+    for record in read_csv(table, COLUMNS):
         if held is not None and not record["audiocap_id"].isdigit():
             held["caption"] = f"{held['caption']} {','.join([*record.values(), *record.surplus])}"
             continue

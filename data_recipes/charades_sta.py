@@ -53,7 +53,8 @@ def rows(
     overrun: Annotated[float, typer.Option(min=0, help="Seconds that an event may end behind its video.")] = 2.0,
 ) -> Iterator[Row | Drop]:
     """One row an event."""
-    clips, lengths = Videos(source, videos), read_lengths(source)
+    clips, lengths = Videos(source, videos), dict[str, float]()
+    yield from read_lengths(source, lengths)
     for split, path in split_files(source, FILES):
         yield from rows_of(read_lines(path), partial(build, split=split, clips=clips, lengths=lengths, overrun=overrun))
 
@@ -66,10 +67,15 @@ def read_lines(path: Path) -> Iterator[Record]:
                 yield Record({"line": line.strip()}, f"{path.name}:{number}")
 
 
-def read_lengths(source: Path) -> dict[str, float]:
-    """Seconds of each video that Charades' tables name."""
-    there = [source / name for name in LENGTHS if (source / name).is_file()]
-    return {r.text("id"): r.number("length") for path in there for r in read_csv(path, ("id", "length"))}
+def read_lengths(source: Path, found: dict[str, float]) -> Iterator[Row | Drop]:
+    """Fills in the seconds of each video that Charades' tables name; gives rows that cannot be read."""
+
+    def keep(record: Record) -> list[Row | Drop]:
+        found[record.text("id")] = record.number("length")
+        return []
+
+    for path in (source / name for name in LENGTHS if (source / name).is_file()):
+        yield from rows_of(read_csv(path, ("id", "length")), keep)
 
 
 def build(record: Record, split: str, clips: Videos, lengths: Mapping[str, float], overrun: float) -> Row:

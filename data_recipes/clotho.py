@@ -48,20 +48,23 @@ def table_of(source: Path, name: str) -> Path:
     return source / first_file(source, (name, f"clotho_csv_files/{name}"))
 
 
-def licences(source: Path, name: str) -> dict[str, str]:
-    """File name -> licence, empty where the metadata were not fetched."""
+def read_licences(source: Path, name: str, found: dict[str, str]) -> Iterator[Row | Drop]:
+    """Fills in file name -> licence, nothing where the metadata were not fetched; gives rows that cannot be read."""
+
+    def keep(record: Record) -> list[Row | Drop]:
+        found[record["file_name"]] = record.text("license")
+        return []
+
     table = table_of(source, f"clotho_metadata_{name}.csv")
-    if not table.is_file():
-        return {}
-    return {
-        record["file_name"]: record.text("license")
-        for record in read_csv(table, ("file_name", "license"), encoding="iso-8859-1")
-    }
+    if table.is_file():
+        yield from rows_of(read_csv(table, ("file_name", "license"), encoding="iso-8859-1"), keep)
 
 
 def split_rows(source: Path, table: Path, name: str, split: str) -> Iterator[Row | Drop]:
     """The rows of one split."""
-    build = partial(sound_rows, source=source, name=name, split=split, licence=licences(source, name))
+    licence: dict[str, str] = {}
+    yield from read_licences(source, name, licence)
+    build = partial(sound_rows, source=source, name=name, split=split, licence=licence)
     yield from rows_of(read_csv(table, ("file_name", *CAPTIONS)), build)
 
 

@@ -46,7 +46,8 @@ def rows(
     """One row a clip; the answer is its label."""
     table = source / "vggsound.csv"
     clips = files_by_stem(source, source, (".mp4", ".mkv", ".webm"))
-    classes = sorted({record.text("label") for record in read_csv(table, COLUMNS, header=False)}) if choices else []
+    whole = (record for record in read_csv(table, COLUMNS, header=False) if not record.problem)
+    classes = sorted({record.text("label") for record in whole}) if choices else []
     build = partial(clip_row, clips=clips, media=media, classes=classes)
     yield from rows_of(read_csv(table, COLUMNS, header=False), build)
 

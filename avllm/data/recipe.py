@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from pydantic import ValidationError
@@ -37,11 +37,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from avllm import __version__
-from avllm.data.append_only import LockedError, lock, write_whole
+from avllm.data.append_only import LockedError
 from avllm.data.manifest import describe
 from avllm.data.recipe_about import Dataset, check_layout
 from avllm.data.recipe_captions import caption_messages, caption_prompt, caption_samples
 from avllm.data.recipe_files import RecipeError, Record, files_by_stem, open_text, read_csv, read_json, read_jsonl
+from avllm.data.recipe_output import Output
 from avllm.data.schema import RowError, Sample
 from avllm.data.storage import StoreError, here
 from avllm.log import set_up
@@ -80,7 +81,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Drop:
-    """A row that is left out: ``reason`` is one word to count by, ``where`` is file:line or an id."""
+    """A row that is left out: ``reason`` is one word to count by, ``where`` is file:line or an id.
+
+    With the reason ``missing_media``, ``detail`` is the path of the file, which is named in ``missing.txt``.
+    """
 
     reason: str
     where: str
@@ -115,9 +119,12 @@ def rows_of(
     """What ``build`` makes of each record: a row, a drop, or several.
 
     A record with which it raises an error is a drop: ``malformed_row`` of a ``RecipeError`` (a field is absent or of
-    another type), the reason of a ``RowError``.
+    another type), the reason of a ``RowError``. So is a row of a table with more or fewer fields than columns.
     """
     for record in records:
+        if record.problem:
+            yield Drop("malformed_row", record.where, record.problem)
+            continue
         try:
             made = build(record)
             found = [made] if isinstance(made, (Row, Drop)) else list(made)
@@ -139,52 +146,10 @@ def _is_there(path: str) -> bool:
     return os.path.isfile(path)
 
 
-class _Output:
-    """The files of one run; they take their names when it is over, so that a run that fails replaces nothing.
-
-    The first of them is locked while the run lasts: two runs at once would write into each other's files.
-    """
-
-    def __init__(self, folder: Path, recipe: str, stack: ExitStack) -> None:
-        self.folder, self.stack = folder, stack
-        self.files: dict[str, IO[str]] = {}
-        old = folder / "recipe.json"
-        self.before = json.loads(old.read_text(encoding="utf-8")) if old.is_file() else {"recipe": recipe, "rows": {}}
-        if self.before["recipe"] != recipe:
-            raise RecipeError(f"{folder} holds the manifests of {self.before['recipe']}; choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("dropped.jsonl", "missing.txt"):
-            self.open(name)
-
-    def open(self, name: str) -> IO[str]:
-        """The open file of this name."""
-        if name not in self.files:
-            path = self.folder / f"{name}.partial"
-            file = self.stack.enter_context(path.open("a", encoding="utf-8", newline="\n"))
-            if not self.files:
-                lock(file, path)
-            file.truncate(0)
-            self.files[name] = file
-        return self.files[name]
-
-    def line(self, name: str, value: dict[str, Any]) -> None:
-        """Append a JSON object."""
-        self.open(name).write(json.dumps(value, ensure_ascii=False) + "\n")
-
-    def finish(self, account: dict[str, Any]) -> None:
-        """Name the files, remove splits that the last run here made and this one did not, write recipe.json."""
-        for split in set(self.before["rows"]) - set(account["rows"]):
-            (self.folder / f"{split}.jsonl").unlink(missing_ok=True)
-        write_whole(self.folder / "recipe.json", json.dumps(account, indent=2, ensure_ascii=False) + "\n")
-        for name, file in reversed(self.files.items()):  # the locked one last
-            file.flush()
-            (self.folder / f"{name}.partial").replace(self.folder / name)
-
-
 class _Maker:
     """Takes what a recipe yields, one by one: checks it, writes it, counts it."""
 
-    def __init__(self, about: Dataset, name: str, source: Path, output: _Output) -> None:
+    def __init__(self, about: Dataset, name: str, source: Path, output: Output) -> None:
         self.about, self.name, self.source, self.output = about, name, source.resolve(), output
         self.report = Report()
         self.ids: dict[str, int] = {}  # the last number that was put behind an id
@@ -193,6 +158,12 @@ class _Maker:
         self.to_source = _relative(self.source, output.folder)
 
     def drop(self, drop: Drop) -> None:
+        """Count and write down what a recipe leaves out."""
+        if drop.reason == "missing_media":
+            self.note_missing([drop.detail])
+        self.leave_out(drop)
+
+    def leave_out(self, drop: Drop) -> None:
         """Count and write down what is left out."""
         self.report.dropped[drop.reason] += 1
         self.first = self.first or drop
@@ -205,12 +176,12 @@ class _Maker:
         try:
             sample = Sample.model_validate(data)
         except ValidationError as error:
-            self.drop(Drop("invalid_row", where, describe(error)))
+            self.leave_out(Drop("invalid_row", where, describe(error)))
             return
         absent = [part.path for part in sample.media if not _is_there(os.path.join(self.source, part.path))]
         if absent:
             self.note_missing(absent)
-            self.drop(Drop("missing_media", where, ", ".join(absent)))
+            self.leave_out(Drop("missing_media", where, ", ".join(absent)))
             return
         data = sample.model_dump(mode="json", exclude_unset=True, exclude_none=True)
         data = {"id": self.unique(sample.id)} | {k: v for k, v in data.items() if k != "id"}
@@ -223,8 +194,11 @@ class _Maker:
         """What was dropped, when all was."""
         if self.first is None:
             return "; nothing was there"
+        folder, missing = self.output.folder, self.report.missing_files
+        named = f"; {missing:,} missing media files are named in {folder / 'missing.txt'}" if missing else ""
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.report.dropped.items()))
-        return f"; left out: {counts}; the first: {self.first.where}: {self.first.detail or self.first.reason}"
+        first = f"the first: {self.first.where}: {self.first.detail or self.first.reason}"
+        return f"; left out: {counts}; {first}; all are in {folder / 'dropped.jsonl'}{named}"
 
     def note_missing(self, paths: list[str]) -> None:
         """Write each missing file down once."""
@@ -282,7 +256,8 @@ def make(
         options: the recipe's own; a recipe that writes media itself takes ``output``, the folder, as one of them.
 
     Raises:
-        RecipeError: the source is not as it has to be, or no row was kept. LockedError: another run writes there.
+        RecipeError: the source is not as it has to be, or no row was kept (``dropped.jsonl`` and ``missing.txt`` say
+            why). LockedError: another run writes there.
         StoreError: ``output`` is a URL.
     """
     output = here(output)
@@ -291,7 +266,7 @@ def make(
     name = name or Path(inspect.getfile(rows)).stem
     given = options | ({"output": output} if "output" in inspect.signature(rows).parameters else {})
     with ExitStack() as stack:
-        maker = _Maker(about, name, source, _Output(output, name, stack))
+        maker = _Maker(about, name, source, Output(output, name, stack))
         bar = stack.enter_context(_progress())
         task = bar.add_task(name, total=None, kept=0, dropped=0)
         for item in rows(source, **given):
@@ -301,6 +276,7 @@ def make(
             if limit is not None and kept >= limit:
                 break
         if not maker.report.rows:
+            maker.output.finish_empty()
             raise RecipeError(f"{source}: no row was kept{maker.why_not()}")
         maker.output.finish(account(about, name, rows, options | {"limit": limit}, maker.report))
     return maker.report
@@ -351,16 +327,17 @@ def command(about: Dataset, rows: Rows) -> typer.Typer:
         try:
             report = make(about, rows, source, output, limit=limit, **options)
         except (RecipeError, LockedError, StoreError) as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from error
+            raise _failed(str(error)) from error
+        except OSError as error:  # a disk that is full, a folder that is not ours
+            raise _failed(f"{error.filename or output}: {error.strerror or error}") from error
+        except ValueError as error:  # of a reader, about what a file holds
+            raise _failed(f"{source} -> {output}: {type(error).__name__}: {error}") from error
         _say(about, report, output, as_json)
         if report.missing_files and not allow_missing:
-            typer.echo(
-                f"error: {report.missing_files:,} media files are missing; they are named in {output / 'missing.txt'}. "
-                "The manifests hold the other rows. Get the files and run again, or add --allow-missing",
-                err=True,
+            raise _failed(
+                f"{report.missing_files:,} media files are missing; they are named in {output / 'missing.txt'}. "
+                "The manifests hold the other rows. Get the files and run again, or add --allow-missing"
             )
-            raise typer.Exit(1)
 
     hints = get_type_hints(run, include_extras=True)
     fixed = [
@@ -377,6 +354,11 @@ def command(about: Dataset, rows: Rows) -> typer.Typer:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(run)
     return app
+
+
+def _failed(why: str) -> typer.Exit:
+    typer.echo(f"error: {why}", err=True)
+    return typer.Exit(1)
 
 
 def _say(about: Dataset, report: Report, output: Path, as_json: bool) -> None:

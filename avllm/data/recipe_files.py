@@ -31,7 +31,7 @@ class Record(dict[str, Any]):
     Attributes:
         where: ``file:line`` of a table or of JSON lines, ``file[index]`` or ``file["key"]`` of JSON.
         key: the key of the row when the file is one object of rows, else "".
-        problem: why the row of a table is not as it should be, see ``ragged`` of :func:`read_csv`, else "".
+        problem: of a table's row with more or fewer fields than columns, what is seen and expected, else "".
         surplus: what such a row holds behind its last column.
 
     Raises:
@@ -123,10 +123,9 @@ def read_csv(
     delimiter: str = ",",
     header: bool = True,
     comment: str | None = None,
-    ragged: bool = False,
     encoding: str = "utf-8-sig",
 ) -> Iterator[Record]:
-    """The rows of a table.
+    """The rows of a table; one with more or fewer fields than columns has its ``problem`` set (``rows_of`` drops it).
 
     Args:
         path: see :func:`open_text`.
@@ -134,10 +133,9 @@ def read_csv(
         delimiter: what stands between the fields; a tab for TSV, where quotes are text.
         header: whether the first row names the columns.
         comment: lines that begin with this are passed over.
-        ragged: give rows with more or fewer fields than columns too, with ``problem`` set, instead of an error.
 
     Raises:
-        RecipeError: no file, a column is absent, or a row has more or fewer fields than there are columns.
+        RecipeError: no file, or a column is absent.
     """
     with open_text(path, encoding) as file:
         lines = _Lines(file, comment)
@@ -149,8 +147,6 @@ def read_csv(
             record.surplus = row[len(names) :]
             if len(row) != len(names):
                 record.problem = f"{len(row)} fields where {len(names)} are expected ({', '.join(names)})"
-            if record.problem and row and not ragged:
-                raise RecipeError(f"{path} line {lines.number}: {record.problem}; is the file whole?")
             if row:
                 yield record
 

@@ -127,11 +127,25 @@ def test_a_missing_media_file_is_named_and_its_rows_are_dropped(recipe: Ready, t
         report = recipe.run(tmp_path / "out")
     except RecipeError as error:  # it was the only row
         assert "missing_media" in str(error)  # noqa: PT017
+        assert f"1 missing media files are named in {tmp_path / 'out' / 'missing.txt'}" in str(error)  # noqa: PT017
+        assert (tmp_path / "out" / "missing.txt").read_text(encoding="utf-8").count("\n") == 1
+        assert len(read_lines(tmp_path / "out" / "dropped.jsonl")) == full.rows.total() + full.dropped.total()
         return
     assert report.missing_files == 1
     assert report.dropped["missing_media"] == full.rows.total() - report.rows.total() > 0
     (named,) = (tmp_path / "out" / "missing.txt").read_text(encoding="utf-8").splitlines()
     assert Path(named).stem.split("_")[0] in gone.stem or gone.stem in named
+
+
+def test_a_row_of_a_table_with_too_few_fields_is_dropped_and_ends_nothing(recipe: Ready, tmp_path: Path) -> None:
+    whole = recipe.run(tmp_path / "whole")
+    tables = sorted(path for path in recipe.source.rglob("*") if path.suffix in (".csv", ".tsv"))
+    for number, table in enumerate(tables):
+        with table.open("a", encoding="utf-8") as file:
+            file.write("7\n")
+        report = recipe.run(tmp_path / str(number))
+        assert report.rows == whole.rows
+        assert report.dropped["malformed_row"] == whole.dropped["malformed_row"] + number + 1, table.name
 
 
 @pytest.mark.parametrize("path", FRAMED, ids=lambda path: path.stem)
