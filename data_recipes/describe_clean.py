@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import html
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,13 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from pydantic import ValidationError
 
 from avllm.data import making, recipe
 from avllm.data.captioned import file_digest
+from avllm.data.manifest import describe
 from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, caption_messages, read_csv, read_jsonl
+from avllm.data.schema import Sample, TextPart
 from avllm.data.text_answers import answers_of
 from avllm.data.text_models import Answer, Prompt, load_text_model
 
@@ -81,27 +85,42 @@ class DescribeClean:
 
     def plan(self) -> Iterator[dict[str, Any] | Drop]:
         """One task a description that the rules let pass."""
-        for number, record in enumerate(_records(self.table)):
-            task = self._task(record, number)
+        for number, record in enumerate(_records(self.table, (self.media, *self.text.split(",")))):
+            try:
+                task = self._task(record, number)
+            except RecipeError as error:
+                yield Drop("malformed_row", record.where, str(error))
+                continue
             fault = self._hopeless(task)
             yield task if fault is None else Drop(fault[0], record.where, fault[1])
 
     def _task(self, record: Record, number: int) -> dict[str, Any]:
         """Id, text, media part and licence of a manifest's row or of a table's."""
-        task = {"where": record.where, "licence": record.get("licence"), "source": record.get("source")}
+        if record.problem:
+            raise RecipeError(record.problem)
         if "messages" in record:
-            parts = [p for m in record["messages"] for p in m["content"] if isinstance(p, dict) and p["type"] != "text"]
-            last = record["messages"][-1]["content"] if record["messages"][-1]["role"] == "assistant" else ""
-            text = last if isinstance(last, str) else " ".join(p.get("text", "") for p in last)
-            part = self._absolute(parts[0]) if len(parts) == 1 else None
-            return {**task, "id": record["id"], "text": tidied(text), "part": part}
+            return self._task_of_row(record)
+        own = {field: record.text(field) or None for field in ("licence", "source") if field in record}
+        task = {"where": record.where, "licence": None, "source": None, **own}
         path = record.text(self.media)
         kind = "video" if path.lower().endswith((".mp4", ".mkv", ".webm", ".avi", ".mov")) else "audio"
         text = ". ".join(filter(None, (record.text(name) for name in self.text.split(","))))
         part = self._absolute({"type": kind, kind: path}) if path else None
         seconds = record.number("seconds") if record.get("seconds") not in (None, "") else None
-        name = str(record.get("id") or f"row-{number}")
+        name = (record.text("id") if "id" in record else "") or f"row-{number}"
         return {**task, "id": name, "text": tidied(text), "part": part, "seconds": seconds}
+
+    def _task_of_row(self, record: Record) -> dict[str, Any]:
+        try:
+            row = Sample.model_validate(dict(record))
+        except ValidationError as error:
+            raise RecipeError(describe(error)) from error
+        last = row.messages[-1]
+        text = " ".join(p.text for p in last.content if isinstance(p, TextPart)) if last.role == "assistant" else ""
+        parts = [part.model_dump(exclude_none=True, exclude_unset=True) for part in row.media]
+        part = self._absolute(parts[0]) if len(parts) == 1 else None
+        own = {"licence": row.licence, "source": record.get("source")}
+        return {"where": record.where, **own, "id": row.id, "text": tidied(text), "part": part}
 
     def _absolute(self, part: dict[str, Any]) -> dict[str, Any]:
         kind = part["type"]
@@ -123,8 +142,15 @@ class DescribeClean:
 
     def make(self, tasks: Sequence[dict[str, Any]], shard: making.Shard) -> Iterator[Row | Drop]:
         """Ask for captions, judge them, ask for rewritings, judge those."""
+        there: list[dict[str, Any]] = []
+        for task in tasks:  # before anything is asked, since answers may have to be paid for
+            path = task["part"][task["part"]["type"]]
+            if os.path.isfile(path):
+                there.append(task)
+            else:
+                yield Drop("missing_media", task["where"], path)
         kept: list[tuple[dict[str, Any], str]] = []
-        for task, answer in zip(tasks, self._captions(tasks, shard), strict=True):
+        for task, answer in zip(there, self._captions(there, shard), strict=True):
             fault = self.told.fault(answer, self.words) if self.clean else None
             if fault is None:
                 kept.append((task, answer.text))
@@ -228,9 +254,9 @@ def sample(task: dict[str, Any], caption: str, number: int) -> dict[str, Any]:
     return {"id": name, "messages": caption_messages(task["part"], caption, name, about), **shared}
 
 
-def _records(path: Path) -> Iterator[Record]:
+def _records(path: Path, fields: Sequence[str]) -> Iterator[Record]:
     if path.suffix in (".csv", ".tsv"):
-        return read_csv(path, (), delimiter="\t" if path.suffix == ".tsv" else ",")
+        return read_csv(path, fields, delimiter="\t" if path.suffix == ".tsv" else ",")
     return read_jsonl(path)
 
 

@@ -9,7 +9,8 @@ name when it is whole::
     OUTPUT/shards/shard-00000/          items.jsonl (rows and drops, in order) and the media that the shard made
 
 Started again after a kill, it goes on with the shards that are not there. A shard follows from its tasks alone, so that
-neither the number of workers nor the engine changes a byte.
+neither the number of workers nor the engine changes a byte. A shard that lacked media (drops ``missing_media``) is made
+anew when one of them is there.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from avllm.log import logger
 LOG = logger(__name__)
 SAY_EVERY = 10.0  # seconds
 JobT = TypeVar("JobT", bound="Job")
+LACKS = "lacks.json"  # paths in a shard's folder: media that were not there when it was made
 JOB = "job"  # the folder of what the work itself needs to go on
 Workers = Annotated[int, typer.Option(min=1, help="Processes that make shards; they change the time, not the data.")]
 SetName = Annotated[
@@ -176,6 +178,7 @@ def make(
         _claim(output, {**job.settings, "shard_size": shard_size})
         _plan(job, output)
         work = Work(job, list(_cut(output, shard_size)))
+        _open_again(work.shards)
         yield from _planned_drops(output)
         done = _on_ray(work, workers, gpus) if engine == "ray" else _here(work, workers)
         for number in _told(done, work):
@@ -207,8 +210,8 @@ def _locked(path: Path) -> AppendOnly:
 def _claim(output: Path, settings: dict[str, Any]) -> None:
     path = output / JOB / "run.json"
     settings = json.loads(json.dumps(settings, default=str))
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
+    if path.is_file() and path.with_name("tasks.jsonl").is_file():  # without a plan there is no work yet
+        known = _settings_in(path)
         other = sorted(k for k in {*known, *settings} if known.get(k) != settings.get(k))
         if other:
             told = [key for key in other if key != "name"] or other  # a name that nobody gave follows from the others
@@ -218,6 +221,27 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
             )
         return
     write_whole(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MakingError(
+            f"{path} cannot be read ({error}); delete the folder {path.parents[1]} to begin again"
+        ) from error
+    if not isinstance(known, dict):
+        raise MakingError(f"{path} holds a {type(known).__name__}; delete the folder {path.parents[1]} to begin again")
+    return known
+
+
+def _open_again(shards: list[Shard]) -> None:
+    """Take the names of shards that lack files which are there by now, so that they are made anew."""
+    for shard in shards:
+        lacks = shard.whole / LACKS
+        if lacks.is_file() and any(map(os.path.isfile, json.loads(lacks.read_text(encoding="utf-8")))):
+            shutil.rmtree(shard.folder, ignore_errors=True)
+            shard.whole.replace(shard.folder)
 
 
 def _plan(job: Job, output: Path) -> None:
@@ -263,12 +287,17 @@ def make_shard(job: Job, shard: Shard) -> None:
     if shard.folder.exists():
         shutil.rmtree(shard.folder)  # of a run that was killed
     shard.folder.mkdir(parents=True)
+    lacking = []
     with (shard.folder / "items.jsonl").open("w", encoding="utf-8") as file:
         for item in job.make(read_tasks(shard), shard):
             kind = "row" if isinstance(item, Row) else "drop"
             file.write(json.dumps({kind: asdict(item)}, ensure_ascii=False) + "\n")
+            if isinstance(item, Drop) and item.reason == "missing_media":
+                lacking.append(item.detail)
         file.flush()
         os.fsync(file.fileno())
+    if lacking:
+        (shard.folder / LACKS).write_text(json.dumps(lacking), encoding="utf-8")
     shard.folder.replace(shard.whole)
 
 

@@ -199,6 +199,45 @@ def test_captions_of_another_recipe_are_only_rewritten(tmp_path: Path, server: S
     assert rewriting == {"not_one_clip": 1, "rewriting_name": 1}
 
 
+def test_rows_that_are_none_are_dropped_before_anything_is_asked(tmp_path: Path, server: Server) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes(b"RIFF")
+    whole = captioned_row("a", "audio", "a.wav", CASES[0][0])
+    silent = {**whole, "messages": [{"role": "user"}]}
+    table = {"id": "t", "audio": "a.wav", "description": CASES[0][0]}
+    rows = [whole, silent, {**whole, "id": 7}, {**table, "licence": ["CC0"]}, {**table, "id": {}}, {"audio": "a.wav"}]
+    write_lines(folder / "train.jsonl", rows)
+    report = clean(folder, tmp_path / "out", f"{server.url}#m", file="train.jsonl")
+    dropped = read_lines(tmp_path / "out" / "dropped.jsonl")
+    assert [d["where"] for d in dropped] == [f"train.jsonl:{n}" for n in range(2, 7)]
+    assert (report.rows, report.dropped) == ({"train": 1}, {"malformed_row": 5})
+    assert "field messages.0.content: Field required" in dropped[0]["detail"]
+    assert "no field 'description'" in dropped[4]["detail"]
+    assert len(server.requests) == 1
+    (folder / "raw.csv").write_text("audio,description\na.wav,door\na.wav\n")
+    with pytest.raises(recipe.RecipeError, match=r"has no column text; expected audio, text"):
+        clean(folder, tmp_path / "csv", f"{server.url}#m", file="raw.csv", text="text")
+    assert clean(folder, tmp_path / "csv", f"{server.url}#m", file="raw.csv").dropped == {"malformed_row": 1}
+
+
+def test_of_missing_files_nothing_is_asked_until_they_are_there(source: Path, server: Server, tmp_path: Path) -> None:
+    output, gone = tmp_path / "out", [source / "0.wav", source / "1.wav"]
+    for path in gone:
+        path.unlink()
+    report = clean(source, output, f"{server.url}#m")
+    assert (report.missing_files, report.dropped["missing_media"]) == (2, 2)
+    assert (output / "missing.txt").read_text().splitlines() == [str(path) for path in gone]
+    assert len(server.requests) == len(ANSWERS) - 2
+    gone[1].write_bytes(b"RIFF")
+    assert clean(source, output, f"{server.url}#m").missing_files == 1
+    assert len(server.requests) == len(ANSWERS) - 1
+    gone[0].write_bytes(b"RIFF")
+    report = clean(source, output, f"{server.url}#m")
+    assert (report.missing_files, len(server.requests)) == (0, len(ANSWERS))
+    assert report.rows["train"] == sum(reason is None for *_, reason in CASES)
+
+
 def test_of_a_video_too_it_is_asked_what_is_heard(tmp_path: Path) -> None:
     folder = tmp_path / "source"
     folder.mkdir()
