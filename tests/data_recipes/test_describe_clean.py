@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +267,16 @@ def test_mistakes_in_options_are_told(source: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(recipe.RecipeError, match=words):
             clean(source, tmp_path / "out", **{"model": model, **options})
+
+
+def test_settings_that_cannot_be_read_are_named(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text("rules: []\notherwise: A dog barks loudly.")
+    for text, words in (("{broken", "cannot be read"), ("[]", "holds a list")):
+        clean(source, tmp_path / "out", f"rules:{tmp_path / 'rules.yaml'}")
+        (tmp_path / "out" / "job" / "run.json").write_text(text)
+        with pytest.raises(recipe.RecipeError, match=rf"run\.json {words}.*delete the folder .*out to begin again"):
+            clean(source, tmp_path / "out", f"rules:{tmp_path / 'rules.yaml'}")
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_rules_do_for_a_text_model(source: Path, tmp_path: Path) -> None:
