@@ -254,14 +254,14 @@ def _looking(
         return Looking(decode, PlainReader(timeout=timeout), workers=workers), tokens
     if tokenizer is not None:
         raise ValueError("--tokenizer is given beside a model, which has its own; leave it out")
-    from avllm.inference.row_tokens import ProcessorTokens, reading
-
-    processor.timeout, processor.max_length = timeout, max_length or processor.max_length
     if decode == "headers":
         raise ValueError(
             "--decode headers is given beside a model, but headers do not tell how many tokens a file becomes: rows "
             "that are too long would pass. Take --decode sample, or leave the model out"
         )
+    from avllm.inference.row_tokens import ProcessorTokens, reading
+
+    processor.timeout, processor.max_length = timeout, max_length or processor.max_length
     return Looking(decode, processor, reading(processor), workers), ProcessorTokens(processor)
 
 
@@ -327,13 +327,13 @@ def _print_stats(found: Stats) -> None:
             figures += [words, *(f"{count:,}" if count else "" for count in (share.tokens, share.refused))]
             table.add_row(name, *figures)
         Console(stderr=True).print(table)
-    if found.malformed:
-        Console(stderr=True).print(f"{found.malformed:,} malformed lines; see `avllm data check`")
-
     if found.refused:
         named = ", ".join(f"{count:,} {reason}" for reason, count in found.refused.most_common())
         said = f"{found.total.refused:,} rows have no tokens, since training leaves them out: {named}"
         Console(stderr=True).print(f"{said}; see `avllm data check`", highlight=False)
+    if found.malformed:
+        Console(stderr=True).print(f"{found.malformed:,} malformed lines; see `avllm data check`")
+
 
 def _print_mixture(found: list[Portion]) -> None:
     from rich.console import Console
