@@ -115,7 +115,7 @@ def check(
             ``findings.jsonl`` (everything) and ``journal.jsonl``, out of which an interrupted check goes on.
 
     Raises:
-        ManifestError: a manifest is no file. StoreError: the output is a URL.
+        ManifestError: a manifest is no file. StoreError: the output is a URL. CheckError: its journal is damaged.
     """
     began, looking = time.monotonic(), looking or Looking()
     if output is not None:
@@ -188,7 +188,7 @@ class Judge:
     ) -> None:
         self.files, self.uses, self.test, self.tokens = files, uses, test, tokens
         self.ids = Ids()
-        hashes = same_bytes(dict.fromkeys([*uses, *test_files]), files.looking.workers)
+        hashes = same_bytes(dict.fromkeys([*uses, *test_files]), files.looking.workers, files.journal)
         self.shown_in_test = {hashes[p]: p for p in test_files if p in hashes}
         self.test_paths = set(test_files)
         first: dict[str, str] = {}

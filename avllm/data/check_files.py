@@ -29,6 +29,10 @@ FORM = 2  # of what is found out about a file; results of another form are not r
 KEEP_EVERY = 1.0  # seconds; a journal that comes to the disk file by file is slower than reading headers
 
 
+class CheckError(ValueError):
+    """A check cannot go on out of its journal."""
+
+
 @dataclass(frozen=True)
 class Looking:
     """How files are looked at.
@@ -78,9 +82,13 @@ class Files:
         return len(self._known)
 
     def look(self, uses: Uses) -> None:
-        """Look at each file that the journal does not know as it is now."""
+        """Look at each file that the journal does not know as it is now.
+
+        Raises:
+            CheckError: the journal is damaged.
+        """
         keys = {path: self._key(path, uses[path]) for path in uses}
-        self._known = {path: text for path, key, text in self._journalled() if keys.get(path) == key}
+        self._known = {path: text for path, key, text in journalled(self.journal) if keys.get(path) == key}
         self.reused = len(self._known)
         jobs = (Job(p, uses[p]) for p in uses if p not in self._known)
         look = partial(examine, self.looking.reader, self.looking.decode)
@@ -100,18 +108,32 @@ class Files:
 
     def _key(self, path: str, uses: Iterable[Use]) -> str:
         size, changed = stamp(path)
-        how = [FORM, size, changed, self.looking.decode, self.looking.reading, self.looking.reader.timeout, list(uses)]
+        # not the time limit: what another one would change is not kept
+        how = [FORM, size, changed, self.looking.decode, self.looking.reading, list(uses)]
         return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:32]
 
-    def _journalled(self) -> Iterator[tuple[str, str, str]]:
-        """(path, key, result) of each whole line."""
-        if self.journal is None or not self.journal.is_file():
-            return
-        with self.journal.open(encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    row = json.loads(line)
-                    yield row["path"], row["key"], row["found"]
+
+def journalled(journal: Path | None) -> Iterator[tuple[str, str, str]]:
+    """(path, key, result) of each whole line.
+
+    Raises:
+        CheckError: a line is no entry.
+    """
+    if journal is None or not journal.is_file():
+        return
+    with journal.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                row = json.loads(line)
+                found = row["path"], row["key"], row["found"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckError(
+                    f"{journal} line {number} is no entry of a check's journal ({error!r}); delete the file, and all "
+                    "media are looked at anew"
+                ) from error
+            yield found
 
 
 class _Journal:
@@ -161,20 +183,34 @@ def stamp(path: str) -> tuple[int, int]:
     return size, 0 if url_of(file) else os.stat(file).st_mtime_ns
 
 
-def same_bytes(paths: Iterable[str], workers: int) -> dict[str, str]:
-    """SHA-256 of the files that can have a twin at all: those whose size another one has."""
+def same_bytes(paths: Iterable[str], workers: int, journal: Path | None) -> dict[str, str]:
+    """SHA-256 of the files that can have a twin at all: those whose size another one has.
+
+    Args:
+        workers: processes. journal: JSONL file of hashes that are known, which is added to; None keeps nothing.
+
+    Raises:
+        CheckError: the journal is damaged.
+    """
     by_size: dict[int, list[str]] = defaultdict(list)
+    keys: dict[str, str] = {}
     for path in paths:
-        size = stamp(path)[0]
+        size, changed = stamp(path)
         if size > 0:
             by_size[size].append(path)
-    todo = [path for group in by_size.values() if len(group) > 1 for path in group]
+            keys[path] = f"bytes {size} {changed}"
+    wanted = {path for group in by_size.values() if len(group) > 1 for path in group}
+    known = {path: text for path, key, text in journalled(journal) if path in wanted and keys[path] == key}
+    todo = [path for path in keys if path in wanted and path not in known]
     done = run_guarded(content_hash, todo, workers=workers, seconds=lambda path: 3600.0)
-    return {
-        path: found
-        for path, found in track(done, "duplicates", total=len(todo), disable=not todo, console=Console(stderr=True))
-        if isinstance(found, str)
-    }
+    shown = track(done, "duplicates", total=len(todo), disable=not todo, console=Console(stderr=True))
+    with nullcontext() if journal is None or not todo else _Journal(journal) as kept:
+        for path, found in shown:
+            if isinstance(found, str):
+                known[path] = found
+                if kept is not None:
+                    kept.add({"path": path, "key": keys[path], "found": found})
+    return known
 
 
 def content_hash(path: str) -> str | None:

@@ -22,7 +22,7 @@ from avllm.config import ModelConfig
 from avllm.data import check_file, check_files
 from avllm.data.check import check
 from avllm.data.check_file import Job, PlainReader, Use, examine
-from avllm.data.check_files import Looking
+from avllm.data.check_files import CheckError, Looking
 from avllm.data.check_reasons import REASONS
 from avllm.data.check_workers import Lost, run_guarded
 from avllm.data.collate import IGNORE, Row
@@ -77,8 +77,9 @@ def test_files_that_hang_or_kill_are_named(clip: Path, tmp_path: Path, monkeypat
         "hangs.mp4\ttimeout\nkills.mp4\tcrashed\nlate.mp4\ttimeout\n"
     )
     assert report.examples["crashed"][0].detail == "was killed by SIGSEGV"
-    journal = (tmp_path / "out/journal.jsonl").read_text().splitlines()
-    assert [Path(json.loads(line)["path"]).name for line in journal] == ["good.mp4"]
+    journal = [json.loads(line) for line in (tmp_path / "out/journal.jsonl").read_text().splitlines()]
+    kept = [Path(entry["path"]).name for entry in journal if not entry["key"].startswith("bytes ")]
+    assert kept == ["good.mp4"], "and the bytes of all"
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -189,6 +190,33 @@ def test_a_check_goes_on_where_it_stopped(clip: Path, tmp_path: Path) -> None:
     assert changed.reused == 2
     assert reasons(changed) == {"b.mp4": {"zero_byte"}}
     assert check([manifest], looking=Looking("full"), output=out).reused == 0
+
+
+def test_more_time_and_files_of_one_size_cost_nothing_again(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(clip.read_bytes())
+    manifest = write_rows(tmp_path / "m.jsonl", [about(Path(name), name) for name in ("a.mp4", "b.mp4")])
+    first = check([manifest], looking=Looking(reader=PlainReader(timeout=60.0)), output=tmp_path / "out")
+    monkeypatch.setattr(check_files, "content_hash", None)  # what would read them
+    again = check([manifest], looking=Looking(reader=PlainReader(timeout=120.0)), output=tmp_path / "out")
+    assert (first.reused, again.reused) == (0, 2)
+    assert reasons(first) == reasons(again) == {"b.mp4": {"duplicate_media"}}
+    monkeypatch.undo()
+    (tmp_path / "b.mp4").write_bytes(clip.read_bytes()[:-1] + b"x")
+    assert reasons(check([manifest], output=tmp_path / "out")) == {}
+
+
+def test_a_damaged_journal_is_named(clip: Path, tmp_path: Path) -> None:
+    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "a")])
+    check([manifest], output=tmp_path / "out")
+    journal = tmp_path / "out" / "journal.jsonl"
+    for line in (b'{"path": "a.mp4" "key"}\n', b"[1]\n", b"{}\n", b"\xff\n"):
+        journal.write_bytes(journal.read_bytes() + line)
+        with pytest.raises(CheckError, match=r"journal.jsonl line 2 is no entry .*; delete the file"):
+            check([manifest], output=tmp_path / "out")
+        journal.write_bytes(journal.read_bytes()[: -len(line)])
 
 
 def test_headers_alone_and_whole_files(clip: Path, tmp_path: Path) -> None:
