@@ -187,6 +187,9 @@ def encode(
     ] = None,
     engine: Engine = "local",
     gpus: Gpus = 0.0,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that will train; they draw so many rows more. As many as here.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fill a stage's feature cache before it trains (under torchrun: on several processes; or on Ray)."""
@@ -204,7 +207,7 @@ def encode(
     config.data.num_workers = config.data.num_workers if workers is None else workers
     accelerator = make_accelerator(config, Path(config.output))
     ray_workers = max(1, config.data.num_workers) if engine == "ray" else 0
-    found = summary(encode_stage(config, accelerator, ray_workers, gpus))
+    found = summary(encode_stage(config, accelerator, ray_workers, gpus, processes))
     if not accelerator.is_main_process:
         return
     typer.echo(f"{found['folder']}: {found['encoded']} of {found['wanted']} clips encoded in {found['seconds']} s")

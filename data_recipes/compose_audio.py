@@ -15,16 +15,18 @@ stand in `meta.negatives`: the same events in the wrong order or relation, and o
 Procedures: S. Ghosh et al., CompA (arXiv 2310.08753): composition-aware hard negatives, and audio composed from single
 events by templates; A. Sinha et al., TeminAL (arXiv 2408.09269): concatenation and overlay of single sounds, and
 inversion in time with the caption inverted; Y. Yuan et al., T-CLAP (arXiv 2404.17806): concatenated and mixed clips
-with captions in contrasting order. Silence around a clip's sound is cut off before, so that the stated times can be
-heard.
+with captions in contrasting order, which a text model writes when `--model` names one: the caption of two sounds in a
+row rewritten into the opposite order stands among its negatives instead of the templates'. Silence around a clip's
+sound is cut off before, so that the stated times can be heard.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +38,8 @@ from avllm.data.captioned import Captioned, captioned, clause, licences, sentenc
 from avllm.data.media import MediaError, load_audio
 from avllm.data.media_write import write_wav
 from avllm.data.recipe import Dataset, Drop, Row
+from avllm.data.text_answers import answers_of
+from avllm.data.text_models import Answer, Prompt, load_text_model
 from avllm.data.timespans import say_time
 
 ABOUT = Dataset(
@@ -56,6 +60,13 @@ CHOOSE = "Which description fits what you hear?"
 ONSET = "At which second do you begin to hear this: {}?"
 LOUDNESS = 0.1  # root mean square of an event, full scale 1
 PEAK = 0.98
+SYSTEM = "You write captions for a data set of sounds. You answer with the caption alone: one plain English sentence."
+OPPOSITE = """This caption says which of two sounds is heard first. Write a caption of the same two sounds in the \
+opposite order: what comes first here comes last. Keep what makes the sounds, and add nothing. If you cannot, \
+answer FAILURE.
+
+Caption: {caption}"""
+REFUSALS = ("failure", "i'm sorry", "i am sorry", "i cannot", "i can't", "as an ai", "unable to")
 GATE_SECONDS = 0.01  # pieces in which silence is looked for
 
 
@@ -74,11 +85,14 @@ class ComposeAudio:
     split: str
     name: str = "sound"
     source: str = "compose_audio"
+    model: str = ""
+    answers: Path | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All options, and the manifest's hash."""
-        return making.settings_of(self, self.manifest)
+        """All options, the manifest's hash, and what a text model is asked."""
+        asked = [load_text_model(self.model).identity, SYSTEM, OPPOSITE] if self.model else None
+        return making.settings_of(self, self.manifest) | {"answers": None, "model": None, "asked": asked}
 
     def plan(self) -> Iterator[dict[str, Any] | Drop]:
         """One task for two clips of unlike captions, and a third whose caption is exchanged for one of theirs."""
@@ -103,7 +117,27 @@ class ComposeAudio:
                 number += 1
 
     def make(self, tasks: Sequence[dict[str, Any]], shard: making.Shard) -> Iterator[Row | Drop]:
-        """Write the three files of each task."""
+        """Write the three files of each task; with a text model, have captions of two sounds in a row turned round."""
+        items = list(self.files(tasks, shard))
+        asked = [i.sample for i in items if isinstance(i, Row) and i.sample["kind"] == "concat.caption" and self.model]
+        prompts = [Prompt(OPPOSITE.replace("{caption}", caption_of(sample)), SYSTEM) for sample in asked]
+        found: dict[str, str] = {}  # by what ids of a file's rows begin with
+        if prompts:
+            kept = answers_of(self.answers or shard.answers)
+            for sample, answer in zip(asked, kept.ask(load_text_model(self.model), prompts, shard.name), strict=True):
+                fault = fault_of(answer, sample)
+                if fault is None:
+                    found[sample["id"].rpartition("-")[0]] = answer.text.strip()
+                else:
+                    yield Drop(
+                        f"opposite_{fault}", sample["id"], f"{answer.detail or answer.text} <- the template's stays"
+                    )
+        for item in items:
+            opposite = found.get(item.sample["id"].rpartition("-")[0]) if isinstance(item, Row) else None
+            yield item if opposite is None or isinstance(item, Drop) else turned_round(item, opposite)
+
+    def files(self, tasks: Sequence[dict[str, Any]], shard: making.Shard) -> Iterator[Row | Drop]:
+        """Write the three files of each task, and give their rows."""
         for task in tasks:
             events: list[np.ndarray] = []
             for clip in task["clips"]:
@@ -236,6 +270,48 @@ def captions(made: Made, task: dict[str, Any], rng: np.random.Generator) -> tupl
     return sentence(chosen.format(first, second)), [sentence(text) for text in wrong]
 
 
+def caption_of(sample: dict[str, Any]) -> str:
+    """The answer of a row."""
+    return str(sample["messages"][-1]["content"])
+
+
+def fault_of(answer: Answer, sample: dict[str, Any]) -> str | None:
+    """What is wrong with a caption that a text model turned round, None when it may stay."""
+    text, (_, *others) = answer.text.strip(), sample["meta"]["negatives"]
+    if answer.reason:
+        return answer.reason
+    if not text or "\n" in text:
+        return "several_lines" if text else "empty"
+    if text.lower().startswith(REFUSALS):
+        return "refused"
+    if bare(text) in {bare(other) for other in (caption_of(sample), *others)}:
+        return "same_as_caption"
+    told = [(stems(event["caption"]), stems(text)) for event in sample["meta"]["events"]]
+    return "other_sounds" if any(2 * len(event - here) > len(event) for event, here in told) else None
+
+
+def bare(text: str) -> str:
+    """A text by its letters and numbers alone."""
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def stems(text: str) -> set[str]:
+    """What the longer words of a text begin with: `barks` and `barking` are the same."""
+    return {word[:4] for word in bare(text).split() if len(word) > 3}
+
+
+def turned_round(row: Row, opposite: str) -> Row:
+    """A row whose template's caption in the wrong order, among negatives and choices, is exchanged for another."""
+    meta, choices = row.sample["meta"], row.sample.get("choices")
+    if "negatives" not in meta:
+        return row
+    template, *others = meta["negatives"]
+    sample = row.sample | {"meta": {**meta, "negatives": [opposite, *others], "turned_round_by": "text model"}}
+    if choices:
+        sample["choices"] = [opposite if choice == template else choice for choice in choices]
+    return replace(row, sample=sample)
+
+
 def samples(name: str, made: Made, task: dict[str, Any], rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     """The rows of a composed sound."""
     clips = [task["clips"][i] for i in made.order]
@@ -279,9 +355,12 @@ def rows(
     rate: Annotated[int, typer.Option(min=1000, help="Samples a second.")] = 32_000,
     split: Annotated[str, typer.Option(help="Name of the manifest that is made.")] = "train",
     set_name: making.SetName = "",
+    model: Annotated[str, typer.Option(help="Turns captions round: hf:NAME, http://HOST:PORT/v1#MODEL, ...")] = "",
+    answers: Annotated[str, typer.Option(help="Folder of the text model's answers that several outputs share.")] = "",
     engine: making.Engine = "local",
     workers: making.Workers = 1,
     shard_size: making.ShardSize = 64,
+    gpus: making.Gpus = 0.0,
 ) -> Iterator[Row | Drop]:
     """Make the sounds, and give their rows."""
     if not 0 < shortest <= longest:
@@ -291,10 +370,11 @@ def rows(
     except ValueError as error:
         raise recipe.RecipeError(f"--snr {snr!r}; expected decibels with commas between them: 0,5,10") from error
     path = (source / manifest).resolve()
-    job = ComposeAudio(path, seed, times, (shortest, longest), gap, snrs, silence, rate, split)
-    yield from making.make(
-        making.named(job, set_name, "sound"), output, engine=engine, workers=workers, shard_size=shard_size
-    )
+    kept = Path(answers).resolve() if answers else None
+    seconds = (shortest, longest)
+    job = ComposeAudio(path, seed, times, seconds, gap, snrs, silence, rate, split, model=model, answers=kept)
+    job = making.named(job, set_name, "sound")
+    yield from making.make(job, output, engine=engine, workers=workers, shard_size=shard_size, gpus=gpus)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def stage(folder: Path, manifest: Path, size: dict[str, int], precision: str = "
             "trainable": [["^connector", 1e-3], [".*", None]],
             "objectives": [{"type": "next_token"}],
             "data": {"train": str(manifest), "num_workers": 0, "cache": str(folder / "cache")},
-            "train": {"max_steps": 1, "trackers": [], "precision": precision},
+            "train": {"epochs": 1, "trackers": [], "precision": precision},
         }
     )
 
@@ -148,15 +148,15 @@ def measure(folder: Path, size: dict[str, int], steps: int, batch_size: int) -> 
     parts = build_parts(config)
     parts.model.connector.requires_grad_(True)
     task = Task(parts.model, config.objectives)
-    dataset = build_dataset(config, config.data.train, parts)
+    dataset = build_dataset(config, "train", parts)
     epoch(parts, task, dataset, batch_size)  # warms up
     plain = epoch(parts, task, dataset, batch_size)
     began = time.perf_counter()
-    use_cache(config, parts, [dataset], accelerator)
+    use_cache(config, parts, dataset, None, accelerator)
     filling = time.perf_counter() - began
     cached = epoch(parts, task, dataset, batch_size)
     config.data.cache_dtype = "bfloat16"
-    use_cache(config, parts, [dataset], accelerator)
+    use_cache(config, parts, dataset, None, accelerator)
     halved = epoch(parts, task, dataset, batch_size)
 
     def apart(other: dict[str, list[float]]) -> float:

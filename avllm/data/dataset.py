@@ -53,17 +53,20 @@ class Reader(Protocol):
 
 
 class Places(Sequence[Place]):
-    """Every media part of some datasets, as the feature cache addresses them; what rows share comes once.
+    """Media parts of some datasets, as the feature cache addresses them; what rows share comes once.
 
     They are read from the manifests when asked for: a million of them as objects would take a gigabyte.
+
+    Args:
+        datasets: and of each which items are meant, ``(items,)`` bool; None = all.
     """
 
-    def __init__(self, datasets: Sequence[SampleDataset]) -> None:
-        self.items = [dataset.items for dataset in datasets]
+    def __init__(self, datasets: Sequence[tuple[SampleDataset, np.ndarray | None]]) -> None:
+        self.items = [dataset.items for dataset, _ in datasets]
         found = (
             (number, place, part)
-            for number, items in enumerate(self.items)
-            for place in items.distinct_media().tolist()
+            for number, (items, (_, meant)) in enumerate(zip(self.items, datasets, strict=True))
+            for place in items.distinct_media(meant).tolist()
             for part in range(len(items.sample(place).media))
         )
         self.rows = np.fromiter(found, [("items", "<i4"), ("place", "<i8"), ("part", "<i4")])

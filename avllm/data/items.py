@@ -111,11 +111,16 @@ class Items:
         sample = self.sample(place)
         return Bad(sample.id, sample.source, self.manifests[self.manifest_number(place)].name, reason, detail)
 
-    def distinct_media(self) -> np.ndarray:
-        """Places of the first row of each set of media, in the order of the manifests."""
+    def distinct_media(self, among: np.ndarray | None = None) -> np.ndarray:
+        """Places of the first row of each set of media, in the order of the manifests.
+
+        Args:
+            among: ``(items,)`` bool, those that are looked at; None = all.
+        """
+        rows = self.rows if among is None else np.sort(self._members[np.repeat(among, np.diff(self._begins))])
         found = []
         for number, manifest in enumerate(self.manifests):
-            own = self.rows[(self.rows >= self.firsts[number]) & (self.rows < self.firsts[number + 1])]
+            own = rows[(rows >= self.firsts[number]) & (rows < self.firsts[number + 1])]
             keys = manifest.rows["media"][own - self.firsts[number]]
             firsts = np.sort(np.unique(keys, return_index=True)[1])
             found.append(own[firsts[keys[firsts] != 0]])

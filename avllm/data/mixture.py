@@ -134,6 +134,23 @@ class Order:
         last = np.bincount(np.searchsorted(self.starts, items, side="right") - 1, minlength=len(self.sizes))
         return [d + epochs * s + int(n) for d, s, n in zip(phase.drawn, phase.shares, last, strict=True)]
 
+    def drawn_items(self, count: int) -> np.ndarray:
+        """``(items,)`` bool: which are among the first ``count``; whole epochs are not gone through."""
+        seen = np.zeros(sum(self.sizes), bool)
+        ends = [*(phase.first for phase in self.phases[1:]), count]
+        for number, (phase, end) in enumerate(zip(self.phases, ends, strict=True)):
+            if phase.first >= count:
+                break
+            epochs, rest = divmod(min(end, count) - phase.first, phase.length)
+            for source, size in enumerate(self.sizes):
+                most = (
+                    len(phase.left[source]) + 2 * size
+                )  # a stretch of a chain as long as two copies holds a whole one
+                seen[self._stretch(source, phase, 0, min(epochs * phase.shares[source], most))] = True
+            if rest:
+                seen[self.epoch(epochs, number)[:rest]] = True
+        return seen
+
     def _before(self, first: int) -> tuple[list[int], list[np.ndarray], list[int]]:
         """What a phase that begins at a place finds: see :class:`Phase`."""
         if not self.phases:
@@ -164,16 +181,19 @@ class Order:
         return self._epochs[key]
 
     def _share(self, source: int, epoch: int, phase: Phase) -> np.ndarray:
-        size, share = self.sizes[source], phase.shares[source]
-        if share == 0:
+        return self._stretch(source, phase, epoch * phase.shares[source], phase.shares[source])
+
+    def _stretch(self, source: int, phase: Phase, first: int, count: int) -> np.ndarray:
+        """``count`` items of a source in a phase, from its ``first``: what was left, then those of its chain."""
+        if count == 0:
             return np.empty(0, np.int64)
-        left = phase.left[source]
-        kept = left[epoch * share : (epoch + 1) * share]
-        first = phase.taken[source] + max(0, epoch * share - len(left))
-        copies = range(first // size, (first + share - 1) // size + 1)
+        size, left = self.sizes[source], phase.left[source]
+        kept = left[first : first + count]
+        begin = phase.taken[source] + max(0, first - len(left))
+        copies = range(begin // size, (begin + count - 1) // size + 1)
         chain = np.concatenate([self._permutation(source, copy) for copy in copies])
-        skip = first - copies.start * size
-        return np.concatenate([kept, self.starts[source] + chain[skip : skip + share - len(kept)]])
+        skip = begin - copies.start * size
+        return np.concatenate([kept, self.starts[source] + chain[skip : skip + count - len(kept)]])
 
     def _permutation(self, source: int, copy: int) -> np.ndarray:
         return np.random.default_rng([self.seed, 2, source, copy]).permutation(self.sizes[source])

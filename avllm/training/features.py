@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
 
 from avllm import distributed
 from avllm.config import RunConfig
 from avllm.data.cache import CacheEngine, CacheError, FeatureCache, account, fill, recipe
 from avllm.data.dataset import Places, SampleDataset
+from avllm.data.mixture import order_of, steps_of
 from avllm.data.on_ray import import_ray
 from avllm.log import logger
 from avllm.training.optim import apply_rules
@@ -24,14 +25,18 @@ LOG = logger(__name__)
 def use_cache(
     config: RunConfig,
     parts: Parts,
-    datasets: Sequence[SampleDataset],
+    training: SampleDataset,
+    validation: SampleDataset | None,
     accelerator: Accelerator,
     engine: CacheEngine | None = None,
+    processes: int | None = None,
 ) -> FeatureCache | None:
-    """Compute the features of all media that the cache lacks, and let the datasets read them; nothing without a cache.
+    """Compute the features that the run needs and the cache lacks, and let the datasets read them; nothing without a
+    cache.
 
     Args:
         engine: computes them; None = this process.
+        processes: that train; None = as many as are here.
 
     Raises:
         CacheError: an encoder trains, or the features are more than ``data.cache_max_gb``.
@@ -41,11 +46,11 @@ def use_cache(
         return None
     made_by = recipe(parts.processor, parts.model.encoders, config.train.precision, data.cache_dtype)
     cache = FeatureCache(data.cache, made_by)
-    places = Places(datasets)
+    places = needed(config, training, validation, processes or distributed.world_size())
     fill(
         cache,
         places,
-        datasets[0].prepare,
+        training.prepare,
         parts.model.encoders,
         device=accelerator.device,
         num_workers=data.num_workers,
@@ -53,19 +58,37 @@ def use_cache(
         max_bytes=None if data.cache_max_gb is None else round(data.cache_max_gb * 1e9),
         engine=engine,
     )
-    for dataset in datasets:
+    for dataset in filter(None, (training, validation)):
         dataset.cache = cache
     if distributed.is_main():
         LOG.info(account(cache, places))
     return cache
 
 
-def encode_stage(config: RunConfig, accelerator: Accelerator, ray_workers: int = 0, gpus: float = 0.0) -> FeatureCache:
+def needed(config: RunConfig, training: SampleDataset, validation: SampleDataset | None, processes: int) -> Places:
+    """The media of the items that a run draws in all its steps, those before a resume point too, and validates on."""
+    order = order_of(config, training.items, processes)
+    train = config.train
+    drawn = steps_of(config, order, processes) * train.batch_size * train.accumulate * processes
+    found: list[tuple[SampleDataset, np.ndarray | None]] = [(training, order.drawn_items(drawn))]
+    if validation is not None:
+        found.append((validation, np.arange(len(validation)) < (train.validate_rows or len(validation))))
+    return Places(found)
+
+
+def encode_stage(
+    config: RunConfig,
+    accelerator: Accelerator,
+    ray_workers: int = 0,
+    gpus: float = 0.0,
+    processes: int | None = None,
+) -> FeatureCache:
     """Fill a stage's cache without training it; also as one of several processes, or with Ray.
 
     Args:
         ray_workers: actors of Ray that decode and encode; 0 = without Ray.
         gpus: of each of them.
+        processes: that will train, which decides what is drawn in ``max_steps``; None = as many as are here.
 
     Raises:
         CacheError: the stage has no cache, an encoder trains, the features are more than ``data.cache_max_gb``, or
@@ -78,15 +101,14 @@ def encode_stage(config: RunConfig, accelerator: Accelerator, ray_workers: int =
         _check_ray()
     parts = build_parts(config)
     apply_rules(Task(parts.model, config.objectives), config.trainable)  # tells which encoders train
-    datasets = [build_dataset(config, "train", parts)]
-    if config.data.validation:
-        datasets.append(build_dataset(config, "validation", parts))
+    training = build_dataset(config, "train", parts)
+    validation = build_dataset(config, "validation", parts) if config.data.validation else None
     engine: CacheEngine | None = None
     if ray_workers:
         from avllm.training.features_ray import encode_on_ray
 
         engine = partial(encode_on_ray, config, parts, ray_workers, gpus)
-    cache = use_cache(config, parts, datasets, accelerator, engine)
+    cache = use_cache(config, parts, training, validation, accelerator, engine, processes)
     assert cache is not None
     return cache
 

@@ -165,7 +165,7 @@ class Trainer:
                 f"train.optimizer is muon under {kind.value}, which cuts matrices up; expected whole ones: take adamw, "
                 "or launch without it (train/launch/ddp.yaml)"
             )
-        use_cache(config, self.parts, [d for d in (self.dataset, self.validation) if d], self.accelerator)
+        use_cache(config, self.parts, self.dataset, self.validation, self.accelerator)
         optimizer = optim.build_optimizer(
             task, self.shares, weight_decay=train.weight_decay, betas=train.betas, kind=train.optimizer
         )

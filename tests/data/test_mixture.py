@@ -157,3 +157,20 @@ def test_no_source_at_a_step_is_refused(tmp_path: Path) -> None:
     ]
     with pytest.raises(ConfigError, match="at step 4 the weight of every source is 0"):
         preset(tmp_path, *nothing)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"weights": [1.0, 1.0, 0.0], "caps": [7, None, None]},
+        {"weights": [0.3, 2.5, 1.0], "temperature": 2.0},
+        {"weights": [1.0, 0.0, 1.0], "changes": [(12, [0.5, 1.0, 0.0]), (76, [0.0, 1.0, 0.2])], "block": 4},
+    ],
+)
+def test_the_items_drawn_are_known_without_going_through_the_order(how: dict[str, Any]) -> None:
+    order = Order([40, 12, 30], seed=3, **how)
+    for count in (0, 1, 5, 12, 13, 40, 75, 76, 100, 333, 2000):
+        expected = np.zeros(82, bool)
+        expected[Order([40, 12, 30], seed=3, **how).items(0, count)] = True
+        assert np.array_equal(order.drawn_items(count), expected), count
+    assert order.drawn_items(10**12).sum() == expected.sum(), "at once"

@@ -53,6 +53,33 @@ def test_encoded_beforehand_a_run_makes_nothing_and_says_the_same(world: World, 
     assert all(0 <= r["padding"] < 1 for r in rows(first))
 
 
+def test_what_the_run_never_draws_is_not_encoded(world: World, tmp_path: Path) -> None:
+    """One clip of the captions, none of a source without weight, two of validation; training needs nothing more."""
+    clips = [{"type": "video", "video": str(p)} for p in sorted(world.captions.parent.glob("*.mp4"))]
+    whole = [row(str(n), [clip], "red") for n, clip in enumerate(clips)]
+    train = write_rows(tmp_path / "train.jsonl", whole)
+    never = write_rows(tmp_path / "never.jsonl", [row("never", [{**clips[0], "end": 0.3}], "red")])
+    seen = write_rows(tmp_path / "seen.jsonl", [row(str(n), [{**c, "end": 0.4}], "red") for n, c in enumerate(clips)])
+    asked = settings(world, tmp_path / "run", data__cache=str(tmp_path / "cache"), data__validation=str(seen))
+    asked["data"]["train"] = [
+        {"manifest": str(train), "max_rows": 2},
+        {"manifest": str(never), "weight": {0: 0.0, 9: 1.0}},
+    ]
+    asked["train"] |= {"max_steps": 1, "batch_size": 1, "accumulate": 1, "validate_rows": 2}
+    preset = write_preset(tmp_path / "stage.yaml", asked)
+
+    def encoded(*more: str) -> tuple[int, int]:
+        done = CliRunner().invoke(app, ["data", "encode", str(preset), *more, "--json"], catch_exceptions=False)
+        told = json.loads(done.stdout.splitlines()[-1])
+        return told["wanted"], told["encoded"]
+
+    assert encoded() == (1 + 2, 3)
+    before = {p.name for p in (tmp_path / "cache").iterdir()}
+    run(asked)
+    assert {p.name for p in (tmp_path / "cache").iterdir()} == before
+    assert encoded("--processes", "3") == (3 + 2, 2)
+
+
 def shards(cache: Path) -> dict[str, bytes]:
     """The shards of a cache by name."""
     return {path.name: path.read_bytes() for path in cache.glob("*.safetensors")}
