@@ -3,7 +3,7 @@
 Three passes that hold no row: the rows say which files there are and how they are used; the files are looked at in
 worker processes (``check_files.py``); the rows are read again and each is told what is wrong with it, with its files
 and with what it shares with others. Errors go to the quarantine list, which training leaves out; warnings to the
-report.
+report. Rows that no such list can set aside have to be mended: the report names their lines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import IO, Any, Protocol
 from avllm.data.check_file import Use
 from avllm.data.check_files import Files, Looking, absolute, same_bytes
 from avllm.data.check_page import write_page
-from avllm.data.check_reasons import REASONS, Finding
+from avllm.data.check_reasons import MENDED, REASONS, Finding
 from avllm.data.check_rows import Ids, Line, TestRows, lines, listable, text_problems
 from avllm.data.schema import RowError, Sample
 from avllm.data.storage import here
@@ -50,6 +50,7 @@ class Report:
     Attributes:
         rows: by manifest. files: distinct ones; reused: of them out of the journal.
         reasons: how many rows each reason has; examples: the first findings of each.
+        to_mend: by manifest, the lines of rows with errors that no quarantine list can set aside.
         sources: by source: rows, rows with errors, rows with warnings.
         values: of the histograms: seconds, frames and sound level (dB) of the clips, tokens of the rows.
         thumbnails: JPEGs in base64 of files with problems.
@@ -61,6 +62,7 @@ class Report:
     reused: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[Finding]] = field(default_factory=lambda: defaultdict(list))
+    to_mend: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     sources: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     values: dict[str, array[float]] = field(default_factory=lambda: defaultdict(lambda: array("f")))
     thumbnails: dict[str, str] = field(default_factory=dict)
@@ -70,6 +72,16 @@ class Report:
     def count(self, severity: str) -> int:
         """Rows with a finding of this severity."""
         return sum(c[severity] for c in self.sources.values())
+
+    def mending(self) -> list[str]:
+        """What has to be mended in the manifests themselves, in words."""
+        found = []
+        for manifest, numbers in self.to_mend.items():
+            some = ", ".join(map(str, numbers[:EXAMPLES]))
+            more = f" and {len(numbers) - EXAMPLES} more" if len(numbers) > EXAMPLES else ""
+            word = "line" if len(numbers) == 1 else "lines"
+            found.append(f"no quarantine list can set these rows aside, mend them: {manifest} {word} {some}{more}")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """As ``check.json`` holds it."""
@@ -81,6 +93,7 @@ class Report:
             "rows_with_errors": self.count("error"),
             "rows_with_warnings": self.count("warning"),
             "reasons": {r: {"severity": a.severity, "rows": self.reasons[r]} for r, a in about.items()},
+            "to_mend": dict(self.to_mend),
             "sources": {s: dict(c) for s, c in self.sources.items()},
             "summary": {name: summary(values) for name, values in self.values.items()},
             "examples": {r: [vars(f) for f in found] for r, found in self.examples.items()},
@@ -111,7 +124,8 @@ def check(
         looking: how files are looked at.
         against: manifests of test rows, none of which may occur among the others.
         tokens: counts a row's tokens; None counts none.
-        output: folder for ``check.json``, ``check.html``, ``quarantine.txt`` (id, tab, reasons: the rows with errors),
+        output: folder for ``check.json``, ``check.html``, ``quarantine.txt`` (id, tab, reasons: the rows with errors
+            that a list can set aside),
             ``findings.jsonl`` (everything) and ``journal.jsonl``, out of which an interrupted check goes on.
 
     Raises:
@@ -124,12 +138,19 @@ def check(
     uses = gather(manifests)
     files = Files(looking, None if output is None else output / "journal.jsonl")
     files.look(uses)
-    judge = Judge(files, uses, _test_rows(against), gather(against), tokens)
+    test = _test_rows(against)
+    judge = Judge(files, uses, test, gather(against), tokens)
     report = Report(files=len(files), reused=files.reused)
     with ExitStack() as stack:
         sinks = [stack.enter_context(_whole(output / name)) for name in SINKS] if output is not None else []
+        for line in test.malformed:
+            found = Finding(line.id, str(line.manifest), line.number, "", "malformed_test", line.error)
+            _tell(report, "(test rows)", line, [found], sinks)
         for line in lines(manifests):
-            _tell(report, line, judge.findings(line, report), sinks)
+            report.rows[str(line.manifest)] += 1
+            source = "(malformed)" if line.sample is None else line.sample.source
+            report.sources[source]["rows"] += 1
+            _tell(report, source, line, judge.findings(line, report), sinks)
     _facts(report, files)
     report.seconds = time.monotonic() - began
     if output is not None:
@@ -239,20 +260,21 @@ class Judge:
             report.values["tokens"].append(count)
 
 
-def _tell(report: Report, line: Line, found: list[Finding], sinks: list[IO[str]]) -> None:
+def _tell(report: Report, source: str, line: Line, found: list[Finding], sinks: list[IO[str]]) -> None:
     """Count what was found about a line and write it down."""
-    source = "(malformed)" if line.sample is None else line.sample.source
-    report.rows[str(line.manifest)] += 1
-    report.sources[source].update(["rows", *{f.severity for f in found}])
+    report.sources[source].update({f.severity for f in found})
     for reason in dict.fromkeys(f.reason for f in found):
         report.reasons[reason] += 1
     for finding in found:
         if len(report.examples[finding.reason]) < EXAMPLES:
             report.examples[finding.reason].append(finding)
+    errors = list(dict.fromkeys(f.reason for f in found if f.severity == "error"))
+    listed = errors and listable(line.id) and not MENDED.intersection(errors)
+    if errors and not listed:
+        report.to_mend[str(line.manifest)].append(line.number)
     if sinks:
         quarantine, everything = sinks
-        errors = list(dict.fromkeys(f.reason for f in found if f.severity == "error"))
-        if errors and listable(line.id):
+        if listed:
             quarantine.write(f"{line.id}\t{','.join(errors)}\n")
         everything.writelines(json.dumps({"severity": f.severity, **vars(f)}, ensure_ascii=False) + "\n" for f in found)
 

@@ -33,6 +33,7 @@ def write_page(report: Report, path: Path) -> None:
         f"<h1>Data check</h1><p>{rows:,} rows in {len(report.rows)} manifests, {report.files:,} files "
         f"({report.reused:,} known from before): <b class=error>{bad:,} rows with errors</b>, "
         f"<b class=warning>{report.count('warning'):,} with warnings</b>; {report.seconds:.1f} s.</p>",
+        *(f"<p class=error>{html.escape(each)}</p>" for each in report.mending()),
         _table(("manifest", "rows"), report.rows.items()),
         "<h2>By source</h2>",
         _table(

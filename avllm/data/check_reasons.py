@@ -39,8 +39,8 @@ REASONS: dict[str, Reason] = {
     "past_end": Reason("warning", "the interval ends after the file", "correct the end"),
     "duplicate_media": Reason("warning", "another file has the same bytes", "keep one of the two"),
     # the row
-    "malformed": Reason("error", "the line is no sample", "repair the line"),
-    "duplicate_id": Reason("error", "the id stands twice in a manifest", "give each row an id of its own"),
+    "malformed": Reason("error", "the line is no sample, and training refuses the manifest", "repair the line"),
+    "duplicate_id": Reason("error", "the id stands twice; training refuses the manifest", "give each row its own"),
     "unlisted_id": Reason("error", "the id holds a tab or a line break", "give the row another id"),
     "id_in_two_manifests": Reason("warning", "the id stands in two manifests", "a quarantine list means both rows"),
     "empty_text": Reason("error", "a turn holds nothing at all", "write what is asked"),
@@ -57,8 +57,12 @@ REASONS: dict[str, Reason] = {
     "test_id": Reason("error", "a test row of the same source has this id", "leave it out of training"),
     "test_media": Reason("error", "a test row shows the same bytes", "leave it out of training"),
     "test_caption": Reason("warning", "a test row has the same answer, word for word", "leave it out of training"),
+    "malformed_test": Reason("error", "a test line is no sample, nothing is held against it", "repair the line"),
     "same_id_as_test": Reason("warning", "a test row of another source has this id", "look whether it is the same"),
 }
+
+MENDED = {"malformed", "duplicate_id", "malformed_test"}
+"""Training refuses manifests with such rows before it looks into a quarantine list: none can set them aside."""
 
 
 @dataclass(frozen=True)

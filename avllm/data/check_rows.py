@@ -33,11 +33,14 @@ def lines(manifests: Sequence[Path]) -> Iterator[Line]:
     """Every line that is not blank, malformed ones included.
 
     Raises:
-        ManifestError: a manifest is no file.
+        ManifestError: a manifest is no file, or empty.
     """
     for manifest in manifests:
+        number = 0
         for number, text in raw_lines(manifest):
             yield _line(manifest, number, text)
+        if not number:
+            raise ManifestError(f"{manifest} holds no row; expected one JSON object a line. Leave it out, or fill it")
 
 
 def _line(manifest: Path, number: int, text: bytes) -> Line:
@@ -103,16 +106,22 @@ class Ids:
 
 @dataclass
 class TestRows:
-    """What training rows must not share: the ids of test rows, and their answers where these are long enough."""
+    """What training rows must not share: the ids of test rows, and their answers where these are long enough.
+
+    Attributes:
+        malformed: the lines that are no rows: what they would show is not known.
+    """
 
     __test__ = False  # pytest takes the name for a test's
 
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> source, where
     captions: dict[bytes, str] = field(default_factory=dict)  # digest -> where
+    malformed: list[Line] = field(default_factory=list)
 
     def add(self, line: Line) -> None:
         """Take in a test row."""
         if line.sample is None:
+            self.malformed.append(line)
             return
         where = f"{line.manifest} line {line.number}"
         self.ids.setdefault(line.sample.id, (line.sample.source, where))

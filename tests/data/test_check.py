@@ -118,7 +118,11 @@ def test_what_is_wrong_with_rows_is_found(tmp_path: Path) -> None:
         "": {"malformed"},
     }
     listed = dict(line.split("\t") for line in (tmp_path / "out/quarantine.txt").read_text().splitlines())
-    assert listed.keys() == {"twice", "no answer", "nothing asked", "placeholder", "other placeholder", "odd field"}
+    assert listed.keys() == {"no answer", "nothing asked", "placeholder", "other placeholder"}
+    assert report.to_mend == {str(first): [3, 10, 11, 12]}
+    assert report.mending() == [
+        f"no quarantine list can set these rows aside, mend them: {first} lines 3, 10, 11, 12",
+    ]
     assert report.rows == {str(first): 12, str(second): 1}
     assert sum(c["rows"] for c in report.sources.values()) == 13
     bad = next(f for f in report.examples["malformed"] if f.id == "")
@@ -130,6 +134,7 @@ def test_the_quarantine_list_holds_what_can_stand_on_a_line(tmp_path: Path) -> N
     report = check([write_rows(tmp_path / "m.jsonl", rows)], output=tmp_path / "out")
     assert reasons(report)["line\rid"] == {"unlisted_id", "empty_answer"}
     assert read_quarantine([tmp_path / "out/quarantine.txt"]) == {"empty": "empty_answer"}
+    assert list(report.to_mend.values()) == [[1, 2]]
 
 
 def test_test_rows_in_training_are_found(clip: Path, tmp_path: Path) -> None:

@@ -65,6 +65,36 @@ def test_rows_are_counted_whatever_their_length_and_refused_ones_are_told(
     assert json.loads(told.stdout.splitlines()[-1])["total"]["tokens"] > 3000
 
 
+def test_an_empty_manifest_is_an_error(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good")])
+    for command in (
+        ["check", str(tmp_path / "empty.jsonl")],
+        ["check", str(manifest), "--against", str(tmp_path / "empty.jsonl")],
+        ["stats", str(manifest), str(tmp_path / "empty.jsonl")],
+    ):
+        with pytest.raises(ValueError, match=r"empty.jsonl holds no row"):
+            INVOKE(app, ["data", *command], catch_exceptions=False)
+
+
+def test_rows_that_have_to_be_mended_are_named(clip: Path, tmp_path: Path) -> None:
+    manifest, test = (write_rows(tmp_path / name, [about(clip, name)]) for name in ("m.jsonl", "t.jsonl"))
+    for path in (manifest, test):
+        with path.open("a") as file:
+            file.write('{"id": "cut"\n')
+    out = tmp_path / "out"
+    command = ["data", "check", str(manifest), "--against", str(test), "--output", str(out), "--workers", "1"]
+    told = INVOKE(app, [*command, "--strict", "--json"])
+    found = json.loads(told.stdout.splitlines()[-1])
+    assert told.exit_code == 1
+    assert found["to_mend"] == {str(test): [2], str(manifest): [2]}
+    assert found["rows"] == {str(manifest): 2}
+    assert found["reasons"]["malformed_test"] == {"severity": "error", "rows": 1}
+    assert "no quarantine list can set these rows aside" in " ".join(told.stderr.split())
+    assert "t.jsonl line 2" in (out / "check.html").read_text()
+    assert (out / "quarantine.txt").read_text() == "m.jsonl\ttest_media\n"
+
+
 def test_headers_and_a_model_are_refused(preset: Path, clip: Path, tmp_path: Path) -> None:
     manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good")])
     command = ["data", "check", str(manifest), "--preset", str(preset), "--decode", "headers"]
