@@ -23,11 +23,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from avllm import distributed
+from avllm.data.cache_hashes import Hashes
 from avllm.data.cache_room import CacheError, gigabytes, make_room, touch
 from avllm.data.cache_store import Clip, FeatureCache, Filled, Place, place_name, recipe
 from avllm.data.collate import gather_stream
 from avllm.data.media import MediaError
-from avllm.data.schema import RowError
+from avllm.data.schema import RowError, resolve
 from avllm.log import logger
 
 __all__ = [
@@ -103,7 +104,7 @@ def fill(
         CacheError: what this run needs is more than ``max_bytes``; told after the first shard, by which the rest is
             judged, or at the end.
     """
-    began, needed = time.perf_counter(), _share_keys(cache, places)
+    began, needed = time.perf_counter(), _share_keys(cache, places, num_workers)
     missing = _claim(cache, needed)
     mine = _Chosen(places, [needed[key] for key in missing[distributed.rank() :: distributed.world_size()]])
     if missing:
@@ -169,13 +170,17 @@ class _Chosen(Sequence[Place]):
         return self.places[self.numbers[number]]
 
 
-def _share_keys(cache: FeatureCache, places: Sequence[Place]) -> dict[str, int]:
+def _share_keys(cache: FeatureCache, places: Sequence[Place], threads: int) -> dict[str, int]:
     """Hash the files, each process its share; the keys of all, with the number of the first part that has each."""
     names: dict[str, str] = {}
     first: dict[str, int] = {}
-    for number in range(distributed.rank(), len(places), distributed.world_size()):
+    rank, count = distributed.rank(), distributed.world_size()
+    mine = range(len(places) * rank // count, len(places) * (rank + 1) // count)  # intervals of a file stay together
+    hashes = Hashes(cache.folder)
+    hashes.look((resolve(part, root) for root, part in map(places.__getitem__, mine)), threads, distributed.is_main())
+    for number in mine:
         place = places[number]
-        key = names[place_name(place)] = cache.key(place)
+        key = names[place_name(place)] = cache.key(place, hashes[resolve(place[1], place[0])])
         first.setdefault(key, number)
     needed: dict[str, int] = {}
     for their_names, theirs in distributed.gather_objects((names, first)):

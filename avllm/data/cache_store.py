@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from avllm.data.cache_hashes import file_hash
 from avllm.data.cache_room import CacheError, Use, seconds_of, shards_of
 from avllm.data.media import MediaError
 from avllm.data.schema import MediaPart, RowError, resolve
-from avllm.data.storage import sha256, size_of
+from avllm.data.storage import here
 from avllm.tokens import EncoderInput
 
 Clip = dict[str, EncoderInput]
@@ -112,13 +113,12 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, made_by: dict[str, Any]) -> None:
-        self.folder = Path(folder)
+        self.folder = here(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.made_by = json.dumps(made_by, sort_keys=True)
         self.dtype = made_by["dtype"]
         self.index: dict[str, str] = {}
         self.keys: dict[str, str] = {}
-        self._hashed: tuple[Path | None, str] = (None, "")  # the last file: its other intervals come next
         self.costs: dict[str, tuple[float, float]] = {}
         self.failed: dict[str, MediaError | RowError] = {}
         self._shards: dict[tuple[int, str], Any] = {}
@@ -142,28 +142,40 @@ class FeatureCache:
             if path.name in known:
                 continue
             try:
-                with safe_open(path, "pt") as shard:
+                with open_shard(path) as shard:
                     keys = {name.partition("/")[0] for name in shard.keys()}  # noqa: SIM118 (safe_open is no mapping)
-                if seconds_of(path).is_file():
-                    decoding, encoding = json.loads(seconds_of(path).read_text(encoding="utf-8"))
-                    self.costs[path.name] = (decoding, encoding)
+                self._read_costs(path)
             except FileNotFoundError:  # it has left since: before it holds the folder, a run keeps nobody from that
                 continue
             for key in keys:
                 self.index.setdefault(key, path.name)
 
+    def _read_costs(self, shard: Path) -> None:
+        path = seconds_of(shard)
+        if not path.is_file():
+            return
+        try:
+            decoding, encoding = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CacheError(
+                f"{path} is damaged ({error}); delete it: it says how long its clips took, no more"
+            ) from error
+        self.costs[shard.name] = (decoding, encoding)
+
     def shards(self, keys: Iterable[str]) -> set[str]:
         """Names of the shards that hold the entries that are there."""
         return {self.index[key] for key in keys if key in self.index}
 
-    def key(self, place: Place) -> str:
-        """The address of a media part's features; kept, so that its file is hashed once a run."""
+    def key(self, place: Place, content: str | None = None) -> str:
+        """The address of a media part's features; kept.
+
+        Args:
+            content: hash of its file, see :class:`avllm.data.cache_hashes.Hashes`; None reads the file.
+        """
         name = place_name(place)
         if name not in self.keys:
             part, path = place[1].model_dump(mode="json", exclude={part_field(place[1])}), resolve(place[1], place[0])
-            if self._hashed[0] != path:
-                self._hashed = path, file_hash(path)
-            parts = [self.made_by, json.dumps(part, sort_keys=True), self._hashed[1]]
+            parts = [self.made_by, json.dumps(part, sort_keys=True), content or file_hash(path)]
             self.keys[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
         return self.keys[name]
 
@@ -190,7 +202,7 @@ class FeatureCache:
         if place not in self._shards:
             if len(self._shards) >= OPEN_SHARDS:
                 self._shards.pop(next(iter(self._shards)))
-            self._shards[place] = safe_open(self.folder / name, "pt")
+            self._shards[place] = open_shard(self.folder / name)
         return self._shards[place]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -230,6 +242,20 @@ class FeatureCache:
         return size
 
 
+def open_shard(path: Path) -> Any:
+    """A shard for reading.
+
+    Raises:
+        CacheError: it is damaged. FileNotFoundError: it is not there.
+    """
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise CacheError(
+            f"{path} is no whole shard of features ({error}); delete it, and what it held is made anew"
+        ) from error
+
+
 def place_name(place: Place) -> str:
     """A media part of a manifest's folder as one text."""
     return f"{place[0]}|{place[1].model_dump_json()}"
@@ -238,11 +264,6 @@ def place_name(place: Place) -> str:
 def part_field(part: MediaPart) -> str:
     """The field that holds the file's name: it is no part of the address, the content is."""
     return part.type
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, or its absence: the decoder will say what is wrong."""
-    return f"absent: {path}" if size_of(path) is None else sha256(path)
 
 
 def _pack(item: EncoderInput, dtype: str | None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avllm.data import cache_store
+from avllm.data import cache_hashes, cache_store
 from avllm.data.cache import CacheError, FeatureCache, account, fill, recipe
-from avllm.data.cache_room import Use, make_room
+from avllm.data.cache_hashes import Hashes
+from avllm.data.cache_room import Use, make_room, seconds_of
 from avllm.data.media import MediaError
 from avllm.data.schema import VideoPart
+from avllm.data.storage import sha256
 from avllm.encoders.base import Encoder
 from avllm.tokens import EncoderInput
 
@@ -96,16 +99,86 @@ def test_what_decides_an_address(tmp_path: Path) -> None:
     assert len({own, *others}) == 6
 
 
-def test_a_file_is_hashed_once_for_all_its_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are hashed."""
+    names: list[str] = []
+    hash_file = cache_hashes.file_hash
+    monkeypatch.setattr(cache_hashes, "file_hash", lambda path: names.append(path.name) or hash_file(path))
+    return names
+
+
+def test_a_file_is_hashed_once_for_all_its_intervals_and_runs(tmp_path: Path, hashed: list[str]) -> None:
     for name in "ab":
         (tmp_path / name).write_bytes(name.encode())
-    hashed: list[str] = []
-    hash_file = cache_store.file_hash
-    monkeypatch.setattr(cache_store, "file_hash", lambda path: hashed.append(path.name) or hash_file(path))
-    parts = [VideoPart(video=name, start=start) for name in "ab" for start in (0.0, 0.5, 1.0)]
+    places = [(tmp_path, VideoPart(video=name, start=start)) for name in "ab" for start in (0.0, 0.5, 1.0)]
+    places.append((tmp_path, VideoPart(video="gone")))
+
+    def keys(recipe: dict[str, object]) -> set[str]:
+        cache = FeatureCache(tmp_path / "cache", recipe)
+        fill(cache, places, Prepare(), nn.ModuleDict({"video": Double()}), device=CPU)
+        return set(cache.keys.values())
+
+    first = keys(made_by())
+    assert (len(first), sorted(hashed)) == (7, ["a", "b", "gone"])
+    hashed.clear()
+    assert keys(made_by()) == first
+    assert keys(made_by(encoders="other")).isdisjoint(first)
+    assert hashed == ["gone", "gone"], "of which there is nothing to keep"
+    hashed.clear()
+    old = (tmp_path / "a").stat()
+    (tmp_path / "a").write_bytes(b"c")
+    os.utime(tmp_path / "a", ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert len(keys(made_by()) - first) == 3, "same size and time of modification, other bytes"
+    assert sorted(hashed) == ["a", "gone"]
+
+
+def remember(folder: Path, media: Path, number: int) -> None:
+    """One of several processes that hash the same and other files."""
+    Hashes(folder).look([media / str(n) for n in range(number * 5, number * 5 + 20)], threads=2, bar=False)
+
+
+def test_processes_share_hashes_and_a_torn_line_is_cut(tmp_path: Path, hashed: list[str]) -> None:
+    for n in range(50):
+        (tmp_path / str(n)).write_bytes(b"%d" % n)
+    file = tmp_path / "hashes.jsonl"
+    file.write_text('{"path": "a process that di')
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=remember, args=(tmp_path, tmp_path, number)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    everything = Hashes(tmp_path)
+    assert everything.look([tmp_path / str(n) for n in range(35)]) == 0
+    assert everything[tmp_path / "7"] == sha256(tmp_path / "7")
+    assert hashed == []
+    file.write_text(file.read_text() + "[]\n")
+    with pytest.raises(CacheError, match=r"hashes.jsonl line \d+ is no hash of a file .*; delete the file"):
+        Hashes(tmp_path).look([])
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    shard, other = sorted(filled(tmp_path, "ab").folder.glob("*.safetensors"))
     cache = FeatureCache(tmp_path / "cache", made_by())
-    keys = {cache.key((tmp_path, part)) for part in [*parts, *parts]}
-    assert (len(keys), hashed) == (6, ["a", "b"])
+    content = shard.read_bytes()
+    for damaged in (content[:-4], b"x" * 100, b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(CacheError, match=f"{shard.name} is no whole shard of features .*; delete it, and what it"):
+            FeatureCache(tmp_path / "cache", made_by())
+        with pytest.raises(CacheError, match=f"{shard.name} is no whole shard"):
+            cache.get(
+                next(
+                    (tmp_path, VideoPart(video=n))
+                    for n in "ab"
+                    if cache.index[cache.key((tmp_path, VideoPart(video=n)))] == shard.name
+                )
+            )
+    shard.unlink()
+    assert filled(tmp_path, "ab").filled.encoded == 1
+    seconds_of(other).write_text("")
+    with pytest.raises(CacheError, match=f"{other.stem}.json is damaged .*; delete it"):
+        FeatureCache(tmp_path / "cache", made_by())
 
 
 def test_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
