@@ -53,7 +53,7 @@ class Items:
         quarantined: the rows that are left out.
 
     Raises:
-        ManifestError: a manifest is missing or malformed. QuarantineError: no row is left.
+        ManifestError: a manifest is missing or malformed. QuarantineError: no row of a manifest is left.
     """
 
     def __init__(
@@ -73,15 +73,17 @@ class Items:
         members, begins = [], []
         for number, manifest in enumerate(self.manifests):
             rows = self._good(number, quarantine or {})
+            if not len(rows):
+                raise QuarantineError(
+                    f"all {len(manifest)} rows of {manifest.name} are in quarantine; repair the media and check them "
+                    "again, or take the manifest out of the settings"
+                )
             keys = manifest.rows["media"][rows] if pack else np.zeros(len(rows), np.uint64)
             order, begin = group(keys, max_packed)
             begins.append(begin + sum(self.row_counts))
             members.append(self.firsts[number] + rows[order])
             self.sizes.append(len(begin))
             self.row_counts.append(len(rows))
-        if not sum(self.sizes):
-            names = ", ".join(m.name for m in self.manifests)
-            raise QuarantineError(f"all rows of {names} are in quarantine; repair the media and check them again")
         self._members = np.concatenate(members)
         self._begins = np.concatenate([*begins, [len(self._members)]])
         self.rows = np.sort(self._members) if pack else self._members

@@ -197,8 +197,10 @@ def test_ids_of_a_quarantine_file_are_those_of_the_rows_whatever_they_hold(tmp_p
     assert [b.id for b in items.quarantined] == ids
     assert [items.sample(int(place)).id for place in items.rows] == ["good"]
     everything = dict.fromkeys([*ids, "good"], "silent")
-    with pytest.raises(QuarantineError, match=r"all rows of .*a.jsonl are in quarantine"):
-        Items([tmp_path / "a.jsonl"], quarantine=everything)
+    more = write(tmp_path / "more.jsonl", 20)
+    for manifests in ([tmp_path / "a.jsonl"], [more, tmp_path / "a.jsonl"]):  # one source that is gone is enough
+        with pytest.raises(QuarantineError, match=r"all 5 rows of .*a.jsonl are in quarantine"):
+            Items(manifests, quarantine=everything)
 
 
 def test_a_quarantine_file_names_its_mistakes(tmp_path: Path) -> None:
