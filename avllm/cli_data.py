@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from avllm.data.check import Report, Tokens
     from avllm.data.check_files import Looking
     from avllm.data.mixture import Portion
+    from avllm.data.schema import Sample
     from avllm.data.stats import Stats
     from avllm.models.processing_avllm import AVProcessor
 
@@ -40,7 +41,10 @@ def check(
         Literal["headers", "sample", "full"],
         typer.Option(help="headers alone; sample: also what training reads; full: also every other packet."),
     ] = "sample",
-    against: Annotated[list[Path] | None, typer.Option(help="Test rows, which must not occur in training.")] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="Test rows, which must not occur in training; of several files: --against a --against b."),
+    ] = None,
     preset: Preset = None,
     checkpoint: Checkpoint = None,
     tokenizer: Tokenizer = None,
@@ -75,11 +79,13 @@ def show(
     output: Annotated[Path | None, typer.Option(help="Folder for frames and spectrogram (PNG).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a row as the model gets it: the chat with its media runs, and what is trained on (green)."""
+    """Show a row as the model gets it: the chat with its media runs, and what is trained on: green, or in [[ ]]."""
     import json
 
     from rich.console import Console
 
+    from avllm.data.media import MediaError
+    from avllm.data.schema import RowError
     from avllm.inference.shown import save_pictures
     from avllm.inference.shown import show as look
 
@@ -87,12 +93,18 @@ def show(
     if processor is None:
         raise ValueError("neither --preset nor --checkpoint is given; a row is shown as a model gets it, so name one")
     processor.max_length = max_length or processor.max_length
-    shown = look(processor, _row(manifest, row, identity), manifest.parent)
+    line, sample = _row(manifest, row, identity)
+    try:
+        shown = look(processor, sample, manifest.parent)
+    except (MediaError, RowError) as error:
+        raise ValueError(f"{manifest} line {line}, row {sample.id!r}: {error.reason}: {error}") from error
     console = Console()
-    console.print(shown.text, soft_wrap=True)
+    colours = console.color_system is not None and not console.no_color
+    console.print(shown.text if colours else shown.marked, soft_wrap=True, markup=False, highlight=False)
     console.print(
-        f"\n{shown.sample.id}: {len(shown.row.input_ids)} tokens, {shown.row.num_targets} trained on (green), "
-        f"longest row {processor.max_length}",
+        f"\n{shown.sample.id}: {len(shown.row.input_ids)} tokens, {shown.row.num_targets} trained on "
+        f"({'green' if colours else 'in [[ ]]'}), longest row {processor.max_length}",
+        markup=False,
         highlight=False,
     )
     for number, media in enumerate(shown.media):
@@ -276,14 +288,14 @@ def _text_tokens(name: str, max_length: int) -> Tokens:
     return TextTokens(AutoTokenizer.from_pretrained(name), max_length)
 
 
-def _row(manifest: Path, number: int, identity: str | None) -> Any:
-    """The row of a manifest with an id, or with a number."""
+def _row(manifest: Path, number: int, identity: str | None) -> tuple[int, Sample]:
+    """The row of a manifest with an id, or with a number, behind its line."""
     from avllm.data.manifest import iterate
 
     count = 0
-    for place, (_, sample) in enumerate(iterate(manifest)):
+    for place, (line, sample) in enumerate(iterate(manifest)):
         if sample.id == identity if identity is not None else place == number:
-            return sample
+            return line, sample
         count = place + 1
     wanted = f"row {number}" if identity is None else f"row with id {identity!r}"
     raise ValueError(f"{manifest} has {count} rows and no {wanted}")
@@ -312,6 +324,8 @@ def _print_report(report: Report, output: Path | None) -> None:
         + ("" if output is None else f"; see {output / 'check.html'}, and quarantine.txt beside it"),
         highlight=False,
     )
+    for each in report.mending():
+        console.print(each, style="red", highlight=False, markup=False)
 
 
 def _print_stats(found: Stats) -> None:

@@ -58,6 +58,11 @@ class Shown:
             found.append(piece.text, STYLES[piece.kind])
         return found
 
+    @property
+    def marked(self) -> str:
+        """The pieces without colours: what is trained on in ``[[`` and ``]]``."""
+        return "".join(f"[[{piece.text}]]" if piece.kind == "trained" else piece.text for piece in self.pieces)
+
 
 def show(processor: AVProcessor, sample: Sample, root: Path | None) -> Shown:
     """Make the training row of a sample, and look at it.

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from avllm.config import ModelConfig, RunConfig
+from avllm.models.checkpoint import is_checkpoint
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.modeling_avllm import load_encoder
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
@@ -18,6 +19,11 @@ def stage_processor(config: RunConfig) -> AVProcessor:
         FileNotFoundError: ``init`` is no checkpoint (yet). OSError: a backbone is not where its name says.
     """
     if config.init is not None:
+        if not is_checkpoint(config.init):
+            raise FileNotFoundError(
+                f"init: {config.init} is no checkpoint (yet), so there is no model to read rows as; train the stage "
+                "before first, or give the preset of stage 1, which describes the model (and --max-length for this one)"
+            )
         processor = AVProcessor.from_pretrained(config.init)
     else:
         assert config.model is not None  # RunConfig wants one of the two

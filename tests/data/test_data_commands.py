@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,31 @@ def test_rows_that_have_to_be_mended_are_named(clip: Path, tmp_path: Path) -> No
     assert "no quarantine list can set these rows aside" in " ".join(told.stderr.split())
     assert "t.jsonl line 2" in (out / "check.html").read_text()
     assert (out / "quarantine.txt").read_text() == "m.jsonl\ttest_media\n"
+
+
+def test_a_row_is_shown_without_colours(preset: Path, clip: Path, tmp_path: Path) -> None:
+    rows = [about(tmp_path / "gone.mp4", "gone"), about(clip, "good"), words("empty", " ")]
+    manifest = write_rows(tmp_path / "m.jsonl", rows)
+    command = ["data", "show", str(manifest), "--preset", str(preset)]
+    shown = INVOKE(app, [*command, "--id", "good"])
+    assert re.search(r"\[\[red.*\]\]", shown.stdout)
+    assert "2 trained on (in [[ ]])" in shown.stdout
+    coloured = INVOKE(app, [*command, "--id", "good"], env={"FORCE_COLOR": "1", "TERM": "xterm-256color"})
+    assert "[[" not in coloured.stdout
+    assert "\x1b[1;32m" in coloured.stdout
+    for number, reason in ((0, "missing"), (2, "empty_answer")):
+        named = rf"m.jsonl line {number + 1}, row '{rows[number]['id']}': {reason}: "
+        with pytest.raises(ValueError, match=named):
+            INVOKE(app, [*command, "--row", str(number)], catch_exceptions=False)
+
+
+def test_a_stage_whose_stage_before_is_not_trained_says_so(world: World, tmp_path: Path) -> None:
+    later = settings(world, tmp_path / "run", "caption", model=None, init=str(tmp_path / "before"))
+    later = {key: value for key, value in later.items() if value is not None}
+    manifest = write_rows(tmp_path / "m.jsonl", [words("good")])
+    command = ["data", "check", str(manifest), "--preset", str(write_preset(tmp_path / "stage2.yaml", later))]
+    with pytest.raises(OSError, match=r"train the stage before first, or give the preset of stage 1"):
+        INVOKE(app, command, catch_exceptions=False)
 
 
 def test_headers_and_a_model_are_refused(preset: Path, clip: Path, tmp_path: Path) -> None:
