@@ -6,7 +6,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ LOG = logger(__name__)
 
 
 class Clock:
-    """Seconds in all and seconds spent waiting for data, since the last :meth:`read`."""
+    """Seconds of training and, of them, seconds spent waiting for data, since the last :meth:`read`."""
 
     def __init__(self) -> None:
         self.began, self.waited, self.tokens = time.perf_counter(), 0.0, 0.0
@@ -28,10 +29,22 @@ class Clock:
         """Add time that the loader was waited for."""
         self.waited += seconds
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Validation and saving are no training: their time is not counted."""
+        began = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - began
+
     def read(self) -> dict[str, float]:
-        """Tokens a second, the share of the time spent waiting for data, and seconds; then starts anew."""
+        """Tokens a second, the share of the time spent waiting for data, and seconds; then starts anew.
+
+        Every process has to call it: the share is that of the process which waited longest, for which the others
+        wait in their turn.
+        """
         seconds = max(time.perf_counter() - self.began, 1e-9)
-        figures = {"tokens_per_s": self.tokens / seconds, "data_wait": self.waited / seconds, "seconds": seconds}
+        waited = max(distributed.gather_objects(self.waited / seconds))
+        figures = {"tokens_per_s": self.tokens / seconds, "data_wait": waited, "seconds": seconds}
         self.__init__()  # type: ignore[misc]
         return figures
 

@@ -204,10 +204,11 @@ class Trainer:
             self.report.advance(done)
             if figures and (done % train.log_every == 0 or done == self.steps):
                 self.report.write(done, figures | self.clock.read())
-            if self.validation and (done == self.steps or done % (train.validate_every or self.steps) == 0):
-                self.validate(done)
-            if done == self.steps or (train.save_every and done % train.save_every == 0):
-                self.points.save(self.position)
+            with self.clock.paused():
+                if self.validation and (done == self.steps or done % (train.validate_every or self.steps) == 0):
+                    self.validate(done)
+                if done == self.steps or (train.save_every and done % train.save_every == 0):
+                    self.points.save(self.position)
         self.finish()
 
     def fetch(self, micros: Iterator[list[MicroBatch]]) -> list[MicroBatch]:
