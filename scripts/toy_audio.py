@@ -29,7 +29,7 @@ from avllm.encoders.whisper import Whisper
 STEPS, STEP = 300, 0.02  # a window of 6 s, the longest clip, in Whisper's steps
 KINDS = ("none", "tone", "chirp", "noise", "pulse")
 PITCHES = ("none", "deep", "low", "middle", "high", "shrill")
-TIMBRES = ("none", "sine", "square", "saw")
+TIMBRES = ("none", "sine", "square", "saw", "organ", "horn", "reed")
 CLICK, RECENT_CLICK, PULSE, STRIKE, BEGIN, END = range(6)  # places in the yes-or-no labels
 EVENTS = 6
 MOST_PULSES = 5
@@ -82,7 +82,7 @@ def label_steps(script: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     for sound in script["sounds"]:
         on = (centre >= sound["start"]) & (centre < sound["end"])
         classes[on, 0] = KINDS.index(sound["kind"])
-        classes[on, 1] = PITCHES.index(sound["pitch"])
+        classes[on, 1] = PITCHES.index(sound["pitch"]) if sound["pitch"] else IGNORE
         classes[on, 2] = IGNORE if sound["kind"] == "noise" else TIMBRES.index(sound["timbre"])
         for pulse in sound["pulses"]:
             classes[centre >= pulse, 3] += 1
@@ -123,22 +123,23 @@ class Listener(nn.Module):
         return total + 8 * F.binary_cross_entropy_with_logits(events[told], sounds.events[rows][told], pos_weight=rare)
 
 
-def disguise(mel: Tensor, labels: Tensor, share: float = 0.85) -> tuple[Tensor, Tensor]:
+def disguise(mel: Tensor, labels: Tensor, turned: float = 0.425, cut: float = 0.075) -> tuple[Tensor, Tensor]:
     """Take apart what goes together in training: some kinds of sound never have some pitch, which is not to be learned.
 
-    Most windows are turned by a random number of bands, so that pitch is no longer theirs; the others keep their pitch
-    but are cut into random pieces, so that their kind is no longer told.
+    Some windows are turned by a random number of bands, so that pitch is no longer theirs; a few keep their pitch but
+    are cut into random pieces, so that their kind is no longer told; the others stay as they are.
 
     Args:
-        mel: ``(n, mels, frames)``. labels: ``(n, STEPS, 4)``, which is changed. share: of windows that are turned.
+        mel: ``(n, mels, frames)``. labels: ``(n, STEPS, 4)``, which is changed. turned, cut: shares of windows.
     """
     n, bands, frames = mel.shape
-    turned = torch.rand(n) < share
-    source = (torch.arange(bands) - torch.randint(0, bands, (n, 1)) * turned[:, None]) % bands  # (n, bands)
+    lot = torch.rand(n)
+    is_turned, is_cut = lot < turned, (lot >= turned) & (lot < turned + cut)
+    source = (torch.arange(bands) - torch.randint(0, bands, (n, 1)) * is_turned[:, None]) % bands  # (n, bands)
     pieces = torch.rand(n, 1, frames // 20).repeat_interleave(20, dim=2) < 0.5
-    keep = pieces | turned[:, None, None]  # (n, 1, frames)
-    labels[turned, :, 1] = IGNORE
-    labels[~turned, :, 0] = labels[~turned, :, 2] = labels[~turned, :, 3] = IGNORE
+    keep = pieces | ~is_cut[:, None, None]  # (n, 1, frames)
+    labels[is_turned, :, 1] = IGNORE
+    labels[is_cut, :, 0] = labels[is_cut, :, 2] = labels[is_cut, :, 3] = IGNORE
     labels[..., 1] = labels[..., 1].masked_fill(~keep[:, 0, ::2], IGNORE)
     mixed = mel.gather(1, source[..., None].expand(-1, -1, frames))
     return torch.where(keep, mixed, mel.amin((1, 2), keepdim=True)), labels

@@ -43,7 +43,7 @@ class Pictures:
     Attributes:
         x: uint8 ``(N, SIDE, SIDE, 3)``.
         classes: ``(N, GRID**2, 3)`` long: colour (0 = background), shape and size of the thing at each patch, IGNORE
-            for shape and size of background.
+            for shape and size of background, and for what has no name.
         places: ``(N, GRID**2, 3)``: x and y from the patch's centre to the thing's centre, in patches, and whether the
             thing is the moving one.
         moving: ``(N, 3)``: whether the moving thing is seen, and its x and y, from -1 to 1.
@@ -107,7 +107,7 @@ def label_frame(things: list[dict[str, Any]], t: int) -> tuple[Tensor, Tensor, T
         cover = disc_cover(centre, SIZES[thing["size"]])
         here = cover > best
         best[here] = cover[here]
-        classes[here] = names(thing) + torch.tensor([1, 0, 0])
+        classes[here] = names(thing) + torch.tensor([1 if thing["colour"] else 0, 0, 0])
         places[here, :2] = (centre - grid[here]) / PATCH
         places[here, 2] = float(thing is things[0])
     first = things[0]
@@ -117,10 +117,10 @@ def label_frame(things: list[dict[str, Any]], t: int) -> tuple[Tensor, Tensor, T
 
 
 def names(thing: dict[str, Any]) -> Tensor:
-    """Colour, shape and size as numbers."""
-    return torch.tensor(
-        [COLOURS.index(thing["colour"]), SHAPES.index(thing["shape"]), list(SIZES).index(thing["size"])]
-    )
+    """Colour, shape (IGNORE where they have no name) and size as numbers."""
+    shape = SHAPES.index(thing["shape"]) if thing["shape"] else IGNORE
+    colour = COLOURS.index(thing["colour"]) if thing["colour"] else IGNORE
+    return torch.tensor([colour, shape, list(SIZES).index(thing["size"])])
 
 
 def is_lit(script: dict[str, Any], t: int) -> Tensor:
@@ -176,7 +176,7 @@ def patch_loss(logits: tuple[Tensor, ...], pictures: Pictures, is_plain: Tensor)
     """Of what each patch belongs to; ``is_plain (N,)`` pictures teach colours, the others shapes."""
     colour, shape, size, offset, is_moving = logits
     labels, places = pictures.classes, pictures.places
-    covered = labels[..., 1] != IGNORE  # (N, GRID**2)
+    covered = labels[..., 2] != IGNORE  # (N, GRID**2)
     total = 3 * F.cross_entropy(colour[is_plain].flatten(0, 1), labels[is_plain][..., 0].flatten())
     total += F.cross_entropy(shape[~is_plain].flatten(0, 1), labels[~is_plain][..., 1].flatten(), ignore_index=IGNORE)
     total += F.cross_entropy(size.flatten(0, 1), labels[..., 2].flatten(), ignore_index=IGNORE)
@@ -238,16 +238,17 @@ def score(looker: Looker, pictures: Pictures) -> dict[str, float]:
     (colour, shape, size, offset, _), (seen, at, count, lit, _, named_shape, _) = (
         [torch.cat(values) for values in zip(*side, strict=True)] for side in zip(*parts, strict=True)
     )
-    labels, covered, there = pictures.classes, pictures.classes[..., 1] != IGNORE, pictures.moving[:, 0] > 0
+    labels, covered, there = pictures.classes, pictures.classes[..., 2] != IGNORE, pictures.moving[:, 0] > 0
+    shaped, named = labels[..., 1] != IGNORE, pictures.named[:, 1] != IGNORE
     looker.train()
     return {
-        "colour": float((colour.argmax(-1) == labels[..., 0]).float().mean()),
-        "shape": float((shape.argmax(-1) == labels[..., 1])[covered].float().mean()),
+        "colour": float((colour.argmax(-1) == labels[..., 0])[labels[..., 0] != IGNORE].float().mean()),
+        "shape": float((shape.argmax(-1) == labels[..., 1])[shaped].float().mean()),
         "size": float((size.argmax(-1) == labels[..., 2])[covered].float().mean()),
         "count": float((count.argmax(-1) == pictures.count).float().mean()),
         "moving thing seen": float(((seen[:, 0] > 0) == there).float().mean()),
         "wall lit": float(((lit[:, 0] > 0) == (pictures.lit > 0)).float().mean()),
-        "moving thing's shape": float((named_shape.argmax(-1) == pictures.named[:, 1])[there].float().mean()),
+        "moving thing's shape": float((named_shape.argmax(-1) == pictures.named[:, 1])[there & named].float().mean()),
         "px to the centre": float((offset - pictures.places[..., :2])[covered].square().mean().sqrt() * PATCH),
         "px of the moving thing": float((at - pictures.moving[:, 1:])[there].square().mean().sqrt() * SIDE / 2),
     }

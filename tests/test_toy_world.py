@@ -182,7 +182,7 @@ def test_frames_show_the_thing_where_the_script_says(scripts):
     for script in clips[:8]:
         frames = rendering.render_frames(script, np.random.default_rng(0)).astype(int)
         thing = script["objects"][0]
-        near = np.abs(frames - scripting.COLOURS[thing["colour"]]).max(axis=-1) < 20
+        near = np.abs(frames - rendering.paint(thing)).max(axis=-1) < 20
         assert (near.sum(axis=(1, 2)) > 20).tolist() == [bool(v) for v in thing["visible"]]
         for t in np.flatnonzero(thing["visible"]):
             ys, xs = np.nonzero(near[t])
@@ -193,10 +193,31 @@ def test_frames_show_the_thing_where_the_script_says(scripts):
 def test_held_out_combinations_are_in_unseen_alone(scripts):
     for split, clips in scripts.items():
         for clip in clips:
-            held = [(t["shape"], t["colour"]) in scripting.UNSEEN_THINGS for t in clip["objects"]]
+            held = [scripting.is_held_out(t) for t in clip["objects"]]
             sounds = [{(s["kind"], s["pitch"]), (s["kind"], s["timbre"])} for s in clip["sounds"]]
             assert held == [split == "unseen" and i == 0 for i in range(len(held))]
             assert all(bool(s & scripting.UNSEEN_SOUNDS) == (split == "unseen") for s in sounds)
+
+
+def test_what_has_no_name_is_not_asked_for_by_one(scripts, rows):
+    for split, clips in scripts.items():
+        asked = defaultdict(list)
+        for row in rows[split]:
+            asked[row["meta"]["clip"]].append((row["meta"]["asked"], row["meta"].get("slot"), row["kind"]))
+        for clip in (c for c in clips if c["form"] == "av"):
+            named = {t["shape"] for t in clip["objects"]} - {None}
+            coloured = {t["shape"] for t in clip["objects"] if t["colour"]} & named
+            between = {shape for t in clip["objects"] for shape in t["between"] or ()}
+            assert not named & between, "a shape between two others lies near none that another thing has"
+            kinds = {kind for kind, _, _ in asked[clip["id"]]}
+            assert named or "seen.shape" not in kinds
+            assert coloured or "seen.colour" not in kinds or not named
+            assert {slot for kind, slot, _ in asked[clip["id"]] if kind == "seen.named_colour"} <= coloured
+            assert clip["sounds"][0]["pitch"] or "heard.pitch" not in kinds
+        pictures = [c["objects"] for c in clips if c["objects"]]
+        for look in ("shape", "colour"):
+            nameless = sum(not all(t[look] for t in things) for things in pictures)
+            assert split == "unseen" or 0.1 < nameless / len(pictures) < 0.4, look
 
 
 def test_answers_are_balanced_overall_and_within_every_wording(rows):

@@ -33,7 +33,11 @@ def video_features(row: dict, clip: dict) -> list[float]:
     events, things = clip["events"], clip["objects"]
     first = things[0]
     direction = list(DIRECTIONS).index(clip["direction"]) if clip["direction"] else -1
-    kinds = [SHAPES.index(first["shape"]), list(COLOURS).index(first["colour"]), list(SIZES).index(first["size"])]
+    kinds = [
+        SHAPES.index(first["shape"]) if first["shape"] else -1,
+        list(COLOURS).index(first["colour"]) if first["colour"] else -1,
+        list(SIZES).index(first["size"]),
+    ]
     bounces, gone = events["bounces"], events["vanishes"]
     gaps = np.diff(bounces).tolist()
     times = [events["appears"], -1.0 if gone is None else gone, *padded(bounces, 3), *padded(gaps, 2)]
@@ -56,7 +60,7 @@ def audio_features(row: dict, clip: dict) -> list[float]:
     for s in clip["sounds"][:1]:
         values += [
             list(KINDS).index(s["kind"]),
-            list(PITCHES).index(s["pitch"]),
+            list(PITCHES).index(s["pitch"]) if s["pitch"] else -1,
             s["start"],
             s["end"],
             len(s["pulses"]),

@@ -75,9 +75,10 @@ def seen_answers(clip: dict) -> list[tuple[str, str, str | None, tuple]]:
         return []
     rows.append(("seen.number", str(len(things)), None, ()))
     if len(things) == 1:
-        rows += [(f"seen.{k}", things[0][k], None, ()) for k in ("colour", "shape", "size")]
+        rows += [(f"seen.{k}", things[0][k], None, ()) for k in ("colour", "shape", "size") if things[0][k]]
     else:
-        rows += [("seen.named_colour", t["colour"], t["shape"], (t["shape"], t["colour"])) for t in things]
+        named = [t for t in things if t["shape"] and t["colour"]]
+        rows += [("seen.named_colour", t["colour"], t["shape"], (t["shape"], t["colour"])) for t in named]
     if clip["form"] == "jpg":
         return rows
     shown = (events["vanishes"] or clip["duration"]) - events["appears"]
@@ -94,7 +95,7 @@ def heard_answers(clip: dict) -> list[tuple[str, str, str | None, tuple]]:
     """What the sound tells. Where what comes first was drawn, the start is tied to the picture: no question on it."""
     rows = []
     for sound in clip["sounds"]:
-        rows.append(("heard.pitch", sound["pitch"], None, ()))
+        rows += [("heard.pitch", sound["pitch"], None, ())] if sound["pitch"] else []
         if clip["program"] != "first":  # there a late start leaves no room for many pulses
             rows.append(("heard.kind", sound["kind"], None, ()))
             rows.append(("when.sound", f"{sound['start']:.1f}", None, ()))
@@ -234,13 +235,14 @@ def caption(clip: dict, rng: np.random.Generator) -> str:
     parts = []
     if clip["objects"]:
         parts.append(caption_moving(clip, style))
-        parts += [f"a {t['size']} {t['colour']} {t['shape']} stands still" for t in clip["objects"][1:]]
+        parts += [f"{caption_thing(thing)} stands still" for thing in clip["objects"][1:]]
     for sound in clip["sounds"]:
         name = {"noise": "noise burst", "pulse": f"train of {len(sound['pulses'])} pulses"}.get(
             sound["kind"], sound["kind"]
         )
         verbs = (("starts at", "ends at"), ("is heard from", "to"), ("sounds from", "until"))[style]
-        parts.append(f"a {sound['pitch']} {name} {verbs[0]} {sound['start']:.1f} {verbs[1]} {sound['end']:.1f}")
+        name = f"{sound['pitch']} {name}" if sound["pitch"] else name
+        parts.append(f"a {name} {verbs[0]} {sound['start']:.1f} {verbs[1]} {sound['end']:.1f}")
     if clip["clicks"] and not clip["events"]["bounces"]:
         parts.append(f"clicks {', '.join(f'{t:.1f}' for t in clip['clicks'])}")
     if clip["form"] == "av" and style == 1:
@@ -248,10 +250,15 @@ def caption(clip: dict, rng: np.random.Generator) -> str:
     return " ".join(p[0].upper() + p[1:] + "." for p in parts)
 
 
+def caption_thing(thing: dict) -> str:
+    """What it is."""
+    return " ".join(["a", thing["size"], *filter(None, [thing["colour"]]), thing["shape"] or "thing"])
+
+
 def caption_moving(clip: dict, style: int) -> str:
     """The sentence on the first thing."""
     thing, events = clip["objects"][0], clip["events"]
-    text = f"a {thing['size']} {thing['colour']} {thing['shape']}"
+    text = caption_thing(thing)
     if clip["form"] == "jpg":
         return text + (" is there", " can be seen", " is in the picture")[style]
     if events["appears"] > 0:

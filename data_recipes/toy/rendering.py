@@ -12,7 +12,22 @@ from toy.scripting import COLOURS, FPS, RATE, SIDE, SIZES, SPLITS
 
 AAC_FRAME = 1024
 LIT = 2  # frames for which a wall is lit after it was hit
+PARTIALS = {
+    "sine": {1: 1.0}, "organ": {1: 0.6, 2: 0.5, 4: 0.4}, "horn": {1: 0.4, 2: 0.7, 3: 0.4},
+    "reed": {1: 0.4, 2: 0.4, 3: 0.4, 4: 0.4, 5: 0.4},
+}  # fmt: skip
 GRID = np.arange(SIDE, dtype=np.float32) + 0.5  # centres of the pixels
+
+
+def paint(thing: dict) -> tuple[int, int, int]:
+    """Red, green and blue of a thing."""
+    return COLOURS[thing["colour"]] if thing["colour"] else thing["shade"]
+
+
+def outline(thing: dict, dx: np.ndarray, dy: np.ndarray, r: float) -> np.ndarray:
+    """Signed distance to the outline of a thing; without a named shape, half way between two of them."""
+    shapes = [thing["shape"]] if thing["shape"] else thing["between"]
+    return sum(distance(shape, dx, dy, r) for shape in shapes) / len(shapes)
 
 
 def distance(shape: str, dx: np.ndarray, dy: np.ndarray, r: float) -> np.ndarray:
@@ -36,9 +51,9 @@ def draw_thing(frame: np.ndarray, thing: dict, x: float, y: float) -> None:
     r = SIZES[thing["size"]]
     x0, x1 = max(0, int(x - r - 2)), min(SIDE, int(x + r + 3))
     y0, y1 = max(0, int(y - r - 2)), min(SIDE, int(y + r + 3))
-    inside = distance(thing["shape"], GRID[None, x0:x1] - x, GRID[y0:y1, None] - y, r)
+    inside = outline(thing, GRID[None, x0:x1] - x, GRID[y0:y1, None] - y, r)
     cover = np.clip(0.5 - inside, 0, 1)[..., None]
-    frame[y0:y1, x0:x1] += cover * (np.asarray(COLOURS[thing["colour"]], np.float32) - frame[y0:y1, x0:x1])
+    frame[y0:y1, x0:x1] += cover * (np.asarray(paint(thing), np.float32) - frame[y0:y1, x0:x1])
 
 
 def texture(rng: np.random.Generator) -> np.ndarray:
@@ -76,9 +91,9 @@ def render_frames(clip: dict, rng: np.random.Generator) -> np.ndarray:
 
 
 def oscillate(phase: np.ndarray, timbre: str, frequency: float) -> np.ndarray:
-    """A sine, or the first harmonics below 7 kHz of a square or saw, of the given phase in radians."""
-    if timbre == "sine":
-        return np.sin(phase)
+    """A sine, a few partials, or the first harmonics below 7 kHz of a square or saw, of the given phase in radians."""
+    if timbre in PARTIALS:
+        return np.sum([loud * np.sin(order * phase) for order, loud in PARTIALS[timbre].items()], axis=0)
     step = 2 if timbre == "square" else 1
     orders = np.arange(1, max(2, min(20, int(7000 / (1.5 * frequency)) + 1)), step)
     return 0.75 * np.sum(np.sin(orders[:, None] * phase[None]) / orders[:, None], axis=0)

@@ -5,6 +5,8 @@ each of the two is a uniform subset whatever their overlap is: neither stream al
 What comes first is drawn over nearly the whole clip, since an event at the very start always is the first of two.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 SPLITS = ("train", "validation", "test", "unseen")
@@ -19,11 +21,14 @@ COLOURS = {
     "purple": (175, 60, 210),
     "white": (245, 245, 245),
 }
+SHADES = [(240, 130, 35), (150, 220, 50), (50, 185, 205), (245, 140, 190)]  # colours without a name
+NAMELESS = (0.25, 0.25, 0.5)  # of pictures: one thing's shape, one thing's colour, nothing is without a name
 SIZES = {"small": 7.0, "big": 13.0}  # radius in pixels
 DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 1), "up": (1, -1)}  # axis, sign
 KINDS = {"tone": 0.185, "chirp": 0.185, "noise": 0.185, "pulse": 0.445}  # pulse trains have a question of their own
 PITCHES = {"deep": 280.0, "low": 540.0, "middle": 1040.0, "high": 2000.0, "shrill": 3850.0}  # Hz
-TIMBRES = ("sine", "square", "saw")
+NAMELESS_PITCHES = 1 / 3  # share of sounds between two of these; nobody asks how high they are
+TIMBRES = ("sine", "square", "saw", "organ", "horn", "reed")
 PULSES = (2, 3, 4, 5)
 # each colour is kept from one shape, so that the colours stay equally frequent in training
 UNSEEN_THINGS = {
@@ -157,19 +162,34 @@ def draw_slots(frames: int, bounces: int, silent: int, rng: np.random.Generator)
 
 
 def draw_things(count: int, unseen: bool, rng: np.random.Generator) -> list[dict]:
-    """`count` things of different shapes and colours; with `unseen` the first is of a held-out combination."""
+    """`count` things of different shapes and colours; with `unseen` the first is of a held-out combination.
+
+    Now and then the shape or the colour of one has no name. Such a shape lies between two that no other thing of the
+    clip has, so that names stay clear.
+    """
     held = sorted(UNSEEN_THINGS)
     while True:
-        shapes = [str(s) for s in rng.permutation(SHAPES)[:count]]
-        colours = [str(c) for c in rng.permutation(list(COLOURS))[:count]]
+        shapes: list = [str(s) for s in rng.permutation(SHAPES)]
+        colours: list = [str(c) for c in rng.permutation(list(COLOURS))[:count]]
         if unseen:
             shapes[0], colours[0] = held[rng.integers(len(held))]
-        pairs = list(zip(shapes, colours, strict=True))
-        distinct = len(set(shapes)) == count == len(set(colours))
-        if distinct and all((p in UNSEEN_THINGS) == (unseen and i == 0) for i, p in enumerate(pairs)):
+        distinct = len(set(shapes)) == len(SHAPES) and len(set(colours)) == count
+        without, which = rng.choice(["shape", "colour", "nothing"], p=NAMELESS), int(rng.integers(count))
+        things = [{"shape": s, "colour": c} for s, c in zip(shapes, colours, strict=False)]
+        if without != "nothing":
+            things[which][without] = None
+        if distinct and [is_held_out(thing) for thing in things] == [unseen and i == 0 for i in range(count)]:
             break
-    sizes = [str(rng.choice(list(SIZES))) for _ in pairs]
-    return [{"shape": s, "colour": c, "size": z} for (s, c), z in zip(pairs, sizes, strict=True)]
+    for thing in things:
+        thing["size"] = str(rng.choice(list(SIZES)))
+        thing["between"] = None if thing["shape"] else [shapes[which], *shapes[count:]][:2]
+        thing["shade"] = None if thing["colour"] else [int(v) for v in SHADES[rng.integers(len(SHADES))]]
+    return things
+
+
+def is_held_out(thing: dict) -> bool:
+    """Whether its shape and colour go together in the split of never-seen combinations alone."""
+    return (thing["shape"], thing["colour"]) in UNSEEN_THINGS
 
 
 def draw_picture(program: str, timing: dict, unseen: bool, rng: np.random.Generator) -> dict:
@@ -231,8 +251,8 @@ def draw_sound(timing: dict, unseen: bool, rng: np.random.Generator) -> dict:
     """One sound of a kind, a pitch and a timbre, and the clicks. Only `timing` ties it to the picture."""
     kinds = list(KINDS)
     while True:
-        kind, pitch = str(rng.choice(kinds, p=list(KINDS.values()))), str(rng.choice(list(PITCHES)))
-        timbre = str(rng.choice(TIMBRES))
+        kind, timbre = str(rng.choice(kinds, p=list(KINDS.values()))), str(rng.choice(TIMBRES))
+        pitch = None if rng.random() < NAMELESS_PITCHES else str(rng.choice(list(PITCHES)))
         if bool({(kind, pitch), (kind, timbre)} & UNSEEN_SOUNDS) == unseen:
             break
     count = int(rng.choice(PULSES))
@@ -249,12 +269,20 @@ def draw_sound(timing: dict, unseen: bool, rng: np.random.Generator) -> dict:
     end = min(start + ((count - 1) * gap + 0.09 if kind == "pulse" else length), duration)
     sound = {
         "kind": kind, "pitch": pitch, "timbre": timbre,
-        "frequency": round(PITCHES[pitch] * float(rng.uniform(0.93, 1.07)), 2),
+        "frequency": draw_frequency(pitch, rng),
         "sweep": int(rng.choice([-1, 1])), "level": round(float(rng.uniform(0.14, 0.28)), 3),
         "start": round(start, 4), "end": round(end, 4),
         "pulses": rounded(start + gap * np.arange(count), 4) if kind == "pulse" else [],
     }  # fmt: skip
     return {"sounds": [sound], "clicks": timing["clicks"]}
+
+
+def draw_frequency(pitch: str | None, rng: np.random.Generator) -> float:
+    """Hertz near a pitch, or without one between two neighbours."""
+    if pitch:
+        return round(PITCHES[pitch] * float(rng.uniform(0.93, 1.07)), 2)
+    below, above = list(pairwise(PITCHES.values()))[int(rng.integers(len(PITCHES) - 1))]
+    return round(below * (above / below) ** float(rng.uniform(0.2, 0.8)), 2)
 
 
 def rounded(values: np.ndarray, digits: int = 2) -> list[float]:

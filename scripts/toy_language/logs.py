@@ -42,8 +42,13 @@ def place(script: dict[str, Any], row: int, column: int) -> list[str]:
             on and abs(x - (column + 0.5) * CELL) < reach and abs(y - (row + 0.5) * CELL) < reach
             for x, y, on in zip(thing["x"], thing["y"], thing["visible"], strict=True)
         ):
-            words += [thing["shape"], thing["colour"], thing["size"], *["moves"] * (number == 0)]
+            words += [*look(thing), *["moves"] * (number == 0)]
     return words or ["nothing"]
+
+
+def look(thing: dict[str, Any]) -> list[str]:
+    """What a thing looks like, as far as there are names for it."""
+    return [thing[key] for key in ("shape", "colour", "size") if thing[key]]
 
 
 def seen(script: dict[str, Any], start: float) -> list[str]:
@@ -54,7 +59,7 @@ def seen(script: dict[str, Any], start: float) -> list[str]:
     words = ["sees", *["nothing"] * (not there)]
     words += clock(start, [events["appears"] or None, *events["bounces"], events["vanishes"]])
     for thing in there:
-        words += [thing[k] for k in ("shape", "colour", "size")]
+        words += look(thing)
     if script["direction"] and things[0]["visible"][frame]:
         words += ["moves", script["direction"]]
     words += ["bounce", "bounces"] * any(within(t, start) for t in events["bounces"])
@@ -67,7 +72,7 @@ def heard(script: dict[str, Any], start: float) -> list[str]:
     words = ["hears"]
     for sound in script["sounds"]:
         if sound["start"] < start + SECONDS and sound["end"] > start:
-            words += ["sound", sound["kind"], sound["pitch"]]
+            words += ["sound", sound["kind"], *filter(None, [sound["pitch"]])]
         words += ["pulse", "pulses"] * any(within(t, start) for t in sound["pulses"])
         words += ["start", "starts"] * within(sound["start"], start) + ["end", "ends"] * within(sound["end"], start)
     words += ["click", "clicks"] * any(within(t, start) for t in script["clicks"])
@@ -80,7 +85,8 @@ def facts(script: dict[str, Any]) -> dict[str, list[str]]:
     """The whole clip, one entry a fact, by the kind of question that it answers."""
     found = facts_seen(script) if script["objects"] else {}
     for sound in script["sounds"]:
-        found |= {"heard.kind": ["sound", "kind", sound["kind"]], "heard.pitch": ["sound", "pitch", sound["pitch"]]}
+        found["heard.kind"] = ["sound", "kind", sound["kind"]]
+        found |= {"heard.pitch": ["sound", "pitch", sound["pitch"]]} if sound["pitch"] else {}
         found["when.sound"] = ["sound", "start", "second", *clock(sound["start"], [])]
         found |= {"heard.pulses": ["pulses", str(len(sound["pulses"]))]} if sound["kind"] == "pulse" else {}
     if script["form"] == "av":
@@ -99,7 +105,9 @@ def facts_seen(script: dict[str, Any]) -> dict[str, list[str]]:
     found = {"seen.number": ["things", "number", str(len(things))]}
     found["seen.bounces"] = ["bounces", "bounce", str(len(events["bounces"]))]
     if len(things) == 1:
-        found |= {f"seen.{key}": ["thing", key, things[0][key]] for key in ("colour", "shape", "size")}
+        found |= {
+            f"seen.{key}": ["thing", key, things[0][key]] for key in ("colour", "shape", "size") if things[0][key]
+        }
     if script["direction"]:
         found["seen.direction"] = ["moving", "thing", "way", "direction", script["direction"]]
     if events["appears"]:
