@@ -23,6 +23,9 @@ data = typer.Typer(help="Check, show and count what is trained on.", no_args_is_
 
 Manifests = Annotated[list[Path], typer.Argument(help="Manifests (JSONL).")]
 Preset = Annotated[Path | None, typer.Option(help="Read as the model of this preset would (its LLM is not loaded).")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value for the preset, as in training; may be repeated.")
+]
 Checkpoint = Annotated[Path | None, typer.Option(help="Read as the model in this folder would.")]
 Tokenizer = Annotated[str | None, typer.Option(help="Count the text's tokens with this tokenizer (name or folder).")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="Longest row in tokens; the preset's, else 2048.")]
@@ -46,6 +49,7 @@ def check(
         typer.Option(help="Test rows, which must not occur in training; of several files: --against a --against b."),
     ] = None,
     preset: Preset = None,
+    overrides: Overrides = None,
     checkpoint: Checkpoint = None,
     tokenizer: Tokenizer = None,
     max_length: MaxLength = None,
@@ -59,7 +63,9 @@ def check(
 
     from avllm.data.check import check as run
 
-    looking, tokens = _looking(preset, checkpoint, tokenizer, max_length, timeout, workers, decode)
+    looking, tokens = _looking(
+        _processor(preset, overrides, checkpoint), tokenizer, max_length, timeout, workers, decode
+    )
     report = run(manifests, looking=looking, against=against or [], tokens=tokens, output=output)
     _print_report(report, output)
     if as_json:
@@ -74,6 +80,7 @@ def show(
     row: Annotated[int, typer.Option(min=0, help="Which row, counted from 0.")] = 0,
     identity: Annotated[str | None, typer.Option("--id", help="The row with this id.")] = None,
     preset: Preset = None,
+    overrides: Overrides = None,
     checkpoint: Checkpoint = None,
     max_length: MaxLength = None,
     output: Annotated[Path | None, typer.Option(help="Folder for frames and spectrogram (PNG).")] = None,
@@ -89,7 +96,7 @@ def show(
     from avllm.inference.shown import save_pictures
     from avllm.inference.shown import show as look
 
-    processor = _processor(preset, checkpoint)
+    processor = _processor(preset, overrides, checkpoint)
     if processor is None:
         raise ValueError("neither --preset nor --checkpoint is given; a row is shown as a model gets it, so name one")
     processor.max_length = max_length or processor.max_length
@@ -124,6 +131,7 @@ def stats(
     manifests: Manifests,
     probe: Annotated[bool, typer.Option("--probe", help="Open every file for the length of its clip.")] = False,
     preset: Preset = None,
+    overrides: Overrides = None,
     checkpoint: Checkpoint = None,
     tokenizer: Tokenizer = None,
     workers: Workers = CPUS,
@@ -137,7 +145,7 @@ def stats(
 
     model = preset is not None or checkpoint is not None  # a model's media tokens are known when files were read
     decode: Literal["headers", "sample"] = "sample" if model else "headers"
-    looking, tokens = _looking(preset, checkpoint, tokenizer, NO_LIMIT, timeout, workers, decode)
+    looking, tokens = _looking(_processor(preset, overrides, checkpoint), tokenizer, NO_LIMIT, timeout, workers, decode)
     found = count(manifests, looking=looking if probe or model else None, tokens=tokens)
     _print_stats(found)
     if as_json:
@@ -230,10 +238,12 @@ def encode(
         typer.echo(json.dumps(found))
 
 
-def _processor(preset: Path | None, checkpoint: Path | None) -> AVProcessor | None:
+def _processor(preset: Path | None, overrides: list[str] | None, checkpoint: Path | None) -> AVProcessor | None:
     """The processor that rows are read with; None when neither is given."""
     if preset is not None and checkpoint is not None:
         raise ValueError("both --preset and --checkpoint are given; expected one of the two")
+    if overrides and preset is None:
+        raise ValueError(f"--set {overrides[0]} changes a preset, and no --preset is given; name one, or leave it out")
     if preset is None and checkpoint is None:
         return None
     from avllm.log import hush_libraries
@@ -247,12 +257,11 @@ def _processor(preset: Path | None, checkpoint: Path | None) -> AVProcessor | No
     from avllm.config import load_config
     from avllm.models.described import stage_processor
 
-    return stage_processor(load_config(preset))
+    return stage_processor(load_config(preset, overrides))
 
 
 def _looking(
-    preset: Path | None,
-    checkpoint: Path | None,
+    processor: AVProcessor | None,
     tokenizer: str | None,
     max_length: int | None,
     timeout: float,
@@ -263,7 +272,6 @@ def _looking(
     from avllm.data.check_file import PlainReader
     from avllm.data.check_files import Looking
 
-    processor = _processor(preset, checkpoint)
     if processor is None:
         tokens = None if tokenizer is None else _text_tokens(tokenizer, max_length or 2048)
         return Looking(decode, PlainReader(timeout=timeout), workers=workers), tokens

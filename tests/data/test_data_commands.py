@@ -112,6 +112,23 @@ def test_a_row_is_shown_without_colours(preset: Path, clip: Path, tmp_path: Path
             INVOKE(app, [*command, "--row", str(number)], catch_exceptions=False)
 
 
+def test_overrides_change_the_preset(preset: Path, clip: Path, tmp_path: Path) -> None:
+    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good")])
+    checked = ["data", "check", str(manifest), "--workers", "1", "--json"]
+    for more, reasons in (([], set()), (["--set", "data.max_length=20"], {"too_long"})):
+        told = INVOKE(app, [*checked, "--preset", str(preset), *more])
+        assert json.loads(told.stdout.splitlines()[-1])["reasons"].keys() == reasons
+    tokens = []
+    for frames in (2, 4):
+        change = ["--preset", str(preset), "--set", f"model.sampling.num_frames={frames}", "--json"]
+        for command in (["stats", str(manifest), "--workers", "1"], ["show", str(manifest)]):
+            found = json.loads(INVOKE(app, ["data", *command, *change]).stdout.splitlines()[-1])
+            tokens.append(found["total"]["tokens"] if command[0] == "stats" else found["tokens"])
+    assert tokens[0] == tokens[1] < tokens[2] == tokens[3]
+    with pytest.raises(ValueError, match="changes a preset, and no --preset is given"):
+        INVOKE(app, [*checked, "--set", "data.max_length=20"], catch_exceptions=False)
+
+
 def test_a_stage_whose_stage_before_is_not_trained_says_so(world: World, tmp_path: Path) -> None:
     later = settings(world, tmp_path / "run", "caption", model=None, init=str(tmp_path / "before"))
     later = {key: value for key, value in later.items() if value is not None}
