@@ -210,8 +210,7 @@ def test_what_is_written_here_refuses_urls(world: World, url: Any, tmp_path: Pat
     ):
         with pytest.raises(StoreError, match="://bucket/out is a URL of a store; expected a path of this machine"):
             write()
-    for changes in ({"data__cache": str(url)}, {"output": str(url)}):
-        asked = settings(world, tmp_path / "run", **changes)
+    for asked in (settings(world, tmp_path / "run", data__cache=str(url)), settings(world, Path(url))):
         with pytest.raises(ValidationError, match="is a URL; expected folders of this machine"):
             RunConfig.model_validate(asked)
     assert list(tmp_path.iterdir()) == []

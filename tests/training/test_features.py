@@ -97,7 +97,8 @@ def test_ray_makes_the_same_files(world: World, tmp_path: Path, request: pytest.
     parts = [{"type": "video", "video": str(clips[n % 4]), "end": 0.3 + n / 100} for n in range(69)]
     parts.append({"type": "video", "video": "bad.mp4"})
     manifest = write_rows(tmp_path / "many.jsonl", [row(str(n), [part], "red") for n, part in enumerate(parts)])
-    preset = write_preset(tmp_path / "stage.yaml", settings(world, tmp_path / "run", data__train=str(manifest)))
+    whole = settings(world, tmp_path / "run", data__train=str(manifest), train__max_steps=len(parts))
+    preset = write_preset(tmp_path / "stage.yaml", whole)
 
     def encoded(cache: str, *more: str) -> dict[str, Any]:
         given = [str(preset), f"data.cache={tmp_path / cache}", *more, "--json"]
