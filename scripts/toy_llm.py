@@ -281,14 +281,16 @@ def train(llm: LlamaForCausalLM, writer: Writer, clips: list[Clip], *, steps: in
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * min((step + 1) / 40, 0.5 * (1 + math.cos(math.pi * step / steps)))
         if step % WHOLE_EVERY == WHOLE_EVERY - 1:
-            rows = [writer.write(clip, draw, "whole") for clip in draw.sample(clips, batch)]
+            groups = [[writer.write(clip, draw, "whole") for clip in draw.sample(clips, batch)]]
         else:  # both in each step: turn by turn, the look-up that forms later often never did
-            rows = [writer.mix(asked, draw) for _ in range(batch)]
-            rows += [writer.write(clip, draw, "places") for clip in draw.sample(crowded, 5 * batch // 2)]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss, _ = loss_of(llm, pad(rows))
+            mixed = [writer.mix(asked, draw) for _ in range(batch)]
+            groups = [mixed, [writer.write(clip, draw, "places") for clip in draw.sample(crowded, 5 * batch // 2)]]
+        told = [sum(label != -100 for row in rows for label in row.labels) for rows in groups]
         llm.zero_grad()
-        loss.backward()
+        for rows, count in zip(groups, told, strict=True):  # apart: logs of places are a quarter as long
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss, _ = loss_of(llm, pad(rows))
+            (loss * count / sum(told)).backward()
         nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
         optimizer.step()
 
