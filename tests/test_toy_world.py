@@ -160,7 +160,7 @@ def test_bounces_are_where_the_path_turns_at_a_wall(scripts):
         assert touching == script["events"]["bounces"], script["id"]
         bounces = script["events"]["bounces"]
         assert all(b - a >= 0.5 for a, b in pairwise(bounces))
-        for click, at_bounce in zip(script["clicks"], script["click_at_bounce"], strict=False):
+        for click, at_bounce in zip(script["clicks"], script["click_at_bounce"], strict=True):
             off = [abs(click - t) for t in bounces]
             assert (min(off) == 0) if at_bounce else (not off or min(off) >= 0.35)
         checked += len(bounces)

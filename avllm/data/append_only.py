@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,26 @@ from avllm.data.storage import here
 
 class LockedError(ValueError):
     """Another process is writing the file."""
+
+
+def whole_rows(path: Path, keys: tuple[str, ...], refusal: type[Exception], problem: str) -> Iterator[tuple[Any, ...]]:
+    """The values of ``keys`` in each whole row of a file that may not be there; one that was cut short is passed over.
+
+    Raises:
+        refusal: a row is no JSON or lacks a key; ``problem`` says what it should be, with ``{error!r}``.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                row = json.loads(line)
+                found = tuple(row[key] for key in keys)
+            except (ValueError, KeyError, TypeError) as error:
+                raise refusal(f"{path} line {number} {problem.format(error=error)}") from error
+            yield found
 
 
 class AppendOnly:

@@ -13,6 +13,7 @@ from typing import IO
 
 from rich.progress import track
 
+from avllm.data.append_only import whole_rows
 from avllm.data.cache_room import CacheError
 from avllm.data.storage import place_of, sha256, size_of, url_of
 from avllm.log import logger
@@ -81,21 +82,8 @@ class Hashes:
 
     def _kept(self) -> Iterator[tuple[str, list[int], str]]:
         """(file, state, hash) of each whole line."""
-        if not self.file.is_file():
-            return
-        with self.file.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    continue
-                try:
-                    row = json.loads(line)
-                    found = row["path"], row["state"], row["sha256"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise CacheError(
-                        f"{self.file} line {number} is no hash of a file ({error!r}); delete the file, and the hashes "
-                        "are made anew"
-                    ) from error
-                yield found
+        problem = "is no hash of a file ({error!r}); delete the file, and the hashes are made anew"
+        yield from whole_rows(self.file, ("path", "state", "sha256"), CacheError, problem)
 
     def _keep(self, rows: list[dict[str, object]]) -> None:
         if not rows:

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from avllm.data.append_only import AppendOnly
+from avllm.data.append_only import AppendOnly, whole_rows
 from avllm.data.check_file import Decode, Job, PlainReader, Reader, Use, examine
 from avllm.data.check_workers import Lost, run_guarded
 from avllm.data.schema import Sample, resolve
@@ -119,21 +119,9 @@ def journalled(journal: Path | None) -> Iterator[tuple[str, str, str]]:
     Raises:
         CheckError: a line is no entry.
     """
-    if journal is None or not journal.is_file():
-        return
-    with journal.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                continue
-            try:
-                row = json.loads(line)
-                found = row["path"], row["key"], row["found"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise CheckError(
-                    f"{journal} line {number} is no entry of a check's journal ({error!r}); delete the file, and all "
-                    "media are looked at anew"
-                ) from error
-            yield found
+    problem = "is no entry of a check's journal ({error!r}); delete the file, and all media are looked at anew"
+    if journal is not None:
+        yield from whole_rows(journal, ("path", "key", "found"), CheckError, problem)
 
 
 class _Journal:

@@ -175,7 +175,7 @@ def draw_things(count: int, unseen: bool, rng: np.random.Generator) -> list[dict
             shapes[0], colours[0] = held[rng.integers(len(held))]
         distinct = len(set(shapes)) == len(SHAPES) and len(set(colours)) == count
         without, which = rng.choice(["shape", "colour", "nothing"], p=NAMELESS), int(rng.integers(count))
-        things = [{"shape": s, "colour": c} for s, c in zip(shapes, colours, strict=False)]
+        things = [{"shape": s, "colour": c} for s, c in zip(shapes[:count], colours, strict=True)]
         if without != "nothing":
             things[which][without] = None
         if distinct and [is_held_out(thing) for thing in things] == [unseen and i == 0 for i in range(count)]:
