@@ -81,7 +81,7 @@ def evaluate(
     refusal: Annotated[str, typer.Option(help="The answer by which a question is refused.")] = "unanswerable",
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder of features to use and to fill.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 for autocast.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 (autocast), or auto.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     quantize: Annotated[Quantize | None, typer.Option(help="Load the LLM in 4 or 8 bit.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the figures as JSON.")] = None,

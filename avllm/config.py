@@ -237,7 +237,7 @@ class TrainConfig(_Section):
     weight_decay: Number = Field(0.0, ge=0)
     betas: tuple[Number, Number] = (0.9, 0.98)
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for weight matrices; AdamW for the rest")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="auto: bf16 where the hardware has it")
     gradient_checkpointing: bool = False
     validate_every: int | None = Field(None, gt=0)
     validate_rows: int | None = Field(None, gt=0, description="most validation rows looked at each time")

@@ -85,7 +85,7 @@ def ask_part(run: Path, manifest: Path, changed: bool) -> dict[str, Any]:
     conditions = [AS_IS]
     if changed:
         conditions += [Condition(without=s) for s in STREAMS] + [Condition(swap=s) for s in STREAMS]  # type: ignore[arg-type]
-    return evaluate_all(model, processor, manifest, conditions, precision="bf16")  # as it was trained
+    return evaluate_all(model, processor, manifest, conditions, precision="auto")  # as it was trained
 
 
 @lru_cache(maxsize=1)
@@ -103,7 +103,7 @@ def retrieve(run: Path) -> dict[str, Any]:
     """Text-to-clip retrieval with what stage 1 learned."""
     from avllm.evaluation.retrieval import retrieval
 
-    return retrieval(run / "stage1", run / "world" / "captions_test.jsonl", limit=200, precision="bf16")
+    return retrieval(run / "stage1", run / "world" / "captions_test.jsonl", limit=200, precision="auto")
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------

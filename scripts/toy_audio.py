@@ -25,6 +25,8 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from avllm.data.media import load_audio
 from avllm.encoders.whisper import Whisper
+from avllm.precision import has_fast_bfloat16
+from avllm.training.muon import Muon
 
 STEPS, STEP = 300, 0.02  # a window of 6 s, the longest clip, in Whisper's steps
 KINDS = ("none", "tone", "chirp", "noise", "pulse")
@@ -145,32 +147,33 @@ def disguise(mel: Tensor, labels: Tensor, turned: float = 0.425, cut: float = 0.
     return torch.where(keep, mixed, mel.amin((1, 2), keepdim=True)), labels
 
 
-def build_optimizers(listener: Listener, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the blocks' matrices, which learn much faster by it; AdamW for the rest."""
+def build_optimizer(listener: Listener, lr: float, matrix_lr: float) -> Muon:
+    """Muon for the blocks' matrices, which learn much faster by it; AdamW for the rest."""
     matrices = [p for p in listener.encoder.layers.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in listener.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon([{"params": matrices, "peak": 10 * lr}], lr=lr, weight_decay=0.02),
-        torch.optim.AdamW([{"params": rest, "peak": lr}], lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
+    return Muon(
+        [
+            {"params": matrices, "matrices": True, "peak": matrix_lr, "weight_decay": 0.02},
+            {"params": rest, "peak": lr, "weight_decay": 0.01},
+        ]
+    )
 
 
-def train(listener: Listener, sounds: Sounds, epochs: int, batch: int, lr: float) -> None:
-    """Warm-up and cosine, bfloat16 in the matrix products."""
-    optimizers = build_optimizers(listener, lr)
+def train(listener: Listener, sounds: Sounds, epochs: int, batch: int, lr: float, matrix_lr: float) -> None:
+    """Warm-up and cosine."""
+    optimizer = build_optimizer(listener, lr, matrix_lr)
     order = torch.cat([torch.randperm(len(sounds.mel)) for _ in range(epochs)])
     steps = len(order) // batch
     for step in track(range(steps), "learning to hear"):
-        for group in (g for o in optimizers for g in o.param_groups):
+        for group in optimizer.param_groups:
             group["lr"] = group["peak"] * min((step + 1) / 30, 0.5 * (1 + math.cos(math.pi * step / steps)))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16("cpu")):
             loss = listener.loss(sounds, order[step * batch : (step + 1) * batch])
         listener.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(listener.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
 
 
 @torch.no_grad()
@@ -197,6 +200,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--matrix-lr", type=float, default=1.2e-2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.out.is_dir():
@@ -207,7 +211,7 @@ def main() -> None:
     model, extractor = WhisperModel(encoder_config()), WhisperFeatureExtractor(feature_size=64, chunk_length=6)
     preprocess = Whisper(model.config, preprocessing=extractor.to_dict()).preprocessor()
     listener = Listener(model.encoder, model.config.d_model)
-    train(listener, read_sounds(args.world, "train", preprocess), args.epochs, args.batch, args.lr)
+    train(listener, read_sounds(args.world, "train", preprocess), args.epochs, args.batch, args.lr, args.matrix_lr)
     figures = score(listener, read_sounds(args.world, "validation", preprocess))
     print("validation: " + ", ".join(f"{name} {value:.1%}" for name, value in figures.items()))
     partial = args.out.with_name(args.out.name + ".partial")

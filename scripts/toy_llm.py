@@ -34,6 +34,7 @@ from toy_language.batches import Padded, Sequence, pad, visible
 from toy_language.logs import LOG_WORDS, entries, facts
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from avllm.precision import has_fast_bfloat16
 from avllm.training.muon import Muon
 
 SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -164,15 +165,14 @@ class Writer:
         return self.rename(out, draw)
 
     def rename(self, out: Sequence, draw: random.Random) -> Sequence:
-        """Give colours, shapes or pitches other names, each sort in half of the logs.
+        """Deal the names of colours, shapes and pitches out anew, each sort in half of the logs from words of its own.
 
         Some colours never go with some shapes in training. That is not to be learned: names are read off the log.
         """
         swap: dict[int, int] = {}
         for own, others in SORTS:
-            if draw.random() < 0.5:
-                new = draw.sample(others, len(own))
-                swap |= {self.ids(a)[-1]: self.ids(b)[-1] for a, b in zip(own, new, strict=True)}
+            new = draw.sample(others if draw.random() < 0.5 else own, len(own))
+            swap |= {self.ids(a)[-1]: self.ids(b)[-1] for a, b in zip(own, new, strict=True)}
         out.bags = [[swap.get(i, i) for i in bag] for bag in out.bags]
         out.labels = [swap.get(i, i) for i in out.labels]
         return out
@@ -269,7 +269,7 @@ def build_optimizer(llm: LlamaForCausalLM, lr: float) -> Muon:
 
 
 def train(llm: LlamaForCausalLM, writer: Writer, clips: list[Clip], *, steps: int, batch: int, lr: float) -> None:
-    """Warm-up and cosine, bfloat16 in the matrix products."""
+    """Warm-up and cosine."""
     draw, optimizer = random.Random(0), build_optimizer(llm, lr)
     crowded = [clip for clip in clips if any(slot and len(clip.log) > 1 for _, slot in clip.questions)]
     asked: dict[str, list[Clip]] = defaultdict(list)
@@ -288,7 +288,7 @@ def train(llm: LlamaForCausalLM, writer: Writer, clips: list[Clip], *, steps: in
         told = [sum(label != -100 for row in rows for label in row.labels) for rows in groups]
         llm.zero_grad()
         for rows, count in zip(groups, told, strict=True):  # apart: logs of places are a quarter as long
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16("cpu")):
                 loss, _ = loss_of(llm, pad(rows))
             (loss * count / sum(told)).backward()
         nn.utils.clip_grad_norm_(llm.parameters(), 1.0)

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from transformers import PvtImageProcessor, PvtV2Config, PvtV2Model
 
 from avllm.data.media import Sampling, load_image, load_video
+from avllm.precision import has_fast_bfloat16
+from avllm.training.muon import Muon
 
 SIDE, GRID = 96, 8
 PATCH = SIDE // GRID
@@ -157,7 +159,7 @@ class Looker(nn.Module):
     def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Pictures ``(N, 3, SIDE, SIDE)`` from 0 to 1 -> logits by label, of patches and of frames."""
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16("cpu")):
             tokens = self.encoder(x).last_hidden_state.flatten(2).transpose(1, 2)  # (N, GRID**2, D)
         tokens = tokens.float()
         return self.patch_head(tokens).split(self.PATCH_SIZES, -1), self.frame_head(tokens.mean(1)).split(
@@ -204,30 +206,31 @@ def recolour(x: Tensor) -> Tensor:
     return (torch.einsum("nij,njhw->nihw", mix, x - 0.3) + ground).clamp(-0.1, 1.1)
 
 
-def build_optimizers(looker: Looker, lr: float, matrix_lr: float) -> list[torch.optim.Optimizer]:
+def build_optimizer(looker: Looker, lr: float, matrix_lr: float) -> Muon:
     """Muon for the encoder's matrices, with which it learns from several times fewer pictures; AdamW for the rest."""
     matrices = [p for p in looker.encoder.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in looker.parameters() if id(p) not in chosen]
-    adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
-    return [torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=0.02), adam]
+    return Muon(
+        [
+            {"params": matrices, "matrices": True, "peak": matrix_lr, "weight_decay": 0.02},
+            {"params": others, "peak": lr, "weight_decay": 0.02},
+        ]
+    )
 
 
 def train(looker: Looker, pictures: Pictures, steps: int, batch: int, lr: float, matrix_lr: float) -> None:
     """Warm-up, then a straight line down to zero."""
-    optimizers = build_optimizers(looker, lr, matrix_lr)
-    peaks = [group["lr"] for o in optimizers for group in o.param_groups]
+    optimizer = build_optimizer(looker, lr, matrix_lr)
     order = torch.cat([torch.randperm(len(pictures.x)) for _ in range(steps * batch // len(pictures.x) + 1)])
     for step in track(range(steps), "learning to see"):
-        for group, peak in zip((g for o in optimizers for g in o.param_groups), peaks, strict=True):
-            group["lr"] = peak * min((step + 1) / 50, 1 - step / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * min((step + 1) / 50, 1 - step / steps)
         loss = looker.loss(pictures.rows(order[step * batch : (step + 1) * batch]), plain=batch // 3)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        looker.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(looker.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
 
 
 @torch.no_grad()
@@ -264,7 +267,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--matrix-lr", type=float, default=0.02)
+    parser.add_argument("--matrix-lr", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.out.is_dir():

@@ -1,8 +1,20 @@
-"""Fewer steps or fewer tokens by masked averaging, on the clip's own clock."""
+"""Fewer steps or fewer tokens by masked averages or maxima, on the clip's own clock."""
 
 from __future__ import annotations
 
-from avllm.adapters.base import Prompt, StreamAdapter, masked_mean, time_windows, window_grid, window_sums
+import torch
+from torch import Tensor
+
+from avllm.adapters.base import (
+    Prompt,
+    StreamAdapter,
+    Windows,
+    gather_steps,
+    masked_mean,
+    time_windows,
+    window_grid,
+    window_sums,
+)
 from avllm.tokens import Grid, Tokens
 
 
@@ -14,17 +26,31 @@ class TemporalPool(StreamAdapter):
         seconds: one step for each window of so many seconds; None keeps the steps.
         tokens: ``keep`` the tokens of a step (of a window: those of its steps, averaged place by place) or ``mean`` for
             one token a step.
+        reduce: ``mean`` of a window's steps, or ``max``: of each feature its largest value, so that what is there for a
+            moment is not thinned out by the rest of the clip. Put a ``linear`` before it: what is worth a maximum is to
+            be learned.
     """
 
     def __init__(
-        self, widths: dict[str, int], llm_dim: int, *, stream: str, seconds: float | None = None, tokens: str = "keep"
+        self,
+        widths: dict[str, int],
+        llm_dim: int,
+        *,
+        stream: str,
+        seconds: float | None = None,
+        tokens: str = "keep",
+        reduce: str = "mean",
     ) -> None:
         super().__init__(widths, llm_dim, stream)
         if tokens not in ("keep", "mean"):
             raise ValueError(f"temporal_pool on {stream!r} has tokens {tokens!r}; expected 'keep' or 'mean'")
         if seconds is not None and seconds <= 0:
             raise ValueError(f"temporal_pool on {stream!r} has seconds {seconds}; expected more than 0")
-        self.seconds, self.tokens = seconds, tokens
+        if reduce not in ("mean", "max"):
+            raise ValueError(f"temporal_pool on {stream!r} has reduce {reduce!r}; expected 'mean' or 'max'")
+        if reduce == "max" and seconds is None:
+            raise ValueError(f"temporal_pool on {stream!r} has reduce 'max' and no seconds; expected a window's length")
+        self.seconds, self.tokens, self.reduce = seconds, tokens, reduce
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
         if self.tokens == "mean":
@@ -33,6 +59,8 @@ class TemporalPool(StreamAdapter):
         if self.seconds is None:
             return tokens
         windows = time_windows(tokens.span, tokens.mask.any(-1), self.seconds)
+        if self.reduce == "max":
+            return window_maxima(tokens, windows)
         x, count = window_sums(tokens, windows)  # (B, W, P, D), (B, W, P)
         return Tokens(x / count.clamp(min=1).unsqueeze(-1), count > 0, windows.span)
 
@@ -43,3 +71,11 @@ class TemporalPool(StreamAdapter):
             return grid
         windows, keep = window_grid(grid, self.seconds)
         return Grid(windows.span[0], keep.any(1))
+
+
+def window_maxima(tokens: Tokens, windows: Windows) -> Tokens:
+    """Of the real tokens of each window the largest value of each feature, place by place: ``(B, W, P, D)``."""
+    x, keep = gather_steps(tokens, windows)  # (B, W, K, P, D), (B, W, K, P)
+    x = x.masked_fill(~keep.unsqueeze(-1), -torch.inf).amax(2)  # (B, W, P, D)
+    mask: Tensor = keep.any(2)  # (B, W, P)
+    return Tokens(x.masked_fill(~mask.unsqueeze(-1), 0.0), mask, windows.span)

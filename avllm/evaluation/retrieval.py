@@ -22,6 +22,7 @@ from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 from avllm.objectives.contrastive import STREAMS_OF, Contrastive
 from avllm.training.task import load_objectives
+from avllm.precision import choose_precision
 
 
 def retrieval(
@@ -43,7 +44,7 @@ def retrieval(
         batch_size: rows embedded at a time.
         num_workers: processes that decode.
         device: where to compute.
-        precision: of the encoders: ``fp32``, or ``bf16`` for autocast.
+        precision: of the encoders: ``fp32``, ``bf16`` for autocast, or ``auto``.
 
     Returns:
         ``n``, ``r1``, ``r5``, ``r10`` (shares), ``r1_low`` and ``r1_high`` (95%), ``median_rank``, ``chance`` (1 / n).
@@ -55,6 +56,7 @@ def retrieval(
     objective = contrastive_of(model, run).to(device)
     samples = spread(distinct(read_manifest(manifest)), limit)
     parts = list(dict.fromkeys(part for s in samples for part in s.media))
+    precision = choose_precision(precision, model.device.type)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
         encoded = encode_clips(model, processor, parts, Path(manifest).parent, num_workers=num_workers)
     rows = []

@@ -16,13 +16,13 @@ from avllm.evaluation.answering import answer_rows
 from avllm.evaluation.benchmarks.base import Benchmark, truths
 from avllm.evaluation.benchmarks.manifest import Manifest
 from avllm.evaluation.clips import EncodedClip, Failure, encode_clips, in_chunks
-from avllm.evaluation.conditions import AS_IS, Condition, Streams, exchange, partners, remove
+from avllm.evaluation.conditions import AS_IS, Condition, Partners, Streams, exchange, partners, remove
 from avllm.evaluation.metrics import normalise
 from avllm.evaluation.results import Prediction, Result
 from avllm.log import logger
+from avllm.precision import choose_precision
 
 LOG = logger(__name__)
-Partners = dict[tuple[str, MediaPart], MediaPart]
 
 
 class SkippedRowsError(ValueError):
@@ -41,7 +41,7 @@ class Settings:
         clips_at_once: distinct clips whose features are held at a time; partners are drawn among them.
         max_skip_rate: share of rows that may fail (missing file, too long) before the evaluation stops.
         cache: folder of features that a run left behind, or None.
-        precision: ``fp32``, or ``bf16`` for autocast, as the trained model's own ``train.precision``.
+        precision: ``fp32``, ``bf16`` for autocast, or ``auto``, as the trained model's own ``train.precision``.
     """
 
     batch_size: int = 128
@@ -54,8 +54,7 @@ class Settings:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision is {self.precision!r}; expected 'fp32' or 'bf16'")
+        choose_precision(self.precision, "cpu")  # is it one?
 
 
 def evaluate(
@@ -118,7 +117,8 @@ def evaluate_all(
     was_training = model.training
     model.eval()
     try:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=chosen.precision == "bf16"):
+        precision = choose_precision(chosen.precision, model.device.type)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
             return _Run(model, processor, benchmark, list(conditions), chosen, progress).results()
     finally:
         model.train(was_training)
@@ -221,12 +221,14 @@ class _Run:
     def _partners(self, condition: Condition, places: list[int], clips: dict[MediaPart, EncodedClip]) -> Partners:
         if condition.swap is None:
             return {}
-        kinds: dict[MediaPart, set[str]] = {}
+        asked: dict[MediaPart, list[tuple[str, str]]] = {}
         for place in places:
+            sample = self.samples[place]
+            truth = "" if sample.seconds is not None else normalise(truths(sample)[0])  # times are as good as never equal
             for part in self.prompts[place].media:
-                kinds.setdefault(part, set()).add(self.prompts[place].kind or "")
-        having = [part for part in kinds if condition.swap in clips[part].streams]
-        units = [replace(clips[part].unit, kinds=tuple(sorted(kinds[part]))) for part in having]
+                asked.setdefault(part, []).append((self.prompts[place].kind or "", truth))
+        having = [part for part in asked if condition.swap in clips[part].streams]
+        units = [replace(clips[part].unit, asked=tuple(sorted(asked[part]))) for part in having]
         return partners(units, self.settings.seed)
 
     def _note(self, condition: Condition, place: int, answer: str, seconds: float, touched: bool) -> None:
@@ -295,4 +297,4 @@ def _longest_answer(processor: Any, samples: Sequence[Sample]) -> int:
 def _open_cache(settings: Settings, model: Any, processor: Any) -> FeatureCache | None:
     if settings.cache is None:
         return None
-    return FeatureCache(settings.cache, recipe(processor, model.encoders, settings.precision))
+    return FeatureCache(settings.cache, recipe(processor, model.encoders, choose_precision(settings.precision, model.device.type)))

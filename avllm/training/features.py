@@ -15,6 +15,7 @@ from avllm.data.dataset import Places, SampleDataset
 from avllm.data.mixture import order_of, steps_of
 from avllm.data.on_ray import import_ray
 from avllm.log import logger
+from avllm.precision import choose_precision
 from avllm.training.optim import apply_rules
 from avllm.training.start import Parts, build_dataset, build_parts
 from avllm.training.task import Task
@@ -44,7 +45,8 @@ def use_cache(
     data = config.data
     if data.cache is None:
         return None
-    made_by = recipe(parts.processor, parts.model.encoders, config.train.precision, data.cache_dtype)
+    precision = choose_precision(config.train.precision, accelerator.device.type)
+    made_by = recipe(parts.processor, parts.model.encoders, precision, data.cache_dtype)
     cache = FeatureCache(data.cache, made_by)
     places = needed(config, training, validation, processes or distributed.world_size())
     fill(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from avllm import distributed
+from avllm.precision import product_dtype
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, by Keller Jordan
 
@@ -64,7 +65,7 @@ class Muon(torch.optim.Optimizer):
         alike: dict[torch.Size, list[int]] = defaultdict(list)  # one iteration for all matrices of a shape
         for number in mine:
             alike[directions[number].shape].append(number)
-        steps = [torch.zeros_like(d, dtype=torch.bfloat16) for d in directions]
+        steps = [torch.zeros_like(d, dtype=product_dtype(d.device.type)) for d in directions]
         for numbers in alike.values():
             found = orthogonalise(torch.stack([directions[n] for n in numbers]), group["iterations"])
             for number, step in zip(numbers, found, strict=True):
@@ -113,10 +114,13 @@ def share_out(costs: Sequence[int], shares: int) -> list[list[int]]:
 
 
 def orthogonalise(x: Tensor, iterations: int) -> Tensor:
-    """Matrices ``(n, a, b)`` -> about the nearest with all singular values 1, by Newton and Schulz, in bfloat16."""
+    """Matrices ``(n, a, b)`` -> about the nearest with all singular values 1, by Newton and Schulz.
+
+    In bfloat16 where that is fast: the iteration needs no more.
+    """
     a, b, c = COEFFICIENTS
     tall = x.shape[-2] > x.shape[-1]
-    y = (x.mT if tall else x).bfloat16()
+    y = (x.mT if tall else x).to(product_dtype(x.device.type))
     y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = y @ y.mT

@@ -23,6 +23,7 @@ from avllm.config import RunConfig, dump_config
 from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, OncePerItem, build_loader
 from avllm.data.mixture import order_of, steps_of
 from avllm.log import logger, set_up
+from avllm.precision import choose_precision
 from avllm.training import optim
 from avllm.training.features import use_cache
 from avllm.training.progress import Clock, Report
@@ -86,7 +87,7 @@ def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
         cpu=on_cpu and not by_deepspeed,
         # and without a named backend it takes each DeepSpeed process on CPUs for the only one
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and by_deepspeed else None,
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision],
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[choose_precision(train.precision, "cpu" if on_cpu else torch.accelerator.current_accelerator().type)],
         gradient_accumulation_steps=train.accumulate,
         log_with=train.trackers or None,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),

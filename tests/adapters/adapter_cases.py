@@ -23,7 +23,9 @@ CASES: dict[str, list[dict[str, Any]]] = {
         | {k: v for k, v in QFORMER.items() if k not in ("layers", "cross_every")},
     ],
     "sync_concat": [{"streams": ["video", "audio"], "seconds": 0.5}],
-    "temporal_pool": [{"seconds": 0.5}, {"tokens": "mean"}, {"seconds": 0.7, "tokens": "mean"}, {}],
+    "temporal_pool": [
+        {"seconds": 0.5}, {"tokens": "mean"}, {"seconds": 0.7, "tokens": "mean"}, {}, {"seconds": 0.7, "reduce": "max"},
+    ],
 }
 
 

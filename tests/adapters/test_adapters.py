@@ -67,6 +67,14 @@ def test_temporal_pool_by_hand() -> None:
     assert made.span[0].tolist() == [[0.0, 1.0], [1.0, 2.0], [2.0, 2.5]]
 
 
+def test_temporal_maximum_by_hand() -> None:
+    given = tokens(torch.tensor([[-1.0, 3.0], [-3.0, 4.0], [5.0, 5.0], [7.0, 7.0], [-9.0, 0.0]]).view(1, 5, 1, 2))
+    given.mask[0, 3:] = False
+    spec = {"type": "temporal_pool", "stream": "video", "seconds": 1.0, "reduce": "max"}
+    made = build("adapters", spec, {"video": 2}, 2)({"video": given})["video"]
+    assert made.x[0, :, 0].tolist() == [[-1.0, 4.0], [5.0, 5.0]]  # of each feature by itself; the 7 is masked
+
+
 def test_learned_positions_beyond_the_table_are_squeezed_into_it() -> None:
     adapter = build(
         "adapters", {"type": "position", "stream": "video", "kind": "learned", "max_steps": 3}, {"video": 1}, 1
@@ -96,6 +104,8 @@ def test_positions_in_seconds_follow_the_clock_and_not_the_index() -> None:
         ({"type": "position", "kind": "rotary"}, "'learned' or 'seconds'"),
         ({"type": "temporal_pool", "tokens": "max"}, "'keep' or 'mean'"),
         ({"type": "temporal_pool", "seconds": 0.0}, "more than 0"),
+        ({"type": "temporal_pool", "seconds": 1.0, "reduce": "sum"}, "'mean' or 'max'"),
+        ({"type": "temporal_pool", "reduce": "max"}, "a window's length"),
         ({"type": "mlp", "depth": 0}, "at least 1"),
         ({"type": "qformer", "per": "window", "seconds": 0.0}, "more than 0"),
         ({"type": "qformer", "per": "frame", "context": 2.0}, "at least the window's seconds"),
