@@ -6,11 +6,18 @@ audio Q-Formers of Video-LLaMA, arXiv 2306.02858).
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from avllm.adapters._qformer_text import QFormerText, Text, joint_mask
 from avllm.adapters.base import Prompt, StreamAdapter, Windows, gather_steps, time_windows, whole_span, window_grid
 from avllm.tokens import Grid, Tokens
+
+# the text's feed-forwards in transformers' layers, beside `intermediate_query` and `output_query`
+TEXT_LAYERS = re.compile(r"layer\.\d+\.(intermediate|output)\.")
 
 
 class QFormer(StreamAdapter):
@@ -27,6 +34,10 @@ class QFormer(StreamAdapter):
         dropout: of attention and hidden states.
         init: a hub name or folder of a transformers BLIP-2 checkpoint whose Q-Former and query tokens to start from;
             read by :meth:`load_init` only, never while a saved model is rebuilt.
+        text: gives it BLIP-2's text side, for the objectives ``qformer_contrastive``, ``qformer_matching`` and
+            ``qformer_captioning``: feed-forwards of its own for text, embeddings and heads. ``llm``: texts are the
+            LLM's tokens, embedded and written by the frozen LLM's own tables. A number: the size of a vocabulary of
+            its own, whose tokenizer the objectives name (BLIP-2's: 30523). What media become is the same without it.
     """
 
     def __init__(
@@ -46,6 +57,7 @@ class QFormer(StreamAdapter):
         cross_every: int = 2,
         dropout: float = 0.0,
         init: str | None = None,
+        text: str | int | None = None,
     ) -> None:
         super().__init__(widths, llm_dim, stream)
         if per not in ("frame", "window", "clip"):
@@ -63,6 +75,9 @@ class QFormer(StreamAdapter):
             raise ValueError(
                 f"qformer on {stream!r} has num_queries {num_queries} and layers {layers}; expected 1 or more"
             )
+        has_number = isinstance(text, int) and not isinstance(text, bool) and text > 0
+        if not (text is None or text == "llm" or has_number):
+            raise ValueError(f"qformer on {stream!r} has text {text!r}; expected 'llm' or the size of a vocabulary")
         from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
         config = Blip2QFormerConfig(
@@ -74,26 +89,29 @@ class QFormer(StreamAdapter):
             encoder_hidden_size=self.in_dim,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
-            vocab_size=2,  # the text side of the Q-Former is not used here
+            vocab_size=2,  # transformers' Q-Former embeds no words itself
+            use_qformer_text_input=text is not None,
         )
         self.per, self.seconds, self.context, self.init = per, seconds, context, init
         self.query_tokens = nn.Parameter(torch.empty(1, num_queries, dim).normal_(std=config.initializer_range))
         self.qformer = Blip2QFormerModel(config)
+        self.text: QFormerText | None = None
+        if text is not None:
+            own = None if text == "llm" else int(text)
+            limits = {"longest": config.max_position_embeddings, "std": config.initializer_range}
+            self.text = QFormerText(dim, llm_dim, vocabulary=own, **limits)
         self.set_out_dim(dim)
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
         x, keep, span = self._groups(tokens)  # (B, G, M, D), (B, G, M), (B, G, 2)
         b, g = keep.shape[:2]
         real = keep.any(-1)  # (B, G)
-        # Only groups that hold something are computed; the others stay zero and masked.
-        read = self._read(x[real], keep[real]) if bool(real.any()) else None  # (G_real, Q, D')
-        q, d = self.query_tokens.shape[1:]
-        out = x.new_zeros(b, g, q, d, dtype=self.query_tokens.dtype if read is None else read.dtype)
-        if read is not None:
-            out[real] = read
-        else:  # keep every parameter in the graph, so that gradients exist (as zeros) on every process
-            out = out + 0.0 * sum(p.sum() for p in self.parameters())
-        return Tokens(out, real[..., None].expand(b, g, q), span)  # (B, G, Q, D')
+        read = self.read(x[real], keep[real])  # (G_real, Q, D'): only groups that hold something are computed
+        out = read.new_zeros(b, g, *read.shape[1:])
+        out[real] = read  # the others stay zero and masked
+        if self.text is not None:  # who has no use for texts in a step leaves their weights a gradient of zero
+            out = out + 0.0 * sum(p.sum() for p in self._text_parameters() if p.numel())  # ZeRO-3 leaves empty shells
+        return Tokens(out, real[..., None].expand(b, g, read.shape[1]), span)  # (B, G, Q, D')
 
     def grid(self, grid: Grid) -> Grid:
         q = self.query_tokens.shape[1]
@@ -116,31 +134,109 @@ class QFormer(StreamAdapter):
         x, keep = gather_steps(tokens, windows)  # (B, W, K, P, D)
         return x.flatten(2, 3), keep.flatten(2, 3), windows.span
 
-    def _read(self, x: Tensor, keep: Tensor) -> Tensor:
+    def units(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """What the queries read at a time: the frames, windows or clips that hold something, one after the other.
+
+        Args:
+            tokens: the stream as it enters, ``(B, T, P, D)``.
+
+        Returns:
+            ``(K, M, D)`` features, ``(K, M)`` their mask, and ``(K,)`` the clip of each unit.
+        """
+        x, keep, _ = self._groups(tokens)
+        real = keep.any(-1)  # (B, G)
+        return x[real], keep[real], real.nonzero()[:, 0]
+
+    def read(self, x: Tensor, keep: Tensor, text: Text | None = None, causal: bool = False) -> Tensor:
+        """Queries, and a text beside them, read units.
+
+        Args:
+            x, keep: as :meth:`units` gives them.
+            text: ``(K, L, D')`` one for each unit.
+            causal: see :func:`~avllm.adapters._qformer_text.joint_mask`.
+
+        Returns:
+            ``(K, Q + L, D')``: the queries' outputs, then the text's.
+        """
+        if not len(x):  # processes run the same modules, also one that has nothing to read
+            blank = x.new_zeros(1, 1, x.shape[-1]), keep.new_ones(1, 1)
+            return self.read(*blank, text.blank() if text else None, causal)[:0]
         queries = self.query_tokens.expand(x.shape[0], -1, -1)
-        output = self.qformer(query_embeds=queries, encoder_hidden_states=x, encoder_attention_mask=keep.long())
-        return output.last_hidden_state  # (G_real, Q, D')
+        given: dict[str, Any] = {"encoder_hidden_states": x, "encoder_attention_mask": keep.long()}
+        if text is not None:
+            q = queries.shape[1]
+            given["query_length"], given["attention_mask"] = q, joint_mask(q, text.mask, causal)
+            # from a mask (K, M) transformers would make one for queries and text, of which the text has no use for it
+            given["encoder_attention_mask"] = keep[:, None, None].expand(-1, 1, q, -1)
+            queries = torch.cat([queries, text.x.to(queries.dtype)], 1)
+        return self.qformer(query_embeds=queries, **given).last_hidden_state
+
+    def read_text(self, text: Text) -> Tensor:
+        """Texts by themselves, seeing neither queries nor media, ``(K, L, D')``."""
+        if not len(text.x):
+            return self.read_text(text.blank())[:0]
+        return self.qformer(query_embeds=text.x, query_length=0, attention_mask=text.mask.long()).last_hidden_state
+
+    def _text_parameters(self) -> list[nn.Parameter]:
+        return [p for name, p in self.named_parameters() if name.startswith("text.") or TEXT_LAYERS.search(name)]
 
     def load_init(self) -> None:
-        """Start from a BLIP-2 checkpoint's Q-Former and query tokens, as ``init`` says.
+        """Start from a BLIP-2 checkpoint's Q-Former and query tokens, as ``init`` says, and from its text side.
 
         Raises:
-            ValueError: the checkpoint's sizes are not this adapter's.
+            ValueError: the checkpoint's sizes are not this adapter's, or it has no text side where one is wanted.
         """
         if self.init is None:
             return
-        from transformers import Blip2ForConditionalGeneration
-
-        source = Blip2ForConditionalGeneration.from_pretrained(self.init)
-        theirs = {k: v for k, v in source.qformer.state_dict().items() if not k.startswith("embeddings.")}
-        ours = {k for k in self.qformer.state_dict() if not k.startswith("embeddings.")}
-        if set(theirs) != ours or source.query_tokens.shape != self.query_tokens.shape:
-            odd = sorted(set(theirs) ^ ours)[:3]
+        source = load_blip2(self.init, with_text=self.text is not None)
+        theirs = {k: v for k, v in source.qformer.state_dict().items() if self.text or not TEXT_LAYERS.search(k)}
+        ours = self.qformer.state_dict()
+        if set(theirs) != set(ours) or source.query_tokens.shape != self.query_tokens.shape:
+            odd = sorted(set(theirs) ^ set(ours))[:3]
             raise ValueError(
                 f"qformer init {self.init!r}: query tokens {tuple(source.query_tokens.shape)}, {len(theirs)} tensors; "
                 f"expected {tuple(self.query_tokens.shape)} and {len(ours)} (differing: {odd}); "
                 "set dim, layers, heads, cross_every and num_queries to the checkpoint's"
             )
-        self.qformer.load_state_dict(theirs, strict=False)
+        self.qformer.load_state_dict(theirs)
         with torch.no_grad():
             self.query_tokens.copy_(source.query_tokens)
+        if self.text is not None:
+            self.text.load_blip2(source, text_begins(self.init) if self.text.vocabulary is not None else None)
+
+
+def load_blip2(name: str, with_text: bool) -> Any:
+    """A BLIP-2 model of transformers by hub name or folder.
+
+    Raises:
+        ValueError: it has no text side, and one is wanted.
+    """
+    from transformers import AutoConfig, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
+
+    kinds = AutoConfig.from_pretrained(name).architectures or []
+    if Blip2ForImageTextRetrieval.__name__ in kinds:
+        return Blip2ForImageTextRetrieval.from_pretrained(name)
+    if with_text:
+        raise ValueError(
+            f"qformer init {name!r} is a {', '.join(kinds)}, which has no text side; expected a "
+            "Blip2ForImageTextRetrieval (Salesforce/blip2-itm-vit-g), or no text option"
+        )
+    return Blip2ForConditionalGeneration.from_pretrained(name)
+
+
+def text_begins(name: str) -> tuple[int, int]:
+    """Ids of the tokens that begin a text that a BLIP-2 checkpoint reads ([CLS]) and one that it writes ([DEC]).
+
+    Raises:
+        ValueError: its tokenizer has no such tokens.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    read, write = tokenizer.cls_token_id, tokenizer.bos_token_id
+    if read is None or write is None:
+        raise ValueError(
+            f"qformer init {name!r}: its tokenizer has cls {read} and bos {write}; expected the ids of "
+            "[CLS] and [DEC], with which BLIP-2's texts begin"
+        )
+    return int(read), int(write)

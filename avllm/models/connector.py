@@ -52,9 +52,14 @@ class Connector(nn.ModuleList):
 
     def forward(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
         """Fold the streams over the adapters."""
+        return self.steps(streams, prompt)[-1]
+
+    def steps(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> list[dict[str, Tokens]]:
+        """The same fold with what it passes: the streams as adapter 0, 1, ... gets them and as the last leaves them."""
+        found = [streams]
         for adapter in self:
-            streams = adapter(streams, prompt)
-        return streams
+            found.append(adapter(found[-1], prompt))
+        return found
 
     def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
         """The same fold over clocks and token counts alone, for one clip."""

@@ -78,7 +78,7 @@ class AVLLM(PreTrainedModel):
         if config.lora and not hasattr(self.llm, "peft_config"):
             self.llm = add_lora(self.llm, LoraConfig(**config.lora))
         self.generation_config = self.llm.generation_config
-        self._shared: dict[Batch, dict[str, Tokens]] | None = None
+        self._shared: dict[Batch, list[dict[str, Tokens]]] | None = None
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -147,8 +147,11 @@ class AVLLM(PreTrainedModel):
 
     def connect(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
         """Features -> tokens in the LLM's own space, ``{stream: (B, T', P', D)}``."""
+        return self._connect_in_steps(streams, prompt)[-1]
+
+    def _connect_in_steps(self, streams: dict[str, Tokens], prompt: Prompt | None) -> list[dict[str, Tokens]]:
         dtype = next(self.connector.parameters()).dtype
-        return self.connector({k: v.with_x(v.x.to(dtype)) for k, v in streams.items()}, prompt)
+        return self.connector.steps({k: v.with_x(v.x.to(dtype)) for k, v in streams.items()}, prompt)
 
     def merge_media(self, input_ids: Tensor, streams: dict[str, Tokens], batch: Batch | None = None) -> Tensor:
         """Embed the text and put the media tokens where their placeholders stand.
@@ -189,13 +192,20 @@ class AVLLM(PreTrainedModel):
 
     def media_tokens(self, batch: Batch) -> dict[str, Tokens]:
         """A batch -> the connector's output by stream, ``(B, T', P', D)``."""
+        return self.media_steps(batch)[-1]
+
+    def media_steps(self, batch: Batch) -> list[dict[str, Tokens]]:
+        """A batch -> the streams as adapter 0, 1, ... of the connector gets them, and as the last one leaves them.
+
+        For objectives that read an adapter's input once more, with the caption beside it for example.
+        """
         if self._shared is not None and batch in self._shared:
             return self._shared[batch]
         features = self.encode_media(batch.streams)
-        streams = self.connect(features, self._prompt(batch) if self.connector.conditioned else None)
+        steps = self._connect_in_steps(features, self._prompt(batch) if self.connector.conditioned else None)
         if self._shared is not None:
-            self._shared[batch] = streams
-        return streams
+            self._shared[batch] = steps
+        return steps
 
     def embed(self, batch: Batch) -> Tensor:
         """A batch -> the LLM's input embeddings ``(R, L, D)``."""

@@ -1,4 +1,4 @@
-"""Pairs of a clip's streams and its text: which rows have them, their pooled vectors, and whose texts are equal."""
+"""Pairs of a clip's streams and its text: which rows have them, their tokens, whose texts are equal, and mismatches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -34,6 +35,22 @@ def pool_rows(streams: dict[str, Tokens], names: tuple[str, ...], clip_row: Tens
         sums.append(total / count.clamp(min=1)[:, None])
         there.append(count > 0)
     return torch.stack(sums).mean(0), torch.stack(there).all(0)
+
+
+def tokens_by_row(streams: dict[str, Tokens], clip_row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """All connector tokens of all clips of each row, ``(R, M, D)``, and which are real, ``(R, M)``.
+
+    Args:
+        streams: connector output of B clips. clip_row: ``(B,)`` the row of each clip. rows: R.
+    """
+    flat = [tokens.flat() for tokens in streams.values()]
+    x, mask = torch.cat([f[0] for f in flat], 1), torch.cat([f[1] for f in flat], 1)  # (B, N, D), (B, N)
+    same = clip_row[:, None] == clip_row[None]  # (B, B)
+    place = same.tril(-1).sum(1)  # (B,) clips of the same row before this one
+    most = int(place.max()) + 1 if len(place) else 1
+    out = x.new_zeros(rows, most, *x.shape[1:])
+    real = mask.new_zeros(rows, most, mask.shape[1])
+    return out.index_put((clip_row, place), x).flatten(1, 2), real.index_put((clip_row, place), mask).flatten(1, 2)
 
 
 def text_id(text: str) -> int:
@@ -65,3 +82,38 @@ def has_stream(batch: Batch, name: str) -> Tensor:
         present = batch.streams[name].mask.flatten(1).any(1)  # (B,)
         rows[batch.clip_row[present]] = True
     return rows
+
+
+def chosen_rows(batch: Batch, captions_only: bool) -> Tensor:
+    """``(R,)`` bool: all rows, or those that are no questions (that have no ``kind``)."""
+    chosen = [not captions_only or kind in (None, "caption") for kind in batch.kinds]
+    return torch.tensor(chosen, device=batch.labels.device)
+
+
+def sample_negatives(similarity: Tensor, same: Tensor, scale: float = 10.0) -> tuple[Tensor, Tensor]:
+    """For each row a key that is not its own, the likelier the more similar.
+
+    Args:
+        similarity: ``(n, N)`` cosines; same: ``(n, N)`` bool, keys that may not be drawn.
+        scale: inverse temperature of the draw.
+
+    Returns:
+        ``(n,)`` long, the drawn key, and ``(n,)`` bool, False where every key is the row's own.
+    """
+    possible = ~same.all(1)
+    logits = (scale * similarity).masked_fill(same, -torch.inf)
+    logits = torch.where(possible[:, None], logits, torch.zeros_like(logits))
+    return torch.multinomial(logits.softmax(1), 1).squeeze(1) if len(logits) else possible.long(), possible
+
+
+def matching_loss(positive: Tensor, negatives: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Binary cross-entropy of one matching and some mismatched pairs a row, averaged within the row, summed over rows.
+
+    Args:
+        positive: ``(n,)`` logits of matching pairs.
+        negatives: logits ``(n,)`` of mismatched pairs, and bool ``(n,)``, which of them exist.
+    """
+    total, count = F.softplus(-positive), torch.ones_like(positive)
+    for logits, there in negatives:
+        total, count = total + F.softplus(logits) * there, count + there
+    return (total / count).sum()

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avllm.objectives._pairs import pool_rows, tokens_by_row
 from avllm.objectives.base import Objective
-from avllm.objectives.contrastive import pool_rows
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
@@ -206,22 +206,6 @@ class AnswerMatch(Objective):
 
 def _unit(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=-1)
-
-
-def tokens_by_row(streams: dict[str, Tokens], clip_row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """All connector tokens of all clips of each row, ``(R, M, D)``, and which are real, ``(R, M)``.
-
-    Args:
-        streams: connector output of B clips. clip_row: ``(B,)`` the row of each clip. rows: R.
-    """
-    flat = [tokens.flat() for tokens in streams.values()]
-    x, mask = torch.cat([f[0] for f in flat], 1), torch.cat([f[1] for f in flat], 1)  # (B, N, D), (B, N)
-    same = clip_row[:, None] == clip_row[None]  # (B, B)
-    place = same.tril(-1).sum(1)  # (B,) clips of the same row before this one
-    most = int(place.max()) + 1 if len(place) else 1
-    out = x.new_zeros(rows, most, *x.shape[1:])
-    real = mask.new_zeros(rows, most, mask.shape[1])
-    return out.index_put((clip_row, place), x).flatten(1, 2), real.index_put((clip_row, place), mask).flatten(1, 2)
 
 
 def _mean_by(x: Tensor, owner: Tensor, count: int) -> Tensor:

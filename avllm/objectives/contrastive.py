@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avllm.distributed import gather_with_grad
-from avllm.objectives._pairs import STREAMS_OF, pool_rows, rows_of, text_ids
+from avllm.objectives._pairs import STREAMS_OF, chosen_rows, pool_rows, rows_of, text_ids
 from avllm.objectives._text import TextSide
 from avllm.objectives.base import Objective
 
@@ -35,8 +35,12 @@ def info_nce(anchors: Tensor, keys: Tensor, own: Tensor, same: Tensor, scale: Te
     Returns:
         ``(n,)``: ``-scale * s_own + log sum_j exp(scale * s_j)`` over its own key and the negatives.
     """
-    logits = scale * anchors @ keys.T  # (n, N)
-    mine = F.one_hot(own, keys.shape[0]).bool()  # (n, N)
+    return pick_own(scale * anchors @ keys.T, own, same)
+
+
+def pick_own(logits: Tensor, own: Tensor, same: Tensor) -> Tensor:
+    """The same, ``(n,)``, for whatever similarity ``logits (n, N)`` are of."""
+    mine = F.one_hot(own, logits.shape[1]).bool()  # (n, N)
     logits = logits.masked_fill(same & ~mine, -torch.inf)
     return F.cross_entropy(logits, own, reduction="none")
 
@@ -141,16 +145,12 @@ class Contrastive(Objective):
 
     def _rows(self, batch: Batch, pair: str) -> Tensor:
         """``(R,)`` bool: the rows that take part in a pair."""
-        return rows_of(batch, pair) & self._chosen(batch)
-
-    def _chosen(self, batch: Batch) -> Tensor:
-        """``(R,)`` bool: the rows that may take part."""
-        chosen = [not self.captions_only or kind in (None, "caption") for kind in batch.kinds]
-        return torch.tensor(chosen, device=batch.labels.device)
+        return rows_of(batch, pair) & chosen_rows(batch, self.captions_only)
 
     def embed_text(self, model: Any, batch: Batch) -> Tensor:
         """``(R, dim)`` unit vectors of the rows' answers; of rows that take no part they mean nothing."""
-        return F.normalize(self.text_projection(self.text(model, batch, self._chosen(batch))).float(), dim=-1)
+        text = self.text(model, batch, chosen_rows(batch, self.captions_only))  # (R, D)
+        return F.normalize(self.text_projection(text).float(), dim=-1)
 
     def embed_media(self, streams: dict[str, Tokens], batch: Batch, pair: str) -> Tensor:
         """``(R, dim)`` unit vectors of the rows' clips by the connector's output; only those of ``rows_of`` mean it."""

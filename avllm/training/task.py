@@ -60,6 +60,9 @@ class Task(nn.Module):
             for key, objective in self.objectives.items():
                 losses[key], found = objective(self.model, batch)
                 figures.update({f"{key}/{name}": value for name, value in found.items()})
+            # What no objective reads stays on the graph: processes wait for a gradient of every parameter that trains.
+            rest = [tokens.x.sum() for tokens in self.model.media_tokens(batch).values()]  # type: ignore[operator]
+            losses[key] = losses[key] + 0.0 * sum(rest)
         return losses, figures
 
 

@@ -15,7 +15,8 @@ from avllm.data.manifest import read_manifest
 from avllm.data.packing import pack_rows
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
-from avllm.objectives.answer_match import AnswerMatch, Questions, find_questions, match_loss, tokens_by_row
+from avllm.objectives._pairs import tokens_by_row
+from avllm.objectives.answer_match import AnswerMatch, Questions, find_questions, match_loss
 from avllm.tokens import Tokens
 
 

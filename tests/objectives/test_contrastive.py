@@ -10,9 +10,8 @@ import torch.distributed as dist
 from tiny_runs import together
 
 from avllm.distributed import gather_with_grad, world_size
-from avllm.objectives._pairs import pool_rows, text_id
+from avllm.objectives._pairs import matching_loss, pool_rows, sample_negatives, text_id
 from avllm.objectives.contrastive import info_nce, symmetric_info_nce
-from avllm.objectives.matching import matching_loss, sample_negatives
 from avllm.tokens import Tokens
 
 

@@ -25,7 +25,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def parts(world: World) -> Parts:
-    description = ModelConfig.model_validate(world.model)
+    """A model with everything that an objective may ask for: a Q-Former that reads text is in the connector."""
+    qformer = {"type": "qformer", "stream": "video", "num_queries": 3, "dim": 8, "layers": 2, "heads": 2, "text": "llm"}
+    description = ModelConfig.model_validate(world.model | {"connector": [qformer, *world.model["connector"]]})
     tokenizer, ids = load_tokenizer(description)
     model = AVLLM.from_backbones(description, ids)
     return Parts(model, AVProcessor.from_model(model, tokenizer), [])

@@ -1,9 +1,7 @@
-"""Does this text belong to this clip? Binary matching with hard negatives, after BLIP-2's image-text matching term.
+"""Does this text belong to this clip? Binary matching with hard negatives, on pooled tokens of any connector.
 
-Li et al. 2023 (arXiv:2301.12597) decide by a Q-Former that attends over image and text together. Here a small head
-decides over [media, text, media * text] of the pooled connector tokens and the text vector, so that it goes with any
-connector; the negatives are sampled by similarity as there. Its image-grounded captioning is the objective
-``next_token`` beside this one.
+A small head decides over [media, text, media * text] of the pooled connector tokens and the text vector. Where the
+connector has a Q-Former that reads text, ``qformer_matching`` is the stronger one: BLIP-2's own term.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avllm.distributed import gather_with_grad
-from avllm.objectives._pairs import STREAMS_OF, pool_rows, rows_of, text_ids
+from avllm.objectives._pairs import STREAMS_OF, matching_loss, pool_rows, rows_of, sample_negatives, text_ids
 from avllm.objectives._text import TextSide
 from avllm.objectives.base import Objective
 
@@ -23,36 +21,7 @@ if TYPE_CHECKING:
     from avllm.data.collate import Batch
 
 
-def sample_negatives(similarity: Tensor, same: Tensor, scale: float = 10.0) -> tuple[Tensor, Tensor]:
-    """For each row a key that is not its own, the likelier the more similar.
-
-    Args:
-        similarity: ``(n, N)`` cosines; same: ``(n, N)`` bool, keys that may not be drawn.
-        scale: inverse temperature of the draw.
-
-    Returns:
-        ``(n,)`` long, the drawn key, and ``(n,)`` bool, False where every key is the row's own.
-    """
-    possible = ~same.all(1)
-    logits = (scale * similarity).masked_fill(same, -torch.inf)
-    logits = torch.where(possible[:, None], logits, torch.zeros_like(logits))
-    return torch.multinomial(logits.softmax(1), 1).squeeze(1) if len(logits) else possible.long(), possible
-
-
-def matching_loss(positive: Tensor, negatives: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Binary cross-entropy of one matching and some mismatched pairs a row, averaged within the row, summed over rows.
-
-    Args:
-        positive: ``(n,)`` logits of matching pairs.
-        negatives: logits ``(n,)`` of mismatched pairs, and bool ``(n,)``, which of them exist.
-    """
-    total, count = F.softplus(-positive), torch.ones_like(positive)
-    for logits, there in negatives:
-        total, count = total + F.softplus(logits) * there, count + there
-    return (total / count).sum()
-
-
-class Matching(Objective):
+class PooledMatching(Objective):
     """Tell matching (clip, text) pairs from hard mismatches of the batch of all processes.
 
     Args:
@@ -65,7 +34,7 @@ class Matching(Objective):
     def __init__(self, model: Any, *, pair: str = "av-text", text: str = "llm", dim: int = 256) -> None:
         super().__init__(model)
         if pair not in STREAMS_OF:
-            raise ValueError(f"objectives: matching: unknown pair {pair!r}; choose among {list(STREAMS_OF)}")
+            raise ValueError(f"objectives: pooled_matching: unknown pair {pair!r}; choose among {list(STREAMS_OF)}")
         self.pair, self.text = pair, TextSide(model, text)
         self.text_projection = nn.Linear(self.text.dim, dim)
         self.media_projection = nn.Linear(model.llm.get_input_embeddings().embedding_dim, dim)

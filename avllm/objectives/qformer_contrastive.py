@@ -1,0 +1,59 @@
+"""BLIP-2's image-text contrastive term (Li et al. 2023, arXiv 2301.12597, 3.1): queries here, the text there.
+
+The Q-Former reads media with its queries and, apart from them, the text; the two may not see each other. The objective
+``contrastive`` aligns the tokens at the connector's end with a text encoder's; this one gives ``qformer_matching`` the
+similarity by which it draws its negatives.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from avllm.distributed import gather_with_grad
+from avllm.objectives._pairs import text_ids
+from avllm.objectives._qformer import QFormerTerm
+from avllm.objectives.contrastive import pick_own
+
+if TYPE_CHECKING:
+    from avllm.data.collate import Batch
+
+
+def similarity_loss(similarity: Tensor, first: int, ids: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Symmetric InfoNCE on similarities, over all processes, summed over this process's rows.
+
+    Args:
+        similarity: ``(n, N)`` of this process's media and the texts of all; every process has to call, n may be 0.
+        first: the place of this process's first row among the N.
+        ids: ``(n,)`` long; equal ids = equal texts, which are not negatives of each other.
+        scale: inverse temperature.
+
+    Returns:
+        The sum over rows of the mean of both directions, and how many rows found their own text (or an equal one)
+        first: both scalars.
+    """
+    n = len(similarity)
+    whole, _ = gather_with_grad(similarity)  # (N, N), media of all processes by texts of all
+    all_ids, _ = gather_with_grad(ids)  # (N,)
+    own = first + torch.arange(n, device=ids.device)  # (n,)
+    same = ids[:, None] == all_ids[None]  # (n, N)
+    zero = 0.0 * whole.sum() * scale  # a process without rows stays on the graph, for the others' backward
+    if not n:
+        return zero, zero.detach()
+    to_text = pick_own(scale * similarity, own, same)
+    to_media = pick_own(scale * whole[:, first : first + n].T, own, same)
+    hits = same[torch.arange(n, device=ids.device), similarity.argmax(1)].float().sum()
+    return 0.5 * (to_text + to_media).sum() + zero, hits
+
+
+class QFormerContrastive(QFormerTerm):
+    """Each clip finds its text, and each text its clip, among the rows of the micro-step, of all processes."""
+
+    def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over rows of the symmetric loss; ``hits``: rows that found their own text first."""
+        rows = self.rows(batch)
+        similarity, first = self.similarity(model, batch, rows)
+        loss, hits = similarity_loss(similarity, first, text_ids(batch)[rows], self.side(model).scale)
+        return loss, {"hits": hits}
