@@ -209,6 +209,8 @@ def gathered(trainer: Trainer) -> AbstractContextManager[Any]:
     sharded = trainer.points.kind == "FSDP"
     if not sharded and not (trainer.is_deepspeed and trainer.task.zero_optimization_stage() == 3):
         return nullcontext()
+    if sharded:
+        _reshard(trainer.bare)
     model = trainer.parts.model
     trained = tuple(model.config.trained)
     held = [p for n, p in model.named_parameters() if n.startswith(trained) or "lora_" in n]
@@ -218,6 +220,15 @@ def gathered(trainer: Trainer) -> AbstractContextManager[Any]:
     from deepspeed.runtime.zero import GatheredParameters
 
     return GatheredParameters(held)
+
+
+def _reshard(task: torch.nn.Module) -> None:
+    """Put FSDP's shards back in their places: validation, which has no backward pass, leaves the outermost ones whole."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in task.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @contextmanager
