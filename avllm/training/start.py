@@ -223,7 +223,7 @@ def gathered(trainer: Trainer) -> AbstractContextManager[Any]:
 
 
 def _reshard(task: torch.nn.Module) -> None:
-    """Put FSDP's shards back in their places: validation, which has no backward pass, leaves the outermost ones whole."""
+    """Put FSDP's shards back in place: validation, which has no backward pass, leaves the outermost ones whole."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in task.modules():
