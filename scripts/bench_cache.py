@@ -28,7 +28,7 @@ from avllm.data.dataset import SampleDataset
 from avllm.evaluation.environment import environment
 from avllm.log import hush_libraries
 from avllm.training.features import use_cache
-from avllm.training.start import Parts, build_dataset, build_parts, padding
+from avllm.training.start import Parts, build_datasets, build_parts, padding
 from avllm.training.task import Task
 from avllm.training.trainer import make_accelerator
 
@@ -148,7 +148,7 @@ def measure(folder: Path, size: dict[str, int], steps: int, batch_size: int) -> 
     parts = build_parts(config)
     parts.model.connector.requires_grad_(True)
     task = Task(parts.model, config.objectives)
-    dataset = build_dataset(config, "train", parts)
+    dataset, _ = build_datasets(config, parts)
     epoch(parts, task, dataset, batch_size)  # warms up
     plain = epoch(parts, task, dataset, batch_size)
     began = time.perf_counter()

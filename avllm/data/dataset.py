@@ -39,8 +39,8 @@ class Reader(Protocol):
 
     max_length: int
 
-    def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
-        """Decode one media part."""
+    def load_clips(self, parts: Sequence[MediaPart], root: Path | None) -> list[Clip]:
+        """Decode the media parts of a row, each interval of a file once."""
         ...
 
     def prepare(self, clip: Clip) -> dict[str, EncoderInput]:
@@ -163,13 +163,13 @@ class SampleDataset:
         Raises:
             MediaError: a file cannot be decoded. RowError: the model has no encoder for it.
         """
-        sample, root = self.items.sample(place), self.items.root(place)
+        parts, root = self.items.sample(place).media, self.items.root(place)
+        if self.cache is not None:
+            return [self.cache.get((root, part)) for part in parts]
+        decoded = self.decode(parts, root)
         if self.augment is not None and drawn is not None:
-            decoded = [self.decode((root, part)) for part in sample.media]
-            changed = [self.augment(clip, drawn, n, self._some_sound) for n, clip in enumerate(decoded)]
-            return [self.processor.prepare(clip) for clip in changed]
-        read = self.prepare if self.cache is None else self.cache.get
-        return [read((root, part)) for part in sample.media]
+            decoded = [self.augment(clip, drawn, n, self._some_sound) for n, clip in enumerate(decoded)]
+        return [self.processor.prepare(clip) for clip in decoded]
 
     def _some_sound(self, which: float) -> Sound | None:
         """The first sound of a row, chosen by a number from 0 to 1; None where it has none.
@@ -179,25 +179,26 @@ class SampleDataset:
         place = int(self.items.rows[int(which * len(self.items.rows))])
         root = self.items.root(place)
         try:
-            clips = [self.decode((root, part)) for part in self.items.sample(place).media[:1]]
+            clips = self.decode(self.items.sample(place).media[:1], root)
         except (MediaError, RowError):
             return None
         return clips[0].sound if clips else None
 
     def prepare(self, place: Place) -> dict[str, EncoderInput]:
         """Decode one media part and prepare it for the encoders."""
-        return self.processor.prepare(self.decode(place))
+        root, part = place
+        return self.processor.prepare(self.decode([part], root)[0])
 
-    def decode(self, place: Place) -> Clip:
-        """Decode one media part, or take it from memory."""
-        if place in self._kept:
-            return self._kept[place]
-        clip = self.processor.load_clip(place[1], place[0])
-        size = sum(x.numel() * x.element_size() for s in (clip.frames, clip.sound) if s for x in [s.x]) / 1e6
-        if self._kept_mb + size <= self.keep_decoded:
-            self._kept[place] = clip
-            self._kept_mb += size
-        return clip
+    def decode(self, parts: Sequence[MediaPart], root: Path) -> list[Clip]:
+        """Decode media parts, those of a row together, or take them from memory."""
+        new = [part for part in dict.fromkeys(parts) if (root, part) not in self._kept]
+        decoded = dict(zip(new, self.processor.load_clips(new, root), strict=True)) if new else {}
+        for part, clip in decoded.items():
+            size = sum(x.numel() * x.element_size() for s in (clip.frames, clip.sound) if s for x in [s.x]) / 1e6
+            if self._kept_mb + size <= self.keep_decoded:
+                self._kept[root, part] = clip
+                self._kept_mb += size
+        return [decoded[part] if part in decoded else self._kept[root, part] for part in parts]
 
     def _row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]]) -> Row:
         row = self.processor.row(sample, clips)

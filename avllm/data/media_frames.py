@@ -19,7 +19,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, read_packets, rewind, stream_end
+from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, read_packets, rewind, seek, stream_end
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -235,7 +235,7 @@ def _read_from(media: OpenMedia, seek_to: float, last: float) -> Window:
     if seek_to <= 0:
         rewind(media, stream)
     else:
-        media.container.seek(media.ticks(seek_to, stream), stream=stream, backward=True)
+        seek(media, stream, seek_to)
     window = Window([], [], complete=False)
     for packet in read_packets(media, stream):
         late = packet.dts is not None and media.second(packet.dts, base) > last + TICK

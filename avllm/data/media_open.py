@@ -170,18 +170,29 @@ def require_file(path: str | Path) -> None:
         raise MediaError(path, "missing", "the file is there and may not be read; check its permissions")
 
 
+def listen_to(media: OpenMedia, stream: VideoStream | AudioStream | None) -> None:
+    """Let the packets of one stream through, or of all; the others are passed over unread, where the container can."""
+    for other in media.container.streams:
+        other.discard = Discard.default if stream is None or other is stream else Discard.all
+
+
+def seek(media: OpenMedia, stream: VideoStream | AudioStream, second: float) -> None:
+    """Go to the last key frame of a stream that is not behind a second of the file, or to a packet before it."""
+    listen_to(media, stream)  # MPEG-TS finds its way by the stream's packets, which must not be passed over
+    try:
+        media.container.seek(media.ticks(second, stream), stream=stream, backward=True)
+    except av.error.PermissionError:  # how AVI and FLV refuse a time before their first packet, MPEG-PS any it cannot
+        media.container.seek(0, stream=stream)  # find: what is read from the beginning is right as well
+
+
 def rewind(media: OpenMedia, stream: VideoStream | AudioStream) -> None:
     """Go to the very first packet of a stream."""
-    try:  # 0 would pass over the priming packets of a sound track, which stand before it
-        media.container.seek(media.ticks(-1.0 - media.origin, stream), stream=stream)
-    except av.error.PermissionError:  # how AVI and FLV refuse a time before their first packet
-        media.container.seek(0, stream=stream)
+    seek(media, stream, -1.0 - media.origin)  # 0 would pass over the priming packets of a sound track, before it
 
 
 def read_packets(media: OpenMedia, stream: VideoStream | AudioStream | None = None) -> Iterator[Packet]:
     """Packets with data from where the file stands, of one stream or of all; watches the deadline."""
-    for other in media.container.streams:  # what nobody asks for is passed over and not read, where the container can
-        other.discard = Discard.default if stream is None or other is stream else Discard.all
+    listen_to(media, stream)
     while True:
         try:
             for packet in media.container.demux() if stream is None else media.container.demux(stream):

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import torch
 
-from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, read_packets, rewind, stream_end
+from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, read_packets, rewind, seek, stream_end
 from avllm.data.media_resample import resample
 
 if TYPE_CHECKING:
@@ -185,9 +185,9 @@ def _frames(media: OpenMedia, first: float, last: float) -> Iterator[AudioFrame]
 
 def _packets(media: OpenMedia, first: float, last: float) -> Iterator[av.Packet]:
     assert media.audio is not None
-    stream, container, base = media.audio, media.container, media.audio.time_base
-    if first > SEEK_FROM and container.format.name not in UNSEEKABLE:
-        container.seek(media.ticks(first - PREROLL, stream), stream=stream, backward=True)
+    stream, base = media.audio, media.audio.time_base
+    if first > SEEK_FROM and media.container.format.name not in UNSEEKABLE:
+        seek(media, stream, first - PREROLL)
     else:
         rewind(media, stream)
     for packet in read_packets(media, stream):

@@ -154,7 +154,7 @@ def prepare(processor: AVProcessor, request: Request, root: Path | None) -> Prep
     if request.sample is None:
         return Prepared(request.id, error=request.error)
     try:
-        clips = [processor.prepare(clip) for clip in processor.load_clips(request.sample, root)]
+        clips = [processor.prepare(clip) for clip in processor.load_clips(request.sample.media, root)]
         return Prepared(request.id, processor.row(request.sample, clips, answer=False))
     except (ValueError, OSError) as error:  # MediaError, RowError, a folder that may not be read
         reason = f"{error.reason}: " if isinstance(error, RowError) else ""

@@ -74,7 +74,7 @@ def show(processor: AVProcessor, sample: Sample, root: Path | None) -> Shown:
         MediaError: a file cannot be read. RowError: no row can be made; ``no_answer``: no token of it is trained on;
             ``cut_run``: a media run is not whole.
     """
-    clips = processor.load_clips(sample, root)
+    clips = processor.load_clips(sample.media, root)
     inputs = [processor.prepare(clip) for clip in clips]
     orders = [processor.order(each) for each in inputs]
     row = processor.row(sample, inputs, runs=orders)

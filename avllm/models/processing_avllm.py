@@ -21,7 +21,7 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from avllm.config import ModelConfig
 from avllm.data.collate import IGNORE, Batch, Row, collate
 from avllm.data.media import Clip, Frames, Sampling, Sound
-from avllm.data.media_part import load_part
+from avllm.data.media_part import load_parts
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample, TextPart
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.layouts.base import Layout
@@ -152,26 +152,27 @@ class AVProcessor:
 
     # ---- media ----------------------------------------------------------------------------------------------------
 
-    def load_clips(self, sample: Sample, root: Path | None) -> list[Clip]:
-        """Decode the media parts of a sample as this model's encoders need them, one open a file.
+    def load_clips(self, parts: Sequence[MediaPart], root: Path | None) -> list[Clip]:
+        """Decode media parts (of a row) as this model's encoders need them, each interval of a file once.
 
         Raises:
             MediaError: a file that cannot be decoded. RowError: media that the model has no encoder for.
         """
-        return [self.load_clip(part, root) for part in sample.media]
+        audio = self.preprocessors.get("audio")
+        sees = "video" in self.preprocessors
+        for part in parts:
+            if isinstance(part, ImagePart):
+                self._needs(sees, "picture", "visual")
+            elif isinstance(part, AudioPart):
+                self._needs(audio is not None, "sound", "audio")
+            elif part.sound == "on":
+                self._needs(audio is not None, "video whose sound is to be heard", "audio")
+        sampling, rate = self.sampling if sees else None, None if audio is None else audio.rate
+        return load_parts(parts, root, sampling=sampling, rate=rate, timeout=self.timeout)
 
     def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
         """Decode one media part."""
-        audio = self.preprocessors.get("audio")
-        sees = "video" in self.preprocessors
-        if isinstance(part, ImagePart):
-            self._needs(sees, "picture", "visual")
-        elif isinstance(part, AudioPart):
-            self._needs(audio is not None, "sound", "audio")
-        elif part.sound == "on":
-            self._needs(audio is not None, "video whose sound is to be heard", "audio")
-        sampling, rate = self.sampling if sees else None, None if audio is None else audio.rate
-        return load_part(part, root, sampling=sampling, rate=rate, timeout=self.timeout)
+        return self.load_clips([part], root)[0]
 
     @staticmethod
     def _needs(there: bool, what: str, encoder: str) -> None:

@@ -17,7 +17,7 @@ from avllm.data.on_ray import import_ray
 from avllm.log import logger
 from avllm.precision import choose_precision
 from avllm.training.optim import apply_rules
-from avllm.training.start import Parts, build_dataset, build_parts
+from avllm.training.start import Parts, build_datasets, build_parts
 from avllm.training.task import Task
 
 LOG = logger(__name__)
@@ -103,8 +103,7 @@ def encode_stage(
         _check_ray()
     parts = build_parts(config)
     apply_rules(Task(parts.model, config.objectives), config.trainable)  # tells which encoders train
-    training = build_dataset(config, "train", parts)
-    validation = build_dataset(config, "validation", parts) if config.data.validation else None
+    training, validation = build_datasets(config, parts)
     engine: CacheEngine | None = None
     if ray_workers:
         from avllm.training.features_ray import encode_on_ray

@@ -58,6 +58,7 @@ class Skipped:
     def __init__(self, run: Path, max_rate: float, epoch: int, counts: dict[str, int], seen: int, step: int) -> None:
         self.path, self.max_rate, self.enough = run / "skipped.jsonl", max_rate, min(ENOUGH, epoch)
         self.counts, self.seen = Counter(counts), seen
+        self.named: set[Bad] = set()
         if distributed.is_main():
             keep_until(self.path, step)
 
@@ -85,6 +86,15 @@ class Skipped:
             for b in bad:
                 LOG.warning("left out %s (%s): %s: %s", b.id, b.source, b.reason, b.detail)
         self.check()
+
+    def in_validation(self, bad: list[Bad]) -> int:
+        """Name the validation rows (of all processes) that were left out, each once; returns how many there are."""
+        everyones = [b for part in distributed.gather_objects(bad) for b in part]
+        for b in everyones:
+            if b not in self.named and distributed.is_main():
+                LOG.warning("validation goes without %s (%s): %s: %s", b.id, b.source, b.reason, b.detail)
+        self.named.update(everyones)
+        return len(everyones)
 
     def check(self) -> None:
         """Stop when the share of bad rows is too high, once enough rows were seen."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from avllm import distributed
-from avllm.config import RunConfig
+from avllm.config import DataConfig, RunConfig, SourceConfig
 from avllm.data.augment import Augment
 from avllm.data.collate import Row
 from avllm.data.dataset import SampleDataset
@@ -95,34 +95,56 @@ def build_parts(config: RunConfig) -> Parts:
     return Parts(model, processor, chain)
 
 
-def build_dataset(config: RunConfig, which: Literal["train", "validation"], parts: Parts) -> SampleDataset:
-    """The items of ``data.train`` or ``data.validation``, as this stage's processor reads them.
+def build_datasets(config: RunConfig, parts: Parts) -> tuple[SampleDataset, SampleDataset | None]:
+    """The items of ``data.train`` and of ``data.validation`` (None without), as this stage's processor reads them.
 
-    Rows in quarantine are left out of both; those that are there for what they share with test rows, of training alone:
-    the same id may be the test row itself.
+    Quarantine lists go by ids. An id that a training manifest has means the row there, and no validation row of another
+    manifest that happens to have it, too; those that training does not have are looked for in validation. Rows that are
+    listed for what they share with test rows leave training alone: the same id may be the test row itself.
     """
-    data = config.data
-    quarantine = read_quarantine(data.quarantine)
+    data, listed = config.data, read_quarantine(config.data.quarantine)
+    training = _dataset(data, data.train, parts, listed)
+    if data.augment is not None:
+        training.augment = Augment(data.augment, config.seed)
+    if not data.validation:
+        return training, None
+    names = {source.manifest for source in data.validation}
+    meant = {bad.id for bad in training.items.quarantined if bad.manifest not in names}
+    others = {id: reason for id, reason in without_test_reasons(listed).items() if id not in meant}
+    return training, _dataset(data, data.validation, parts, others)
+
+
+def _dataset(
+    data: DataConfig, sources: Sequence[SourceConfig], parts: Parts, quarantine: Mapping[str, str]
+) -> SampleDataset:
     dataset = SampleDataset(
-        [s.manifest for s in getattr(data, which)],
+        [source.manifest for source in sources],
         parts.processor,
         pack=data.shares_media,
         max_packed=data.max_packed,
-        quarantine=quarantine if which == "train" else without_test_reasons(quarantine),
+        quarantine=quarantine,
     )
     dataset.keep_decoded = data.keep_decoded
-    if data.augment is not None:  # validation asks for items without a place in the run: it is never augmented
-        dataset.augment = Augment(data.augment, config.seed)
     return dataset
 
 
-def name_unknown(config: RunConfig, datasets: Sequence[SampleDataset]) -> None:
-    """Say which ids of the quarantine files no manifest has."""
-    found = {bad.id for dataset in datasets for bad in dataset.items.quarantined}
-    unknown = sorted(read_quarantine(config.data.quarantine).keys() - found)
+def name_unclear(config: RunConfig, datasets: Sequence[SampleDataset]) -> None:
+    """Say which ids of the quarantine lists no manifest has, and which stand in several and left all of them."""
+    found: dict[str, set[str]] = {}
+    for bad in (bad for dataset in datasets for bad in dataset.items.quarantined):
+        found.setdefault(bad.id, set()).add(bad.manifest)
+    unknown = sorted(read_quarantine(config.data.quarantine).keys() - found.keys())
     if unknown:
-        some = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
-        LOG.warning("data.quarantine: no manifest of this run has %s; was it made for other manifests?", some)
+        LOG.warning("data.quarantine: no manifest of this run has %s; was it made for other manifests?", _some(unknown))
+    several = sorted(id for id, manifests in found.items() if len(manifests) > 1)
+    if several:
+        LOG.warning(
+            "data.quarantine: %s left several manifests, since lists go by ids; give each row its own", _some(several)
+        )
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
 
 
 def check_rows(config: RunConfig, task: Task) -> None:
@@ -187,6 +209,8 @@ def gathered(trainer: Trainer) -> AbstractContextManager[Any]:
     sharded = trainer.points.kind == "FSDP"
     if not sharded and not (trainer.is_deepspeed and trainer.task.zero_optimization_stage() == 3):
         return nullcontext()
+    if sharded:
+        _reshard(trainer.bare)
     model = trainer.parts.model
     trained = tuple(model.config.trained)
     held = [p for n, p in model.named_parameters() if n.startswith(trained) or "lora_" in n]
@@ -196,6 +220,15 @@ def gathered(trainer: Trainer) -> AbstractContextManager[Any]:
     from deepspeed.runtime.zero import GatheredParameters
 
     return GatheredParameters(held)
+
+
+def _reshard(task: torch.nn.Module) -> None:
+    """Put FSDP's shards back in place: validation, which has no backward pass, leaves the outermost ones whole."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in task.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from avllm import distributed
 from avllm.config import RunConfig, dump_config
+from avllm.data.items import Bad
 from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, OncePerItem, build_loader
 from avllm.data.mixture import order_of, steps_of
 from avllm.log import logger, set_up
@@ -29,7 +30,7 @@ from avllm.training.features import use_cache
 from avllm.training.progress import Clock, Report
 from avllm.training.resume import FINISHED, Position, ResumePoints, check_same_run, inputs, latest, write_atomic
 from avllm.training.skipped import Skipped, in_quarantine
-from avllm.training.start import Parts, build_dataset, build_parts, check_rows, export, name_unknown, padding
+from avllm.training.start import Parts, build_datasets, build_parts, check_rows, export, name_unclear, padding
 from avllm.training.task import Task
 
 LOG = logger(__name__)
@@ -134,7 +135,7 @@ class Trainer:
 
     def _build_data(self) -> None:
         data, train = self.config.data, self.config.train
-        self.dataset = build_dataset(self.config, "train", self.parts)
+        self.dataset, self.validation = build_datasets(self.config, self.parts)
         self.cut = Cut(train.batch_size, train.accumulate, distributed.world_size(), distributed.rank())
         self.order = order_of(self.config, self.dataset.items, distributed.world_size())
         self.steps = steps_of(self.config, self.order, distributed.world_size())
@@ -144,9 +145,8 @@ class Trainer:
         self.collate: Collate = padding(
             self.parts, blanks=blanks, filled=data.filled_length, max_tokens=train.max_tokens
         )
-        self.validation = build_dataset(self.config, "validation", self.parts) if data.validation else None
         datasets = [d for d in (self.dataset, self.validation) if d]
-        name_unknown(self.config, datasets)
+        name_unclear(self.config, datasets)
         self.quarantined = in_quarantine([d.items for d in datasets], data.max_skip_rate)
 
     def _build_task(self) -> None:
@@ -335,12 +335,15 @@ class Trainer:
         loader = build_loader(dataset, OncePerItem(count, self.cut), self.collate, self.config.data.num_workers)
         sums: dict[str, Tensor] = {}
         weights = torch.zeros(len(self.bare.shares), dtype=torch.float64, device=self.device)
+        bad: list[Bad] = []
         for micro in (micro for found in loader for micro in self.evened(found)):
+            bad += micro.bad
             weights += torch.tensor(self.bare.weights(micro.batch), dtype=torch.float64, device=self.device)
             _add(sums, *self.task(micro.batch.to(self.device)))
         figures = self.figures(sums, distributed.sum_over_processes(weights).tolist())
         self.task.train()
-        self.report.write(step, {f"validation/{k}": v for k, v in figures.items()})
+        left_out = self.skipped.in_validation(bad)
+        self.report.write(step, {f"validation/{k}": v for k, v in {**figures, "left_out": left_out}.items()})
         if self.position.best is None or figures["loss"] < self.position.best:
             self.position.best = figures["loss"]
             export(self, self.run / "best")

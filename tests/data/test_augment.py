@@ -14,7 +14,7 @@ from avllm.data.augment import Augment, change_speed
 from avllm.data.dataset import SampleDataset
 from avllm.data.loader import Cut, MicroBatches, Order
 from avllm.data.media import Clip, Frames, Sound
-from avllm.training.start import build_dataset, build_parts
+from avllm.training.start import build_datasets, build_parts
 
 RATE = 16_000
 EVERYTHING = AugmentConfig(roll=True, speed=0.5, gain=6.0, bands=2, silences=2, silence_seconds=0.2, background=0.9)
@@ -146,15 +146,15 @@ def dataset_of(tmp_path: Path) -> SampleDataset:
     config = settings(world, tmp_path / "run", data__train=str(world.questions))
     config["data"] |= {"augment": EVERYTHING.model_dump(), "keep_decoded": 100.0}
     run = RunConfig.model_validate(config)
-    return build_dataset(run, "train", build_parts(run))
+    return build_datasets(run, build_parts(run))[0]
 
 
 def test_only_items_with_a_place_are_changed_and_files_are_decoded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, decoded = dataset_of(tmp_path), []
-    load = dataset.processor.load_clip
-    monkeypatch.setattr(dataset.processor, "load_clip", lambda part, root: decoded.append(part) or load(part, root))
+    load = dataset.processor.load_clips
+    monkeypatch.setattr(dataset.processor, "load_clips", lambda parts, root: decoded.extend(parts) or load(parts, root))
 
     def features(item: int | tuple[int, int]) -> torch.Tensor:
         (row,) = dataset[item].rows

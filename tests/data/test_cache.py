@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import multiprocessing
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -286,11 +289,70 @@ def test_nothing_leaves_while_another_run_reads(tmp_path: Path) -> None:
     assert len(cache.index) == 2
 
 
-def test_the_account_tells_hits_and_times(tmp_path: Path) -> None:
+def seen(clip: dict[str, EncoderInput]) -> Tensor:
+    """The features of a clip."""
+    features = clip["video"].features
+    assert features is not None
+    return features[""]
+
+
+def fill_at_once(folder: Path, names: str, all_ready: Any) -> None:
+    """One of several runs that know nothing of each other and start at the same moment."""
+    places = [(folder, VideoPart(video=name)) for name in names]
+    cache = FeatureCache(folder / "cache", made_by())
+    all_ready.wait(60)
+    fill(cache, places, Prepare(), nn.ModuleDict({"video": Double()}), device=CPU, batch_size=2)
+    for name, place in zip(names, places, strict=True):
+        t = (folder / name).stat().st_size
+        torch.testing.assert_close(seen(cache.get(place)), 2 * torch.arange(t * 6.0).view(t, 2, 3))
+
+
+def test_runs_that_fill_one_folder_at_once_read_what_they_would_alone(tmp_path: Path) -> None:
+    for number, name in enumerate("abcdefgh", start=1):
+        (tmp_path / name).write_bytes(name.encode() * number)
+    context = multiprocessing.get_context("fork")
+    ready = context.Barrier(3)
+    wanted = ("abcdef", "abcdef", "hgfedc")  # the second would write the very files of the first
+    runs = [context.Process(target=fill_at_once, args=(tmp_path, names, ready)) for names in wanted]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(120)
+    assert [run.exitcode for run in runs] == [0, 0, 0]
+    assert list((tmp_path / "cache").glob(".*.partial")) == []
+    after = FeatureCache(tmp_path / "cache", made_by())
+    assert (
+        fill(after, [(tmp_path, VideoPart(video=n)) for n in "abcdefgh"], Prepare(), nn.ModuleDict(), device=CPU) == 0
+    )
+
+
+def told_of(tmp_path: Path, decoding: float, encoding: float) -> str:
+    """The line about a cache of which three of four clips were there, with what these took; the fourth is as long."""
     filled(tmp_path, "abc")
+    for path in (tmp_path / "cache").glob("*.safetensors"):
+        seconds_of(path).write_text(json.dumps([decoding, encoding]))
     cache = filled(tmp_path, "abcd")
-    assert all(decoding >= 0 and encoding > 0 for decoding, encoding in cache.costs.values())
-    told = account(cache, [(tmp_path, VideoPart(video=name)) for name in "abcd"])
-    assert "features of 4 clips" in told
-    assert "3 were there (75.0%)" in told
-    assert "s of encoding" in told
+    cache.costs = dict.fromkeys(cache.costs, (decoding, encoding))
+    return account(cache, [(tmp_path, VideoPart(video=name)) for name in "abcd"])
+
+
+def test_the_account_tells_hits_and_times(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    monkeypatch.setattr(logging.getLogger("avllm"), "handlers", [caplog.handler])
+    told = told_of(tmp_path, 20.0, 30.0)
+    size = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.safetensors"))
+    assert told.startswith(f"features of 4 clips ({size / 1e9:.6f} GB): 3 were there (75.0%), the others took 0.")
+    assert "each epoch is spared 80.0 s of decoding and 120.0 s of encoding, and reads for 0." in told
+    assert "costs time" not in caplog.text
+
+
+def test_a_cache_that_loses_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    monkeypatch.setattr(logging.getLogger("avllm"), "handlers", [caplog.handler])
+    assert "is spared 0.0 s of decoding and 0.0 s of encoding" in told_of(tmp_path, 0.0, 0.0)
+    assert "making them 0.0 ms: the cache costs time. Leave out data.cache" in caplog.text
+
+
+def test_what_clips_took_is_kept_beside_their_shard(tmp_path: Path) -> None:
+    cache = filled(tmp_path, "a")
+    (kept,) = cache.costs.values()
+    assert kept[0] >= 0 < kept[1]
+    assert FeatureCache(tmp_path / "cache", made_by()).costs == cache.costs

@@ -124,6 +124,22 @@ def test_few_frames_of_a_long_file_are_sought(folder: Path) -> None:
     assert click_times(late) == pytest.approx([10.0], abs=0.005)
 
 
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4", "flv", "mpg"])
+def test_sound_is_found_behind_the_frames_far_into_a_file(folder: Path, suffix: str) -> None:
+    """Reading the frames leaves the sound track switched off; a seek has to switch it on before it looks for it."""
+    sound, rate = clicks(40, 44_100, [0.5, 33.0]), 44_100
+    codecs = {"codec": "mpeg2video", "sound_codec": "ac3"} if suffix == "mpg" else {}
+    small = {"seconds": 40, "fps": 25, "gop": 25, "size": (80, 48)}
+    path = write_clip(folder / f"far.{suffix}", **small, **codecs, sound=sound, rate=rate)
+    for start, end, at in ((0.0, 2.0, 0.5), (32.0, 34.0, 1.0)):
+        found = load_video(path, sampling=Sampling(num_frames=2), rate=RATE, start=start, end=end)
+        alone = load_audio(path, rate=RATE, start=start, end=end)
+        assert torch.equal(found.sound.x, alone.sound.x)  # type: ignore[union-attr]
+        assert click_times(found) == pytest.approx([at], abs=0.06)  # these containers do not tell the codec's delay
+    few = load_video(path, sampling=Sampling(num_frames=4), rate=None, end=32.0)
+    assert numbers(few.frames.x) == pytest.approx([100, 300, 500, 700], abs=2)  # type: ignore[union-attr]
+
+
 # ---------------------------------------------------------------- codecs, containers, back ends
 
 

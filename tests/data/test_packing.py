@@ -12,7 +12,7 @@ from avllm.config import RunConfig
 from avllm.data.collate import Row
 from avllm.data.packing import fill_sequences, first_fit, level_bins, pack_rows, shared_length
 from avllm.models.attention import PackingError, block_mask
-from avllm.training.start import build_dataset, build_parts, check_rows, padding
+from avllm.training.start import build_datasets, build_parts, check_rows, padding
 from avllm.training.task import Task
 
 
@@ -108,7 +108,7 @@ def test_packed_and_unpacked_have_the_same_loss_and_gradients(
     for packed in (False, pack):
         config.data.pack = packed
         check_rows(config, task)
-        dataset = build_dataset(config, "train", parts)
+        dataset = build_datasets(config, parts)[0]
         collate = padding(parts, blanks=False, filled=config.data.filled_length)
         batch = collate([dataset[i] for i in range(len(dataset))])[0].batch
         assert len(batch.input_ids) == (sequences if packed else 6)

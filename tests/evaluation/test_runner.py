@@ -45,7 +45,7 @@ def test_answers_are_those_of_generate_row_by_row(loaded: Loaded, questions: Pat
     model, processor = loaded
     arguments = Generation(max_new_tokens=6).arguments(model, processor)
     for sample in read_manifest(questions)[:6]:
-        clips = [processor.prepare(c) for c in processor.load_clips(sample, questions.parent)]
+        clips = [processor.prepare(c) for c in processor.load_clips(sample.media, questions.parent)]
         batch = processor.collate([processor.row(sample, clips, answer=False)], padding_side="left")
         assert processor.decode(model.generate(batch, **arguments)) == [answers(results["as_is"])[sample.id]]
 

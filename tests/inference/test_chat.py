@@ -31,7 +31,7 @@ def chat(loaded: Chat) -> Chat:
 def whole(chat: Chat, messages: list[dict], **generation: object) -> str:
     """The answer without streaming, from a row of its own."""
     sample = Sample.model_validate({"id": "x", "messages": messages})
-    clips = [chat.processor.prepare(c) for c in chat.processor.load_clips(sample, None)]
+    clips = [chat.processor.prepare(c) for c in chat.processor.load_clips(sample.media, None)]
     row = chat.processor.row(sample, clips, answer=False)
     return answer_rows(chat.model, chat.processor, [row], Generation(**generation))[0]
 

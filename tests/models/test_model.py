@@ -68,7 +68,8 @@ def video(name: str = "000.mp4", **options: object) -> dict[str, object]:
 def rows(processor: AVProcessor, world: World, samples: list[Sample], answer: bool = True) -> list:
     root = world.captions.parent
     return [
-        processor.row(s, [processor.prepare(c) for c in processor.load_clips(s, root)], answer=answer) for s in samples
+        processor.row(s, [processor.prepare(c) for c in processor.load_clips(s.media, root)], answer=answer)
+        for s in samples
     ]
 
 

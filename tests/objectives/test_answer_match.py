@@ -54,7 +54,10 @@ def parts(world: World) -> tuple[AVLLM, AVProcessor]:
 
 def rows_of(processor: AVProcessor, manifest: Path, count: int) -> list:
     samples = read_manifest(manifest)[:count]
-    return [processor.row(s, [processor.prepare(c) for c in processor.load_clips(s, manifest.parent)]) for s in samples]
+    return [
+        processor.row(s, [processor.prepare(c) for c in processor.load_clips(s.media, manifest.parent)])
+        for s in samples
+    ]
 
 
 def test_packed_questions_are_the_questions(parts: tuple[AVLLM, AVProcessor], world: World) -> None:

@@ -31,7 +31,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from avllm.config import RunConfig
 from avllm.data.loader import Cut, MicroBatches, Order
-from avllm.training.start import build_parts
+from avllm.data.mixture import order_of
+from avllm.training.start import build_datasets, build_parts, padding
 from avllm.training.trainer import Trainer, make_accelerator
 
 HOUSE = Path(__file__).resolve().parents[2]
@@ -73,13 +74,46 @@ def test_torchrun_with_two_processes_is_one_with_twice_the_accumulation(world: W
     assert difference(weights(tmp_path / "two"), weights(one)) < 1e-6
 
 
-def test_processes_that_a_budget_of_tokens_gives_other_numbers_of_micro_batches(world: World, tmp_path: Path) -> None:
-    questions = {"data__train": str(world.questions), "train__warmup": 0, "train__accumulate": 1}
-    whole = run(settings(world, tmp_path / "whole", **questions, train__batch_size=6))
-    budget = {"train__batch_size": 3, "train__max_tokens": 100, "data__max_length": 100}
-    cut = run(settings(world, tmp_path / "cut", **questions, **budget), ranks=2)
-    assert losses(cut) == pytest.approx(losses(whole), abs=1e-6)
-    assert difference(weights(cut), weights(whole)) < 1e-6
+BUDGET = {"train__batch_size": 3, "train__max_tokens": 100, "data__max_length": 100}
+
+
+def under_a_budget(world: World, output: Path, **changes: Any) -> dict[str, Any]:
+    """Two micro batches of three questions a step, each of which a budget of tokens cuts into a number of its own."""
+    questions = {"data__train": str(world.questions), "train__warmup": 0, "train__accumulate": 2}
+    return settings(world, output, **questions, **BUDGET, **changes)
+
+
+def micro_steps(asked: dict[str, Any]) -> list[list[int]]:
+    """How many micro batches each of two ranks has in each step, before they are evened out."""
+    config = RunConfig.model_validate(asked)
+    parts, train_ = build_parts(config), config.train
+    dataset, collate = build_datasets(config, parts)[0], padding(parts, blanks=True, max_tokens=train_.max_tokens)
+    order = order_of(config, dataset.items, 2)
+    found = []
+    for rank in range(2):
+        batches = MicroBatches(order, Cut(train_.batch_size, train_.accumulate, 2, rank), 0, train_.max_steps or 0)
+        counts = [len(collate([dataset[entry] for entry in batch])) for batch in batches]
+        found.append([sum(counts[n : n + train_.accumulate]) for n in range(0, len(counts), train_.accumulate)])
+    return found
+
+
+@pytest.fixture(scope="module")
+def unlimited(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes of the same rows without a budget."""
+    asked = under_a_budget(world, tmp_path_factory.mktemp("unlimited") / "run")
+    asked["train"] |= {"max_tokens": None, "batch_size": 12, "accumulate": 1}
+    return run(asked)
+
+
+def test_processes_that_a_budget_of_tokens_gives_other_numbers_of_micro_batches(
+    world: World, unlimited: Path, tmp_path: Path
+) -> None:
+    asked = under_a_budget(world, tmp_path / "cut")
+    one, other = micro_steps(asked)
+    assert any(a != b for a, b in zip(one, other, strict=True)), "else nothing is evened out"
+    cut = run(asked, ranks=2)
+    assert losses(cut) == pytest.approx(losses(unlimited), abs=1e-6)
+    assert difference(weights(cut), weights(unlimited)) < 1e-6
 
 
 def test_stages_that_share_a_process_group_are_stages_by_themselves(world: World, tmp_path: Path) -> None:
@@ -235,6 +269,19 @@ def test_other_modalities_on_each_rank_under_zero3(world: World, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("zero", [2, 3])
+def test_a_budget_of_tokens_under_deepspeed_is_one_process_without(
+    world: World, unlimited: Path, tmp_path: Path, zero: int
+) -> None:
+    """Ranks have other numbers of micro-steps, more of them than DeepSpeed is told, and validate in between."""
+    changes = {"data__validation": str(world.captions), "train__validate_every": 2}
+    cut = run_deepspeed(under_a_budget(world, tmp_path / "cut", **changes), f"zero{zero}.yaml")
+    assert losses(cut) == pytest.approx(losses(unlimited), abs=1e-5)
+    assert [r["grad_norm"] for r in rows(cut)] == pytest.approx([r["grad_norm"] for r in rows(unlimited)], rel=1e-3)
+    assert difference(weights(cut), weights(unlimited)) < 1e-5
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not all(map(shutil.which, ("g++", NINJA))), reason="DeepSpeed needs g++ and ninja on CPUs")
 def test_accelerate_launch_starts_deepspeed(world: World, plain: Path, tmp_path: Path) -> None:
     """The first one on a machine compiles DeepSpeed's shared-memory extension: about a minute of it."""
@@ -258,6 +305,14 @@ def train_sharded(asked: dict[str, Any]) -> None:
     trainer = Trainer(config, build_parts(config), accelerator)
     assert sum(isinstance(m, FSDPModule) for m in trainer.task.modules()) == 3, "the LLM's two blocks and the rest"
     trainer.train()
+
+
+def test_a_budget_of_tokens_under_fsdp_is_one_process_without(world: World, unlimited: Path, tmp_path: Path) -> None:
+    changes = {"data__validation": str(world.captions), "train__validate_every": 2}
+    asked = under_a_budget(world, tmp_path / "cut", **changes)
+    together(train_sharded, asked, launcher=launcher_variables(HOUSE / "train" / "launch" / "fsdp.yaml", processes=2))
+    assert losses(tmp_path / "cut") == pytest.approx(losses(unlimited), abs=1e-5)
+    assert difference(weights(tmp_path / "cut"), weights(unlimited)) < 1e-5
 
 
 @pytest.mark.parametrize("stage", ["align", "caption"])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import World, make_world, row, settings, write_preset, write_rows
-from tiny_runs import difference, rows, run, together, weights
+from tiny_runs import difference, rows, run, together, train, weights
 from typer.testing import CliRunner
 
 from avllm.cli import app
@@ -51,6 +53,19 @@ def test_encoded_beforehand_a_run_makes_nothing_and_says_the_same(world: World, 
     assert difference(weights(first), weights(plain)) < 1e-5
     assert [r["padding"] for r in rows(first)] == [r["padding"] for r in rows(plain)]
     assert all(0 <= r["padding"] < 1 for r in rows(first))
+
+
+def test_a_run_says_what_its_cache_saves(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = settings(world, tmp_path / "run", data__cache=str(tmp_path / "cache"), train__max_steps=2)
+    monkeypatch.setattr(logging.getLogger("avllm"), "handlers", [caplog.handler])
+    train(cached)
+    train(cached | {"output": str(tmp_path / "again")})
+    told = [r.getMessage() for r in {id(r): r for r in caplog.records}.values() if "features of" in r.getMessage()]
+    times = r"the others took [\d.]+ s; each epoch is spared [\d.]+ s of decoding and [\d.]+ s of encoding"
+    for line, hits in zip(told, (r"0 were there \(0\.0%\)", r"4 were there \(100\.0%\)"), strict=True):
+        assert re.match(rf"features of 4 clips \([\d.]+ GB\): {hits}, {times}, and reads for [\d.]+ s$", line)
 
 
 def test_what_the_run_never_draws_is_not_encoded(world: World, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import yaml
 from tiny import World, make_world, row, settings, text, write_rows
 from tiny_runs import difference, kill_after, losses, rows, run, train, weights
 
-from avllm.config import RunConfig
-from avllm.training.start import Parts, build_dataset
+from avllm.config import RunConfig, SourceConfig
+from avllm.training.start import Parts, build_datasets, name_unclear
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3}
 RULES = [["^connector", 1e-3], ["lora_", 1e-3], [".*", None]]
@@ -180,9 +180,58 @@ def test_a_leaked_row_leaves_training_and_its_test_row_stays(world: World, tmp_p
     changes = {"data__quarantine": str(tmp_path / "q.txt"), "data__validation": str(world.questions)}
     config = RunConfig.model_validate(stage(world, tmp_path, "run", "align", **changes))
     parts = Parts(None, None, [])  # type: ignore[arg-type]
-    datasets = [build_dataset(config, which, parts) for which in ("train", "validation")]
+    datasets = filter(None, build_datasets(config, parts))
     left_out = [{bad.id: bad.reason for bad in dataset.items.quarantined} for dataset in datasets]
     assert left_out == [{ids[0]: "test_id,test_media", ids[1]: "missing,test_id"}, {ids[1]: "missing"}]
+
+
+def in_other_manifests(world: World, folder: Path) -> tuple[Path, Path]:
+    """Manifests of training and validation whose ids are 0, 1, 2, ... in both, on other files."""
+    asked = text("what colour is it ?")
+    paths = []
+    for first, name in ((0, "train"), (6, "validation")):
+        clips = [str(world.captions.parent / f"{n:03d}.mp4") for n in range(first, first + 4)]
+        rows = [row(str(n), [{"type": "video", "video": clip}, asked], "red") for n, clip in enumerate(clips)]
+        paths.append(write_rows(folder / f"{name}.jsonl", [*rows, row(f"{name}-only", [asked], "red")]))
+    return paths[0], paths[1]
+
+
+def test_a_listed_training_row_is_no_validation_row_with_the_same_id(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, validation = in_other_manifests(world, tmp_path)
+    reasons = {"1": "missing", "2": "test_id", "3": "timeout,test_media", "validation-only": "crashed", "nobody": "x"}
+    (tmp_path / "q.txt").write_text("".join(f"{id}\t{reason}\n" for id, reason in reasons.items()))
+    changes = {"data__quarantine": str(tmp_path / "q.txt"), "data__train": str(training)}
+    config = RunConfig.model_validate(stage(world, tmp_path, "run", **changes, data__validation=str(validation)))
+    parts = Parts(None, None, [])  # type: ignore[arg-type]
+    datasets = [dataset for dataset in build_datasets(config, parts) if dataset]
+    left_out = [[bad.id for bad in dataset.items.quarantined] for dataset in datasets]
+    assert left_out == [["1", "2", "3"], ["validation-only"]]
+    monkeypatch.setattr(logging.getLogger("avllm"), "handlers", [caplog.handler])
+    name_unclear(config, datasets)
+    assert "no manifest of this run has nobody" in caplog.text
+    assert "several" not in caplog.text
+    config.data.train = [SourceConfig(manifest=str(training)), SourceConfig(manifest=str(validation))]
+    datasets = [dataset for dataset in build_datasets(config, parts) if dataset]
+    name_unclear(config, datasets)
+    assert "1, 2, 3 left several manifests, since lists go by ids" in caplog.text, "two sources of training have them"
+
+
+def test_validation_names_the_rows_that_it_goes_without(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, validation = in_other_manifests(world, tmp_path)
+    gone = row("gone", [{"type": "video", "video": "gone.mp4"}], "red")
+    write_rows(validation, [json.loads(line) for line in validation.read_text().splitlines()] + [gone])
+    changes = {"data__train": str(training), "data__validation": str(validation), "train__validate_every": 2}
+    monkeypatch.setattr(logging.getLogger("avllm"), "handlers", [caplog.handler])
+    train(stage(world, tmp_path, "run", **changes))
+    named = {id(r) for r in caplog.records if r.getMessage().startswith("validation goes without gone (tiny): missing")}
+    assert len(named) == 1, "validated twice, named once"
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [e["validation/left_out"] for e in entries if "validation/loss" in e] == [1, 1]
+    assert not (tmp_path / "run" / "skipped.jsonl").exists(), "the account of training rows"
 
 
 def test_a_budget_of_tokens_changes_no_number(world: World, tmp_path: Path) -> None:
