@@ -23,7 +23,7 @@ from torch import Tensor
 from avllm.config import LLMConfig
 from avllm.data.storage import sha256
 from avllm.models.configuration_avllm import AVConfig
-from avllm.models.llm import load_llm
+from avllm.models.llm import is_quantised, load_llm
 
 if TYPE_CHECKING:
     from avllm.models.modeling_avllm import AVLLM
@@ -37,11 +37,20 @@ class CheckpointError(ValueError):
 
 
 def mark_trained(model: AVLLM) -> None:
-    """Note the parts in which something trains now: from here on the checkpoint holds them whole."""
+    """Note the parts in which something trains now: from here on the checkpoint holds them whole.
+
+    Raises:
+        CheckpointError: one of them is quantised, which no checkpoint holds.
+    """
     parts = set(model.config.trained)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_" not in name:
             parts.add(part_of(name))
+    if "llm" in parts and is_quantised(model.llm):
+        raise CheckpointError(
+            "weights of the LLM's own train, but it is quantised, which cannot be saved whole; "
+            "train LoRA adapters alone in it, or leave llm.quantize out"
+        )
     model.config.trained = sorted(parts)
 
 
@@ -52,15 +61,25 @@ def part_of(name: str) -> str:
 
 
 def trained_state(model: AVLLM) -> dict[str, Tensor]:
-    """Every tensor of the parts that hold weights of their own, without LoRA's (they are saved in PEFT's form)."""
+    """Every tensor of the parts that hold weights of their own, without LoRA's (they are saved in PEFT's form).
+
+    PEFT wraps the LLM and the layers that it adapts; the names here are those without it.
+    """
     parts = set(model.config.trained)
     return {
-        name: tensor for name, tensor in model.state_dict().items() if part_of(name) in parts and "lora_" not in name
+        name.replace("llm.base_model.model.", "llm.").replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if part_of(name) in parts and "lora_" not in name
     }
 
 
 def save_model(model: AVLLM, folder: str | Path) -> None:
-    """Write config.json, trained.safetensors and lora/."""
+    """Write config.json, trained.safetensors and lora/.
+
+    Raises:
+        CheckpointError: LoRA was merged in a way that the folder could not tell.
+    """
+    _check_lora(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.config.architectures = [type(model).__name__]
@@ -70,6 +89,21 @@ def save_model(model: AVLLM, folder: str | Path) -> None:
     write_tensors(state, folder / TRAINED)
     if model.config.lora:
         model.llm.save_pretrained(folder / LORA)
+
+
+def _check_lora(model: AVLLM) -> None:
+    wrapped = hasattr(model.llm, "peft_config")
+    if bool(model.config.lora) != wrapped:
+        raise CheckpointError(
+            f"config.lora is {model.config.lora} and the LLM has {'' if wrapped else 'no '}adapters; "
+            "put them on with add_lora() and make them part of the LLM with merge_lora()"
+        )
+    merged = wrapped and any(getattr(module, "merged", False) for module in model.llm.modules())
+    if merged and "llm" in model.config.trained:
+        raise CheckpointError(
+            "the LLM's own weights hold its adapters now (merge_adapter), and both would be saved; "
+            "call llm.unmerge_adapter() first, or merge_lora() for good"
+        )
 
 
 def write_tensors(state: dict[str, Tensor], path: Path) -> None:

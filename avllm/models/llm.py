@@ -42,6 +42,11 @@ def quantization(kind: str | None, compute: torch.dtype) -> BitsAndBytesConfig |
     )
 
 
+def is_quantised(llm: PreTrainedModel) -> bool:
+    """Whether the weights were quantised while they were loaded."""
+    return getattr(llm, "hf_quantizer", None) is not None
+
+
 def keep_quantised_layers_trainable(llm: PreTrainedModel) -> None:
     """Switch off the CPU repacking of 4-bit weights.
 

@@ -28,7 +28,7 @@ from avllm.encoders.base import Encoder
 from avllm.models.attention import llm_inputs
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, stream_names
-from avllm.models.llm import add_lora, load_llm
+from avllm.models.llm import add_lora, is_quantised, load_llm
 from avllm.registry import check_options, load, options
 from avllm.tokens import StreamBatch, Tokens
 
@@ -122,6 +122,20 @@ class AVLLM(PreTrainedModel):
             raise ValueError("the LLM has LoRA adapters already; leave out lora: to go on training them")
         self.llm = add_lora(self.llm, settings)
         self.config.lora = settings.model_dump()
+        return self
+
+    def merge_lora(self) -> AVLLM:
+        """Make the adapters part of the LLM's own weights: faster answers, and a checkpoint that holds the LLM whole.
+
+        Raises:
+            ValueError: there are none, or the LLM is quantised.
+        """
+        if not self.config.lora:
+            raise ValueError("the LLM has no LoRA adapters to merge")
+        if is_quantised(self.llm):
+            raise ValueError("the LLM is quantised, and adapters would be rounded into it; load it without quantize")
+        self.llm = self.llm.merge_and_unload()
+        self.config.lora, self.config.trained = None, sorted({*self.config.trained, "llm"})
         return self
 
     def train(self, mode: bool = True) -> AVLLM:

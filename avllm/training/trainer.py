@@ -23,6 +23,7 @@ from avllm.config import RunConfig, dump_config
 from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, OncePerItem, build_loader
 from avllm.data.mixture import order_of, steps_of
 from avllm.log import logger, set_up
+from avllm.models.checkpoint import mark_trained
 from avllm.training import optim
 from avllm.training.features import use_cache
 from avllm.training.progress import Clock, Report
@@ -153,6 +154,7 @@ class Trainer:
         task = Task(self.parts.model, config.objectives)
         check_rows(config, task)
         self.shares = optim.apply_rules(task, config.trainable)
+        mark_trained(self.parts.model)  # before it costs anything: what trains has to fit into a checkpoint
         if config.lora is not None and not any("lora_" in n for s in self.shares if s.lr is not None for n in s.names):
             raise optim.RuleError("lora is given, but no rule of `trainable` trains it; add ['lora_', 1e-4] in front")
         if train.gradient_checkpointing:
