@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from avllm.cli_data import data
+from avllm.errors import DEBUG, exit_on_user_error
 
 Quantize = Literal["4bit", "8bit"]
 
@@ -23,21 +25,16 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point: a mistake of the user's is one line on stderr and exit code 1; a bug is a traceback."""
-    try:
+    with exit_on_user_error():
         app()
-    except (ValueError, OSError) as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise SystemExit(1) from error
 
 
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    # main() reads the flag from the command line itself; declaring it here puts it into --help.
-    del debug
+    if debug:
+        os.environ[DEBUG] = "1"
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from avllm.data.schema import MediaPart
+from avllm.errors import UserError
 from avllm.tokens import EncoderInput
 
 Streams = dict[str, EncoderInput]
@@ -30,11 +31,11 @@ class Condition:
 
     def __post_init__(self) -> None:
         if self.without not in (None, "both", *STREAMS):
-            raise ValueError(f"without is {self.without!r}; expected 'audio', 'video' or 'both'")
+            raise UserError(f"without is {self.without!r}; expected 'audio', 'video' or 'both'")
         if self.swap not in (None, *STREAMS):
-            raise ValueError(f"swap is {self.swap!r}; expected 'audio' or 'video'")
+            raise UserError(f"swap is {self.swap!r}; expected 'audio' or 'video'")
         if self.without and self.swap:
-            raise ValueError(f"both without={self.without!r} and swap={self.swap!r}; one change at a time")
+            raise UserError(f"both without={self.without!r} and swap={self.swap!r}; one change at a time")
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from avllm.data.collate import Row
 from avllm.data.manifest import read_manifest
 from avllm.data.schema import Sample
+from avllm.errors import UserError
 from avllm.evaluation.answering import connect_once
 from avllm.evaluation.benchmarks.manifest import spread
 from avllm.evaluation.clips import EncodedClip, Failure, encode_clips
@@ -62,7 +63,7 @@ def retrieval(
         clips = [encoded[part] for part in sample.media]
         broken = next((c for c in clips if isinstance(c, Failure)), None)
         if broken is not None:
-            raise ValueError(f"{manifest}: row {sample.id!r}: {broken.detail}")
+            raise UserError(f"{manifest}: row {sample.id!r}: {broken.detail}")
         rows.append(processor.row(sample, [c.streams for c in clips if isinstance(c, EncodedClip)]))
     text, media = [], []
     for first in range(0, len(rows), batch_size):
@@ -124,7 +125,7 @@ def pair_for(row: Row, pairs: Sequence[str]) -> str:
     streams = {name for clip in row.clips for name in clip}
     fitting = [p for p in pairs if set(STREAMS_OF[p]) <= streams]
     if not fitting:
-        raise ValueError(
+        raise UserError(
             f"row {row.id!r} has {sorted(streams) or 'no media'}; the objective was trained on {pairs} only"
         )
     return max(fitting, key=lambda p: len(STREAMS_OF[p]))

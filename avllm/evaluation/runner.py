@@ -12,6 +12,7 @@ import torch
 from avllm.data.cache import FeatureCache, recipe
 from avllm.data.collate import Row
 from avllm.data.schema import MediaPart, RowError, Sample
+from avllm.errors import UserError
 from avllm.evaluation.answering import answer_rows
 from avllm.evaluation.benchmarks.base import Benchmark, truths
 from avllm.evaluation.benchmarks.manifest import Manifest
@@ -25,7 +26,7 @@ LOG = logger(__name__)
 Partners = dict[tuple[str, MediaPart], MediaPart]
 
 
-class SkippedRowsError(ValueError):
+class SkippedRowsError(UserError):
     """More rows than allowed could not be asked: the figures would be of another test set."""
 
 
@@ -55,7 +56,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision is {self.precision!r}; expected 'fp32' or 'bf16'")
+            raise UserError(f"precision is {self.precision!r}; expected 'fp32' or 'bf16'")
 
 
 def evaluate(
@@ -154,7 +155,7 @@ class _Run:
         for condition in self.conditions:
             rows = self.found[condition.name].values()
             if condition.swap and not any(p.touched for p in rows):
-                raise ValueError(
+                raise UserError(
                     f"swap {condition.swap}: no row has a clip with {condition.swap} and another file to take it from"
                 )
         skipped = [self.skipped[i] for i in sorted(self.skipped)]

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from avllm.config import LLMConfig
 from avllm.data.storage import sha256
+from avllm.errors import UserError
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.llm import is_quantised, load_llm
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 TRAINED, LORA, MANIFEST = "trained.safetensors", "lora", "manifest.json"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint folder that is incomplete or does not fit."""
 
 
@@ -192,9 +194,7 @@ def load_model(
         CheckpointError: missing or unexpected weights, or a backbone whose hash is not the recorded one.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json; expected an avllm checkpoint folder")
-    config = AVConfig.from_pretrained(folder)
+    config = read_config(folder)
     _move_backbones(config, folder, backbones or {})
     settings = {k: v for k, v in config.llm.items() if k != "config"}
     settings |= {k: v for k, v in {"dtype": dtype, "quantize": quantize}.items() if v is not None}
@@ -208,6 +208,21 @@ def load_model(
         model.llm = peft.PeftModel.from_pretrained(model.llm, folder / LORA, is_trainable=True)
         model.config.lora = lora
     return model.freeze().eval().to(device)
+
+
+def read_config(folder: Path) -> AVConfig:
+    """The config.json of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it is another model's.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json; expected an avllm checkpoint folder")
+    kind = AVConfig.get_config_dict(folder)[0].get("model_type")
+    if kind != AVConfig.model_type:
+        raise CheckpointError(f"{path} is of a {kind} model; expected an avllm checkpoint folder")
+    return AVConfig.from_pretrained(folder)
 
 
 def _without_lora(config: AVConfig) -> AVConfig:
@@ -254,24 +269,24 @@ def _load_llm(config: AVConfig, settings: LLMConfig) -> Any:
 
 
 def _load_encoders(config: AVConfig) -> dict[str, Any]:
-    from avllm.models.modeling_avllm import build_encoder, load
+    from avllm.models.modeling_avllm import build_encoder, pretrained_encoder
 
     encoders = {}
     for stream, record in config.encoders.items():
         if f"encoders.{stream}" in config.trained or record.get("name") is None:
             encoders[stream] = build_encoder(record)
-            continue
-        part = load("encoders", record["type"])
-        encoders[stream] = part.from_pretrained(
-            record["name"], revision=record.get("revision"), dtype=record.get("dtype"), **record["options"]
-        )
+        else:
+            encoders[stream] = pretrained_encoder(stream, record, record["options"])
     return encoders
 
 
 def _load_trained(model: AVLLM, folder: Path) -> None:
     if not (folder / TRAINED).is_file():
         raise CheckpointError(f"{folder} has no {TRAINED}; expected the folder of a finished avllm run")
-    saved = load_file(folder / TRAINED)
+    try:
+        saved = load_file(folder / TRAINED)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / TRAINED} is damaged: {error}; copy it again") from error
     expected = trained_state(model)
     missing, unexpected = sorted(set(expected) - set(saved)), sorted(set(saved) - set(expected))
     shapes = [k for k in saved if k in expected and saved[k].shape != expected[k].shape]
