@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from avllm.data.cache import FeatureCache, encode, fill
 from avllm.data.media import MediaError
 from avllm.data.schema import MediaPart, RowError, resolve
+from avllm.errors import UserError
 from avllm.evaluation.conditions import Streams, Unit
 
 
@@ -52,6 +53,16 @@ class _Decoding:
         """Decode a media part and prepare it for the encoders."""
         found: Streams = self.processor.prepare(self.processor.load_clip(place[1], place[0]))
         return found
+
+
+def check_precision(precision: str) -> None:
+    """Whether there is such a precision.
+
+    Raises:
+        UserError: there is none.
+    """
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"precision is {precision!r}; expected 'fp32' or 'bf16'")
 
 
 def encode_clips(

@@ -16,7 +16,7 @@ from avllm.errors import UserError
 from avllm.evaluation.answering import answer_rows
 from avllm.evaluation.benchmarks.base import Benchmark, truths
 from avllm.evaluation.benchmarks.manifest import Manifest
-from avllm.evaluation.clips import EncodedClip, Failure, encode_clips, in_chunks
+from avllm.evaluation.clips import EncodedClip, Failure, check_precision, encode_clips, in_chunks
 from avllm.evaluation.conditions import AS_IS, Condition, Streams, exchange, partners, remove
 from avllm.evaluation.metrics import normalise
 from avllm.evaluation.results import Prediction, Result
@@ -55,8 +55,7 @@ class Settings:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise UserError(f"precision is {self.precision!r}; expected 'fp32' or 'bf16'")
+        check_precision(self.precision)
 
 
 def evaluate(
