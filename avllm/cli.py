@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from avllm.cli_data import data
+from avllm.errors import DEBUG, exit_on_user_error
 
-Quantize = Literal["4bit", "8bit"]
+Checkpoint = Annotated[Path, typer.Argument(help="Folder of a trained model.")]
+Quantize = Annotated[Literal["4bit", "8bit"] | None, typer.Option(help="Load the LLM in 4 or 8 bit.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that decode.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many rows, spread over the manifest.")]
+Precision = Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="fp32, bf16 (autocast), or auto.")]
+Output = Annotated[Path | None, typer.Option(help="File for the figures as JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, as last line.")]
 
 app = typer.Typer(
     name="avllm",
@@ -23,26 +32,21 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point: a mistake of the user's is one line on stderr and exit code 1; a bug is a traceback."""
-    try:
+    with exit_on_user_error():
         app()
-    except (ValueError, OSError) as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise SystemExit(1) from error
 
 
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    # main() reads the flag from the command line itself; declaring it here puts it into --help.
-    del debug
+    if debug:
+        os.environ[DEBUG] = "1"
 
 
 @app.command()
 def ask(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    checkpoint: Checkpoint,
     question: Annotated[str, typer.Argument(help="What you want to know.")],
     video: Annotated[list[Path] | None, typer.Option(help="A video file; may be given several times.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="A sound file, or a video whose sound is meant.")] = None,
@@ -51,8 +55,8 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 = greedy: the same answer each time.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of probability that is sampled from.")] = 1.0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    quantize: Annotated[Quantize | None, typer.Option(help="Load the LLM in 4 or 8 bit.")] = None,
+    device: Device = "cpu",
+    quantize: Quantize = None,
 ) -> None:
     """Ask about a clip; the answer streams to the terminal."""
     from avllm.log import hush_libraries
@@ -70,33 +74,31 @@ def ask(
 
 @app.command(name="eval")
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    checkpoint: Checkpoint,
     manifest: Annotated[Path, typer.Argument(help="Rows with their answers (JSONL).")],
     without: Annotated[list[str] | None, typer.Option(help="Ask again without audio, video or both.")] = None,
     swap: Annotated[list[str] | None, typer.Option(help="Ask again with audio or video of another clip.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = 128,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows, spread over the manifest.")] = None,
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Of the exchanged clips and the intervals.")] = 0,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; follows the references.")] = None,
     refusal: Annotated[str, typer.Option(help="The answer by which a question is refused.")] = "unanswerable",
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
+    num_workers: Workers = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder of features to use and to fill.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 (autocast), or auto.")] = "fp32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    quantize: Annotated[Quantize | None, typer.Option(help="Load the LLM in 4 or 8 bit.")] = None,
-    output: Annotated[Path | None, typer.Option(help="File for the figures as JSON.")] = None,
+    precision: Precision = "fp32",
+    device: Device = "cpu",
+    quantize: Quantize = None,
+    output: Output = None,
     predictions: Annotated[Path | None, typer.Option(help="File for every answer (JSONL).")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the figures as one JSON object, as last line.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Score generated answers by kind and source, as the rows are and with streams removed or exchanged."""
-    import json
+    from avllm.log import hush_libraries
 
-    from avllm.data.storage import here
+    hush_libraries()
     from avllm.evaluation.command import run_eval
 
-    output, predictions = (path and here(path) for path in (output, predictions))  # before it costs anything
+    output, predictions = _file(output), _file(predictions)
     found = run_eval(
         checkpoint,
         manifest,
@@ -114,18 +116,59 @@ def evaluate(
         cache=cache,
         precision=precision,
     )
+    _tell(found, output, as_json)
+
+
+@app.command()
+def retrieve(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a stage-1 run.")],
+    manifest: Annotated[Path, typer.Argument(help="Captions, one a row (JSONL).")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows embedded at a time.")] = 32,
+    limit: Limit = None,
+    num_workers: Workers = 0,
+    precision: Precision = "fp32",
+    device: Device = "cpu",
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Search clips by caption and captions by clip with what stage 1 learned: recall at 1, 5 and 10."""
+    from avllm.log import hush_libraries
+
+    hush_libraries()
+    from avllm.evaluation.command import run_retrieval
+
+    output = _file(output)
+    settings = {"batch_size": batch_size, "num_workers": num_workers, "precision": precision}
+    found = run_retrieval(checkpoint, manifest, limit=limit, device=device, **settings)
+    _tell(found, output, as_json)
+
+
+def _file(path: Path | None) -> Path | None:
+    """A file that will be written, in a folder that is there: before anything was computed for it."""
+    from avllm.data.storage import here
+
+    if path is None:
+        return None
+    path = here(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _tell(figures: dict[str, Any], output: Path | None, as_json: bool) -> None:
+    """Write figures into a file and as the last line, where that is wanted."""
+    import json
+
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False))
+        typer.echo(json.dumps(figures, ensure_ascii=False))
 
 
 @app.command()
 def parts(
     kind: Annotated[str | None, typer.Argument(help="encoders, adapters, layouts, objectives or benchmarks.")] = None,
     name: Annotated[str | None, typer.Argument(help="One part: its documentation and options.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, as last line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the parts that a model and its training can be made of."""
     import json
@@ -152,7 +195,7 @@ app.add_typer(data, name="data")
 @ckpt.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, as last line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what a checkpoint is made of: stages, backbones with hashes, parameters by part."""
     import json

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from avllm.data.on_ray import Engine, Gpus
+from avllm.errors import UserError
 
 if TYPE_CHECKING:
     from avllm.data.check import Report, Tokens
@@ -98,13 +99,13 @@ def show(
 
     processor = _processor(preset, overrides, checkpoint)
     if processor is None:
-        raise ValueError("neither --preset nor --checkpoint is given; a row is shown as a model gets it, so name one")
+        raise UserError("neither --preset nor --checkpoint is given; a row is shown as a model gets it, so name one")
     processor.max_length = max_length or processor.max_length
     line, sample = _row(manifest, row, identity)
     try:
         shown = look(processor, sample, manifest.parent)
     except (MediaError, RowError) as error:
-        raise ValueError(f"{manifest} line {line}, row {sample.id!r}: {error.reason}: {error}") from error
+        raise UserError(f"{manifest} line {line}, row {sample.id!r}: {error.reason}: {error}") from error
     console = Console()
     colours = console.color_system is not None and not console.no_color
     console.print(shown.text if colours else shown.marked, soft_wrap=True, markup=False, highlight=False)
@@ -241,9 +242,9 @@ def encode(
 def _processor(preset: Path | None, overrides: list[str] | None, checkpoint: Path | None) -> AVProcessor | None:
     """The processor that rows are read with; None when neither is given."""
     if preset is not None and checkpoint is not None:
-        raise ValueError("both --preset and --checkpoint are given; expected one of the two")
+        raise UserError("both --preset and --checkpoint are given; expected one of the two")
     if overrides and preset is None:
-        raise ValueError(f"--set {overrides[0]} changes a preset, and no --preset is given; name one, or leave it out")
+        raise UserError(f"--set {overrides[0]} changes a preset, and no --preset is given; name one, or leave it out")
     if preset is None and checkpoint is None:
         return None
     from avllm.log import hush_libraries
@@ -276,9 +277,9 @@ def _looking(
         tokens = None if tokenizer is None else _text_tokens(tokenizer, max_length or 2048)
         return Looking(decode, PlainReader(timeout=timeout), workers=workers), tokens
     if tokenizer is not None:
-        raise ValueError("--tokenizer is given beside a model, which has its own; leave it out")
+        raise UserError("--tokenizer is given beside a model, which has its own; leave it out")
     if decode == "headers":
-        raise ValueError(
+        raise UserError(
             "--decode headers is given beside a model, but headers do not tell how many tokens a file becomes: rows "
             "that are too long would pass. Take --decode sample, or leave the model out"
         )
@@ -306,7 +307,7 @@ def _row(manifest: Path, number: int, identity: str | None) -> tuple[int, Sample
             return line, sample
         count = place + 1
     wanted = f"row {number}" if identity is None else f"row with id {identity!r}"
-    raise ValueError(f"{manifest} has {count} rows and no {wanted}")
+    raise UserError(f"{manifest} has {count} rows and no {wanted}")
 
 
 def _print_report(report: Report, output: Path | None) -> None:

@@ -7,6 +7,7 @@ against its constructor and stand nowhere a second time.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,11 +24,12 @@ from pydantic import (
     model_validator,
 )
 
+from avllm.errors import UserError
 from avllm.registry import suggest
-from avllm.yaml_files import read_mapping
+from avllm.yaml_files import apply_override, read_mapping
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A setting that does not exist or has a value that it cannot have."""
 
 
@@ -316,48 +318,11 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     """
     data = read_mapping(Path(path), "a preset", ConfigError)
     for override in overrides or []:
-        _override(data, override)
+        apply_override(data, override, ConfigError)
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_explain(error)}") from error
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {text!r}; expected section.key=value, for example train.max_steps=100")
-    try:
-        found = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: {value!r} is no YAML: {error}") from error
-    *parents, last = key.split(".")
-    node: Any = data
-    for name in parents:
-        node = _descend(node, name, text)
-    if isinstance(node, list):
-        node[_position(node, last, text)] = found
-    else:
-        node[last] = found
-
-
-def _descend(node: Any, name: str, text: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, name, text)]
-    child = node.setdefault(name, {})
-    if child is None:
-        child = node[name] = {}
-    if not isinstance(child, dict | list):
-        raise ConfigError(f"override {text!r}: {name} is {child!r}, which has no keys")
-    return child
-
-
-def _position(node: list[Any], name: str, text: str) -> int:
-    if not name.isdigit() or int(name) >= len(node):
-        raise ConfigError(
-            f"override {text!r}: {name!r} is no place in a list of {len(node)}; expected 0 to {len(node) - 1}"
-        )
-    return int(name)
 
 
 def _explain(error: ValidationError) -> str:
@@ -365,12 +330,29 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(k) for k in item["loc"]) or "preset"
         if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key {where}; {suggest(str(item['loc'][-1]), _keys_at(item['loc'][:-1]))}")
+            lines.append(f"unknown key {where}; {_right_key(item['loc'])}")
         elif item["type"] == "missing":
             lines.append(f"{where} is missing")
         else:
             lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')} (seen: {_short(item.get('input'))})")
     return "; ".join(lines)
+
+
+def _right_key(place: tuple[int | str, ...]) -> str:
+    """What stands instead of a key that is not known: one of that name elsewhere, or the nearest beside it."""
+    name = str(place[-1])
+    if name in ("lr", "learning_rate"):
+        return "learning rates stand in trainable: [[regex, rate or null], ...]"
+    elsewhere = [path for path in _paths(RunConfig) if path.rpartition(".")[2] == name]
+    return f"it is {' or '.join(elsewhere)}" if elsewhere else suggest(name, _keys_at(place[:-1]))
+
+
+def _paths(section: type[BaseModel], before: str = "") -> Iterator[str]:
+    """The dotted names of all keys, ``train.batch_size``; a list's sections stand under its name."""
+    for name, field in section.model_fields.items():
+        yield before + name
+        for inner in _sections_in(field.annotation):
+            yield from _paths(inner, f"{before}{name}.")
 
 
 def _short(value: Any) -> str:

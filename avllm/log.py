@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 
 def logger(name: str = "avllm") -> logging.Logger:
@@ -46,5 +47,6 @@ def hush_libraries() -> None:
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         set_verbosity_error()

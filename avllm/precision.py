@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from avllm.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,10 +30,10 @@ def choose_precision(setting: str, device_type: str) -> Precision:
     """What a setting means on a kind of device: ``auto`` is bf16 where the hardware has it, and fp32 elsewhere.
 
     Raises:
-        ValueError: an unknown setting.
+        UserError: an unknown setting.
     """
     if setting not in SETTINGS:
-        raise ValueError(f"precision is {setting!r}; expected one of {', '.join(map(repr, SETTINGS))}")
+        raise UserError(f"precision is {setting!r}; expected one of {', '.join(map(repr, SETTINGS))}")
     if setting == "auto":
         return "bf16" if has_fast_bfloat16(device_type) else "fp32"
     return "bf16" if setting == "bf16" else "fp32"

@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from avllm.errors import UserError
+
 _HOUSE = Path(__file__).parent
 _KINDS = {
     "encoders": ("encoders", "Encoder"),
@@ -22,7 +24,7 @@ _KINDS = {
 }
 
 
-class UnknownPartError(ValueError):
+class UnknownPartError(UserError):
     """A part's name or one of its options is not known; the message names what is."""
 
 
@@ -98,8 +100,8 @@ def check_options(part: type, given: Mapping[str, Any], where: str) -> None:
         raise UnknownPartError(f"{where} needs {', '.join(repr(m) for m in missing)}, which was not given")
 
 
-def build(kind: str, spec: Mapping[str, Any], *args: Any) -> Any:
-    """Make a part out of ``{"type": name, **options}``; ``args`` are what the toolkit itself hands every part.
+def check(kind: str, spec: Mapping[str, Any]) -> Any:
+    """The class behind ``{"type": name, **options}``, if there is one that has these options.
 
     Raises:
         UnknownPartError: unknown type or option, or a missing one.
@@ -108,7 +110,32 @@ def build(kind: str, spec: Mapping[str, Any], *args: Any) -> Any:
         raise UnknownPartError(
             f"a part of {kind} is {dict(spec)}; expected a 'type'; known: {', '.join(choices(kind))}"
         )
-    given = {k: v for k, v in spec.items() if k != "type"}
     part = load(kind, spec["type"])
-    check_options(part, given, f"{kind[:-1]} {spec['type']!r}")
-    return part(*args, **given)
+    check_options(part, options_of(spec), f"{kind[:-1]} {spec['type']!r}")
+    return part
+
+
+def options_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in a part's section beside its type."""
+    return {k: v for k, v in spec.items() if k != "type"}
+
+
+def build(kind: str, spec: Mapping[str, Any], *args: Any) -> Any:
+    """Make a part out of ``{"type": name, **options}``; ``args`` are what the toolkit itself hands every part.
+
+    Raises:
+        UnknownPartError: see :func:`check`. UserError: see :func:`make`.
+    """
+    return make(check(kind, spec), *args, **options_of(spec))
+
+
+def make(part: type, *args: Any, **given: Any) -> Any:
+    """Call a part's constructor.
+
+    Raises:
+        UserError: it raised a ValueError, which is about one of its options.
+    """
+    try:
+        return part(*args, **given)
+    except ValueError as error:
+        raise UserError(str(error)) from error

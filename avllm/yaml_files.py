@@ -1,4 +1,4 @@
-"""Settings in YAML files."""
+"""Settings in YAML files, and ``section.key=value`` over them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,50 @@ def read_mapping(path: Path, what: str, refusal: type[Exception]) -> dict[str, A
         raise refusal(f"{path} is not a file; expected {what} (YAML)")
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise refusal(f"{path} is no YAML: {error}") from error
     if not isinstance(found, dict):
         raise refusal(f"{path} holds {type(found).__name__}; expected a mapping of settings")
     return found
+
+
+def apply_override(data: dict[str, Any], text: str, refusal: type[Exception]) -> None:
+    """Set one value, ``section.key=value`` (the value is YAML), in settings that were read; ``list.0`` is a place.
+
+    Raises:
+        refusal: it is of another form, or leads nowhere.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise refusal(f"override {text!r}; expected section.key=value, for example train.max_steps=100")
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise refusal(f"override {text!r}: {value!r} is no YAML: {error}") from error
+    *parents, last = key.split(".")
+    node: Any = data
+    for name in parents:
+        node = _descend(node, name, text, refusal)
+    if isinstance(node, list):
+        node[_position(node, last, text, refusal)] = found
+    else:
+        node[last] = found
+
+
+def _descend(node: Any, name: str, text: str, refusal: type[Exception]) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, name, text, refusal)]
+    child = node.setdefault(name, {})
+    if child is None:
+        child = node[name] = {}
+    if not isinstance(child, dict | list):
+        raise refusal(f"override {text!r}: {name} is {child!r}, which has no keys")
+    return child
+
+
+def _position(node: list[Any], name: str, text: str, refusal: type[Exception]) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise refusal(
+            f"override {text!r}: {name!r} is no place in a list of {len(node)}; expected 0 to {len(node) - 1}"
+        )
+    return int(name)

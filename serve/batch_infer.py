@@ -8,13 +8,14 @@ it was.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
+from avllm.errors import exit_on_user_error
 
-def main() -> int:
-    """Run the command; 0 when every row has its line, also if some are errors."""
+
+def main() -> None:
+    """Run the command; it succeeds when every row has its line, also if some are errors."""
     arguments = parser().parse_args()
     from avllm.log import hush_libraries
 
@@ -28,7 +29,7 @@ def main() -> int:
         chat = Chat.load(arguments.checkpoint, device=arguments.device, quantize=arguments.quantize)
         return chat.model, chat.processor
 
-    try:
+    with exit_on_user_error():
         generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
         done = answer_file(
             load,
@@ -40,11 +41,7 @@ def main() -> int:
             workers=arguments.workers,
             loaded={"quantize": arguments.quantize},
         )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     print(f"{arguments.output}: {done.before} rows were there, {done.answered} answered, {done.errors} errors")
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,4 +69,4 @@ def positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

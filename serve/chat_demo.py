@@ -21,6 +21,7 @@ import gradio as gr
 from matplotlib.figure import Figure
 from PIL import Image
 
+from avllm.errors import exit_on_user_error
 from avllm.inference.chat import Chat, media_kind
 from avllm.inference.perceived import Perceived
 from avllm.log import hush_libraries
@@ -332,10 +333,8 @@ def main() -> None:
     """Load the checkpoint and serve the page until Ctrl-C."""
     arguments = parser().parse_args()
     hush_libraries()
-    try:
+    with exit_on_user_error():
         chat = Chat.load(arguments.checkpoint, device=arguments.device, quantize=arguments.quantize)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
     print(f"{TITLE}: http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
     demo = Demo(chat, arguments.checkpoint.resolve().name)
     try:

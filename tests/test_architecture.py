@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    **dict.fromkeys(["__init__", "registry", "config", "tokens", "distributed", "log", "yaml_files"], 0),
+    **dict.fromkeys(["__init__", "registry", "errors", "precision", "config", "tokens", "distributed"], 0),
+    **dict.fromkeys(["log", "yaml_files"], 0),
     **dict.fromkeys(["data", "encoders", "adapters", "layouts"], 1),
     **dict.fromkeys(["models", "objectives"], 2),
     **dict.fromkeys(["training", "inference"], 3),

@@ -68,6 +68,11 @@ def test_numbers_without_a_dot_are_numbers(preset: Path) -> None:
         ("model.samplng={fps: 2}", "model.samplng.*'sampling'"),
         ("lora.rank=8", "lora.rank.*known: .*targets"),
         ("data.train=[{manifset: a.jsonl}]", "manifset.*'manifest'"),
+        ("batch_size=4", "unknown key batch_size; it is train.batch_size$"),
+        ("train.num_workers=4", "it is data.num_workers$"),
+        ("lora.dtype=float32", "it is model.llm.dtype$"),
+        ("lr=1e-4", "learning rates stand in trainable"),
+        ("train.learning_rate=1e-4", "learning rates stand in trainable"),
     ],
 )
 def test_an_unknown_key_names_the_right_one(preset: Path, override: str, names: str) -> None:

@@ -10,6 +10,7 @@ The preset says `init: RUN` (a finished stage 1, whose model it takes), what tra
 import argparse
 
 from avllm.config import ConfigError, load_config
+from avllm.errors import exit_on_user_error
 from avllm.training.trainer import run_stage
 
 
@@ -19,13 +20,11 @@ def main() -> None:
     parser.add_argument("preset", help="a YAML file, e.g. one of train/presets/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100 output=runs/x")
     args = parser.parse_args()
-    try:
+    with exit_on_user_error():
         config = load_config(args.preset, args.overrides)
-    except ConfigError as error:
-        parser.error(str(error))
-    if config.stage != "caption":
-        parser.error(f"{args.preset} is a preset of stage {config.stage}; this script trains stage caption")
-    print(run_stage(config))
+        if config.stage != "caption":
+            raise ConfigError(f"{args.preset} is a preset of stage {config.stage}; this script trains stage caption")
+        print(run_stage(config))
 
 
 if __name__ == "__main__":

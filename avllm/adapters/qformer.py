@@ -98,8 +98,8 @@ class QFormer(StreamAdapter):
         self.text: QFormerText | None = None
         if text is not None:
             own = None if text == "llm" else int(text)
-            limits = {"longest": config.max_position_embeddings, "std": config.initializer_range}
-            self.text = QFormerText(dim, llm_dim, vocabulary=own, **limits)
+            longest, std = config.max_position_embeddings, config.initializer_range
+            self.text = QFormerText(dim, llm_dim, vocabulary=own, longest=longest, std=std)
         self.set_out_dim(dim)
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:

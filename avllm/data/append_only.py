@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import IO, Any
 
 from avllm.data.storage import here
+from avllm.errors import UserError
 
 
-class LockedError(ValueError):
+class LockedError(UserError):
     """Another process is writing the file."""
 
 

@@ -10,10 +10,12 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from avllm.errors import UserError
+
 STALE = 86_400.0  # seconds after which a half-written shard has been left by a process that died
 
 
-class CacheError(ValueError):
+class CacheError(UserError):
     """The cache cannot be used for this run: its features would be wrong, or have no room."""
 
 

@@ -22,6 +22,7 @@ from avllm.data.check_file import Decode, Job, PlainReader, Reader, Use, examine
 from avllm.data.check_workers import Lost, run_guarded
 from avllm.data.schema import Sample, resolve
 from avllm.data.storage import place_of, sha256, size_of, url_of
+from avllm.errors import UserError
 
 Uses = Mapping[str, tuple[Use, ...]]
 OVERHEAD_SECONDS = 10.0  # that a file may take beside decoding: reading it over a network, a busy machine
@@ -29,7 +30,7 @@ FORM = 2  # of what is found out about a file; results of another form are not r
 KEEP_EVERY = 1.0  # seconds; a journal that comes to the disk file by file is slower than reading headers
 
 
-class CheckError(ValueError):
+class CheckError(UserError):
     """A check cannot go on out of its journal."""
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from avllm import distributed
 from avllm.data.index import Manifest, hash_of
 from avllm.data.schema import Sample
+from avllm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def group(keys: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
     return order, np.flatnonzero(rank % largest == 0)
 
 
-class QuarantineError(ValueError):
+class QuarantineError(UserError):
     """A quarantine file that cannot be read (the message names file and line), or that leaves nothing."""
 
 

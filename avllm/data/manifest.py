@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from avllm.data.schema import Sample
 from avllm.data.storage import here, local_copy, sha256
+from avllm.errors import UserError
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError):
     """A manifest that cannot be read: the message names file, line and field."""
 
 

@@ -20,6 +20,7 @@ from av.stream import Discard
 from av.video.stream import VideoStream
 
 from avllm.data.storage import open_bytes, place_of, size_of
+from avllm.errors import UserError
 
 REASONS = (
     "missing",
@@ -48,7 +49,7 @@ FORMATS = (
 ELEMENTARY = {"mp3", "aac", "ac3", "eac3"}
 
 
-class MediaError(ValueError):
+class MediaError(UserError):
     """A media file that cannot be used.
 
     Attributes:

@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from avllm.errors import UserError
+
 CHUNK = 1 << 20
 """Characters of a JSON file that are read at a time."""
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """A source that cannot be read: the message says what was seen, what was expected and what to do."""
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from avllm.data.storage import plain, url_of
+from avllm.errors import UserError
 
 
 class _Strict(BaseModel):
@@ -146,7 +147,7 @@ def resolve(part: MediaPart, root: Path | None) -> Path:
     return path if path.is_absolute() or root is None or url_of(path) else plain(root / path)
 
 
-class RowError(ValueError):
+class RowError(UserError):
     """A sample that is well-formed and still cannot become a row.
 
     Attributes:

@@ -25,9 +25,10 @@ from avllm.data.manifest import digest
 from avllm.data.output_folder import OutputFolder
 from avllm.data.schema import Sample, TextPart, resolve
 from avllm.data.storage import open_bytes, size_of, url_of
+from avllm.errors import UserError
 
 
-class ShardError(ValueError):
+class ShardError(UserError):
     """Shards cannot be written as asked."""
 
 

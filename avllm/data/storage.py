@@ -14,6 +14,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from avllm.errors import UserError
+
 MEMBER = re.compile(r"(?P<shard>.+\.tar)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>[^/]+)")
 URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)")  # one slash: what pathlib leaves of two
 FILE_URL = re.compile(r"(?:file|local):/{1,3}(?P<rest>[^/].*)")  # an absolute path: there is no other machine in it
@@ -28,7 +30,7 @@ PACKAGES = {
 fsspec of its own number, so pip has to choose both."""
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """A URL of a store that cannot be reached from here, or that is no place for what shall be written."""
 
 

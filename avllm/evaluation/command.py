@@ -1,4 +1,4 @@
-"""`avllm eval`: a checkpoint and a manifest in, figures as JSON and as a table out."""
+"""`avllm eval` and `avllm retrieve`: a checkpoint and a manifest in, figures as JSON and as a table out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from avllm.data.manifest import digest
+from avllm.evaluation.benchmarks.manifest import Manifest
 from avllm.evaluation.conditions import AS_IS, Condition
 from avllm.evaluation.environment import environment
 from avllm.evaluation.results import Result, table
-from avllm.evaluation.runner import evaluate_all
+from avllm.evaluation.retrieval import recall_table, retrieval
+from avllm.evaluation.runner import Settings, evaluate_all
 from avllm.inference.chat import check_device
 from avllm.models.checkpoint import read_manifest_of
 from avllm.models.modeling_avllm import AVLLM
@@ -55,11 +57,11 @@ def run_eval(
     """
     changed = [*(Condition(without=w) for w in without), *(Condition(swap=s) for s in swap)]  # type: ignore[arg-type]
     conditions = list(dict.fromkeys([AS_IS, *changed]))
-    check_device(device)
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.width = WIDE
-    began = time.perf_counter()
+    began, console = time.perf_counter(), _console()
+    check_device(device)  # this and the next two lines: before a model is loaded
+    Settings(**settings)
+    rows = Manifest(path=str(manifest), limit=limit, refusal=refusal)
+    rows.samples()
     model = AVLLM.from_pretrained(str(checkpoint), device=device, quantize=quantize)
     processor = AVProcessor.from_pretrained(checkpoint)
     with Progress(console=console, transient=True) as bar:
@@ -68,19 +70,60 @@ def run_eval(
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        results = evaluate_all(
-            model, processor, manifest, conditions, limit=limit, refusal=refusal, progress=show, **settings
-        )
+        results = evaluate_all(model, processor, rows, conditions, progress=show, **settings)
     for result in results.values():
         console.print(table(result))
     if predictions is not None:
         write_predictions(predictions, results.values())
+    given = {"refusal": refusal, "quantize": quantize, **settings}
+    figures = {"conditions": {name: result.to_dict() for name, result in results.items()}}
+    return _stamped(checkpoint, manifest, limit, given, figures, device, began)
+
+
+def run_retrieval(
+    checkpoint: str | Path, manifest: str | Path, *, limit: int | None = None, device: str = "cpu", **settings: Any
+) -> dict[str, Any]:
+    """Search with a stage-1 run in both directions and print a table on stderr.
+
+    Args:
+        checkpoint: folder of a stage-1 run.
+        manifest: captions, one a row.
+        limit: at most so many captions.
+        device: where to compute.
+        settings: see :func:`avllm.evaluation.retrieval.retrieval`.
+
+    Returns:
+        as :func:`run_eval`, with ``retrieval`` in the place of ``conditions``.
+    """
+    began = time.perf_counter()
+    check_device(device)
+    found = retrieval(checkpoint, manifest, limit=limit, device=device, **settings)
+    _console().print(recall_table(found))
+    return _stamped(checkpoint, manifest, limit, settings, {"retrieval": found}, device, began)
+
+
+def _console() -> Console:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
+
+
+def _stamped(
+    checkpoint: str | Path,
+    manifest: str | Path,
+    limit: int | None,
+    settings: dict[str, Any],
+    figures: dict[str, Any],
+    device: str,
+    began: float,
+) -> dict[str, Any]:
+    """Figures with what they are of, and what they were measured with."""
     return {
         "checkpoint": {"folder": str(checkpoint), "manifest": read_manifest_of(checkpoint)},
         "manifest": {"file": str(manifest), "sha256": digest(manifest), "limit": limit},
-        "settings": {"refusal": refusal, "quantize": quantize}
-        | {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
-        "conditions": {name: result.to_dict() for name, result in results.items()},
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
+        **figures,
         "environment": environment(device),
         "seconds": round(time.perf_counter() - began, 3),
     }

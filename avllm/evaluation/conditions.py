@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from avllm.data.schema import MediaPart
+from avllm.errors import UserError
 from avllm.tokens import EncoderInput
 
 Streams = dict[str, EncoderInput]
@@ -33,11 +34,11 @@ class Condition:
 
     def __post_init__(self) -> None:
         if self.without not in (None, "both", *STREAMS):
-            raise ValueError(f"without is {self.without!r}; expected 'audio', 'video' or 'both'")
+            raise UserError(f"without is {self.without!r}; expected 'audio', 'video' or 'both'")
         if self.swap not in (None, *STREAMS):
-            raise ValueError(f"swap is {self.swap!r}; expected 'audio' or 'video'")
+            raise UserError(f"swap is {self.swap!r}; expected 'audio' or 'video'")
         if self.without and self.swap:
-            raise ValueError(f"both without={self.without!r} and swap={self.swap!r}; one change at a time")
+            raise UserError(f"both without={self.without!r} and swap={self.swap!r}; one change at a time")
 
     @property
     def name(self) -> str:
@@ -132,7 +133,7 @@ def around(circle: list[list[Unit]]) -> Partners:
 
 
 def answer_shares(groups: list[list[Unit]]) -> list[np.ndarray]:
-    """For each kind of question ``(files, answers)``: how often each answer is true of a file, all 0 if it is not asked."""
+    """For each kind of question ``(files, answers)``: shares of the answers to it, all 0 where it is not asked."""
     counts: dict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
     for place, group in enumerate(groups):
         for kind, answer in (pair for unit in group for pair in unit.asked):

@@ -161,7 +161,11 @@ def constant_error(seconds: Sequence[float]) -> float:
     return float(np.abs(x - np.median(x)).mean())
 
 
-def ranks(scores: np.ndarray) -> np.ndarray:
-    """Rank (1 = first) of each query's own item; ``scores (n, n)`` has it on the diagonal. Ties count against it."""
-    own = np.diag(scores)[:, None]
-    return (scores >= own).sum(1)
+def ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Rank (1 = first) of each query's best own item; ties with others count against it.
+
+    Args:
+        scores: ``(n, m)`` of n queries and m items. own: ``(n, m)`` bool, the items that are right; one at least.
+    """
+    best = np.where(own, scores, -np.inf).max(1, keepdims=True)
+    return 1 + ((scores >= best) & ~own).sum(1)

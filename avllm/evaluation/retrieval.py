@@ -1,4 +1,4 @@
-"""Text-to-clip retrieval with what contrastive alignment learned: is a clip nearest to its own caption?"""
+"""Retrieval with what contrastive alignment learned: are a clip and its caption nearest to each other?"""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 from torch import Tensor
 
 from avllm.data.collate import Row
 from avllm.data.manifest import read_manifest
-from avllm.data.schema import Sample
+from avllm.data.schema import MediaPart, Sample
+from avllm.errors import UserError
 from avllm.evaluation.answering import connect_once
 from avllm.evaluation.benchmarks.manifest import spread
-from avllm.evaluation.clips import EncodedClip, Failure, encode_clips
+from avllm.evaluation.clips import EncodedClip, Failure, encode_clips, in_chunks
 from avllm.evaluation.metrics import Interval, normalise, ranks, wilson
 from avllm.models.checkpoint import CheckpointError
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 from avllm.objectives.contrastive import STREAMS_OF, Contrastive
-from avllm.training.task import load_objectives
 from avllm.precision import choose_precision
+from avllm.training.task import load_objectives
 
 
 def retrieval(
@@ -34,56 +37,107 @@ def retrieval(
     num_workers: int = 0,
     device: str = "cpu",
     precision: str = "fp32",
+    clips_at_once: int = 256,
 ) -> dict[str, Any]:
-    """Find each caption's clip among all clips of the manifest (those with distinct captions).
+    """Find each caption's clip among all clips of the manifest, and each clip's captions among all captions.
+
+    A clip may have several captions, each a row: any of them will do. Equal captions count once.
 
     Args:
         run: folder of a stage-1 run: its connector, and the projections of its contrastive objective.
         manifest: captions, one a row.
-        limit: at most so many clips, spread evenly over the manifest.
+        limit: at most so many captions, spread evenly over the manifest.
         batch_size: rows embedded at a time.
         num_workers: processes that decode.
         device: where to compute.
         precision: of the encoders: ``fp32``, ``bf16`` for autocast, or ``auto``.
+        clips_at_once: clips whose features are held at a time.
 
     Returns:
-        ``n``, ``r1``, ``r5``, ``r10`` (shares), ``r1_low`` and ``r1_high`` (95%), ``median_rank``, ``chance`` (1 / n).
+        what :func:`recall` says of captions that look for their clip, and of the other direction as ``clip_to_text``.
 
     Raises:
-        CheckpointError: the run has no contrastive objective. ValueError: a clip that cannot be read or embedded.
+        CheckpointError: the run has no contrastive objective. UserError: a clip that cannot be read or embedded.
     """
+    choose_precision(precision, "cpu")  # is it one? before anything is loaded
+    samples = spread(distinct(read_manifest(manifest)), limit)
     model, processor = AVLLM.from_pretrained(str(run), device=device), AVProcessor.from_pretrained(run)
     objective = contrastive_of(model, run).to(device)
-    samples = spread(distinct(read_manifest(manifest)), limit)
-    parts = list(dict.fromkeys(part for s in samples for part in s.media))
     precision = choose_precision(precision, model.device.type)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        encoded = encode_clips(model, processor, parts, Path(manifest).parent, num_workers=num_workers)
+    shown = [tuple(dict.fromkeys(sample.media)) for sample in samples]
+    text: dict[int, Tensor] = {}
+    media: dict[tuple[MediaPart, ...], Tensor] = {}
+    for places in in_chunks(shown, clips_at_once):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            rows = make_rows(model, processor, [samples[i] for i in places], Path(manifest).parent, num_workers)
+        for first in range(0, len(rows), batch_size):
+            chosen = slice(first, first + batch_size)
+            vectors = embed_rows(model, processor, objective, rows[chosen])
+            for place, of_text, of_media in zip(places[chosen], *(v.float().cpu() for v in vectors), strict=True):
+                text[place] = of_text
+                media.setdefault(shown[place], of_media)
+    scores = torch.stack([text[i] for i in range(len(samples))]) @ torch.stack(list(media.values())).T
+    number = {clips: i for i, clips in enumerate(media)}
+    own = np.eye(len(media), dtype=bool)[[number[clips] for clips in shown]]
+    return recall(scores.numpy(), own) | {"clip_to_text": recall(scores.numpy().T, own.T)}
+
+
+def make_rows(
+    model: AVLLM, processor: AVProcessor, samples: Sequence[Sample], root: Path, num_workers: int
+) -> list[Row]:
+    """Rows of samples whose clips are encoded, each clip once.
+
+    Raises:
+        UserError: a clip cannot be read, or a row cannot be made.
+    """
+    parts = list(dict.fromkeys(part for sample in samples for part in sample.media))
+    encoded = encode_clips(model, processor, parts, root, num_workers=num_workers)
     rows = []
     for sample in samples:
         clips = [encoded[part] for part in sample.media]
-        broken = next((c for c in clips if isinstance(c, Failure)), None)
-        if broken is not None:
-            raise ValueError(f"{manifest}: row {sample.id!r}: {broken.detail}")
-        rows.append(processor.row(sample, [c.streams for c in clips if isinstance(c, EncodedClip)]))
-    text, media = [], []
-    for first in range(0, len(rows), batch_size):
-        t, m = embed_rows(model, processor, objective, rows[first : first + batch_size])
-        text.append(t)
-        media.append(m)
-    return recall((torch.cat(text) @ torch.cat(media).T).cpu().numpy())
+        broken = next((c.detail for c in clips if isinstance(c, Failure)), None)
+        try:
+            if broken is not None:
+                raise UserError(broken)
+            rows.append(processor.row(sample, [c.streams for c in clips if isinstance(c, EncodedClip)]))
+        except UserError as error:
+            raise UserError(f"row {sample.id!r}: {error}") from error
+    return rows
 
 
-def recall(scores: np.ndarray) -> dict[str, Any]:
-    """Recall at 1, 5 and 10 and the median rank of ``scores (n, n)``, text by clip, own pairs on the diagonal."""
-    place = ranks(scores)
+def recall(scores: np.ndarray, own: np.ndarray) -> dict[str, Any]:
+    """How often a query's own item is among the first 1, 5 and 10.
+
+    Args:
+        scores: ``(n, m)`` of n queries and m items. own: ``(n, m)`` bool, the items that are right.
+
+    Returns:
+        ``n`` queries, ``among`` items, the shares ``r1``, ``r5`` and ``r10`` with their 95% intervals (``r1_low``,
+        ``r1_high``, ...), ``median_rank``, and ``chance``, the share ``r1`` of a guess.
+    """
+    place = ranks(scores, own)
     n = len(place)
-    at: dict[str, Any] = {f"r{k}": float((place <= k).mean()) for k in (1, 5, 10)}
-    interval: Interval = wilson(int((place <= 1).sum()), n)
-    return {"n": n, **at, "r1_low": interval.low, "r1_high": interval.high} | {
-        "median_rank": float(np.median(place)),
-        "chance": 1 / n,
-    }
+    found: dict[str, Any] = {"n": n, "among": scores.shape[1]}
+    for k in (1, 5, 10):
+        interval: Interval = wilson(int((place <= k).sum()), n)
+        found |= {f"r{k}": float((place <= k).mean()), f"r{k}_low": interval.low, f"r{k}_high": interval.high}
+    return found | {"median_rank": float(np.median(place)), "chance": float(own.mean(1).mean())}
+
+
+def recall_table(found: dict[str, Any]) -> Table:
+    """The figures of :func:`retrieval` for the terminal, a direction a line."""
+    made = Table(title="retrieval", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    for column in ("", "n", "among", "R@1", "95%", "R@5", "95%", "R@10", "95%", "median rank", "chance"):
+        made.add_column(column, justify="right" if column else "left")
+    for name, row in (("text to clip", found), ("clip to text", found["clip_to_text"])):
+        shares = [
+            text
+            for k in (1, 5, 10)
+            for text in (f"{100 * row[f'r{k}']:.1f}", f"{100 * row[f'r{k}_low']:.1f}-{100 * row[f'r{k}_high']:.1f}")
+        ]
+        ends = (f"{row['median_rank']:g}", f"{100 * row['chance']:.1f}")
+        made.add_row(name, str(row["n"]), str(row["among"]), *shares, *ends)
+    return made
 
 
 def distinct(samples: Sequence[Sample]) -> list[Sample]:
@@ -126,7 +180,7 @@ def pair_for(row: Row, pairs: Sequence[str]) -> str:
     streams = {name for clip in row.clips for name in clip}
     fitting = [p for p in pairs if set(STREAMS_OF[p]) <= streams]
     if not fitting:
-        raise ValueError(
+        raise UserError(
             f"row {row.id!r} has {sorted(streams) or 'no media'}; the objective was trained on {pairs} only"
         )
     return max(fitting, key=lambda p: len(STREAMS_OF[p]))

@@ -12,6 +12,7 @@ import torch
 from avllm.data.cache import FeatureCache, recipe
 from avllm.data.collate import Row
 from avllm.data.schema import MediaPart, RowError, Sample
+from avllm.errors import UserError
 from avllm.evaluation.answering import answer_rows
 from avllm.evaluation.benchmarks.base import Benchmark, truths
 from avllm.evaluation.benchmarks.manifest import Manifest
@@ -25,7 +26,7 @@ from avllm.precision import choose_precision
 LOG = logger(__name__)
 
 
-class SkippedRowsError(ValueError):
+class SkippedRowsError(UserError):
     """More rows than allowed could not be asked: the figures would be of another test set."""
 
 
@@ -154,7 +155,7 @@ class _Run:
         for condition in self.conditions:
             rows = self.found[condition.name].values()
             if condition.swap and not any(p.touched for p in rows):
-                raise ValueError(
+                raise UserError(
                     f"swap {condition.swap}: no row has a clip with {condition.swap} and another file to take it from"
                 )
         skipped = [self.skipped[i] for i in sorted(self.skipped)]
@@ -224,7 +225,8 @@ class _Run:
         asked: dict[MediaPart, list[tuple[str, str]]] = {}
         for place in places:
             sample = self.samples[place]
-            truth = "" if sample.seconds is not None else normalise(truths(sample)[0])  # times are as good as never equal
+            # times are as good as never equal: whose meets whose is all one
+            truth = "" if sample.seconds is not None else normalise(truths(sample)[0])
             for part in self.prompts[place].media:
                 asked.setdefault(part, []).append((self.prompts[place].kind or "", truth))
         having = [part for part in asked if condition.swap in clips[part].streams]
@@ -297,4 +299,5 @@ def _longest_answer(processor: Any, samples: Sequence[Sample]) -> int:
 def _open_cache(settings: Settings, model: Any, processor: Any) -> FeatureCache | None:
     if settings.cache is None:
         return None
-    return FeatureCache(settings.cache, recipe(processor, model.encoders, choose_precision(settings.precision, model.device.type)))
+    precision = choose_precision(settings.precision, model.device.type)
+    return FeatureCache(settings.cache, recipe(processor, model.encoders, precision))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from avllm.data.media import SOUND_MODES, Clip, probe
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, Part, Sample, TextPart, VideoPart
+from avllm.errors import UserError
 from avllm.inference.generation import Generation
 from avllm.inference.perceived import Perceived, perceive
 from avllm.inference.stream import stream_text
@@ -89,11 +90,11 @@ class Chat:
         parts = media_parts(video, audio, image, sound)
         if isinstance(question, str):
             if not question.strip():
-                raise ValueError("the question is empty; expected some text")
+                raise UserError("the question is empty; expected some text")
             turn = Message(role="user", content=[*parts, TextPart(text=question)])
             messages = [*self.messages, turn]
         elif parts:
-            raise ValueError("media were given beside whole messages; put them into the messages as parts")
+            raise UserError("media were given beside whole messages; put them into the messages as parts")
         else:
             messages = [Message.model_validate(m) for m in question]
         return self._answer(messages, self._batch(messages), settings)
@@ -189,10 +190,10 @@ def check_device(device: str) -> None:
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise ValueError(f"device {device!r} is none that torch knows; expected cpu, cuda, cuda:1, ...") from error
+        raise UserError(f"device {device!r} is none that torch knows; expected cpu, cuda, cuda:1, ...") from error
     here = torch.accelerator.current_accelerator(check_available=True)
     if kind != "cpu" and (here is None or kind != here.type):
-        raise ValueError(f"device {device!r} is not usable here; this machine has cpu{f' and {here}' if here else ''}")
+        raise UserError(f"device {device!r} is not usable here; this machine has cpu{f' and {here}' if here else ''}")
 
 
 def media_kind(path: str | Path) -> str:
@@ -220,7 +221,7 @@ def media_parts(video: Files, audio: Files, image: Files, sound: str = "auto") -
 
 def _check_sound(sound: str) -> None:
     if sound not in SOUND_MODES:
-        raise ValueError(f"sound={sound!r}; expected one of {', '.join(SOUND_MODES)}")
+        raise UserError(f"sound={sound!r}; expected one of {', '.join(SOUND_MODES)}")
 
 
 def _with_sound(part: Part, sound: str) -> Part:

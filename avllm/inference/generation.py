@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from avllm.data.collate import Row
+from avllm.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,11 +36,11 @@ class Generation:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
         if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
+            raise UserError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; expected above 0 and at most 1")
+            raise UserError(f"top_p is {self.top_p}; expected above 0 and at most 1")
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the answer, JSON-able."""

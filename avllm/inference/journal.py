@@ -12,6 +12,7 @@ from typing import Any
 
 from avllm.data.append_only import AppendOnly, LockedError, write_whole
 from avllm.data.storage import sha256
+from avllm.errors import UserError
 
 CHECKPOINT_FILES = (
     "config.json",
@@ -23,7 +24,7 @@ CHECKPOINT_FILES = (
 CHECKPOINT_PATTERNS = ("tokenizer*", "lora/*")
 
 
-class JournalError(ValueError):
+class JournalError(UserError):
     """An answers file that belongs to another run, or that another process is writing."""
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from avllm.data.collate import IGNORE, Batch, Row, collate
 from avllm.data.packing import fill_sequences
+from avllm.errors import UserError
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # as transformers names the kinds of layers
 MASKED = ("sdpa", "eager")  # implementations that take a mask of any form
@@ -16,7 +17,7 @@ PROBE = 5  # tokens of each of the two texts of the trial
 EXACT, ROUNDED = 1e-4, 5e-2  # largest difference of the trial, as a share of the largest number: float32, below
 
 
-class PackingError(ValueError):
+class PackingError(UserError):
     """Packed rows would not be to this model, or to these objectives, what single rows are."""
 
 

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from avllm.config import LLMConfig
 from avllm.data.storage import sha256
+from avllm.errors import UserError
 from avllm.models.configuration_avllm import AVConfig
-from avllm.models.llm import load_llm
+from avllm.models.llm import is_quantised, load_llm
 
 if TYPE_CHECKING:
     from avllm.models.modeling_avllm import AVLLM
@@ -32,16 +34,25 @@ if TYPE_CHECKING:
 TRAINED, LORA, MANIFEST = "trained.safetensors", "lora", "manifest.json"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint folder that is incomplete or does not fit."""
 
 
 def mark_trained(model: AVLLM) -> None:
-    """Note the parts in which something trains now: from here on the checkpoint holds them whole."""
+    """Note the parts in which something trains now: from here on the checkpoint holds them whole.
+
+    Raises:
+        CheckpointError: one of them is quantised, which no checkpoint holds.
+    """
     parts = set(model.config.trained)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_" not in name:
             parts.add(part_of(name))
+    if "llm" in parts and is_quantised(model.llm):
+        raise CheckpointError(
+            "weights of the LLM's own train, but it is quantised, which cannot be saved whole; "
+            "train LoRA adapters alone in it, or leave llm.quantize out"
+        )
     model.config.trained = sorted(parts)
 
 
@@ -52,15 +63,25 @@ def part_of(name: str) -> str:
 
 
 def trained_state(model: AVLLM) -> dict[str, Tensor]:
-    """Every tensor of the parts that hold weights of their own, without LoRA's (they are saved in PEFT's form)."""
+    """Every tensor of the parts that hold weights of their own, without LoRA's (they are saved in PEFT's form).
+
+    PEFT wraps the LLM and the layers that it adapts; the names here are those without it.
+    """
     parts = set(model.config.trained)
     return {
-        name: tensor for name, tensor in model.state_dict().items() if part_of(name) in parts and "lora_" not in name
+        name.replace("llm.base_model.model.", "llm.").replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if part_of(name) in parts and "lora_" not in name
     }
 
 
 def save_model(model: AVLLM, folder: str | Path) -> None:
-    """Write config.json, trained.safetensors and lora/."""
+    """Write config.json, trained.safetensors and lora/.
+
+    Raises:
+        CheckpointError: LoRA was merged in a way that the folder could not tell.
+    """
+    _check_lora(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.config.architectures = [type(model).__name__]
@@ -70,6 +91,21 @@ def save_model(model: AVLLM, folder: str | Path) -> None:
     write_tensors(state, folder / TRAINED)
     if model.config.lora:
         model.llm.save_pretrained(folder / LORA)
+
+
+def _check_lora(model: AVLLM) -> None:
+    wrapped = hasattr(model.llm, "peft_config")
+    if bool(model.config.lora) != wrapped:
+        raise CheckpointError(
+            f"config.lora is {model.config.lora} and the LLM has {'' if wrapped else 'no '}adapters; "
+            "put them on with add_lora() and make them part of the LLM with merge_lora()"
+        )
+    merged = wrapped and any(getattr(module, "merged", False) for module in model.llm.modules())
+    if merged and "llm" in model.config.trained:
+        raise CheckpointError(
+            "the LLM's own weights hold its adapters now (merge_adapter), and both would be saved; "
+            "call llm.unmerge_adapter() first, or merge_lora() for good"
+        )
 
 
 def write_tensors(state: dict[str, Tensor], path: Path) -> None:
@@ -158,9 +194,7 @@ def load_model(
         CheckpointError: missing or unexpected weights, or a backbone whose hash is not the recorded one.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json; expected an avllm checkpoint folder")
-    config = AVConfig.from_pretrained(folder)
+    config = read_config(folder)
     _move_backbones(config, folder, backbones or {})
     settings = {k: v for k, v in config.llm.items() if k != "config"}
     settings |= {k: v for k, v in {"dtype": dtype, "quantize": quantize}.items() if v is not None}
@@ -174,6 +208,21 @@ def load_model(
         model.llm = peft.PeftModel.from_pretrained(model.llm, folder / LORA, is_trainable=True)
         model.config.lora = lora
     return model.freeze().eval().to(device)
+
+
+def read_config(folder: Path) -> AVConfig:
+    """The config.json of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it is another model's.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json; expected an avllm checkpoint folder")
+    kind = AVConfig.get_config_dict(folder)[0].get("model_type")
+    if kind != AVConfig.model_type:
+        raise CheckpointError(f"{path} is of a {kind} model; expected an avllm checkpoint folder")
+    return AVConfig.from_pretrained(folder)
 
 
 def _without_lora(config: AVConfig) -> AVConfig:
@@ -220,24 +269,24 @@ def _load_llm(config: AVConfig, settings: LLMConfig) -> Any:
 
 
 def _load_encoders(config: AVConfig) -> dict[str, Any]:
-    from avllm.models.modeling_avllm import build_encoder, load
+    from avllm.models.modeling_avllm import build_encoder, pretrained_encoder
 
     encoders = {}
     for stream, record in config.encoders.items():
         if f"encoders.{stream}" in config.trained or record.get("name") is None:
             encoders[stream] = build_encoder(record)
-            continue
-        part = load("encoders", record["type"])
-        encoders[stream] = part.from_pretrained(
-            record["name"], revision=record.get("revision"), dtype=record.get("dtype"), **record["options"]
-        )
+        else:
+            encoders[stream] = pretrained_encoder(stream, record, record["options"])
     return encoders
 
 
 def _load_trained(model: AVLLM, folder: Path) -> None:
     if not (folder / TRAINED).is_file():
         raise CheckpointError(f"{folder} has no {TRAINED}; expected the folder of a finished avllm run")
-    saved = load_file(folder / TRAINED)
+    try:
+        saved = load_file(folder / TRAINED)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / TRAINED} is damaged: {error}; copy it again") from error
     expected = trained_state(model)
     missing, unexpected = sorted(set(expected) - set(saved)), sorted(set(saved) - set(expected))
     shapes = [k for k in saved if k in expected and saved[k].shape != expected[k].shape]

@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import nn
 
 from avllm.adapters.base import Adapter, Prompt
+from avllm.errors import UserError
 from avllm.registry import build
 from avllm.tokens import Grid, Tokens
 
@@ -28,13 +29,13 @@ class Connector(nn.ModuleList):
         for place, spec in enumerate(specs):
             try:
                 adapter: Adapter = build("adapters", spec, widths, llm_dim)
-            except ValueError as error:
-                raise ValueError(f"connector[{place}] ({spec.get('type')}): {error}") from error
+            except UserError as error:
+                raise UserError(f"connector[{place}] ({spec.get('type')}): {error}") from error
             self.append(adapter)
             widths = adapter.out_widths
         wrong = {name: width for name, width in widths.items() if width != llm_dim}
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"the connector ends with widths {wrong}; the LLM's is {llm_dim}. "
                 "End each stream with a projection (linear, mlp) or consume it"
             )

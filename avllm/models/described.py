@@ -6,6 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from avllm.config import ModelConfig, RunConfig
+from avllm.errors import loading
 from avllm.models.checkpoint import is_checkpoint
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.modeling_avllm import load_encoder
@@ -16,7 +17,7 @@ def stage_processor(config: RunConfig) -> AVProcessor:
     """The processor with which a stage reads its rows.
 
     Raises:
-        FileNotFoundError: ``init`` is no checkpoint (yet). OSError: a backbone is not where its name says.
+        FileNotFoundError: ``init`` is no checkpoint (yet). UserError: a backbone is not where its name says.
     """
     if config.init is not None:
         if not is_checkpoint(config.init):
@@ -37,7 +38,8 @@ def described_processor(description: ModelConfig) -> AVProcessor:
     tokenizer, media_token_ids = load_tokenizer(description)
     loaded = {stream: load_encoder(stream, spec) for stream, spec in description.encoders.items()}
     records = {str(stream): record for stream, (_, record) in loaded.items()}
-    llm = AutoConfig.from_pretrained(description.llm.name, revision=description.llm.revision)
+    with loading("the LLM's config", description.llm.name):
+        llm = AutoConfig.from_pretrained(description.llm.name, revision=description.llm.revision)
     config = AVConfig.of(
         description, {**description.llm.model_dump(), "config": llm.to_dict()}, records, media_token_ids
     )

@@ -8,22 +8,24 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from avllm.config import LLMConfig, LoraConfig
+from avllm.errors import loading
 
 
 def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Any causal LM by hub name or folder, and its record for the model's config.
 
     Raises:
-        OSError: the name is neither a folder nor on the hub.
+        UserError: the name is neither a folder nor on the hub.
     """
     dtype = getattr(torch, settings.dtype)
-    llm = AutoModelForCausalLM.from_pretrained(
-        settings.name,
-        revision=settings.revision,
-        dtype=dtype,
-        attn_implementation=settings.attention,
-        quantization_config=quantization(settings.quantize, dtype),
-    )
+    with loading("the LLM", settings.name):
+        llm = AutoModelForCausalLM.from_pretrained(
+            settings.name,
+            revision=settings.revision,
+            dtype=dtype,
+            attn_implementation=settings.attention,
+            quantization_config=quantization(settings.quantize, dtype),
+        )
     if settings.quantize:
         keep_quantised_layers_trainable(llm)
     config = llm.config.to_dict()
@@ -40,6 +42,11 @@ def quantization(kind: str | None, compute: torch.dtype) -> BitsAndBytesConfig |
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )
+
+
+def is_quantised(llm: PreTrainedModel) -> bool:
+    """Whether the weights were quantised while they were loaded."""
+    return getattr(llm, "hf_quantizer", None) is not None
 
 
 def keep_quantised_layers_trainable(llm: PreTrainedModel) -> None:

@@ -25,11 +25,12 @@ from avllm.adapters.base import Prompt
 from avllm.config import LoraConfig, ModelConfig
 from avllm.data.collate import IGNORE, Batch
 from avllm.encoders.base import Encoder
+from avllm.errors import UserError, loading
 from avllm.models.attention import llm_inputs
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, stream_names
-from avllm.models.llm import add_lora, load_llm
-from avllm.registry import check_options, load, options
+from avllm.models.llm import add_lora, is_quantised, load_llm
+from avllm.registry import check_options, load, make, options
 from avllm.tokens import StreamBatch, Tokens
 
 
@@ -71,7 +72,7 @@ class AVLLM(PreTrainedModel):
         self.connector = Connector(config.connector, widths, self.llm.get_input_embeddings().weight.shape[-1])
         nameless = set(self.connector.out_streams) - set(config.media_token_ids)
         if nameless:
-            raise ValueError(
+            raise UserError(
                 f"the connector ends with streams {sorted(nameless)}, for which the tokenizer has no placeholder; "
                 f"it has {sorted(config.media_token_ids)}. Consume them in a fusion, or end with the encoders' streams"
             )
@@ -91,8 +92,8 @@ class AVLLM(PreTrainedModel):
             media_token_ids: placeholder ids by stream, from the processor.
 
         Raises:
-            UnknownPartError: an unknown encoder, adapter or option. ValueError: parts that do not fit together.
-            OSError: a name that is neither a folder nor on the hub.
+            UnknownPartError: an unknown encoder, adapter or option. UserError: parts that do not fit together, or a
+                name that is neither a folder nor on the hub.
         """
         llm, llm_record = load_llm(description.llm)
         encoders: dict[str, Encoder] = {}
@@ -119,9 +120,23 @@ class AVLLM(PreTrainedModel):
             ValueError: there are some already.
         """
         if self.config.lora:
-            raise ValueError("the LLM has LoRA adapters already; leave out lora: to go on training them")
+            raise UserError("the LLM has LoRA adapters already; leave out lora: to go on training them")
         self.llm = add_lora(self.llm, settings)
         self.config.lora = settings.model_dump()
+        return self
+
+    def merge_lora(self) -> AVLLM:
+        """Make the adapters part of the LLM's own weights: faster answers, and a checkpoint that holds the LLM whole.
+
+        Raises:
+            ValueError: there are none, or the LLM is quantised.
+        """
+        if not self.config.lora:
+            raise UserError("the LLM has no LoRA adapters to merge")
+        if is_quantised(self.llm):
+            raise UserError("the LLM is quantised, and adapters would be rounded into it; load it without quantize")
+        self.llm = self.llm.merge_and_unload()
+        self.config.lora, self.config.trained = None, sorted({*self.config.trained, "llm"})
         return self
 
     def train(self, mode: bool = True) -> AVLLM:
@@ -303,6 +318,17 @@ def build_encoder(record: dict[str, Any]) -> Encoder:
     return load("encoders", record["type"])(record["config"], **record["options"])
 
 
+def pretrained_encoder(stream: str, spec: dict[str, Any], options: dict[str, Any]) -> Encoder:
+    """An encoder by ``{"type", "name", "revision", "dtype"}`` with its own options.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    part = load("encoders", spec["type"])
+    with loading(f"the {stream} encoder ({spec['type']})", spec["name"]):
+        return part.from_pretrained(spec["name"], revision=spec.get("revision"), dtype=spec.get("dtype"), **options)
+
+
 def load_encoder(stream: str, spec: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
     """An encoder by ``{"type", "name" or "config", "revision", "dtype", **options}`` and its record for the config.
 
@@ -312,17 +338,15 @@ def load_encoder(stream: str, spec: dict[str, Any]) -> tuple[Encoder, dict[str, 
     given = {k: v for k, v in spec.items() if k not in ("type", "name", "config", "revision", "dtype")}
     part = load("encoders", spec.get("type", ""))
     if part.stream != stream:
-        raise ValueError(f"encoder {spec['type']!r} is for {part.stream}; it is given for {stream}")
+        raise UserError(f"encoder {spec['type']!r} is for {part.stream}; it is given for {stream}")
     known = {k: v for k, v in given.items() if k not in options(part)}
     check_options(part, given if known else {}, f"encoder {spec['type']!r}")
     if ("name" in spec) == ("config" in spec):
-        raise ValueError(
+        raise UserError(
             f"encoder {spec['type']!r} of {stream}: give a name (hub or folder) or a config (random weights)"
         )
-    if "config" in spec:
-        encoder = part(spec["config"], **given)
-    else:
-        encoder = part.from_pretrained(spec["name"], revision=spec.get("revision"), dtype=spec.get("dtype"), **given)
+    random = "config" in spec
+    encoder: Any = make(part, spec["config"], **given) if random else pretrained_encoder(stream, spec, given)
     record = {
         "type": spec["type"],
         "name": spec.get("name"),

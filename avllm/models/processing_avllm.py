@@ -24,6 +24,7 @@ from avllm.data.media import Clip, Frames, Sampling, Sound
 from avllm.data.media_part import load_parts
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample, TextPart
 from avllm.encoders.base import preprocessor_from_settings
+from avllm.errors import UserError, loading
 from avllm.layouts.base import Layout
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, stream_names
@@ -72,13 +73,13 @@ class AVProcessor:
         self.widths, self.llm_dim = widths, llm_dim
         for kind, text in config.media_text.items():
             if text.count("{media}") != 1:
-                raise ValueError(f"media_text around {kind} is {text!r}; expected {{media}} in it, once")
+                raise UserError(f"media_text around {kind} is {text!r}; expected {{media}} in it, once")
         with torch.device("meta"):  # counts tokens, holds no numbers
             self.connector = Connector(config.connector, widths, llm_dim)
         self.layout: Layout = build("layouts", config.layout)
         unknown = [s for s in config.layout.get("streams") or [] if s not in self.connector.out_streams]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"layout: stream {unknown[0]!r} does not come out of the connector; choose among "
                 f"{self.connector.out_streams}"
             )
@@ -357,9 +358,10 @@ def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, d
 
     The ids may lie behind the LLM's vocabulary: they are replaced by media before anything is embedded.
     """
-    tokenizer = AutoTokenizer.from_pretrained(description.llm.name, revision=description.llm.revision)
+    with loading("the LLM's tokenizer", description.llm.name):
+        tokenizer = AutoTokenizer.from_pretrained(description.llm.name, revision=description.llm.revision)
     if tokenizer.eos_token_id is None:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer of {description.llm.name!r} has no end-of-sequence token; answers could not end"
         )
     # An adapter that makes a stream of its own names it in its option `to`.

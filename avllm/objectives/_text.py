@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from avllm.errors import loading
+
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
 
@@ -48,8 +50,9 @@ class TextSide(nn.Module):
         if kind not in ("llm", "llm_embeddings"):
             from transformers import AutoTokenizer
 
-            self.tokenizer = AutoTokenizer.from_pretrained(kind)
-            encoder, self.dim = load_text_encoder(kind)
+            with loading("the text encoder", kind):
+                self.tokenizer = AutoTokenizer.from_pretrained(kind)
+                encoder, self.dim = load_text_encoder(kind)
             self._frozen = (encoder,)
 
     @torch.no_grad()

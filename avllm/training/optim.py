@@ -12,12 +12,13 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from avllm.errors import UserError
 from avllm.training.muon import Muon
 
 Rules = Sequence[tuple[str, float | None]]
 
 
-class RuleError(ValueError):
+class RuleError(UserError):
     """The list of rules and the parameters do not go together."""
 
 

@@ -22,6 +22,7 @@ from avllm import distributed
 from avllm.config import RunConfig
 from avllm.data.manifest import digest
 from avllm.data.storage import local_copy
+from avllm.errors import UserError
 from avllm.models.checkpoint import LORA, fingerprint
 
 FINISHED = "finished.json"
@@ -39,7 +40,7 @@ FREE_KEYS = {
 """Settings that may differ when a run goes on: none of them changes a number of it."""
 
 
-class ResumeError(RuntimeError):
+class ResumeError(UserError):
     """The run folder belongs to a run with other settings, or a resume point does not fit the model."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from avllm import distributed
 from avllm.data.items import Bad, Items
+from avllm.errors import UserError
 from avllm.log import logger
 from avllm.training.progress import keep_until
 from avllm.training.resume import write_atomic
@@ -18,7 +19,7 @@ ENOUGH = 100
 """Rows that have to be seen (or the whole epoch, if shorter) before the share of bad ones means something."""
 
 
-class SkipRateError(RuntimeError):
+class SkipRateError(UserError):
     """More rows are bad than ``max_skip_rate`` allows."""
 
 

@@ -16,15 +16,18 @@ from avllm.config import DataConfig, RunConfig, SourceConfig
 from avllm.data.augment import Augment
 from avllm.data.collate import Row
 from avllm.data.dataset import SampleDataset
+from avllm.data.index import Manifest
 from avllm.data.items import read_quarantine, without_test_reasons
 from avllm.data.loader import Collate
 from avllm.data.manifest import digest
 from avllm.data.packing import fill_sequences
+from avllm.errors import UserError
 from avllm.log import logger
 from avllm.models.attention import PackingError, check_packing
 from avllm.models.checkpoint import is_checkpoint, mark_trained, read_manifest_of, save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.registry import check
 from avllm.training.task import Task, save_objectives
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ BEFORE = {"align": (), "caption": ("align",), "instruct": ("caption", "instruct"
 """The stages of which one has to stand at the end of the chain that a stage starts from."""
 
 
-class LineageError(ValueError):
+class LineageError(UserError):
     """The folder that a stage starts from was not written by a stage that may stand before it."""
 
 
@@ -62,7 +65,7 @@ def lineage(config: RunConfig) -> list[dict[str, Any]]:
     if config.init is None:
         if wanted and not config.init_from_scratch:
             raise LineageError(
-                f"stage {config.stage} starts from a {wanted} run, but no init is given; say init: RUN, "
+                f"stage {config.stage} starts from a finished {wanted} run, but no init is given; say init: RUN, "
                 "or init_from_scratch=true to train it on a fresh connector"
             )
         return []
@@ -72,15 +75,33 @@ def lineage(config: RunConfig) -> list[dict[str, Any]]:
     last = chain[-1]["stage"] if chain else "no stage"
     if wanted and last not in BEFORE[config.stage] and not config.init_from_scratch:
         raise LineageError(
-            f"stage {config.stage} starts from a {wanted} run, but {config.init} was written by {last}; "
+            f"stage {config.stage} starts from a finished {wanted} run, but {config.init} was written by {last}; "
             "give another init, or init_from_scratch=true if that is meant"
         )
     return chain
 
 
+def check_settings(config: RunConfig) -> None:
+    """What shows without a model, and is therefore looked at before one is loaded: parts by name, manifests.
+
+    Raises:
+        UnknownPartError: a type or an option that does not exist. ManifestError: a manifest is missing or malformed.
+    """
+    for spec in config.objectives:
+        check("objectives", {key: value for key, value in spec.items() if key != "weight"})
+    if config.model is not None:
+        for spec in config.model.connector:
+            check("adapters", spec)
+        check("layouts", config.model.layout)
+    with distributed.main_first():
+        for source in [*config.data.train, *config.data.validation]:
+            Manifest(source.manifest)
+
+
 def build_parts(config: RunConfig) -> Parts:
     """Model and processor of a stage: out of its ``model`` section, or out of the checkpoint that it starts from."""
     chain = lineage(config)
+    check_settings(config)
     if config.init is not None:
         model, processor = AVLLM.from_pretrained(config.init), AVProcessor.from_pretrained(config.init)
         processor.config = model.config

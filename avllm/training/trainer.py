@@ -14,16 +14,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from rich.console import Console
 from torch import Tensor
 
 from avllm import distributed
-from avllm.config import RunConfig, dump_config
+from avllm.config import ConfigError, RunConfig, dump_config
 from avllm.data.items import Bad
 from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, OncePerItem, build_loader
 from avllm.data.mixture import order_of, steps_of
+from avllm.errors import UserError
 from avllm.log import logger, set_up
+from avllm.models.checkpoint import mark_trained
 from avllm.precision import choose_precision
 from avllm.training import optim
 from avllm.training.features import use_cache
@@ -36,7 +39,7 @@ from avllm.training.task import Task
 LOG = logger(__name__)
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """A run that goes on but does not train: numbers that are none, or no step with a target."""
 
 
@@ -81,26 +84,27 @@ def run_stage(config: RunConfig) -> Path:
 def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
     """An Accelerator for the launcher that this process runs under, with DeepSpeed's settings filled in."""
     train = config.train
+    here = {str(t) for t in get_available_trackers()}
+    absent = ", ".join(sorted(set(train.trackers) - here - {"all"}))
+    if absent:  # accelerate leaves them out in silence
+        known = ", ".join(sorted(here))
+        raise ConfigError(f"train.trackers: {absent} cannot be imported; there is {known}. Install it, or leave it out")
     AcceleratorState._reset_state()  # a stage before in this process may have had another precision
     on_cpu, by_deepspeed = not torch.accelerator.is_available(), os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     accelerator = Accelerator(
         # without cpu=True accelerate starts no process group under torchrun on CPUs; with it, it overlooks DeepSpeed
         cpu=on_cpu and not by_deepspeed,
         # and without a named backend it takes each DeepSpeed process on CPUs for the only one
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and by_deepspeed else None,
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[choose_precision(train.precision, "cpu" if on_cpu else torch.accelerator.current_accelerator().type)],
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[choose_precision(train.precision, device.type)],
         gradient_accumulation_steps=train.accumulate,
         log_with=train.trackers or None,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
     )
-    absent = set(train.trackers) - {str(t) for t in accelerator.log_with} - {"all"}
-    if absent:  # accelerate leaves them out in silence
-        raise ModuleNotFoundError(
-            f"train.trackers: {', '.join(sorted(absent))} cannot be imported; install it, or leave it out"
-        )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if not asked == distributed.world_size() == accelerator.num_processes:
-        raise RuntimeError(
+        raise UserError(
             f"the launcher started {asked} processes, but {accelerator.num_processes} found each other; "
             "start CPU processes with torchrun (accelerate's --cpu starts one)"
         )
@@ -154,6 +158,7 @@ class Trainer:
         task = Task(self.parts.model, config.objectives)
         check_rows(config, task)
         self.shares = optim.apply_rules(task, config.trainable)
+        mark_trained(self.parts.model)  # before it costs anything: what trains has to fit into a checkpoint
         if config.lora is not None and not any("lora_" in n for s in self.shares if s.lr is not None for n in s.names):
             raise optim.RuleError("lora is given, but no rule of `trainable` trains it; add ['lora_', 1e-4] in front")
         if train.gradient_checkpointing:
@@ -162,7 +167,7 @@ class Trainer:
             Console(stderr=True).print(optim.rule_table(task, self.shares))
         kind = self.accelerator.distributed_type
         if train.optimizer == "muon" and kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
-            raise ValueError(
+            raise ConfigError(
                 f"train.optimizer is muon under {kind.value}, which cuts matrices up; expected whole ones: take adamw, "
                 "or launch without it (train/launch/ddp.yaml)"
             )

@@ -24,7 +24,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "sync_concat": [{"streams": ["video", "audio"], "seconds": 0.5}],
     "temporal_pool": [
-        {"seconds": 0.5}, {"tokens": "mean"}, {"seconds": 0.7, "tokens": "mean"}, {}, {"seconds": 0.7, "reduce": "max"},
+        {"seconds": 0.5},
+        {"tokens": "mean"},
+        {"seconds": 0.7, "tokens": "mean"},
+        {},
+        {"seconds": 0.7, "reduce": "max"},
     ],
 }
 

@@ -68,7 +68,7 @@ def test_a_partner_tells_nothing_about_the_answer() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_partners_agree_as_often_as_strangers(seed: int) -> None:
-    """Drawn once, partners of 60 clips would be off by 6 points or more in half of the draws, for one kind or another."""
+    """Drawn once, partners of 60 clips would be off by 6 points or more in every second draw, for some kind."""
     draw = torch.Generator().manual_seed(seed)
     sizes, colours = (torch.randperm(60, generator=draw) % n for n in (2, 5))
     units = [

@@ -42,6 +42,21 @@ def test_eval_prints_json_and_writes_files(checkpoint: Path, questions: Path, tm
     assert {"id", "answer", "truth", "condition", "correct", "changed"} <= set(rows[0])
 
 
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["absent.jsonl"], "absent.jsonl is not a file"),
+        (["--precision", "fp8"], "fp8"),
+        (["--without", "sound"], "expected 'audio', 'video' or 'both'"),
+        (["--output", "/proc/nowhere/x.json"], "/proc/nowhere"),
+    ],
+)
+def test_mistakes_are_told_before_a_model_is_loaded(questions: Path, more: list[str], message: str) -> None:
+    manifest = [] if more[0].endswith(".jsonl") else [str(questions)]
+    done = CliRunner().invoke(app, ["eval", "/nowhere/checkpoint", *manifest, *more])
+    assert message in str(done.exception) + done.stderr
+
+
 def test_parts_lists_the_registry() -> None:
     assert "qformer" in call("parts", "adapters")
     assert "num_queries" in call("parts", "adapters", "qformer")

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import World, make_world, settings
+from tiny import World, make_world, row, settings, write_rows
 from tiny_runs import run
+from typer.testing import CliRunner
 
+from avllm.cli import app
+from avllm.errors import UserError
 from avllm.evaluation.retrieval import contrastive_of, distinct, recall, retrieval
 from avllm.models.checkpoint import CheckpointError
 
@@ -18,10 +21,19 @@ from avllm.models.checkpoint import CheckpointError
 def test_recall_by_hand() -> None:
     scores = np.eye(4)
     scores[3] = [0.9, 0.8, 0.1, 0.5]  # the fourth caption finds its clip third
-    found = recall(scores)
+    found = recall(scores, np.eye(4, dtype=bool))
     assert (found["n"], found["r1"], found["r5"], found["r10"]) == (4, 0.75, 1.0, 1.0)
-    assert (found["median_rank"], found["chance"]) == (1.0, 0.25)
+    assert (found["among"], found["median_rank"], found["chance"]) == (4, 1.0, 0.25)
     assert found["r1_low"] < 0.75 < found["r1_high"]
+
+
+def test_several_captions_of_a_clip_by_hand() -> None:
+    own = np.array([[1, 0], [1, 0], [0, 1]], dtype=bool)  # two captions of the first clip, one of the second
+    scores = np.array([[0.9, 0.1], [0.2, 0.3], [0.8, 0.7]])
+    assert recall(scores, own)["r1"] == pytest.approx(1 / 3)  # the second and the third caption miss theirs
+    back = recall(scores.T, own.T)
+    assert (back["n"], back["among"], back["r1"]) == (2, 3, 1.0)  # each clip finds one of its captions first
+    assert back["chance"] == pytest.approx((2 / 3 + 1 / 3) / 2)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +54,36 @@ def test_a_stage_1_run_is_searched_with_what_it_learned(world: World, aligned: P
     assert found["n"] == 5  # two of the six captions are equal
     assert found["r10"] == 1.0
     assert found["r1"] > found["chance"]
+    assert found["clip_to_text"]["n"] == found["clip_to_text"]["among"] == 5
     assert retrieval(aligned, world.captions, limit=4)["n"] == 4
+    small = retrieval(aligned, world.captions, clips_at_once=2)  # other batches: the same but for rounding
+    assert {k: small[k] for k in ("r1", "r5", "median_rank")} == {k: found[k] for k in ("r1", "r5", "median_rank")}
+
+
+def test_the_command_prints_a_table_and_json(world: World, aligned: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "figures.json"
+    done = CliRunner().invoke(
+        app, ["retrieve", str(aligned), str(world.captions), "--json", "--output", str(output)], catch_exceptions=False
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == json.loads(output.read_text())
+    assert found["retrieval"] == retrieval(aligned, world.captions, limit=None)
+    assert found["environment"]["torch"]
+    assert found["manifest"]["sha256"]
+    assert "text to clip" in done.stderr
+    assert "clip to text" in done.stderr
+
+
+def test_several_captions_of_a_clip_share_it(world: World, aligned: Path, tmp_path: Path) -> None:
+    clips = [{"type": "video", "video": str(world.captions.parent / f"00{n}.mp4")} for n in (0, 1)]
+    said = [("a", 0, "red and a low sound"), ("b", 1, "green and a high sound"), ("c", 0, "a low sound and red")]
+    manifest = write_rows(tmp_path / "captions.jsonl", [row(id, [clips[n]], words) for id, n, words in said])
+    found = retrieval(aligned, manifest)
+    assert (found["n"], found["among"]) == (3, 2)
+    assert (found["clip_to_text"]["n"], found["clip_to_text"]["among"]) == (2, 3)
+    write_rows(manifest, [row("a", [{"type": "video", "video": "gone.mp4"}], "red")])
+    with pytest.raises(UserError, match=r"row 'a': .*gone.mp4: missing"):
+        retrieval(aligned, manifest)
 
 
 def test_projections_and_temperature_come_back(aligned: Path) -> None:

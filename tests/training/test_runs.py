@@ -246,7 +246,7 @@ def test_a_budget_of_tokens_changes_no_number(world: World, tmp_path: Path) -> N
 def test_stages_follow_each_other(world: World, tmp_path: Path) -> None:
     align = run(settings(world, tmp_path / "align", "align", train__max_steps=2))
     follow = {"model": None, "init_from_scratch": False, "train__max_steps": 1}
-    with pytest.raises(Exception, match=r"stage instruct starts from a caption or instruct run"):
+    with pytest.raises(Exception, match=r"stage instruct starts from a finished caption or instruct run"):
         train(settings(world, tmp_path / "early", "instruct", init=str(align), **follow))
     caption = run(settings(world, tmp_path / "caption", "caption", init=str(align), **follow))
     rules = {"lora": LORA, "trainable": RULES}

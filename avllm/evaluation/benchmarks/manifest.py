@@ -6,6 +6,7 @@ from pathlib import Path
 
 from avllm.data.manifest import ManifestError, read_manifest
 from avllm.data.schema import Sample
+from avllm.errors import UserError
 from avllm.evaluation.benchmarks.base import Benchmark, Score, score_by_form
 
 
@@ -48,5 +49,5 @@ def spread(rows: list[Sample], limit: int | None) -> list[Sample]:
     if limit is None or limit >= len(rows):
         return rows
     if limit < 1:
-        raise ValueError(f"limit is {limit}; expected at least 1 row")
+        raise UserError(f"limit is {limit}; expected at least 1 row")
     return [rows[i * len(rows) // limit] for i in range(limit)]

@@ -1,0 +1,53 @@
+"""A user's mistake ends a command with one line; a bug keeps its traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from avllm.errors import DEBUG, UserError, exit_on_user_error, loading
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("seen; expected; do"), FileNotFoundError(2, "No such file or directory", "/x/y")]
+)
+def test_what_a_user_can_mend_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, exit_on_user_error():
+        raise error
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("of numpy"), RuntimeError("of torch"), KeyError("x"), TypeError("y")])
+def test_a_bug_is_not_hidden(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(type(error)), exit_on_user_error():
+        raise error
+    assert capsys.readouterr().err == ""
+
+
+def test_the_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEBUG, "1")
+    with pytest.raises(UserError), exit_on_user_error():
+        raise UserError("seen; expected; do")
+
+
+def test_one_of_several_processes_says_which(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(SystemExit), exit_on_user_error():
+        raise UserError("seen")
+    assert capsys.readouterr().err == "error in process 2 of 4: seen\n"
+
+
+def test_what_a_library_says_of_a_name_gets_the_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the LLM 'a/b' cannot be loaded: not on the hub"), loading("the LLM", "a/b"):
+        raise OSError("not on the hub")
+    with pytest.raises(UserError, match=f"the LLM: {tmp_path}/x is not here"), loading("the LLM", f"{tmp_path}/x"):
+        pytest.fail("nothing is tried")
+    with pytest.raises(UserError, match=r"^seen$"), loading("the LLM", str(tmp_path)):
+        raise UserError("seen")
+    with pytest.raises(RuntimeError), loading("the LLM", str(tmp_path)):
+        raise RuntimeError("a bug")

@@ -1,0 +1,80 @@
+"""The stage scripts as a user starts them: what they mistype is told in one line, before a model is loaded."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import World, make_world, settings, write_preset
+
+from avllm.models.modeling_avllm import AVLLM
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), clips=4)
+
+
+def started(script: str, *arguments: str) -> int:
+    """Run a script of train/ in this process; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "train" / script), run_name="__main__")
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    "script, override, message",
+    [
+        ("stage1_align.py", "seed=0", "is a preset of stage caption; this script trains stage align"),
+        ("stage2_caption.py", "train.max_step=1", "unknown key train.max_step; did you mean 'max_steps'?"),
+        ("stage2_caption.py", "init_from_scratch=false", "starts from a finished align run, but no init is given"),
+        ("stage2_caption.py", "data.train=absent.jsonl", "absent.jsonl is not a file; expected a manifest"),
+        ("stage2_caption.py", "data.validation=absent.jsonl", "absent.jsonl is not a file; expected a manifest"),
+        ("stage2_caption.py", "objectives.0.type=next_tokn", "did you mean 'next_token'?"),
+        ("stage2_caption.py", "objectives.0.heat=2", "objective 'next_token' has no option 'heat'"),
+        ("stage2_caption.py", "model.connector.0.detph=2", "'mlp' has no option 'detph'; did you mean 'depth'?"),
+        ("stage2_caption.py", "model.layout.type=concatt", "unknown layout 'concatt'; did you mean 'concat'?"),
+        ("stage2_caption.py", "train.trackers=[abacus]", "train.trackers: abacus cannot be imported"),
+    ],
+)
+def test_a_mistake_is_one_line_and_costs_no_loading(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    override: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(AVLLM, "from_backbones", lambda *_: pytest.fail("the model was loaded first"))
+    preset = write_preset(tmp_path / "preset.yaml", settings(world, tmp_path / "run"))
+    assert started(script, str(preset), override) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("model.llm.name=/nowhere/llm", "/nowhere/llm is not here; expected a folder with a model, or a name on"),
+        ("model.encoders.video.name=/nowhere/eye", "the video encoder (siglip): /nowhere/eye is not here"),
+        ("model.encoders.audio.type=ast", "the audio encoder (ast)"),
+        ("model.connector.0.depth=0", "connector[0] (mlp): mlp on 'video' has depth 0; expected at least 1"),
+        ("trainable=[[^nothing, 1e-3], [.*, null]]", "the rule '^nothing' of `trainable` matches no parameter"),
+    ],
+)
+def test_what_shows_while_the_model_is_made_is_one_line_too(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    preset = write_preset(tmp_path / "preset.yaml", settings(world, tmp_path / "run"))
+    assert started("stage2_caption.py", str(preset), override) == 1
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in said
