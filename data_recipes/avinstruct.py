@@ -22,7 +22,7 @@ from typing import Any
 from avllm.data import recipe
 from avllm.data.conversations import chat_messages
 from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos
+from avllm.data.recipe_media import VideoFolder, Videos
 
 ABOUT = Dataset(
     title="AVinstruct",

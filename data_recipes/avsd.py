@@ -24,7 +24,8 @@ import typer
 from avllm.data import recipe
 from avllm.data.conversations import question_messages
 from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos, split_files, texts_of
+from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.data.recipe_questions import split_files, texts_of
 from avllm.data.schema import RowError
 
 ABOUT = Dataset(

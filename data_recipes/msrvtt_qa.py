@@ -20,7 +20,8 @@ from pathlib import Path
 
 from avllm.data import recipe
 from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, split_files
+from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.data.recipe_questions import question_sample, split_files
 
 ABOUT = Dataset(
     title="MSRVTT-QA",

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from avllm.data import recipe
 from avllm.data.recipe import Dataset, Drop, Record, Row, first_file, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos, question_sample
+from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.data.recipe_questions import question_sample
 
 ABOUT = Dataset(
     title="Video-ChatGPT (VideoInstruct-100K)",

@@ -20,7 +20,8 @@ from typing import Any
 from avllm.data import recipe
 from avllm.data.conversations import question_messages
 from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos, texts_of
+from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.data.recipe_questions import texts_of
 
 ABOUT = Dataset(
     title="VideoChat-11K",

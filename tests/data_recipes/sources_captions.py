@@ -1,6 +1,6 @@
 """Caption and label sets in their authors' layout, a few rows each: one function a recipe, named like it.
 
-The contract test finds the functions of all ``sources_*.py`` here. Media are empty files: recipes decode nothing.
+The contract test finds the functions of all ``sources_*.py`` here. Media are files of one byte: recipes decode nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 
 def touch(source: Path, *names: str) -> None:
-    """Empty files and their folders."""
+    """Files that are not empty, and their folders."""
     for name in names:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).touch()
+        (source / name).write_bytes(b"x")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -91,8 +91,8 @@ def test_sharegpt_reads_the_form_of_openai_with_video_and_audio(tmp_path: Path) 
     row = {"messages": content, "videos": ["clip"], "audios": "sounds/dog.wav"}
     (source / "train.jsonl").write_text(json.dumps(row) + "\n\n", encoding="utf-8")
     (source / "media/sounds").mkdir(parents=True)
-    (source / "media/clip.webm").touch()
-    (source / "media/sounds/dog.wav").touch()
+    for name in ("clip.webm", "sounds/dog.wav"):
+        (source / "media" / name).write_bytes(b"x")
     make(sharegpt.ABOUT, sharegpt.rows, source, tmp_path / "out", media="media")
     (sample,) = read_manifest(tmp_path / "out/train.jsonl")
     asked = ["<clip.webm>", "What is heard here, ", "<dog.wav>", " and seen there?"]
