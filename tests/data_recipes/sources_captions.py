@@ -182,3 +182,19 @@ def vggsound(source: Path) -> None:
     write_csv(source / "vggsound.csv", rows)
     folder = "scratch/shared/beegfs/hchen/train_data/VGGSound_final/video"
     touch(source, *(f"{folder}/{clip}_{start:06d}.mp4" for clip, start, _, _ in rows))
+
+
+ESC_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
+OPTIONS = {"esc50": {"test_fold": 1}}
+
+
+def esc50(source: Path) -> None:
+    """meta/esc50.csv and audio/: three folds of three classes, one not in ESC-10; and a class that is unknown."""
+    rows: list[Sequence[Any]] = []
+    for number, (category, esc10) in enumerate({"dog": "True", "rain": "True", "pig": "False"}.items()):
+        for fold in (1, 2, 3):
+            for clip, take in [(f"{fold}{number}00", "A"), (f"{fold}{number}00", "B"), (f"{fold}{number}01", "A")]:
+                rows.append((f"{fold}-{clip}-{take}-{number}.wav", fold, number, category, esc10, clip, take))
+    touch(source, *(f"audio/{row[0]}" for row in rows))
+    unknown = ("1-7-A-99.wav", 1, 99, "yodelling", "False", "7", "A")
+    write_csv(source / "meta" / "esc50.csv", [ESC_COLUMNS, *rows, unknown])
