@@ -36,7 +36,8 @@ from avllm.log import logger
 
 ABOUT = Dataset(
     title="LLaVA-Instruct-150K, and any ShareGPT conversations",
-    licence="CC BY-NC 4.0 and OpenAI's terms of use (LLaVA-Instruct-150K); pictures: COCO's. Another set has its own",
+    licence="CC BY 4.0 (earlier: CC BY-NC 4.0) and OpenAI's terms of use (LLaVA-Instruct-150K); pictures: COCO's. "
+    "Another set has its own",
     size="158K conversations about 81K pictures; COCO train2017: 19 GB",
     where="https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K; pictures from https://cocodataset.org",
     layout="""
@@ -49,7 +50,7 @@ LOG = logger(__name__)
 WHOLE = "llava_instruct_150k.json"
 PARTS = ("llava_instruct_80k.json", "conversation_58k.json", "detail_23k.json", "complex_reasoning_77k.json")
 LLAVAS = {WHOLE, *PARTS}
-LICENCE = "CC BY-NC 4.0 and OpenAI's terms of use; pictures: COCO's"
+LICENCE = "CC BY 4.0 and OpenAI's terms of use; pictures: COCO's"
 KINDS = ("image", "video", "audio")
 FOLDERS = {
     "image": ("", "images/", "train2017/", "coco/train2017/"),

@@ -26,7 +26,7 @@ from avllm.data.recipe_questions import texts_of
 
 ABOUT = Dataset(
     title="VideoChat-11K",
-    licence="none is stated for the conversations (made with ChatGPT); clips: WebVid's, non-commercial research",
+    licence="none is stated for the conversations (VideoChat2-IT: MIT); clips: WebVid's, non-commercial research",
     size="7K descriptions and 4K conversations",
     where="https://github.com/OpenGVLab/InternVideo/tree/main/Data/instruction_data; clips from WebVid-10M",
     layout="""
