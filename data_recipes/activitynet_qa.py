@@ -20,12 +20,13 @@ from pathlib import Path
 
 from avllm.data import recipe
 from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, split_files
+from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.data.recipe_questions import named_splits, question_sample, split_files
 from avllm.data.schema import RowError
 
 ABOUT = Dataset(
     title="ActivityNet-QA",
-    licence="MIT, non-commercial use only; videos: of their YouTube authors",
+    licence="MIT, non-commercial use only (README; its LICENSE file: Apache-2.0); videos: of their YouTube authors",
     size="32,000 / 18,000 / 8,000 questions about 5,800 videos of 180 s",
     where="https://github.com/MILVLG/activitynet-qa; videos from http://activity-net.org",
     layout="""
@@ -35,11 +36,7 @@ ABOUT = Dataset(
     """,
     citation="Yu et al., ActivityNet-QA, AAAI 2019, arXiv:1906.02467",
 )
-FILES = {
-    "train": ("dataset/train_q.json", "train_q.json"),
-    "validation": ("dataset/val_q.json", "val_q.json"),
-    "test": ("dataset/test_q.json", "test_q.json"),
-}
+FILES = named_splits("dataset/*_q.json", "*_q.json")
 KINDS = ("motion", "spatial", "temporal", "yes_no", "colour", "object", "location", "number", "other")
 
 

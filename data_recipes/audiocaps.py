@@ -20,12 +20,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, files_by_stem, first_file, read_csv
+from avllm.data.recipe import SPLITS, Dataset, Drop, Record, Row, caption_samples, files_by_stem, first_file, read_csv
+from avllm.data.recipe_media import SOUND_FILES
 
 ABOUT = Dataset(
     title="AudioCaps",
-    licence="captions: academic use only; sounds: of their YouTube authors",
-    size="51,308 clips of 10 s and 57,190 captions (2.0: 92,726 and 98,606)",
+    licence="captions: academic use only (README; its LICENSE file: MIT); sounds: of their YouTube authors",
+    size="51,308 clips of 10 s and 57,188 captions (2.0: 92,726 and 98,606)",
     where="https://github.com/cdjkim/audiocaps (dataset/ or dataset2.0/); sounds from YouTube or with AudioSet",
     layout="""
         train.csv | dataset*/train.csv | csv_files_v*/train.csv  audiocap_id, youtube_id, start_time, caption
@@ -37,8 +38,6 @@ ABOUT = Dataset(
 )
 COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
 FOLDERS = {"1": ("dataset", "csv_files_v1", ""), "2": ("dataset2.0", "csv_files_v2", "")}
-SPLITS = {"train": "train", "val": "validation", "test": "test"}
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".mp4")
 SECONDS = 10
 
 
@@ -47,7 +46,7 @@ def rows(
     version: Annotated[Literal["1", "2"], typer.Option(help="Of the two in the authors' repository.")] = "1",
 ) -> Iterator[Row | Drop]:
     """One row a caption in training; in validation and test one row a clip with its five captions."""
-    sounds = files_by_stem(source, source, SUFFIXES)
+    sounds = files_by_stem(source, source, (*SOUND_FILES, ".mp4"))
     folder = (source / first_file(source, [f"{name}/train.csv".lstrip("/") for name in FOLDERS[version]])).parent
     for name, split in SPLITS.items():
         table = folder / f"{name}.csv"

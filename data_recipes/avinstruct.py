@@ -6,8 +6,9 @@ avqa_data1.json and avqa_data2.json are lists of `{"video_id": "00005580", "mult
 "/mnt/.../00005580.npy", "audio": "/mnt/.../00005580.mp3.npy", "conversations": [{"from": "human", "value": "Summarize
 the video to help answer:\\n<Q>How many instruments are sounding in the video?<Q>\\n<video>"}, {"from": "gpt", ...}]}`
 (https://github.com/rikeilong/Bay-CAT/tree/main/AVinstruct). `video` and `audio` are features on the authors' machine.
-The video is the file named `video_id`, or else as the features are; its own sound is the audio, so that one `<video>`
-stands for both. `<Q>` encloses the question for CAT's clue aggregator; the marks are taken out.
+The video is the file named `video_id`, or else as the features are (AVQA's are VGGSound's clips, found with and without
+leading zeros in their starts); its own sound is the audio, so that one `<video>` stands for both. `<Q>` encloses the
+question for CAT's clue aggregator; the marks are taken out.
 Paper: Q. Ye et al., CAT: Enhancing Multimodal Large Language Model to Answer Questions in Dynamic Audio-Visual
 Scenarios, ECCV 2024, arXiv:2403.04640.
 """
@@ -22,12 +23,12 @@ from typing import Any
 from avllm.data import recipe
 from avllm.data.conversations import chat_messages
 from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos
+from avllm.data.recipe_media import VideoFolder, Videos, vggsound_names
 
 ABOUT = Dataset(
     title="AVinstruct",
-    licence="Apache-2.0 (the repository's); videos: as in MUSIC-AVQA and AVQA",
-    size="two files, on the videos of MUSIC-AVQA and AVQA",
+    licence="none is stated for the conversations (code: Apache-2.0); videos: as in MUSIC-AVQA and AVQA",
+    size="not stated; two files, on the videos of MUSIC-AVQA and AVQA",
     where="https://github.com/rikeilong/Bay-CAT/tree/main/AVinstruct; videos as for MUSIC-AVQA and AVQA",
     layout="""
         avqa_data*.json | AVinstruct/avqa_data*.json  the conversations
@@ -49,7 +50,8 @@ def build(record: Record, clips: Videos) -> Row:
     """The row of one conversation."""
     video = record.text("video_id")
     turns = [without_marks(turn) for turn in record.array("conversations")]
-    part = clips.part(video, Path(str(record.get("video"))).stem)
+    names = [*vggsound_names(video), *vggsound_names(Path(str(record.get("video"))).stem)]
+    part = clips.part(*names)
     return Row({"id": f"avinstruct-{video}", "messages": chat_messages(turns, {"video": [part]})})
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from avllm.data import recipe
 from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos, chosen, question_sample, split_files, with_choices
+from avllm.data.recipe_media import VideoFolder, Videos, vggsound_names
+from avllm.data.recipe_questions import chosen, named_splits, question_sample, split_files, with_choices
 
 ABOUT = Dataset(
     title="AVQA",
@@ -33,10 +34,7 @@ ABOUT = Dataset(
     """,
     citation="Yang et al., AVQA, ACM Multimedia 2022",
 )
-FILES = {
-    "train": ("data/annotation/train_qa.json", "train_qa.json"),
-    "validation": ("data/annotation/val_qa.json", "val_qa.json"),
-}
+FILES = named_splits("data/annotation/*_qa.json", "*_qa.json")
 CHOICES = 4
 
 
@@ -54,19 +52,13 @@ def build(record: Record, split: str, clips: Videos) -> Row:
     kind = f"{record.text('question_relation')}.{record.text('question_type')}".lower().replace(" ", "_")
     sample = question_sample(
         f"avqa-{record.text('id')}",
-        clips.part(*clip_names(record.text("video_name"))),
+        clips.part(*vggsound_names(record.text("video_name"))),
         with_choices(record.text("question_text"), choices),
         answer,
         kind=kind,
         choices=choices,
     )
     return Row(sample, split)
-
-
-def clip_names(name: str) -> list[str]:
-    """The clip's name, and that with its start written without leading zeros."""
-    video, _, start = name.rpartition("_")
-    return [name, f"{video}_{int(start)}"] if video and start.isdecimal() else [name]
 
 
 if __name__ == "__main__":

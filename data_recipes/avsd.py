@@ -4,7 +4,8 @@
 
 `train_set4DSTC7-AVSD.json`, `valid_set4DSTC7-AVSD.json` and `test_set4DSTC7-AVSD.json` hold `{"dialogs": [{"image_id":
 "YSE1G", "caption", "summary", "dialog": [{"question", "answer"}, ...]}]}`; texts are lower-case, with spaces around
-punctuation. In the test set the last answer of a dialogue is `__UNDISCLOSED__`: the one that systems had to give.
+punctuation. (The README writes val_set; that name is read, too. The prototype's videoDial_*_v01.json has another form.)
+Dialogues of the test set end earlier, and their last answer is `__UNDISCLOSED__`: the one that systems had to give.
 `lbl_test_set4DSTC7-AVSD.json` has it and is taken where it is there, else those rows are dropped. A row is a dialogue,
 so an evaluation asks its last question behind the true history, which is DSTC7's protocol
 (https://github.com/hudaAlamri/DSTC7-Audio-Visual-Scene-Aware-Dialog-AVSD-Challenge, README and Data/README.md).
@@ -24,24 +25,25 @@ import typer
 from avllm.data import recipe
 from avllm.data.conversations import question_messages
 from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos, split_files, texts_of
+from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.data.recipe_questions import split_files, texts_of
 from avllm.data.schema import RowError
 
 ABOUT = Dataset(
     title="AVSD (DSTC7)",
     licence="MIT (the challenge's repository); videos: Charades' licence, non-commercial",
-    size="7,659 / 1,787 / 1,710 dialogues of ten questions; Charades at 480p: 16 GB",
+    size="7,659 / 1,787 / 1,710 dialogues of ten questions (test: of four, on average); Charades at 480p: 16 GB",
     where="https://github.com/hudaAlamri/DSTC7-Audio-Visual-Scene-Aware-Dialog-AVSD-Challenge; videos from "
     "https://prior.allenai.org/projects/charades",
     layout="""
         *_set4DSTC7-AVSD.json  train_, valid_, test_ or lbl_test_: those that are there
-        [Charades_v1_480/  YSE1G.mp4, in any folder]
+        [Charades_v1_480/  YSE1G.mp4, in any folder; of the test set: Charades_vu17_test]
     """,
     citation="Alamri et al., Audio-Visual Scene-Aware Dialog, CVPR 2019, arXiv:1901.09107",
 )
 FILES = {
     "train": ("train_set4DSTC7-AVSD.json",),
-    "validation": ("valid_set4DSTC7-AVSD.json",),
+    "validation": ("valid_set4DSTC7-AVSD.json", "val_set4DSTC7-AVSD.json"),
     "test": ("lbl_test_set4DSTC7-AVSD.json", "test_set4DSTC7-AVSD.json"),
 }
 HIDDEN = "__UNDISCLOSED__"

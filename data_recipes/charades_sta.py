@@ -24,8 +24,9 @@ from typing import Annotated, Any
 import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, open_text, read_csv, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, split_files, when_question
+from avllm.data.recipe import Dataset, Drop, Record, Row, drops_of, open_text, read_csv, rows_of
+from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.data.recipe_questions import question_sample, split_files, when_question
 from avllm.data.schema import RowError
 from avllm.data.timespans import checked_span, say_spans
 
@@ -69,13 +70,9 @@ def read_lines(path: Path) -> Iterator[Record]:
 
 def read_lengths(source: Path, found: dict[str, float]) -> Iterator[Row | Drop]:
     """Fills in the seconds of each video that Charades' tables name; gives rows that cannot be read."""
-
-    def keep(record: Record) -> list[Row | Drop]:
-        found[record.text("id")] = record.number("length")
-        return []
-
     for path in (source / name for name in LENGTHS if (source / name).is_file()):
-        yield from rows_of(read_csv(path, ("id", "length")), keep)
+        table = read_csv(path, ("id", "length"))
+        yield from drops_of(table, lambda record: found.update({record.text("id"): record.number("length")}))
 
 
 def build(record: Record, split: str, clips: Videos, lengths: Mapping[str, float], overrun: float) -> Row:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, first_file, read_csv, rows_of
+from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, drops_of, first_file, read_csv, rows_of
 
 ABOUT = Dataset(
     title="Clotho 2.1",
@@ -50,14 +50,10 @@ def table_of(source: Path, name: str) -> Path:
 
 def read_licences(source: Path, name: str, found: dict[str, str]) -> Iterator[Row | Drop]:
     """Fills in file name -> licence, nothing where the metadata were not fetched; gives rows that cannot be read."""
-
-    def keep(record: Record) -> list[Row | Drop]:
-        found[record["file_name"]] = record.text("license")
-        return []
-
     table = table_of(source, f"clotho_metadata_{name}.csv")
     if table.is_file():
-        yield from rows_of(read_csv(table, ("file_name", "license"), encoding="iso-8859-1"), keep)
+        records = read_csv(table, ("file_name", "license"), encoding="iso-8859-1")
+        yield from drops_of(records, lambda record: found.update({record["file_name"]: record.text("license")}))
 
 
 def split_rows(source: Path, table: Path, name: str, split: str) -> Iterator[Row | Drop]:

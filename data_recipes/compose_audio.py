@@ -34,7 +34,7 @@ import numpy as np
 import typer
 
 from avllm.data import making, recipe
-from avllm.data.captioned import Captioned, captioned, clause, licences, sentence
+from avllm.data.captioned import Captioned, captioned, clause, licences, sentence, unusable
 from avllm.data.media import MediaError, load_audio
 from avllm.data.media_write import write_wav
 from avllm.data.recipe import Dataset, Drop, Row
@@ -161,7 +161,7 @@ class ComposeAudio:
         try:
             found = load_audio(clip["path"], rate=self.rate, start=clip["start"], end=clip["end"])
         except MediaError as error:
-            return Drop(error.reason, clip["where"], str(error))
+            return unusable(error, clip["where"])
         assert found.sound is not None
         x = audible(found.sound.x.numpy(), self.rate, self.silence)
         if len(x) < self.seconds[0] * self.rate:

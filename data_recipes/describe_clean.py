@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import html
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,8 @@ from avllm.data import making, recipe
 from avllm.data.captioned import file_digest
 from avllm.data.manifest import describe
 from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, caption_messages, read_csv, read_jsonl
+from avllm.data.recipe_files import lacking
+from avllm.data.recipe_media import VIDEO_FILES
 from avllm.data.schema import Sample, TextPart
 from avllm.data.text_answers import answers_of
 from avllm.data.text_models import Answer, Prompt, load_text_model
@@ -103,7 +104,7 @@ class DescribeClean:
         own = {field: record.text(field) or None for field in ("licence", "source") if field in record}
         task = {"where": record.where, "licence": None, "source": None, **own}
         path = record.text(self.media)
-        kind = "video" if path.lower().endswith((".mp4", ".mkv", ".webm", ".avi", ".mov")) else "audio"
+        kind = "video" if path.lower().endswith(VIDEO_FILES) else "audio"
         text = ". ".join(filter(None, (record.text(name) for name in self.text.split(","))))
         part = self._absolute({"type": kind, kind: path}) if path else None
         seconds = record.number("seconds") if record.get("seconds") not in (None, "") else None
@@ -145,10 +146,11 @@ class DescribeClean:
         there: list[dict[str, Any]] = []
         for task in tasks:  # before anything is asked, since answers may have to be paid for
             path = task["part"][task["part"]["type"]]
-            if os.path.isfile(path):
+            reason = lacking(path)
+            if reason is None:
                 there.append(task)
             else:
-                yield Drop("missing_media", task["where"], path)
+                yield Drop(reason, task["where"], path)
         kept: list[tuple[dict[str, Any], str]] = []
         for task, answer in zip(there, self._captions(there, shard), strict=True):
             fault = self.told.fault(answer, self.words) if self.clean else None

@@ -1,42 +1,44 @@
-"""ESC-50, or its older form ESC-10, as its author distributes it -> manifests for one test fold.
+"""ESC-50, or its older form ESC-10 -> captions and questions of one fold of a cross-validation.
 
-    python data_recipes/esc50.py SOURCE OUT --test-fold 1 [--esc10]
+    python data_recipes/esc50.py SOURCE --output DIR --test-fold 1 [--esc10]
 
 SOURCE holds either meta/esc50.csv and audio/*.wav (https://github.com/karolpiczak/ESC-50) or, in the older form, one
-folder a class, `NNN - Class name/FOLD-CLIPID-TAKE.ogg`. Nothing is downloaded and no sound is copied.
+folder a class, `NNN - Class name/FOLD-CLIPID-TAKE.ogg`.
 
-OUT gets captions_train.jsonl (sound, caption), train.jsonl (sound, question, answer), the same two for a validation
-split that is taken out of the training folds by source recording, and test.jsonl (the test fold). Data set: K. J.
-Piczak, ESC: Dataset for Environmental Sound Classification, ACM Multimedia 2015.
+The authors' five folds are made for cross-validation: one is tested on, the others train. captions_train.jsonl (sound,
+caption) and train.jsonl (sound, question, answer) hold each clip in several wordings; captions_validation.jsonl and
+validation.jsonl a share of the training folds, drawn class by class and by source recording (CLIPID); test.jsonl the
+test fold. Clips of other folds that share their source recording with the test fold are left out. A clip that is
+missing changes no split. Paper: K. J. Piczak, ESC: Dataset for Environmental Sound Classification, ACM Multimedia 2015.
 """
 
-import argparse
-import csv
-import os
+from __future__ import annotations
+
 import re
-import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
-from tqdm import tqdm
+import typer
 
-from avllm.data.manifest import write_manifest
-from avllm.data.recipe_about import Dataset
+from avllm.data import recipe
+from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, drops_of, read_csv
+from avllm.data.schema import RowError
 
 ABOUT = Dataset(
     title="ESC-50 and its older form ESC-10",
-    licence="CC BY-NC 3.0; ESC-10 CC BY 3.0",
-    size="2,000 / 400 sounds of 5 s, 0.6 GB",
+    licence="CC BY-NC 3.0; ESC-10 CC BY 3.0; each clip of Freesound has its own",
+    size="2,000 / 400 sounds of 5 s in five folds, 0.6 GB",
     where="https://github.com/karolpiczak/ESC-50",
     layout="""
         meta/esc50.csv | * - *  the table; in the older form a folder a class, `NNN - Class name`
         [audio/  *.wav]
     """,
     citation="Piczak, ESC: Dataset for Environmental Sound Classification, ACM Multimedia 2015",
-    command="python data_recipes/esc50.py SOURCE OUT --test-fold 1",
+    command="python data_recipes/esc50.py SOURCE --output DIR --test-fold 1",
 )
 COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
 FOLDER = re.compile(r"\d{3} - (.+)")
@@ -114,9 +116,14 @@ LICENCES = {True: "CC BY 3.0 (ESC-10; the clips' own licences are in the data se
 
 @dataclass(frozen=True)
 class Recording:
-    """One clip: ``source`` is the recording that it was cut from (CLIPID), so two clips may share it."""
+    """One clip.
 
-    path: Path
+    Attributes:
+        path: relative to the data set's folder.
+        source: the recording that it was cut from (CLIPID); two clips may share it.
+    """
+
+    path: str
     fold: int
     source: str
     take: str
@@ -124,83 +131,69 @@ class Recording:
     esc10: bool
 
 
-@dataclass
-class Found:
-    """What a source folder holds, and what was left out of it: reason -> names."""
+def rows(
+    source: Path,
+    test_fold: Annotated[int, typer.Option(help="The fold to be tested on; all others train.")],
+    esc10: Annotated[bool, typer.Option("--esc10", help="Of ESC-50, only the ten classes of ESC-10.")] = False,
+    validation: Annotated[float, typer.Option(min=0.0, help="Share of the training folds' clips held out.")] = 0.1,
+    wordings: Annotated[
+        int, typer.Option(min=1, max=len(QUESTIONS), help="Captions, and questions, of each training clip.")
+    ] = len(QUESTIONS),
+    seed: Annotated[int, typer.Option(min=0, help="Draws the validation split.")] = 0,
+) -> Iterator[Row | Drop]:
+    """Captions and questions of the training folds, of what is held out of them, and questions of the test fold."""
+    if validation >= 1:
+        raise RecipeError(f"--validation {validation}; expected a share from 0 to below 1")
+    found: list[Recording] = []
+    yield from read_source(source, found)
+    if esc10:
+        yield from (Drop("not_in_esc10", r.path, r.category) for r in found if not r.esc10)
+        found = [r for r in found if r.esc10]
+    if not found:
+        return
+    parts, shared = split(sorted(found, key=lambda r: Path(r.path).name), test_fold, validation, seed)
+    yield from (Drop("shares_source_with_test", r.path, f"recording {r.source}") for r in shared)
+    yield from split_rows(parts, wordings)
 
-    recordings: list[Recording]
-    left_out: dict[str, list[str]]
 
-
-class RecipeError(SystemExit):
-    """A source that cannot be read; the message says what was seen, what was expected and what to do."""
-
-
-def read_source(source: Path, only_esc10: bool) -> Found:
-    """The recordings of either form, in the order of their file names.
-
-    Raises:
-        RecipeError: the folder has neither form, or there is nothing usable in it.
-    """
-    left_out: dict[str, list[str]] = defaultdict(list)
+def read_source(source: Path, found: list[Recording]) -> Iterator[Row | Drop]:
+    """Fills in the recordings of either form; gives what is left out."""
     table = source / "meta" / "esc50.csv"
     if table.is_file():
-        listed = list(read_table(table, source / "audio", left_out))
-    elif source.is_dir() and any(FOLDER.fullmatch(p.name) for p in source.iterdir()):
-        listed = list(read_folders(source, left_out))
+        yield from drops_of(read_csv(table, COLUMNS), lambda record: found.append(recording_of(record)))
     else:
-        raise RecipeError(
-            f"{source} has neither meta/esc50.csv nor folders named 'NNN - Class name'; give ESC's folder"
-        )
-    kept = []
-    for recording in tqdm(sorted(listed, key=lambda r: r.path.name), desc="files", unit="file", disable=None):
-        reason = unusable(recording, only_esc10)
-        if reason:
-            left_out[reason].append(str(recording.path))
-        else:
-            kept.append(recording)
-    if not kept:
-        raise RecipeError(f"{source}: no usable recording; left out: {summary(left_out) or 'nothing was there'}")
-    return Found(kept, dict(left_out))
+        yield from read_folders(source, found)
 
 
-def read_table(table: Path, audio: Path, left_out: dict[str, list[str]]) -> Iterator[Recording]:
-    """The rows of meta/esc50.csv; a class that this recipe has no words for is left out."""
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        absent = [c for c in COLUMNS if c not in (rows.fieldnames or [])]
-        if absent:
-            raise RecipeError(f"{table} has no column {', '.join(absent)}; expected {', '.join(COLUMNS)}")
-        for row in rows:
-            if row["category"] not in ANSWERS:
-                left_out["unknown class"].append(f"{table} line {rows.line_num}: {row['category']!r}")
-                continue
-            if not (row["fold"] or "").isdigit():
-                raise RecipeError(f"{table} line {rows.line_num}: fold is {row['fold']!r}; expected a number")
-            path, esc10 = audio / row["filename"], row["esc10"] == "True"
-            yield Recording(path, int(row["fold"]), row["src_file"], row["take"], row["category"], esc10)
+def recording_of(record: Record) -> Recording:
+    """A row of meta/esc50.csv.
+
+    Raises:
+        RecipeError: the fold is no number.
+        RowError: this recipe has no words for the class.
+    """
+    category, fold = record.text("category"), record.text("fold")
+    if category not in ANSWERS:
+        raise RowError("unknown_class", repr(category))
+    if not fold.isdecimal():
+        raise RecipeError(f"fold is {fold!r}; expected a number")
+    path, is_esc10 = f"audio/{record.text('filename')}", record.text("esc10") == "True"
+    return Recording(path, int(fold), record.text("src_file"), record.text("take"), category, is_esc10)
 
 
-def read_folders(source: Path, left_out: dict[str, list[str]]) -> Iterator[Recording]:
+def read_folders(source: Path, found: list[Recording]) -> Iterator[Drop]:
     """The older form: fold, source recording and take stand in the file's name, the class in the folder's."""
-    for folder in sorted(p for p in source.iterdir() if p.is_dir()):
+    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
         name = FOLDER.fullmatch(folder.name)
-        category = OLD_NAMES.get(name.group(1)) if name else None
-        for path in sorted(folder.iterdir()):
-            parts = FILE.fullmatch(path.name)
-            if category is None or parts is None:
-                left_out["unknown class" if category is None else "no sound of the data set"].append(str(path))
+        category = OLD_NAMES.get(name[1]) if name else None
+        for file in sorted(folder.iterdir()):
+            path, parts = f"{folder.name}/{file.name}", FILE.fullmatch(file.name)
+            if category is None:
+                yield Drop("unknown_class", path, repr(folder.name))
+            elif parts is None:
+                yield Drop("no_sound_of_the_set", path, "expected FOLD-CLIPID-TAKE.ogg")
             else:
-                yield Recording(path, int(parts.group(1)), parts.group(2), parts.group(3), category, True)
-
-
-def unusable(recording: Recording, only_esc10: bool) -> str | None:
-    """Why a recording cannot be used, None when it can."""
-    if only_esc10 and not recording.esc10:
-        return "not in ESC-10"
-    if not recording.path.is_file():
-        return "missing"
-    return "empty file" if recording.path.stat().st_size == 0 else None
+                found.append(Recording(path, int(parts[1]), parts[2], parts[3], category, True))
 
 
 @dataclass(frozen=True)
@@ -223,7 +216,7 @@ def split(recordings: list[Recording], test_fold: int, share: float, seed: int) 
     """
     folds = sorted({r.fold for r in recordings})
     if test_fold not in folds or len(folds) < 2:
-        raise RecipeError(f"test fold {test_fold}: there are folds {folds}; choose one of at least two")
+        raise RecipeError(f"--test-fold {test_fold}: there are folds {folds}; choose one of at least two")
     test = [r for r in recordings if r.fold == test_fold]
     tested = {r.source for r in test}
     rest = [r for r in recordings if r.fold != test_fold]
@@ -250,16 +243,33 @@ def validation_sources(recordings: list[Recording], share: float, seed: int) -> 
     return held
 
 
-def sound_part(recording: Recording, out: Path) -> dict:
-    """The media part, with a path relative to the manifests where there is one."""
-    try:
-        path = os.path.relpath(recording.path.resolve(), out.resolve())
-    except ValueError:  # another drive
-        path = str(recording.path.resolve())
-    return {"type": "audio", "audio": Path(path).as_posix(), "end": SECONDS}
+def split_rows(parts: Split, wordings: int) -> Iterator[Row]:
+    """The rows of all manifests; where answers are scored, each names the classes that occur."""
+    every = [*parts.train, *parts.validation, *parts.test]
+    choices = [answer for category, answer in ANSWERS.items() if any(r.category == category for r in every)]
+    yield from captions("captions_train", parts.train, wordings)
+    yield from captions("captions_validation", parts.validation, 1)
+    yield from questions("train", parts.train, wordings)
+    yield from questions("validation", parts.validation, 1, choices)
+    yield from questions("test", parts.test, 1, choices)
 
 
-def row(recording: Recording, out: Path, name: str, question: str | None, answer: str) -> dict:
+def captions(name: str, recordings: Sequence[Recording], wordings: int) -> Iterator[Row]:
+    """Each clip with its first captions."""
+    for recording in recordings:
+        for number, wording in enumerate(CAPTIONS[:wordings]):
+            yield Row(sample(recording, f"c{number}", None, wording.format(ANSWERS[recording.category])), name)
+
+
+def questions(name: str, recordings: Sequence[Recording], wordings: int, choices: Sequence[str] = ()) -> Iterator[Row]:
+    """Each clip with its first questions; the very first is 'What do you hear?'."""
+    closed = {"choices": choices} if choices else {}
+    for recording in recordings:
+        for number, question in enumerate(QUESTIONS[:wordings]):
+            yield Row(sample(recording, f"q{number}", question, ANSWERS[recording.category]) | closed, name)
+
+
+def sample(recording: Recording, name: str, question: str | None, answer: str) -> dict[str, Any]:
     """A manifest row; without a question it is a caption."""
     asked = [{"type": "text", "text": question}] if question else []
     esc = "esc10" if recording.esc10 else "esc50"
@@ -268,7 +278,7 @@ def row(recording: Recording, out: Path, name: str, question: str | None, answer
         "source": esc,
         "kind": f"heard.{recording.category}",
         "messages": [
-            {"role": "user", "content": [sound_part(recording, out), *asked]},
+            {"role": "user", "content": [{"type": "audio", "audio": recording.path, "end": SECONDS}, *asked]},
             {"role": "assistant", "content": [{"type": "text", "text": answer}]},
         ],
         "licence": LICENCES[recording.esc10],
@@ -276,83 +286,5 @@ def row(recording: Recording, out: Path, name: str, question: str | None, answer
     }
 
 
-def caption_rows(recordings: list[Recording], out: Path, wordings: int) -> list[dict]:
-    """Each clip with its first ``wordings`` captions."""
-    return [
-        row(r, out, f"c{i}", None, CAPTIONS[i].format(ANSWERS[r.category])) for r in recordings for i in range(wordings)
-    ]
-
-
-def question_rows(recordings: list[Recording], out: Path, wordings: int) -> list[dict]:
-    """Each clip with its first ``wordings`` questions; the first is 'What do you hear?'."""
-    return [row(r, out, f"q{i}", QUESTIONS[i], ANSWERS[r.category]) for r in recordings for i in range(wordings)]
-
-
-def write_split(parts: Split, out: Path, wordings: int) -> dict[str, int]:
-    """Write the manifests; returns rows by file. A part without clips (no validation asked for) gets no file."""
-    every = [*parts.train, *parts.validation, *parts.test]
-    choices = [answer for category, answer in ANSWERS.items() if any(r.category == category for r in every)]
-    files = {
-        "captions_train": caption_rows(parts.train, out, wordings),
-        "captions_validation": caption_rows(parts.validation, out, 1),
-        "train": question_rows(parts.train, out, wordings),
-        "validation": [r | {"choices": choices} for r in question_rows(parts.validation, out, 1)],
-        "test": [r | {"choices": choices} for r in question_rows(parts.test, out, 1)],
-    }
-    for name, rows in files.items():
-        (out / f"{name}.jsonl").unlink(missing_ok=True)
-        if rows:
-            write_manifest(out / f"{name}.jsonl", rows)
-    return {name: len(rows) for name, rows in files.items()}
-
-
-def summary(left_out: dict[str, list[str]]) -> str:
-    """Counts by reason, and the first few names of each."""
-    lines = []
-    for reason, names in sorted(left_out.items()):
-        shown = "" if reason == "not in ESC-10" else ": " + ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        lines.append(f"{len(names)} {reason}{shown}")
-    return "; ".join(lines)
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="ESC-50's folder (meta/, audio/), or ESC-10's with a folder a class")
-    parser.add_argument("out", type=Path, help="folder to write the manifests into")
-    parser.add_argument("--test-fold", type=int, required=True, help="the fold to be tested on; all others train")
-    parser.add_argument("--esc10", action="store_true", help="of ESC-50, only the ten classes of ESC-10")
-    parser.add_argument(
-        "--validation",
-        type=float,
-        default=0.1,
-        help="share of the training folds' clips held out (default 0.1; 0 = none)",
-    )
-    parser.add_argument(
-        "--wordings", type=int, default=len(QUESTIONS), choices=range(1, len(QUESTIONS) + 1),
-        help="how many wordings of caption and question each training clip gets (default: all)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="draws the validation split (default 0)")
-    args = parser.parse_args(argv)
-    if not 0 <= args.validation < 1:
-        parser.error(f"--validation is {args.validation}; expected a share from 0 to below 1")
-    return args
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Write the manifests of one test fold and say what is in them; 1 when files are missing or empty."""
-    args = parse(argv)
-    found = read_source(args.source, args.esc10)
-    parts, shared = split(found.recordings, args.test_fold, args.validation, args.seed)
-    if shared:
-        found.left_out["shares its source with the test fold"] = [str(r.path) for r in shared]
-    counts = write_split(parts, args.out, args.wordings)
-    clips = {name: len(getattr(parts, name)) for name in ("train", "validation", "test")}
-    print(f"{args.out}: clips {clips}, rows {counts}")
-    if found.left_out:
-        print(f"left out: {summary(found.left_out)}", file=sys.stderr)
-    return 1 if {"missing", "empty file"} & set(found.left_out) else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    recipe.main(ABOUT, rows)

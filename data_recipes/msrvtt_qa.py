@@ -2,12 +2,13 @@
 
     python data_recipes/msrvtt_qa.py SOURCE --output DIR [--videos FOLDER]
 
-`train_qa.json`, `val_qa.json` and `test_qa.json` are lists of `{"answer": "couch", "category_id": 14, "id": 0,
-"question": "what are three people sitting on?", "video_id": 6513}`; the video of id 6513 is `video6513.mp4`
-(https://github.com/xudejing/video-question-answering, README and preprocess_msrvttqa.py; the authors' archive has a
-folder video/, Microsoft's has TrainValVideo/ and TestVideo/). The five types of the paper are told by the first word:
-what, who, how, when, where. Questions are machine-made, and many are not grammatical. The authors train on the
-thousand most frequent answers; here all are kept.
+`train_qa.json`, `val_qa.json` and `test_qa.json` are lists; the first row of val_qa.json is `{"answer": "couch",
+"category_id": 14, "id": 158581, "question": "what are three people sitting on?", "video_id": 6513}`. Ids are counted on
+from file to file; the video of id 6513 is `video6513.mp4` (https://github.com/xudejing/video-question-answering, README
+and preprocess_msrvttqa.py; the authors' archive has a folder video/, Microsoft's has TrainValVideo/ and TestVideo/).
+The five types of the paper are told by the first word: what, who, how, when, where. Questions are machine-made, many
+are not grammatical, and answers have typing errors ('coversation'). The authors train on the thousand most frequent
+answers; here all are kept.
 Paper: D. Xu et al., Video Question Answering via Gradually Refined Attention over Appearance and Motion, ACM
 Multimedia 2017.
 """
@@ -20,7 +21,8 @@ from pathlib import Path
 
 from avllm.data import recipe
 from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, split_files
+from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.data.recipe_questions import named_splits, question_sample, split_files
 
 ABOUT = Dataset(
     title="MSRVTT-QA",
@@ -33,7 +35,7 @@ ABOUT = Dataset(
     """,
     citation="Xu et al., Video Question Answering via Gradually Refined Attention, ACM Multimedia 2017",
 )
-FILES = {"train": ("train_qa.json",), "validation": ("val_qa.json",), "test": ("test_qa.json",)}
+FILES = named_splits("*_qa.json")
 KINDS = ("what", "who", "how", "when", "where")
 
 

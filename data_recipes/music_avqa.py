@@ -27,7 +27,8 @@ from typing import Any
 
 from avllm.data import recipe
 from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, split_files
+from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.data.recipe_questions import named_splits, question_sample, split_files
 from avllm.data.schema import RowError
 
 ABOUT = Dataset(
@@ -41,10 +42,7 @@ ABOUT = Dataset(
     """,
     citation="Li et al., Learning to Answer Questions in Dynamic Audio-Visual Scenarios, CVPR 2022, arXiv:2203.14072",
 )
-FILES = {
-    split: tuple(f"{folder}avqa-{name}.json" for folder in ("data/json_update/", "data/json/", ""))
-    for split, name in (("train", "train"), ("validation", "val"), ("test", "test"))
-}
+FILES = named_splits("data/json_update/avqa-*.json", "data/json/avqa-*.json", "avqa-*.json")
 SLOT = re.compile(r"<[A-Za-z]+>")
 COUNTS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "more than ten"]
 PLACES = ["indoor", "outdoor", "left", "middle", "right", "simultaneously"]

@@ -24,7 +24,8 @@ from typing import Any
 
 from avllm.data import recipe
 from avllm.data.recipe import Dataset, Drop, Record, Row, read_csv, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos, chosen, question_sample, split_files, with_choices
+from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.data.recipe_questions import chosen, named_splits, question_sample, split_files, with_choices
 from avllm.data.schema import RowError
 
 ABOUT = Dataset(
@@ -39,10 +40,7 @@ ABOUT = Dataset(
     """,
     citation="Xiao et al., NExT-QA, CVPR 2021, arXiv:2105.08276",
 )
-FILES = {
-    split: (f"dataset/nextqa/{name}.csv", f"{name}.csv")
-    for split, name in (("train", "train"), ("validation", "val"), ("test", "test"))
-}
+FILES = named_splits("dataset/nextqa/*.csv", "*.csv")
 COLUMNS = ("video", "question", "answer", "qid", "type")
 CHOICES = ("a0", "a1", "a2", "a3", "a4")
 KINDS = {

@@ -25,7 +25,7 @@ import numpy as np
 import typer
 
 from avllm.data import making, recipe
-from avllm.data.captioned import Captioned, captioned, clause, licences, sentence
+from avllm.data.captioned import Captioned, captioned, clause, licences, sentence, unusable
 from avllm.data.media import MediaError, Sampling, load_video, probe
 from avllm.data.media_write import AAC_RATES, Mp4Writer, faster, fitted
 from avllm.data.recipe import Dataset, Drop, RecipeError, Row
@@ -163,7 +163,7 @@ class PuValor:
                 try:
                     frames, sound = self._read(clip["path"], start, speed, steps, out.frames)
                 except MediaError as error:
-                    drops.append(Drop(error.reason, clip["where"], str(error)))
+                    drops.append(unusable(error, clip["where"]))
                     continue
                 first = out.frames / self.fps
                 out.add(fitted(frames, width, height), sound if rate is not None else None)
@@ -179,7 +179,7 @@ class PuValor:
             try:
                 info = probe(clip["path"])
             except MediaError as error:
-                drops.append(Drop(error.reason, clip["where"], str(error)))
+                drops.append(unusable(error, clip["where"]))
                 continue
             seconds = min(clip["end"] or info.duration, info.duration) - (clip["start"] or 0.0)
             if not info.has_video:

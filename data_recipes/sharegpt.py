@@ -8,8 +8,8 @@ list; the k-th `<image>`, `<video>`, `<audio>` stands for the k-th file of its k
 (`messages` with `role` and `content`; `images`, `videos`, `audios`) is read, too.
 
 LLaVA-Instruct-150K (https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K): llava_instruct_150k.json is the
-whole; conversation_58k, detail_23k and complex_reasoning_77k are parts of it. Pictures are COCO train2017's, named
-`000000033471.jpg`; the same picture, and so the same id, occurs in several rows. LLaVA-1.5's mixture
+whole; llava_instruct_80k, conversation_58k, detail_23k and complex_reasoning_77k are parts of it. Pictures are COCO
+train2017's, named `000000033471.jpg`; the same picture, and so the same id, occurs in several rows. LLaVA-1.5's mixture
 (llava_v1_5_mix665k.json) names them `coco/train2017/000000033471.jpg`, holds text-only rows of ShareGPT, and there
 conversations that begin with an answer: LLaVA's own loader skips that answer, here it takes --from-first-question.
 
@@ -31,11 +31,13 @@ import typer
 from avllm.data import recipe
 from avllm.data.conversations import chat_messages, without_leading_answers
 from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, first_file, read_json, read_jsonl, rows_of
+from avllm.data.recipe_media import SOUND_FILES, VIDEO_FILES
 from avllm.log import logger
 
 ABOUT = Dataset(
     title="LLaVA-Instruct-150K, and any ShareGPT conversations",
-    licence="CC BY-NC 4.0 and OpenAI's terms of use (LLaVA-Instruct-150K); pictures: COCO's. Another set has its own",
+    licence="CC BY 4.0 (earlier: CC BY-NC 4.0) and OpenAI's terms of use (LLaVA-Instruct-150K); pictures: COCO's. "
+    "Another set has its own",
     size="158K conversations about 81K pictures; COCO train2017: 19 GB",
     where="https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K; pictures from https://cocodataset.org",
     layout="""
@@ -46,8 +48,9 @@ ABOUT = Dataset(
 )
 LOG = logger(__name__)
 WHOLE = "llava_instruct_150k.json"
-LLAVAS = {WHOLE, "conversation_58k.json", "detail_23k.json", "complex_reasoning_77k.json"}
-LICENCE = "CC BY-NC 4.0 and OpenAI's terms of use; pictures: COCO's"
+PARTS = ("llava_instruct_80k.json", "conversation_58k.json", "detail_23k.json", "complex_reasoning_77k.json")
+LLAVAS = {WHOLE, *PARTS}
+LICENCE = "CC BY 4.0 and OpenAI's terms of use; pictures: COCO's"
 KINDS = ("image", "video", "audio")
 FOLDERS = {
     "image": ("", "images/", "train2017/", "coco/train2017/"),
@@ -56,8 +59,8 @@ FOLDERS = {
 }
 ENDINGS = {
     "image": (".jpg", ".png", ".jpeg", ".gif", ".webp"),
-    "video": (".mp4", ".mkv", ".webm", ".avi", ".mov"),
-    "audio": (".wav", ".mp3", ".flac", ".ogg", ".m4a"),
+    "video": VIDEO_FILES,
+    "audio": SOUND_FILES,
 }
 
 

@@ -26,7 +26,8 @@ import typer
 from avllm.data import recipe
 from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, first_file, read_json, rows_of
 from avllm.data.recipe_captions import wording
-from avllm.data.recipe_questions import VideoFolder, Videos, question_sample, when_question
+from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.data.recipe_questions import question_sample, when_question
 from avllm.data.schema import RowError
 from avllm.data.timespans import Span, checked_span, say_events, say_spans
 

@@ -1,11 +1,12 @@
 """VGGSound (ten seconds of YouTube whose sound is of one of 309 classes and its source in the picture) -> questions.
 
-    python data_recipes/vggsound.py SOURCE --output DIR [--media audio] [--choices]
+    python data_recipes/vggsound.py SOURCE --output DIR [--videos FOLDER] [--media audio] [--choices]
 
 `vggsound.csv` has no header: YouTube id, start in seconds, label, train or test
 (https://www.robots.ox.ac.uk/~vgg/data/vggsound). Clips are `<YouTube id>_<start, six digits>.mp4`; the archives that
 are passed on unpack to `scratch/shared/beegfs/hchen/train_data/VGGSound_final/video`, and clips are found in any
-folder. Paper: H. Chen et al., VGGSound: A Large-scale Audio-Visual Dataset, ICASSP 2020, arXiv:2004.14368.
+folder, also where starts are written without leading zeros.
+Paper: H. Chen et al., VGGSound: A Large-scale Audio-Visual Dataset, ICASSP 2020, arXiv:2004.14368.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, files_by_stem, read_csv, rows_of
+from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, read_csv, rows_of
+from avllm.data.recipe_media import VideoFolder, Videos, vggsound_names
 
 ABOUT = Dataset(
     title="VGGSound",
@@ -40,25 +42,26 @@ Media = Literal["video", "audio"]
 
 def rows(
     source: Path,
+    videos: VideoFolder = ".",
     media: Annotated[Media, typer.Option(help="Show the clip, or only play its sound.")] = "video",
     choices: Annotated[bool, typer.Option("--choices", help="Name all classes in each test row (7 kB a row).")] = False,
 ) -> Iterator[Row | Drop]:
     """One row a clip; the answer is its label."""
     table = source / "vggsound.csv"
-    clips = files_by_stem(source, source, (".mp4", ".mkv", ".webm"))
+    clips = Videos(source, videos)
     whole = (record for record in read_csv(table, COLUMNS, header=False) if not record.problem)
     classes = sorted({record.text("label") for record in whole}) if choices else []
     build = partial(clip_row, clips=clips, media=media, classes=classes)
     yield from rows_of(read_csv(table, COLUMNS, header=False), build)
 
 
-def clip_row(record: Record, clips: dict[str, str], media: Media, classes: list[str]) -> Row | Drop:
+def clip_row(record: Record, clips: Videos, media: Media, classes: list[str]) -> Row | Drop:
     """The row of one clip, or why it is left out."""
     split, label = record.text("split"), record.text("label")
     if split not in ("train", "test") or not label:
         return Drop("malformed_row", record.where, f"split {split!r}, label {label!r}")
     clip = f"{record.text('youtube_id')}_{int(record.number('start')):06d}"
-    part: dict[str, Any] = {"type": media, media: clips.get(clip, f"video/{clip}.mp4")}
+    part = clips.part(*vggsound_names(clip), kind=media)
     (sample,) = caption_samples(f"vggsound-{clip}", part, [label], split == "train", about="label")
     closed = {"choices": classes} if classes and split == "test" else {}
     return Row(sample | closed | {"meta": {"label": label}}, split)

@@ -21,11 +21,12 @@ from pathlib import Path
 
 from avllm.data import recipe
 from avllm.data.recipe import Dataset, Drop, Record, Row, first_file, read_json, rows_of
-from avllm.data.recipe_questions import VideoFolder, Videos, question_sample
+from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.data.recipe_questions import question_sample
 
 ABOUT = Dataset(
     title="Video-ChatGPT (VideoInstruct-100K)",
-    licence="CC BY-SA 4.0; videos: of their YouTube authors (ActivityNet, research only)",
+    licence="CC BY-SA 4.0 (Hugging Face) or CC BY-NC-SA 4.0 (the repository); videos: of their YouTube authors",
     size="100,010 questions about 13,303 videos",
     where="https://huggingface.co/datasets/MBZUAI/VideoInstruct-100K; videos from http://activity-net.org",
     layout="""

@@ -19,11 +19,22 @@ from typing import Annotated
 import typer
 
 from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, caption_samples, first_file, read_csv, rows_of
+from avllm.data.recipe import (
+    SPLITS,
+    Dataset,
+    Drop,
+    RecipeError,
+    Record,
+    Row,
+    caption_samples,
+    first_file,
+    read_csv,
+    rows_of,
+)
 
 ABOUT = Dataset(
     title="WebVid",
-    licence="terms of the footage's owner; non-commercial research",
+    licence="the authors' terms: non-commercial research, for 12 months at a time; clips: of the footage's owner",
     size="2.5M or 10.7M clips, 13,000 or 52,000 hours",
     where="https://github.com/m-bain/webvid (withdrawn by its authors in February 2024)",
     layout="""
@@ -34,7 +45,6 @@ ABOUT = Dataset(
     citation="Bain et al., Frozen in Time, ICCV 2021, arXiv:2104.00650",
 )
 COLUMNS = ("videoid", "page_dir", "name")
-SPLITS = {"train": "train", "val": "validation"}
 
 
 def rows(

@@ -60,8 +60,9 @@ class Fold:
 
     def make_data(self) -> None:
         """Manifests of this fold."""
+        output = ["--output", self.folder / "data"]
         options = ["--test-fold", self.number, "--validation", self.args.validation, "--seed", self.args.seed]
-        self.python("data_recipes/esc50.py", self.args.source.resolve(), self.folder / "data", "--esc10", *options)
+        self.python("data_recipes/esc50.py", self.args.source.resolve(), *output, "--esc10", *options)
 
     def make_llm(self) -> None:
         """The language model, from the training manifests' text alone."""

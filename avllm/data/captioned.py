@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from avllm.data.manifest import ManifestError, digest, iterate
+from avllm.data.media_open import MediaError
 from avllm.data.recipe import Drop
-from avllm.data.recipe_files import RecipeError
+from avllm.data.recipe_files import EMPTY, MISSING, RecipeError
 from avllm.data.schema import ImagePart, Sample, resolve
 
 NAMES = frozenset({"i", "christmas", "english", "french", "german", "spanish", "chinese", "african", "american"})
@@ -54,6 +55,12 @@ def captioned(manifest: Path, kind: Literal["video", "sound"]) -> Iterator[Capti
             yield _captioned(sample, row, f"{manifest.name}:{line}", manifest.parent, kind)
     except ManifestError as error:
         raise RecipeError(str(error)) from error
+
+
+def unusable(error: MediaError, where: str) -> Drop:
+    """Why a clip is left out; one that is not there, or empty, is told in the frame's words, which lists its file."""
+    reason = {"missing": MISSING, "zero_byte": EMPTY}.get(error.reason)
+    return Drop(reason, where, error.path) if reason else Drop(error.reason, where, str(error))
 
 
 def file_digest(path: Path) -> str:

@@ -9,8 +9,8 @@ name when it is whole::
     OUTPUT/shards/shard-00000/          items.jsonl (rows and drops, in order) and the media that the shard made
 
 Started again after a kill, it goes on with the shards that are not there. A shard follows from its tasks alone, so that
-neither the number of workers nor the engine changes a byte. A shard that lacked media (drops ``missing_media``) is made
-anew when one of them is there.
+neither the number of workers nor the engine changes a byte. A shard that lacked media (drops ``missing_media`` and
+``empty_media``) is made anew when one of them is there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from avllm.data.on_ray import Engine as Engine  # for the recipes' signatures
 from avllm.data.on_ray import Gpus as Gpus
 from avllm.data.on_ray import run_on_ray
 from avllm.data.recipe import MEDIA, Drop, Row
-from avllm.data.recipe_files import RecipeError
+from avllm.data.recipe_files import EMPTY, MISSING, RecipeError, lacking
 from avllm.log import logger
 
 LOG = logger(__name__)
@@ -239,7 +239,7 @@ def _open_again(shards: list[Shard]) -> None:
     """Take the names of shards that lack files which are there by now, so that they are made anew."""
     for shard in shards:
         lacks = shard.whole / LACKS
-        if lacks.is_file() and any(map(os.path.isfile, json.loads(lacks.read_text(encoding="utf-8")))):
+        if lacks.is_file() and None in map(lacking, json.loads(lacks.read_text(encoding="utf-8"))):
             shutil.rmtree(shard.folder, ignore_errors=True)
             shard.whole.replace(shard.folder)
 
@@ -287,17 +287,17 @@ def make_shard(job: Job, shard: Shard) -> None:
     if shard.folder.exists():
         shutil.rmtree(shard.folder)  # of a run that was killed
     shard.folder.mkdir(parents=True)
-    lacking = []
+    lacks = []
     with (shard.folder / "items.jsonl").open("w", encoding="utf-8") as file:
         for item in job.make(read_tasks(shard), shard):
             kind = "row" if isinstance(item, Row) else "drop"
             file.write(json.dumps({kind: asdict(item)}, ensure_ascii=False) + "\n")
-            if isinstance(item, Drop) and item.reason == "missing_media":
-                lacking.append(item.detail)
+            if isinstance(item, Drop) and item.reason in (MISSING, EMPTY):
+                lacks.append(item.detail)
         file.flush()
         os.fsync(file.fileno())
-    if lacking:
-        (shard.folder / LACKS).write_text(json.dumps(lacking), encoding="utf-8")
+    if lacks:
+        (shard.folder / LACKS).write_text(json.dumps(lacks), encoding="utf-8")
     shard.folder.replace(shard.whole)
 
 

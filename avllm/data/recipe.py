@@ -17,7 +17,6 @@ source folder, the media files and each row, and writes the manifests and an acc
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import json
@@ -41,13 +40,28 @@ from avllm.data.append_only import LockedError
 from avllm.data.manifest import describe
 from avllm.data.recipe_about import Dataset, check_layout
 from avllm.data.recipe_captions import caption_messages, caption_prompt, caption_samples
-from avllm.data.recipe_files import RecipeError, Record, files_by_stem, open_text, read_csv, read_json, read_jsonl
+from avllm.data.recipe_files import (
+    EMPTY,
+    MISSING,
+    SPLITS,
+    RecipeError,
+    Record,
+    files_by_stem,
+    first_file,
+    lacking,
+    open_text,
+    read_csv,
+    read_json,
+    read_jsonl,
+)
 from avllm.data.recipe_output import Output
-from avllm.data.schema import RowError, Sample
+from avllm.data.recipe_rows import Drop, Row, drops_of, rows_of
+from avllm.data.schema import Sample
 from avllm.data.storage import StoreError, here
 from avllm.log import set_up
 
 __all__ = [
+    "SPLITS",
     "Dataset",
     "Drop",
     "RecipeError",
@@ -57,6 +71,7 @@ __all__ = [
     "caption_messages",
     "caption_prompt",
     "caption_samples",
+    "drops_of",
     "files_by_stem",
     "first_file",
     "main",
@@ -71,32 +86,12 @@ __all__ = [
 MEDIA = ("video", "audio", "image")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A sample in the form of ``avllm.data.schema`` (media paths absolute or relative to the source) and its split."""
-
-    sample: dict[str, Any]
-    split: str = "train"
-
-
-@dataclass(frozen=True)
-class Drop:
-    """A row that is left out: ``reason`` is one word to count by, ``where`` is file:line or an id.
-
-    With the reason ``missing_media``, ``detail`` is the path of the file, which is named in ``missing.txt``.
-    """
-
-    reason: str
-    where: str
-    detail: str = ""
-
-
 Rows = Callable[..., Iterator[Row | Drop]]
 
 
 @dataclass
 class Report:
-    """What a recipe wrote: rows by split, drops by reason, missing media files, ids that got a number added."""
+    """What a recipe wrote: rows by split, drops by reason, missing or empty media, ids that got a number added."""
 
     rows: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -113,39 +108,6 @@ class Report:
         }
 
 
-def rows_of(
-    records: Iterable[Record], build: Callable[[Record], Row | Drop | Iterable[Row | Drop]]
-) -> Iterator[Row | Drop]:
-    """What ``build`` makes of each record: a row, a drop, or several.
-
-    A record with which it raises an error is a drop: ``malformed_row`` of a ``RecipeError`` (a field is absent or of
-    another type), the reason of a ``RowError``. So is a row of a table with more or fewer fields than columns.
-    """
-    for record in records:
-        if record.problem:
-            yield Drop("malformed_row", record.where, record.problem)
-            continue
-        try:
-            made = build(record)
-            found = [made] if isinstance(made, (Row, Drop)) else list(made)
-        except RowError as error:
-            found = [Drop(error.reason, record.where, error.detail)]
-        except RecipeError as error:
-            found = [Drop("malformed_row", record.where, str(error))]
-        yield from found
-
-
-def first_file(source: Path, names: Iterable[str]) -> str:
-    """The first of these paths (relative to ``source``) that is there, else the first: for files of several namings."""
-    names = list(names)
-    return next((name for name in names if _is_there(str(source / name))), names[0])
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _is_there(path: str) -> bool:
-    return os.path.isfile(path)
-
-
 class _Maker:
     """Takes what a recipe yields, one by one: checks it, writes it, counts it."""
 
@@ -159,7 +121,7 @@ class _Maker:
 
     def drop(self, drop: Drop) -> None:
         """Count and write down what a recipe leaves out."""
-        if drop.reason == "missing_media":
+        if drop.reason in (MISSING, EMPTY):
             self.note_missing([drop.detail])
         self.leave_out(drop)
 
@@ -178,10 +140,12 @@ class _Maker:
         except ValidationError as error:
             self.leave_out(Drop("invalid_row", where, describe(error)))
             return
-        absent = [part.path for part in sample.media if not _is_there(os.path.join(self.source, part.path))]
-        if absent:
-            self.note_missing(absent)
-            self.leave_out(Drop("missing_media", where, ", ".join(absent)))
+        found = {part.path: lacking(os.path.join(self.source, part.path)) for part in sample.media}
+        useless = {path: reason for path, reason in found.items() if reason is not None}
+        if useless:
+            self.note_missing(useless)
+            reason = MISSING if MISSING in useless.values() else EMPTY
+            self.leave_out(Drop(reason, where, ", ".join(useless)))
             return
         data = sample.model_dump(mode="json", exclude_unset=True, exclude_none=True)
         data = {"id": self.unique(sample.id)} | {k: v for k, v in data.items() if k != "id"}
@@ -195,13 +159,13 @@ class _Maker:
         if self.first is None:
             return "; nothing was there"
         folder, missing = self.output.folder, self.report.missing_files
-        named = f"; {missing:,} missing media files are named in {folder / 'missing.txt'}" if missing else ""
+        named = f"; {missing:,} media files, missing or empty, are named in {folder / 'missing.txt'}" if missing else ""
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.report.dropped.items()))
         first = f"the first: {self.first.where}: {self.first.detail or self.first.reason}"
         return f"; left out: {counts}; {first}; all are in {folder / 'dropped.jsonl'}{named}"
 
-    def note_missing(self, paths: list[str]) -> None:
-        """Write each missing file down once."""
+    def note_missing(self, paths: Iterable[str]) -> None:
+        """Write each missing or empty file down once."""
         for path in paths:
             if path not in self.missing:
                 self.missing.add(path)
@@ -262,7 +226,7 @@ def make(
     """
     output = here(output)
     check_layout(about, source)
-    _is_there.cache_clear()
+    lacking.cache_clear()
     name = name or Path(inspect.getfile(rows)).stem
     given = options | ({"output": output} if "output" in inspect.signature(rows).parameters else {})
     with ExitStack() as stack:
@@ -335,7 +299,7 @@ def command(about: Dataset, rows: Rows) -> typer.Typer:
         _say(about, report, output, as_json)
         if report.missing_files and not allow_missing:
             raise _failed(
-                f"{report.missing_files:,} media files are missing; they are named in {output / 'missing.txt'}. "
+                f"{report.missing_files:,} media files are missing or empty; {output / 'missing.txt'} names them. "
                 "The manifests hold the other rows. Get the files and run again, or add --allow-missing"
             )
 

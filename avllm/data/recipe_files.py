@@ -6,6 +6,7 @@ All of them stream, and yield a :class:`Record` for each row: its fields and whe
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import io
 import json
@@ -21,6 +22,10 @@ from avllm.errors import UserError
 
 CHUNK = 1 << 20
 """Characters of a JSON file that are read at a time."""
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
+"""What most authors call their splits in file names, and what the manifests are called."""
+MISSING, EMPTY = "missing_media", "empty_media"
+"""Reasons to drop a row: a media file is not there, or of zero bytes (what a download that failed leaves)."""
 
 
 class RecipeError(UserError):
@@ -238,6 +243,20 @@ def files_by_stem(folder: Path, source: Path, suffixes: Iterable[str]) -> dict[s
             if suffix.lower() in wanted:
                 found.setdefault(stem, Path(os.path.relpath(os.path.join(root, name), source)).as_posix())
     return found
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def lacking(path: str) -> str | None:
+    """Whether a media file is ``MISSING`` or ``EMPTY``; None where there is something in it. Remembered."""
+    if not os.path.isfile(path):
+        return MISSING
+    return None if os.path.getsize(path) else EMPTY
+
+
+def first_file(source: Path, names: Iterable[str]) -> str:
+    """The first of these paths (relative to ``source``) that is there, else the first: for files of several namings."""
+    names = list(names)
+    return next((name for name in names if lacking(str(source / name)) != MISSING), names[0])
 
 
 class _JsonStream:

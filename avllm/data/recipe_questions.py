@@ -1,22 +1,15 @@
-"""What recipes of questions and conversations share: media by their ids, rows or drops, listed choices, wordings."""
+"""What recipes of questions and conversations share: files of splits, rows or drops, listed choices, wordings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from avllm.data.conversations import is_blank, question_messages
-from avllm.data.recipe import RecipeError, files_by_stem
 from avllm.data.recipe_captions import wording
+from avllm.data.recipe_files import SPLITS, RecipeError
 from avllm.data.schema import RowError
-
-VIDEO_FILES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-
-VideoFolder = Annotated[str, typer.Option(help="The videos are somewhere below this folder, in SOURCE or anywhere.")]
-"""The option of all recipes whose videos are named by their ids."""
 
 WHEN = (
     "When does this happen in the video: {}? Give its start and end in seconds.",
@@ -24,19 +17,6 @@ WHEN = (
     "Find this in the video, and say at which seconds it begins and ends: {}.",
     "During which seconds of the video does this happen: {}?",
 )
-
-
-class Videos:
-    """The videos below a folder, found by their names without suffix (ids), however copies of the set nest them."""
-
-    def __init__(self, source: Path, folder: str) -> None:
-        self.folder = folder
-        self.known = files_by_stem(source / folder, source, VIDEO_FILES)
-
-    def part(self, *stems: str) -> dict[str, Any]:
-        """The content part of the first of these names that is there; of none, the first (the frame reports it)."""
-        found = next((self.known[stem] for stem in stems if stem in self.known), None)
-        return {"type": "video", "video": found or (Path(self.folder) / f"{stems[0]}.mp4").as_posix()}
 
 
 def texts_of(value: Any, where: str, *fields: str) -> list[str]:
@@ -50,6 +30,11 @@ def texts_of(value: Any, where: str, *fields: str) -> list[str]:
     if len(texts) < len(fields):
         raise RecipeError(f"{where}: {str(value)[:80]}; expected texts in {', '.join(fields)}")
     return texts
+
+
+def named_splits(*patterns: str) -> dict[str, list[str]]:
+    """Split -> the paths at which its file may lie: in the patterns ``*`` is train, val or test."""
+    return {split: [pattern.replace("*", name) for pattern in patterns] for name, split in SPLITS.items()}
 
 
 def split_files(source: Path, files: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, Path]]:

@@ -69,7 +69,7 @@ def line(name: str, **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a source of these lines with empty media, but for the files named in ``without``."""
+    """Writes a source of these lines with their media, but for the files named in ``without``."""
 
     def written(*lines: dict[str, Any], without: tuple[str, ...] = ()) -> Path:
         source = tmp_path / "source"
@@ -77,7 +77,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         (source / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
         for row in lines:
             if row["file"] not in without and not os.path.isabs(row["file"]):
-                (source / row["file"]).touch()
+                (source / row["file"]).write_bytes(b"x")
         return source
 
     return written
@@ -94,7 +94,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 def test_rows_get_source_licence_and_paths_from_the_manifest(write: Callable[..., Path], tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere" / "c.mp4"
     elsewhere.parent.mkdir()
-    elsewhere.touch()
+    elsewhere.write_bytes(b"x")
     own = {"licence": "mine", "meta": {"nothing": None}}
     source = write(line("a"), line("b", more=own, split="test"), line("c", file=str(elsewhere)))
     output = tmp_path / "deep" / "out"
@@ -119,6 +119,17 @@ def test_missing_media_are_named_once_and_their_rows_dropped(write: Callable[...
     assert (tmp_path / "out" / "missing.txt").read_text() == f"{gone}\n"
     dropped = lines_of(tmp_path / "out" / "dropped.jsonl")
     assert dropped == [{"reason": "missing_media", "where": f"clip-{name}", "detail": gone} for name in ("b", "b2")]
+
+
+def test_an_empty_file_is_as_good_as_none(write: Callable[..., Path], tmp_path: Path) -> None:
+    source = write(line("a"), line("b"), line("c"), without=("videos/c.mp4",))
+    (source / "videos/b.mp4").write_bytes(b"")
+    report = run(source, tmp_path / "out")
+    assert (report.rows, report.missing_files) == ({"train": 1}, 2)
+    assert report.dropped == {"empty_media": 1, "missing_media": 1}
+    assert (tmp_path / "out" / "missing.txt").read_text() == "videos/b.mp4\nvideos/c.mp4\n"
+    (source / "videos/b.mp4").write_bytes(b"x")
+    assert run(source, tmp_path / "out").rows == {"train": 2}
 
 
 def test_a_row_that_the_schema_refuses_is_dropped_with_its_field(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -239,7 +250,7 @@ def test_the_command_line_is_made_from_the_parameters(
 
 def test_a_recipe_that_writes_media_is_given_the_output_folder(write: Callable[..., Path], tmp_path: Path) -> None:
     def made(source: Path, output: Path) -> Iterator[Row | Drop]:
-        (output / "made.wav").touch()
+        (output / "made.wav").write_bytes(b"x")
         for sample in caption_samples("a", {"type": "audio", "audio": str(output / "made.wav")}, ["x"], True):
             yield Row(sample)
 

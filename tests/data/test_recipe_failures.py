@@ -50,14 +50,14 @@ def test_with_all_media_missing_they_are_still_named(source: Path, tmp_path: Pat
     said = str(caught.value)
     assert "no row was kept; left out: 1 malformed_row, 2 missing_media; the first: a.mp4: a.mp4" in said
     assert f"all are in {output / 'dropped.jsonl'}" in said
-    assert f"2 missing media files are named in {output / 'missing.txt'}" in said
+    assert f"2 media files, missing or empty, are named in {output / 'missing.txt'}" in said
     assert {p.name for p in output.iterdir()} == {"dropped.jsonl", "missing.txt"}
     assert (output / "missing.txt").read_text() == "a.mp4\nb.mp4\n"
     dropped = [json.loads(line) for line in (output / "dropped.jsonl").read_text().splitlines()]
     assert [d["reason"] for d in dropped] == ["missing_media", "missing_media", "malformed_row"]
     assert dropped[2]["where"] == "clips.csv:4"
     for name in ("a.mp4", "b.mp4"):
-        (source / name).touch()
+        (source / name).write_bytes(b"x")
     report = make(ABOUT, rows, source, output, name="clips")
     assert (report.rows, report.dropped) == ({"train": 2}, {"malformed_row": 1})
 
@@ -67,7 +67,7 @@ def test_a_recipe_can_say_itself_that_a_file_is_missing(source: Path, tmp_path: 
         yield Drop("missing_media", "x:1", "far, away.mp4")
         yield from rows(source)
 
-    (source / "a.mp4").touch()
+    (source / "a.mp4").write_bytes(b"x")
     report = make(ABOUT, told, source, tmp_path / "out", name="clips")
     assert report.missing_files == 2
     assert (tmp_path / "out" / "missing.txt").read_text() == "far, away.mp4\nb.mp4\n"

@@ -1,6 +1,6 @@
 """Caption and label sets in their authors' layout, a few rows each: one function a recipe, named like it.
 
-The contract test finds the functions of all ``sources_*.py`` here. Media are empty files: recipes decode nothing.
+The contract test finds the functions of all ``sources_*.py`` here. Media are files of one byte: recipes decode nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 
 def touch(source: Path, *names: str) -> None:
-    """Empty files and their folders."""
+    """Files that are not empty, and their folders."""
     for name in names:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).touch()
+        (source / name).write_bytes(b"x")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -69,11 +69,12 @@ def llava_pretrain(source: Path) -> None:
 
 
 def valor(source: Path) -> None:
-    """An id with a dash and underscores, a clip of which only the whole video is there, an empty caption."""
+    """Ids with underscores, a clip of which only the whole video is there; captions that are empty, or lost."""
     train = [
         {"video_id": "-_AbQ_z5rUM_30.000_40.000", "desc": "In the room, a cat whirled around the door, meowing."},
         {"video_id": "x6iCUDmRpKQ_0.000_10.000", "desc": "A man plays the flute."},
         {"video_id": "kk3C2gcJOpc_30.000_40.000", "desc": ""},
+        {"video_id": "Agi5ySKb1tY_23.700_33.700", "desc": "700"},
     ]
     write_json(source / "desc_train.json", train)
     write_json(source / "desc_test.json", [{"video_id": "Sv9fcuRfk2o_12.500_22.500", "caption": ["A horn.", "A car."]}])
@@ -172,7 +173,7 @@ def wavcaps(source: Path) -> None:
 
 
 def vggsound(source: Path) -> None:
-    """No header; a label with a comma; a split that is none."""
+    """No header; a label with a comma; a copy that writes its start without zeros; a split that is none."""
     rows = [
         ("---g-f_I2yQ", 1, "people marching", "test"),
         ("--0PQM4-hqg", 30, "waterfall burbling", "train"),
@@ -181,4 +182,21 @@ def vggsound(source: Path) -> None:
     ]
     write_csv(source / "vggsound.csv", rows)
     folder = "scratch/shared/beegfs/hchen/train_data/VGGSound_final/video"
-    touch(source, *(f"{folder}/{clip}_{start:06d}.mp4" for clip, start, _, _ in rows))
+    touch(source, *(f"{folder}/{clip}_{start:06d}.mp4" for clip, start, _, _ in rows[:2]))
+    touch(source, *(f"{folder}/{clip}_{start}.mp4" for clip, start, _, _ in rows[2:]))
+
+
+ESC_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
+OPTIONS = {"esc50": {"test_fold": 1}}
+
+
+def esc50(source: Path) -> None:
+    """meta/esc50.csv and audio/: three folds of three classes, one not in ESC-10; and a class that is unknown."""
+    rows: list[Sequence[Any]] = []
+    for number, (category, esc10) in enumerate({"dog": "True", "rain": "True", "pig": "False"}.items()):
+        for fold in (1, 2, 3):
+            for clip, take in [(f"{fold}{number}00", "A"), (f"{fold}{number}00", "B"), (f"{fold}{number}01", "A")]:
+                rows.append((f"{fold}-{clip}-{take}-{number}.wav", fold, number, category, esc10, clip, take))
+    touch(source, *(f"audio/{row[0]}" for row in rows))
+    unknown = ("1-7-A-99.wav", 1, 99, "yodelling", "False", "7", "A")
+    write_csv(source / "meta" / "esc50.csv", [ESC_COLUMNS, *rows, unknown])

@@ -36,7 +36,7 @@ def sharegpt(source: Path) -> None:
 
 
 def videochat(source: Path) -> None:
-    """A conversation, a description with an instruction alone, and a pair without answer."""
+    """A conversation, a description with an instruction alone, and a pair without answer; as one file."""
     pairs = [{"q": "What is the man doing?", "a": "He surfs."}, {"q": "Where?", "a": "On a big wave."}]
     described = {"i": "Describe the video in detail.", "q": "", "a": "Two dogs run over a lawn."}
     rows = [
@@ -45,6 +45,21 @@ def videochat(source: Path) -> None:
         {"video": "016401_016450/11671436.mp4", "QA": [{"q": "What is it?", "a": " "}]},
     ]
     write_json(source / "videochat_instruct_11k.json", rows)
+    touch(source, "videos/076101_076150/1066653121.mp4", "videos/11671436.mp4")
+
+
+def videochat2(source: Path) -> None:
+    """The same set in VideoChat2-IT: two files, an instruction in each pair, an interval."""
+    described = {"i": "Describe the clip in detail.", "q": "", "a": "Two dogs run over a lawn."}
+    asked = [
+        {"i": "Answer briefly.", "q": "What is it?", "a": "A man."},
+        {"i": "Answer briefly.", "q": "Where?", "a": "Here."},
+    ]
+    rows = [{"video": "076101_076150/1066653121.mp4", "QA": asked, "start": 1.5, "end": 4}]
+    write_json(
+        source / "video/caption/videochat/train.json", [{"video": "016401_016450/11671436.mp4", "QA": [described]}]
+    )
+    write_json(source / "video/conversation/videochat1/train.json", rows)
     touch(source, "videos/076101_076150/1066653121.mp4", "videos/11671436.mp4")
 
 
@@ -61,7 +76,7 @@ def video_chatgpt(source: Path) -> None:
 
 
 def avsd(source: Path) -> None:
-    """A dialogue to train on; a test set with its last answers in a file of their own, and one that is not there."""
+    """Dialogues to train on; a test set with its last answers in a file of their own, and one that is not there."""
 
     def dialogue(video: str, *answers: str) -> dict[str, Any]:
         asked = [{"question": f"question {n} ?", "answer": answer} for n, answer in enumerate(answers)]
@@ -72,6 +87,7 @@ def avsd(source: Path) -> None:
     hidden = [dialogue("7NCBM", "no .", "__UNDISCLOSED__"), dialogue("EDXBD", "__UNDISCLOSED__")]
     told = [dialogue("7NCBM", "no .", "he is looking outside ."), hidden[1]]
     write_json(source / "train_set4DSTC7-AVSD.json", train)
+    write_json(source / "val_set4DSTC7-AVSD.json", {"dialogs": [dialogue("YSE1G", "yes , there is .")]})
     write_json(source / "test_set4DSTC7-AVSD.json", {"dialogs": hidden})
     write_json(source / "lbl_test_set4DSTC7-AVSD.json", {"dialogs": told})
     touch(source, "Charades_v1_480/YSE1G.mp4", "Charades_vu17_test_480/7NCBM.mp4", "Charades_vu17_test_480/EDXBD.mp4")
@@ -92,4 +108,4 @@ def avinstruct(source: Path) -> None:
         row("00005580", "<Q>What is it?<Q>", "A violin."),
     ]
     write_json(source / "AVinstruct/avqa_data2.json", rows)
-    touch(source, "music/00005580.mp4", "vggsound/-HG3Omg_89c_000030.mp4")
+    touch(source, "music/00005580.mp4", "vggsound/-HG3Omg_89c_30.mp4")

@@ -16,15 +16,14 @@ def msrvtt_qa(source: Path) -> None:
     def row(number: int, video: int, question: str, answer: str) -> dict[str, Any]:
         return {"answer": answer, "category_id": 14, "id": number, "question": question, "video_id": video}
 
-    train = [
-        row(0, 6513, "what are three people sitting on?", "couch"),
-        row(1, 6513, "which couple sits on a couch?", "family"),
-        row(2, 6513, "who is sitting?", ""),
+    rows = [
+        row(158581, 6513, "what are three people sitting on?", "couch"),
+        row(158582, 6513, "which couple sits on a couch?", "family"),
+        row(158583, 6513, "who is sitting?", ""),
     ]
-    write_json(source / "train_qa.json", train)
-    write_json(
-        source / "test_qa.json", [row(158581, 7010, "where is a cat?", "nan"), row(3, 7010, "who plays?", "cat")]
-    )
+    test = [row(170859, 7010, "where is a cat?", "nan"), row(170860, 7010, "who plays?", "cat")]
+    write_json(source / "val_qa.json", rows)
+    write_json(source / "test_qa.json", test)
     touch(source, "TrainValVideo/video6513.mp4", "TestVideo/video7010.mp4")
 
 
@@ -143,16 +142,16 @@ def charades_sta(source: Path) -> None:
 
 
 def unav100(source: Path) -> None:
-    """Overlapping events, a label that comes twice; a video with one label outside of it; one without events."""
+    """Numbers with and without a point, overlapping events, a label that comes twice; labels outside of a video."""
 
     def event(label: str, start: float, end: float) -> dict[str, Any]:
         return {"label": label, "label_id": len(label), "segment": [start, end]}
 
     barking = [event("dog barking", 20.0, 25.26), event("man speaking", 2.1, 8.4), event("dog barking", 5, 9.5)]
-    singing = [event("woman singing", 0.0, 10.3), event("cat purring", 12.0, 15.0)]
+    singing = [event("woman singing", 0, 10.3), event("cat purring", 12.0, 15.0)]
     database = {
         "__2MwJ2uHu0": {"subset": "train", "duration": 25.0, "annotations": barking},
-        "2TvyObYvkeY": {"subset": "test", "duration": 10.0, "annotations": singing},
+        "2TvyObYvkeY": {"subset": "test", "duration": 10, "annotations": singing},
         "-0XOm9bG9Zw": {"subset": "validation", "duration": 10.0, "annotations": []},
     }
     write_json(source / "annotations/unav100_annotations.json", {"version": "v1", "database": database})

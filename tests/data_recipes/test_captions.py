@@ -127,7 +127,7 @@ def test_valor_takes_the_clip_or_the_interval_of_the_whole_video(run: Run) -> No
     assert (test.media[0].start, test.media[0].end) == (12.5, 22.5)
     assert (test.answer, test.answers) == ("A horn.", ["A car."])
     assert test.messages[0].text == PROMPTS["audiovisual"][0]
-    assert made.drops == [("empty_caption", "desc_train.json[2]")]
+    assert made.drops == [("empty_caption", "desc_train.json[2]"), ("no_words", "desc_train.json[3]")]
 
 
 def test_valor_1m_is_given_by_its_file(run: Run) -> None:
@@ -139,7 +139,14 @@ def test_valor_1m_is_given_by_its_file(run: Run) -> None:
 
 def test_valor_names_the_clips_that_it_misses(run: Run) -> None:
     made = run("valor", lambda source: (source / "raw_videos/x6iCUDmRpKQ_0.000_10.000.mkv").unlink())
-    assert made.missing == ["raw_videos/x6iCUDmRpKQ_0.000_10.000.mp4"]
+    assert made.missing == ["x6iCUDmRpKQ_0.000_10.000.mp4"]
+
+
+def test_videos_may_lie_elsewhere(run: Run, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    made = run("valor", lambda source: (source / "raw_videos").rename(elsewhere), videos=str(elsewhere))
+    assert files(made.test) == ["../../elsewhere/Sv9fcuRfk2o.mp4"]
+    assert not made.missing
 
 
 def test_audiocaps_finds_all_namings_and_joins_broken_captions(run: Run) -> None:
@@ -249,7 +256,7 @@ def test_wavcaps_without_the_blacklist_asked_for(run: Run) -> None:
 def test_vggsound_asks_for_the_label(run: Run) -> None:
     made = run("vggsound")
     assert answers(made.train) == ["waterfall burbling", "playing tennis, indoors"]
-    assert [Path(file).name for file in files(made.train)] == ["--0PQM4-hqg_000030.mp4", "--56QUhyDQM_000185.mp4"]
+    assert [Path(file).name for file in files(made.train)] == ["--0PQM4-hqg_000030.mp4", "--56QUhyDQM_185.mp4"]
     assert made.drops == [("malformed_row", "vggsound.csv:4")]
     assert {s.messages[0].text for s in made.train} <= set(PROMPTS["label"])
 

@@ -245,7 +245,7 @@ def test_of_a_video_too_it_is_asked_what_is_heard(tmp_path: Path) -> None:
     rows = [{"id": f"c{n}", "audio": f"{n}.mp4", "description": f"a dog barks {n} times"} for n in range(8)]
     write_lines(folder / "raw.jsonl", rows)
     for row in rows:
-        (folder / row["audio"]).touch()
+        (folder / row["audio"]).write_bytes(b"x")
     (folder / "rules.yaml").write_text("rules: []")
     clean(folder, tmp_path / "out", f"rules:{folder / 'rules.yaml'}", clean=False)
     samples = read_manifest(tmp_path / "out" / "train.jsonl")

@@ -91,8 +91,8 @@ def test_sharegpt_reads_the_form_of_openai_with_video_and_audio(tmp_path: Path) 
     row = {"messages": content, "videos": ["clip"], "audios": "sounds/dog.wav"}
     (source / "train.jsonl").write_text(json.dumps(row) + "\n\n", encoding="utf-8")
     (source / "media/sounds").mkdir(parents=True)
-    (source / "media/clip.webm").touch()
-    (source / "media/sounds/dog.wav").touch()
+    for name in ("clip.webm", "sounds/dog.wav"):
+        (source / "media" / name).write_bytes(b"x")
     make(sharegpt.ABOUT, sharegpt.rows, source, tmp_path / "out", media="media")
     (sample,) = read_manifest(tmp_path / "out/train.jsonl")
     asked = ["<clip.webm>", "What is heard here, ", "<dog.wav>", " and seen there?"]
@@ -110,6 +110,17 @@ def test_videochat_asks_by_question_or_instruction(made: Run) -> None:
     assert run.dropped == [("empty_answer", "videochat_instruct_11k.json[2]")]
 
 
+def test_videochat_as_videochat2_has_it_tells_an_instruction_once(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    sources_instructions.videochat2(source)
+    make(videochat.ABOUT, videochat.rows, source, tmp_path / "out")
+    described, asked = read_manifest(tmp_path / "out/train.jsonl")
+    assert said(described) == [["<11671436.mp4>", "Describe the clip in detail."], ["Two dogs run over a lawn."]]
+    first = ["<1066653121.mp4>", "Answer briefly.\nWhat is it?"]
+    assert said(asked) == [first, ["A man."], ["Where?"], ["Here."]]
+    assert (asked.media[0].start, asked.media[0].end) == (1.5, 4.0)
+
+
 def test_video_chatgpt_finds_files_by_their_ids_and_numbers_the_questions(made: Run) -> None:
     run = made(video_chatgpt)
     assert [(row.id, Path(row.media[0].path).name) for row in run.rows()] == [
@@ -124,6 +135,7 @@ def test_video_chatgpt_finds_files_by_their_ids_and_numbers_the_questions(made: 
 def test_avsd_takes_the_labelled_test_set(made: Run) -> None:
     run = made(avsd)
     assert said(run.rows()[0]) == [["<YSE1G.mp4>", "question 0 ?"], ["only one person ."], ["question 1 ?"], ["yes"]]
+    assert [row.answer for row in run.rows("validation")] == ["yes , there is ."]
     assert [row.answer for row in run.rows("test")] == ["he is looking outside ."]
     assert run.dropped == [("undisclosed_answer", "lbl_test_set4DSTC7-AVSD.json[1]")]
 
@@ -132,7 +144,7 @@ def test_avsd_without_the_labelled_test_set_drops_what_is_not_told(made: Run, tm
     run = made(avsd)
     (run.source / "lbl_test_set4DSTC7-AVSD.json").unlink()
     report = make(avsd.ABOUT, avsd.rows, run.source, tmp_path / "again")
-    assert (dict(report.rows), dict(report.dropped)) == ({"train": 1}, {"undisclosed_answer": 2})
+    assert (dict(report.rows), dict(report.dropped)) == ({"train": 1, "validation": 1}, {"undisclosed_answer": 2})
 
 
 def test_avsd_tells_the_caption_when_asked_to(made: Run) -> None:
@@ -144,7 +156,7 @@ def test_avinstruct_takes_the_marks_out_and_uses_the_videos_own_sound(made: Run)
     asked = "Summarize the video to help answer:\nHow many instruments are sounding in the video?"
     assert [said(row) for row in run.rows()] == [
         [[asked, "<00005580.mp4>"], ["Two: the violin and the cello."]],
-        [["What happened in the video?", "<-HG3Omg_89c_000030.mp4>"], ["A yacht passes."]],
+        [["What happened in the video?", "<-HG3Omg_89c_30.mp4>"], ["A yacht passes."]],
     ]
     assert run.dropped == [("placeholder_mismatch", "avqa_data2.json[1]")]
 

@@ -172,7 +172,7 @@ def test_no_untrimmed_video_has_fewer_clips_than_asked_for(videos: Path, tmp_pat
     task["clips"][0]["path"] = str(tmp_path / "gone.mp4")
     shard = making.Shard(0, 0, 1, tmp_path)
     shard.folder.mkdir(parents=True)
-    assert [item.reason for item in job().make([task], shard)] == ["missing", "too_few_clips"]
+    assert [item.reason for item in job().make([task], shard)] == ["missing_media", "too_few_clips"]
     assert not list(shard.folder.iterdir())
     np.save(tmp_path / "four.npy", np.zeros((4, 2)))
     with pytest.raises(recipe.RecipeError, match=r"shape \(4, 2\); expected \(5, D\): a vector for each row"):
@@ -303,7 +303,7 @@ def test_both_orders_are_the_same_events_turned_round(composed: Path) -> None:
 def test_sounds_that_cannot_be_used_are_named(composed: Path) -> None:
     reasons = {(d["where"], d["reason"]) for d in read_lines(composed / "dropped.jsonl")}
     assert {r for w, r in reasons if w == "train.jsonl:7"} == {"silent"}
-    assert {r for w, r in reasons if w == "train.jsonl:8"} == {"missing"}
+    assert {r for w, r in reasons if w == "train.jsonl:8"} == {"missing_media"}
 
 
 def test_workers_of_other_processes_write_the_same_sounds(sounds: Path, composed: Path, tmp_path: Path) -> None:

@@ -39,12 +39,12 @@ def asked(sample: Sample) -> tuple[str, str, str | None, str | None]:
 
 def test_msrvtt_qa(made: Run) -> None:
     run = made(msrvtt_qa)
-    assert [asked(row) for row in run.rows("train")] == [
+    assert [asked(row) for row in run.rows("validation")] == [
         ("video6513.mp4", "what are three people sitting on?", "couch", "what"),
         ("video6513.mp4", "which couple sits on a couch?", "family", "other"),
     ]
     assert [asked(row) for row in run.rows("test")] == [("video7010.mp4", "who plays?", "cat", "who")]
-    assert run.dropped == [("empty_answer", "train_qa.json[2]"), ("empty_answer", "test_qa.json[0]")]
+    assert run.dropped == [("empty_answer", "val_qa.json[2]"), ("empty_answer", "test_qa.json[0]")]
 
 
 def test_activitynet_qa_joins_answers_by_their_ids(made: Run) -> None:

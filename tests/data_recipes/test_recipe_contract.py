@@ -127,7 +127,7 @@ def test_a_missing_media_file_is_named_and_its_rows_are_dropped(recipe: Ready, t
         report = recipe.run(tmp_path / "out")
     except RecipeError as error:  # it was the only row
         assert "missing_media" in str(error)  # noqa: PT017
-        assert f"1 missing media files are named in {tmp_path / 'out' / 'missing.txt'}" in str(error)  # noqa: PT017
+        assert f"1 media files, missing or empty, are named in {tmp_path / 'out' / 'missing.txt'}" in str(error)  # noqa: PT017
         assert (tmp_path / "out" / "missing.txt").read_text(encoding="utf-8").count("\n") == 1
         assert len(read_lines(tmp_path / "out" / "dropped.jsonl")) == full.rows.total() + full.dropped.total()
         return
