@@ -17,7 +17,7 @@ from avllm.errors import UserError
 CHECKPOINT_FILES = (
     "config.json",
     "manifest.json",
-    "avllm_processor.json",
+    "processor_config.json",
     "trained.safetensors",
     "chat_template.jinja",
 )

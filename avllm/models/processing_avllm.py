@@ -6,45 +6,40 @@ tokens) and the layout, and nothing heavy: loader workers carry it.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import PROCESSOR_NAME
 
 from avllm.config import ModelConfig
-from avllm.data.collate import IGNORE, Batch, Row, collate
+from avllm.data.collate import Batch, Row, collate
 from avllm.data.media import Clip, Frames, Sampling, Sound
 from avllm.data.media_part import load_parts
-from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample, TextPart
+from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, loading
 from avllm.layouts.base import Layout
+from avllm.models.chat_text import MARK, ChatText
+from avllm.models.checkpoint import read_config
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, stream_names
 from avllm.registry import build
 from avllm.tokens import EncoderInput, Grid
 
-FILE = "avllm_processor.json"
 MOST_ORDERS = 512  # orders of clips that a processor remembers
-MARK = "\u0001"  # stands for a media part while the chat template is rendered; no text holds this control character
-MOST_PIECES = 4096  # texts and chats whose form is remembered
-DEFAULT_TEMPLATE = (
-    "{{ bos_token or '' }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + '\n' }}"
-    "{% elif m['role'] == 'user' %}{{ 'USER: ' + m['content'] + '\n' }}"
-    "{% else %}{{ 'ASSISTANT: ' + m['content'] + eos_token + '\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
-)
 
 
-class AVProcessor:
+class AVProcessor(ProcessorMixin):
     """Samples in, rows and batches out.
+
+    Of transformers' processors it has saving, loading and ``AutoProcessor``; the chat template is the tokenizer's.
 
     Args:
         tokenizer: the LLM's, with a placeholder token for each stream.
@@ -52,14 +47,14 @@ class AVProcessor:
         config: what the model is made of.
         widths: width of each stream that the encoders give.
         llm_dim: width of the LLM's embeddings.
-
-    Raises:
-        ValueError: a text around media does not hold ``{media}`` once.
-
-    Attributes:
         max_length: longest row in tokens.
         timeout: seconds after which decoding one file is given up.
+
+    Raises:
+        UserError: a text around media does not hold ``{media}`` once, or the layout names a stream that is not there.
     """
+
+    tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,
@@ -68,9 +63,13 @@ class AVProcessor:
         config: AVConfig,
         widths: dict[str, int],
         llm_dim: int,
+        max_length: int = 2048,
+        timeout: float = 60.0,
     ) -> None:
-        self.tokenizer, self.preprocessors, self.config = tokenizer, preprocessors, config
+        super().__init__(tokenizer)
+        self.preprocessors, self.config = preprocessors, config
         self.widths, self.llm_dim = widths, llm_dim
+        self.max_length, self.timeout = max_length, timeout
         for kind, text in config.media_text.items():
             if text.count("{media}") != 1:
                 raise UserError(f"media_text around {kind} is {text!r}; expected {{media}} in it, once")
@@ -84,13 +83,8 @@ class AVProcessor:
                 f"{self.connector.out_streams}"
             )
         self.sampling = Sampling(**config.sampling)
-        self._encoded: dict[str, list[int]] = {}
-        self._chats: dict[tuple[Any, ...], tuple[str, list[tuple[int, int]]]] = {}
+        self.chat_text = ChatText(tokenizer, config)
         self._orders: dict[tuple[Any, ...], list[str]] = {}
-        self.max_length = 2048
-        self.timeout = 60.0
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = DEFAULT_TEMPLATE
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -114,42 +108,90 @@ class AVProcessor:
         }
         return cls(tokenizer, preprocessors, config, widths, llm_dim)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer and ``avllm_processor.json``."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save_pretrained(folder)
-        state = {
+    def to_dict(self) -> dict[str, Any]:
+        """What ``processor_config.json`` holds. The tokenizer has files of its own, the config is the model's."""
+        return {
+            "processor_class": type(self).__name__,
             "preprocessors": {s: p.settings() for s, p in self.preprocessors.items()},
             "widths": self.widths,
             "llm_dim": self.llm_dim,
             "max_length": self.max_length,
             "timeout": self.timeout,
         }
-        (folder / FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **auto: Any) -> AVProcessor:
-        """Read what :meth:`save_pretrained` wrote, beside the model's config.json.
+    def get_processor_dict(
+        cls, pretrained_model_name_or_path: str | PathLike[Any], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The constructor's arguments beside the tokenizer, out of a checkpoint folder: ``from_pretrained`` calls this.
 
         Args:
-            folder: a checkpoint.
-            auto: what ``AutoProcessor`` hands on by itself; nothing else is accepted.
+            pretrained_model_name_or_path: a checkpoint folder.
+            kwargs: ``max_length`` and ``timeout``, which go before those in the folder, and transformers' own.
 
         Raises:
-            FileNotFoundError: the folder holds no processor. TypeError: an option that would do nothing.
+            FileNotFoundError: the folder holds no processor. CheckpointError: another model's.
+            TypeError: an argument that would do nothing.
         """
-        if set(auto) - {"_from_auto", "trust_remote_code", "revision"}:
-            raise TypeError(f"AVProcessor.from_pretrained takes a folder only, not {sorted(auto)}")
-        folder = Path(folder)
-        if not (folder / FILE).is_file():
-            raise FileNotFoundError(f"{folder} has no {FILE}; expected an avllm checkpoint folder")
-        state = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        preprocessors = {s: preprocessor_from_settings(v) for s, v in state["preprocessors"].items()}
-        config, tokenizer = AVConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        processor = cls(tokenizer, preprocessors, config, state["widths"], state["llm_dim"])
-        processor.max_length, processor.timeout = state["max_length"], state["timeout"]
-        return processor
+        folder = Path(pretrained_model_name_or_path)
+        if not (folder / PROCESSOR_NAME).is_file():
+            raise FileNotFoundError(f"{folder} has no {PROCESSOR_NAME}; expected an avllm checkpoint folder")
+        config = read_config(folder)
+        state, given = super().get_processor_dict(folder, **kwargs)
+        unknown = sorted(given.keys() - {"max_length", "timeout", "trust_remote_code"})
+        if unknown:
+            raise TypeError(f"AVProcessor.from_pretrained takes max_length and timeout, not {unknown}")
+        state["preprocessors"] = {s: preprocessor_from_settings(v) for s, v in state["preprocessors"].items()}
+        return state | {"config": config}, given
+
+    # ---- whole ways -----------------------------------------------------------------------------------------------
+
+    def __call__(  # type: ignore[override]
+        self, samples: Sequence[Sample | dict[str, Any]], root: str | Path | None = None, answer: bool = False
+    ) -> Batch:
+        """Samples -> a batch, their media read one after the other.
+
+        Args:
+            samples: the rows. root: the folder that relative paths start from.
+            answer: False for ``AVLLM.generate``: each row ends where its last answer begins; True for a forward pass.
+
+        Raises:
+            MediaError: a file cannot be read. RowError: a row cannot be made.
+        """
+        rows = []
+        for sample in map(Sample.model_validate, samples):
+            clips = self.load_clips(sample, None if root is None else Path(root))
+            rows.append(self.row(sample, [self.prepare(clip) for clip in clips], answer))
+        return self.collate(rows, "right" if answer else "left")
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Message | dict[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+    ) -> str | Batch:
+        """A chat as the tokenizer's template writes it.
+
+        Args:
+            conversation: messages, as a :class:`Sample` has them: text, video, audio and image parts.
+            add_generation_prompt: end where the next answer begins; a last answer is left out.
+            tokenize: read the media, too.
+
+        Returns:
+            the text, with ``<|video|>`` in the place of a video, and so on; with ``tokenize`` a batch of one row.
+
+        Raises:
+            RowError: the template refuses the roles. MediaError: a file cannot be read.
+        """
+        sample = Sample.model_validate({"id": "chat", "messages": conversation})
+        if tokenize:
+            return self([sample], answer=not add_generation_prompt)
+        shown = sample.question() if add_generation_prompt else sample
+        text, _ = self.chat_text.render(shown.messages, answer=not add_generation_prompt)
+        for part in shown.media:
+            text = text.replace(MARK, f"<|{part.type}|>", 1)
+        return text
 
     # ---- media ----------------------------------------------------------------------------------------------------
 
@@ -227,13 +269,13 @@ class AVProcessor:
             raise RowError("media_count", f"{len(sample.media)} media parts but {len(clips)} clips were given")
         self._check(sample, answer)
         messages = sample.messages if answer else sample.question().messages
-        text, trained = self._rendered(messages, answer)
-        ids, labels = self._tokenise(text, trained, [self.order(c) for c in clips] if runs is None else runs)
+        text, trained = self.chat_text.render(messages, answer)
+        ids, labels = self.chat_text.tokenise(text, trained, [self.order(c) for c in clips] if runs is None else runs)
         if len(ids) > self.max_length:
             raise RowError(
                 "too_long",
                 f"{len(ids)} tokens; the longest row is {self.max_length} and answers are never cut. "
-                "Raise data.max_length, or use fewer frames or queries",
+                "Raise data.max_length (max_length of the processor), take a shorter clip, fewer frames or queries",
             )
         media = torch.isin(ids, torch.tensor(list(self.config.media_token_ids.values())))
         targets = [m.text for m in messages if m.role == "assistant"]
@@ -243,84 +285,7 @@ class AVProcessor:
         if answer and not (sample.answer or "").strip():
             raise RowError("empty_answer", "the last turn is no answer or an empty one; training needs a text")
         for message in sample.messages:
-            for token in [MARK, *(f"<|{s}|>" for s in self.config.media_token_ids)]:
-                if token in message.text:
-                    raise RowError("reserved_text", f"the text holds {token!r}, which stands for media tokens")
-
-    def _rendered(self, messages: list[Message], answer: bool) -> tuple[str, list[tuple[int, int]]]:
-        """:meth:`_render` of the chat with a mark for each media part; the same few chats come back row after row."""
-        plain = [(m.role, self._flatten(m)) for m in messages]
-        if self.config.system and plain[0][0] != "system":
-            plain.insert(0, ("system", self.config.system))
-        key = (answer, *plain)
-        if key not in self._chats:
-            if len(self._chats) >= MOST_PIECES:
-                self._chats.clear()
-            self._chats[key] = self._render([{"role": r, "content": c} for r, c in plain], answer)
-        return self._chats[key]
-
-    def _render(self, plain: list[dict[str, str]], answer: bool) -> tuple[str, list[tuple[int, int]]]:
-        """The chat as text, and the character ranges of the assistant's turns."""
-        whole = self._template(plain, generation=not answer)
-        ranges = []
-        for place, message in enumerate(plain):
-            if message["role"] != "assistant":
-                continue
-            before, after = self._template(plain[:place], True), self._template(plain[: place + 1], False)
-            end = min(len(after), len(whole))
-            if not whole.startswith(after.rstrip()):  # Qwen3 drops the empty thoughts of earlier turns
-                turn = message["content"] + after.rpartition(message["content"])[2]
-                end = len(before) + len(turn) if whole.startswith(turn, len(before)) else -1
-            if end < 0 or not whole.startswith(before):
-                raise RowError(
-                    "chat_template",
-                    f"the chat template rewrites turn {place} when more turns follow; use one that only appends",
-                )
-            ranges.append((len(before), end))
-        return whole, ranges
-
-    def _template(self, messages: list[dict[str, str]], generation: bool) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-        except TemplateError as error:
-            raise RowError(
-                "chat_template", f"the LLM's chat template refuses roles {[m['role'] for m in messages]}: {error}"
-            ) from error
-        return str(text)
-
-    def _flatten(self, message: Message) -> str:
-        pieces = []
-        for part in message.content:
-            around = "{media}" if isinstance(part, TextPart) else self.config.media_text.get(part.type, "{media}")
-            pieces.append(part.text if isinstance(part, TextPart) else around.replace("{media}", MARK))
-        return "".join(pieces)
-
-    def _tokenise(self, text: str, trained: list[tuple[int, int]], runs: Sequence[list[str]]) -> tuple[Tensor, Tensor]:
-        """Tokenise between the borders of media and answers, so that a prompt is exactly the beginning of its row."""
-        marks = [i for i, c in enumerate(text) if c == MARK]
-        cuts = sorted({0, len(text), *marks, *(m + 1 for m in marks), *(c for r in trained for c in r)})
-        spans = [(a, b) for a, b in pairwise(cuts) if b > a]
-        plain = [text[a:b] for a, b in spans if text[a] != MARK]
-        encoded = iter(self._encode(plain))
-        pending, media = iter(runs), self.config.media_token_ids  # looked up once: a config's attributes are slow
-        ids: list[int] = []
-        labels: list[int] = []
-        for a, _ in spans:
-            is_run = text[a] == MARK
-            piece = [media[name] for name in next(pending)] if is_run else next(encoded)
-            on = not is_run and any(low <= a < high for low, high in trained)
-            ids += piece
-            labels += piece if on else [IGNORE] * len(piece)
-        return torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long)
-
-    def _encode(self, pieces: list[str]) -> list[list[int]]:
-        """Token ids of pieces of text; the same few (turn markers, questions) come back row after row."""
-        new = [p for p in dict.fromkeys(pieces) if p not in self._encoded]
-        if len(self._encoded) + len(new) > MOST_PIECES:
-            self._encoded, new = {}, list(dict.fromkeys(pieces))
-        if new:
-            self._encoded |= zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"], strict=True)
-        return [self._encoded[p] for p in pieces]
+            self.chat_text.check(message)
 
     # ---- batches --------------------------------------------------------------------------------------------------
 
