@@ -97,9 +97,8 @@ class QFormer(StreamAdapter):
         self.qformer = Blip2QFormerModel(config)
         self.text: QFormerText | None = None
         if text is not None:
-            own = None if text == "llm" else int(text)
-            longest, std = config.max_position_embeddings, config.initializer_range
-            self.text = QFormerText(dim, llm_dim, vocabulary=own, longest=longest, std=std)
+            own, std = None if text == "llm" else int(text), config.initializer_range
+            self.text = QFormerText(dim, llm_dim, vocabulary=own, longest=config.max_position_embeddings, std=std)
         self.set_out_dim(dim)
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:

@@ -160,7 +160,7 @@ class AVProcessor(ProcessorMixin):
         """
         rows = []
         for sample in map(Sample.model_validate, samples):
-            clips = self.load_clips(sample, None if root is None else Path(root))
+            clips = self.load_clips(sample.media, None if root is None else Path(root))
             rows.append(self.row(sample, [self.prepare(clip) for clip in clips], answer))
         return self.collate(rows, "right" if answer else "left")
 

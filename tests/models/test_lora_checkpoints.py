@@ -39,7 +39,7 @@ def adapted(world: World, **llm: str) -> tuple[AVLLM, AVProcessor]:
 
 
 def logits(model: AVLLM, processor: AVProcessor, world: World) -> Tensor:
-    clips = [processor.prepare(clip) for clip in processor.load_clips(ASKED, world.captions.parent)]
+    clips = [processor.prepare(clip) for clip in processor.load_clips(ASKED.media, world.captions.parent)]
     with torch.no_grad():
         return model(processor.collate([processor.row(ASKED, clips, answer=False)])).logits
 
