@@ -13,11 +13,9 @@ from avllm.data.on_ray import Engine, Gpus
 from avllm.errors import UserError
 
 if TYPE_CHECKING:
-    from avllm.data.check import Report, Tokens
+    from avllm.data.check import Tokens
     from avllm.data.check_files import Looking
-    from avllm.data.mixture import Portion
     from avllm.data.schema import Sample
-    from avllm.data.stats import Stats
     from avllm.models.processing_avllm import AVProcessor
 
 data = typer.Typer(help="Check, show and count what is trained on.", no_args_is_help=True)
@@ -63,12 +61,13 @@ def check(
     import json
 
     from avllm.data.check import check as run
+    from avllm.data.tables import print_report
 
     looking, tokens = _looking(
         _processor(preset, overrides, checkpoint), tokenizer, max_length, timeout, workers, decode
     )
     report = run(manifests, looking=looking, against=against or [], tokens=tokens, output=output)
-    _print_report(report, output)
+    print_report(report, output, counted=tokens is not None)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), ensure_ascii=False))
     if strict and report.count("error"):
@@ -143,12 +142,13 @@ def stats(
     import json
 
     from avllm.data.stats import stats as count
+    from avllm.data.tables import print_stats
 
     model = preset is not None or checkpoint is not None  # a model's media tokens are known when files were read
     decode: Literal["headers", "sample"] = "sample" if model else "headers"
     looking, tokens = _looking(_processor(preset, overrides, checkpoint), tokenizer, NO_LIMIT, timeout, workers, decode)
     found = count(manifests, looking=looking if probe or model else None, tokens=tokens)
-    _print_stats(found)
+    print_stats(found)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), ensure_ascii=False))
 
@@ -166,6 +166,7 @@ def mix(
     from avllm.config import load_config
     from avllm.data.items import Items, read_quarantine
     from avllm.data.mixture import portions
+    from avllm.data.tables import print_mixture
 
     config = load_config(stage, overrides)
     given = config.data
@@ -173,7 +174,7 @@ def mix(
     quarantine = read_quarantine(given.quarantine)
     items = Items(manifests, pack=given.shares_media, max_packed=given.max_packed, quarantine=quarantine)
     found = portions(config, items, processes)
-    _print_mixture(found)
+    print_mixture(found)
     if as_json:
         typer.echo(json.dumps({"sources": [vars(portion) for portion in found]}, ensure_ascii=False))
 
@@ -274,6 +275,11 @@ def _looking(
     from avllm.data.check_files import Looking
 
     if processor is None:
+        if tokenizer is None and max_length not in (None, NO_LIMIT):
+            raise ValueError(
+                f"--max-length {max_length} is given, and nothing that counts tokens; expected --preset, --checkpoint "
+                "or --tokenizer beside it"
+            )
         tokens = None if tokenizer is None else _text_tokens(tokenizer, max_length or 2048)
         return Looking(decode, PlainReader(timeout=timeout), workers=workers), tokens
     if tokenizer is not None:
@@ -308,67 +314,3 @@ def _row(manifest: Path, number: int, identity: str | None) -> tuple[int, Sample
         count = place + 1
     wanted = f"row {number}" if identity is None else f"row with id {identity!r}"
     raise UserError(f"{manifest} has {count} rows and no {wanted}")
-
-
-def _print_report(report: Report, output: Path | None) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from avllm.data.check_reasons import REASONS
-
-    table = Table("severity", "reason", "rows", "what it means", "an example", title="Data check")
-    for reason in sorted(report.reasons, key=lambda r: (REASONS[r].severity, -report.reasons[r])):
-        about, first = REASONS[reason], report.examples[reason][0]
-        example = f"{first.id or f'line {first.line}'}: {first.detail}"
-        colour = "red" if about.severity == "error" else "yellow"
-        shown = escape(example if len(example) <= 80 else example[:77] + "...")
-        table.add_row(f"[{colour}]{about.severity}[/]", reason, f"{report.reasons[reason]:,}", about.meaning, shown)
-    console = Console(stderr=True)
-    if report.reasons:
-        console.print(table)
-    console.print(
-        f"{sum(report.rows.values()):,} rows, {report.files:,} files ({report.reused:,} known from before): "
-        f"{report.count('error'):,} rows with errors, {report.count('warning'):,} with warnings"
-        + ("" if output is None else f"; see {output / 'check.html'}, and quarantine.txt beside it"),
-        highlight=False,
-    )
-    for each in report.mending():
-        console.print(each, style="red", highlight=False, markup=False)
-
-
-def _print_stats(found: Stats) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    names = ("rows", "hours", "length unknown", "with sound", "no sound", "answer words", "tokens", "no tokens")
-    for group, shares in {**found.by, "all": {"": found.total}}.items():
-        table = Table(group)
-        for name in names:
-            table.add_column(name, justify="right")
-        for name, share in sorted(shares.items(), key=lambda item: -item[1].rows):
-            words = f"{share.words / max(1, share.rows):.1f} a row"
-            figures = [f"{share.rows:,}", f"{share.seconds / 3600:.2f}", f"{share.unknown:,}"]
-            figures += [f"{share.sound:,}", f"{share.no_sound:,}"] if share.sound + share.no_sound else ["", ""]
-            figures += [words, *(f"{count:,}" if count else "" for count in (share.tokens, share.refused))]
-            table.add_row(name, *figures)
-        Console(stderr=True).print(table)
-    if found.refused:
-        named = ", ".join(f"{count:,} {reason}" for reason, count in found.refused.most_common())
-        said = f"{found.total.refused:,} rows have no tokens, since training leaves them out: {named}"
-        Console(stderr=True).print(f"{said}; see `avllm data check`", highlight=False)
-    if found.malformed:
-        Console(stderr=True).print(f"{found.malformed:,} malformed lines; see `avllm data check`")
-
-
-def _print_mixture(found: list[Portion]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("manifest", title="Mixture")
-    for name in ("rows", "items", "drawn", "share", "epochs"):
-        table.add_column(name, justify="right")
-    for portion in found:
-        figures = (f"{portion.rows:,}", f"{portion.items:,}", f"{portion.drawn:,}", f"{portion.share:.1%}")
-        table.add_row(portion.manifest, *figures, f"{portion.epochs:.2f}")
-    Console(stderr=True).print(table)

@@ -9,6 +9,7 @@ report. Rows that no such list can set aside have to be mended: the report names
 from __future__ import annotations
 
 import json
+import os
 import time
 from array import array
 from collections import Counter, defaultdict
@@ -18,16 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from avllm.data.check_file import Use
-from avllm.data.check_files import Files, Looking, absolute, same_bytes
+from avllm.data.check_file import Use, thumbnail
+from avllm.data.check_files import Files, Looking, Uses, gather, media_of, remembered, same_bytes
 from avllm.data.check_page import write_page
 from avllm.data.check_reasons import MENDED, REASONS, Finding
 from avllm.data.check_rows import Ids, Line, TestRows, lines, listable, text_problems
+from avllm.data.manifest import ManifestError
 from avllm.data.schema import RowError, Sample
 from avllm.data.storage import here
 
 EXAMPLES = 20  # findings of a reason that the report shows; findings.jsonl has all
-PICTURES = 6  # thumbnails of a reason that the page shows
+SAME_FILE = 5  # examples before which rows about a file that is shown already are shown too
 SLOWEST = 5
 
 
@@ -73,6 +75,10 @@ class Report:
         """Rows with a finding of this severity."""
         return sum(c[severity] for c in self.sources.values())
 
+    def ranked(self) -> list[str]:
+        """The reasons, errors first, then by how many rows have them."""
+        return sorted(self.reasons, key=lambda r: (REASONS[r].severity, -self.reasons[r]))
+
     def mending(self) -> list[str]:
         """What has to be mended in the manifests themselves, in words."""
         found = []
@@ -85,14 +91,13 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As ``check.json`` holds it."""
-        about = {r: REASONS[r] for r, _ in self.reasons.most_common()}
         return {
             "rows": dict(self.rows),
             "files": self.files,
             "files_from_journal": self.reused,
             "rows_with_errors": self.count("error"),
             "rows_with_warnings": self.count("warning"),
-            "reasons": {r: {"severity": a.severity, "rows": self.reasons[r]} for r, a in about.items()},
+            "reasons": {r: {"severity": REASONS[r].severity, "rows": self.reasons[r]} for r in self.ranked()},
             "to_mend": dict(self.to_mend),
             "sources": {s: dict(c) for s, c in self.sources.items()},
             "summary": {name: summary(values) for name, values in self.values.items()},
@@ -129,17 +134,19 @@ def check(
             ``findings.jsonl`` (everything) and ``journal.jsonl``, out of which an interrupted check goes on.
 
     Raises:
-        ManifestError: a manifest is no file. StoreError: the output is a URL. CheckError: its journal is damaged.
+        ManifestError: a manifest is no file, or was written to meanwhile. StoreError: the output is a URL.
+        CheckError: its journal is damaged.
     """
     began, looking = time.monotonic(), looking or Looking()
+    manifests = list(dict.fromkeys(manifests))
     if output is not None:
         output = here(output)
         output.mkdir(parents=True, exist_ok=True)
-    uses = gather(manifests)
+    ids, test = Ids(), TestRows()
+    uses, test_uses = gather(ids.counting(lines(manifests))), gather(test.noting(lines(against)))
     files = Files(looking, None if output is None else output / "journal.jsonl")
     files.look(uses)
-    test = _test_rows(against)
-    judge = Judge(files, uses, test, gather(against), tokens)
+    judge = Judge(files, uses, ids, test, test_uses, tokens)
     report = Report(files=len(files), reused=files.reused)
     with ExitStack() as stack:
         sinks = [stack.enter_context(_whole(output / name)) for name in SINKS] if output is not None else []
@@ -152,6 +159,8 @@ def check(
             report.sources[source]["rows"] += 1
             _tell(report, source, line, judge.findings(line, report), sinks)
     _facts(report, files)
+    if output is not None:
+        report.thumbnails = _pictures(report, files)
     report.seconds = time.monotonic() - began
     if output is not None:
         text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
@@ -172,29 +181,13 @@ def _whole(path: Path) -> Iterator[IO[str]]:
     partial.replace(path)
 
 
-def gather(manifests: Sequence[Path]) -> dict[str, tuple[Use, ...]]:
-    """Every file of some manifests, and the distinct ways in which rows use it."""
-    found: dict[str, dict[Use, None]] = {}
-    for line in lines(manifests):
-        if line.sample is not None:
-            for path, use in absolute(line.sample, line.manifest.parent):
-                found.setdefault(path, {})[use] = None
-    return {path: tuple(uses) for path, uses in found.items()}
-
-
-def _test_rows(manifests: Sequence[Path]) -> TestRows:
-    rows = TestRows()
-    for line in lines(manifests):
-        rows.add(line)
-    return rows
-
-
 class Judge:
     """What is wrong with a row, given all files.
 
     Args:
         files: what was found out about them.
         uses: how rows use them.
+        ids: of all rows.
         test: rows that must not occur; test_files: their files.
         tokens: counts a row's tokens, or None.
     """
@@ -202,16 +195,16 @@ class Judge:
     def __init__(
         self,
         files: Files,
-        uses: dict[str, tuple[Use, ...]],
+        uses: Uses,
+        ids: Ids,
         test: TestRows,
-        test_files: dict[str, tuple[Use, ...]],
+        test_files: Uses,
         tokens: Tokens | None,
     ) -> None:
-        self.files, self.uses, self.test, self.tokens = files, uses, test, tokens
-        self.ids = Ids()
-        hashes = same_bytes(dict.fromkeys([*uses, *test_files]), files.looking.workers, files.journal)
+        self.files, self.uses, self.ids, self.test, self.tokens = files, uses, ids, test, tokens
+        hashes = same_bytes({**uses, **test_files}, files.looking.workers, files.journal)
         self.shown_in_test = {hashes[p]: p for p in test_files if p in hashes}
-        self.test_paths = set(test_files)
+        self.test_files = test_files
         first: dict[str, str] = {}
         self.twins = {p: first.setdefault(hashes[p], p) for p in uses if p in hashes}
         self.hashes = hashes
@@ -224,8 +217,8 @@ class Judge:
             found.append(("malformed", line.error, None))
             return [self._finding(line, *each) for each in found]
         found += [(*each, None) for each in (*text_problems(sample), *self.test.problems(sample))]
-        places = absolute(sample, line.manifest.parent)
-        media = [self._use(path, use) for path, use in places]
+        places = media_of(line)
+        media = [self._use(line, path, use) for path, use in places]
         for (path, _), seen in zip(places, media, strict=True):
             found += [(reason, detail, path) for reason, detail in (*seen["problems"], *self._shared(path))]
         if self.tokens is not None and not any(REASONS[reason].severity == "error" for reason, _, _ in found):
@@ -237,18 +230,22 @@ class Judge:
         source = "" if line.sample is None else line.sample.source
         return Finding(line.id, str(line.manifest), line.number, source, reason, detail, path)
 
-    def _use(self, path: str, use: Use) -> dict[str, Any]:
+    def _use(self, line: Line, path: str, use: Use) -> dict[str, Any]:
+        if use not in self.uses.get(path, ()):
+            where = f"{line.manifest} line {line.number}"
+            raise ManifestError(f"{where} is another row than when the check began; check it again when it is whole")
         found = self.files[path]
         mine: dict[str, Any] = found["uses"][self.uses[path].index(use)]
         return {**mine, "problems": [*mine["problems"], *found["problems"]]}
 
     def _shared(self, path: str) -> Iterator[tuple[str, str]]:
-        if path in self.test_paths:
+        if path in self.test_files:
             yield "test_media", "a test row names the same file"
         elif path in self.hashes and self.hashes[path] in self.shown_in_test:
             yield "test_media", f"the same bytes as {self.shown_in_test[self.hashes[path]]}"
-        if self.twins.get(path, path) != path:
-            yield "duplicate_media", f"the same bytes as {self.twins[path]}"
+        twin = self.twins.get(path, path)
+        if twin != path and os.path.realpath(twin) != os.path.realpath(path):  # a link is no other file
+            yield "duplicate_media", f"the same bytes as {twin}"
 
     def _length(self, sample: Sample, media: list[dict[str, Any]], report: Report) -> Iterator[tuple[str, str]]:
         assert self.tokens is not None
@@ -266,8 +263,10 @@ def _tell(report: Report, source: str, line: Line, found: list[Finding], sinks: 
     for reason in dict.fromkeys(f.reason for f in found):
         report.reasons[reason] += 1
     for finding in found:
-        if len(report.examples[finding.reason]) < EXAMPLES:
-            report.examples[finding.reason].append(finding)
+        shown = report.examples[finding.reason]
+        known = finding.path is not None and finding.path in {f.path for f in shown}
+        if len(shown) < (SAME_FILE if known else EXAMPLES):
+            shown.append(finding)
     errors = list(dict.fromkeys(f.reason for f in found if f.severity == "error"))
     listed = errors and listable(line.id) and not MENDED.intersection(errors)
     if errors and not listed:
@@ -280,13 +279,17 @@ def _tell(report: Report, source: str, line: Line, found: list[Finding], sinks: 
 
 
 def _facts(report: Report, files: Files) -> None:
-    """Figures of all files for the histograms, and thumbnails of those in the report's examples."""
-    wanted = {f.path for found in report.examples.values() for f in found[:PICTURES]}
+    """Figures of all files for the histograms."""
     names = {"seconds": "seconds", "frames": "frames", "level_db": "sound level"}
     for path, found in files:
         for use in found["uses"]:
             for key in names.keys() & use.keys():
                 report.values[names[key]].append(use[key])
-        if found["thumbnail"] and path in wanted:
-            report.thumbnails[path] = found["thumbnail"]
         report.slowest = sorted([*report.slowest, (found.get("seconds", 0.0), path)], reverse=True)[:SLOWEST]
+
+
+def _pictures(report: Report, files: Files) -> dict[str, str]:
+    """Thumbnails of the files in the report's examples."""
+    wanted = {f.path: None for found in report.examples.values() for f in found if f.path and f.reason != "missing"}
+    found = remembered("thumbnails", thumbnail, wanted, files.looking.workers, files.journal)
+    return {path: data for path, data in found.items() if data}

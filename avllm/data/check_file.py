@@ -19,9 +19,10 @@ from PIL import Image
 from avllm.data.check_reasons import REASONS
 from avllm.data.media import Clip, MediaError, MediaInfo, Sampling, Sound, load_image, load_video, probe
 from avllm.data.media_part import load_part
+from avllm.data.media_sound import check_rate
 from avllm.data.media_whole import decode_whole
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, RowError, VideoPart
-from avllm.data.storage import open_bytes
+from avllm.data.storage import StoreError, open_bytes
 from avllm.tokens import EncoderInput
 
 Decode = Literal["headers", "sample", "full"]
@@ -133,38 +134,41 @@ def examine(reader: Reader, decode: Decode, job: Job) -> dict[str, Any]:
         job: the file.
 
     Returns:
-        ``about`` (what the headers say), ``problems`` ([reason, detail] of the file itself), ``uses`` (for each use its
-        ``problems``, seconds, frames, sound level in dB of full scale, tokens by stream), ``thumbnail`` (a JPEG in
-        base64 of a file with problems, or None) and ``seconds`` (of one core, that it took).
+        ``problems`` ([reason, detail] of the file itself), ``uses`` (for each use its ``problems``, seconds, frames,
+        sound level in dB of full scale, tokens by stream) and ``seconds`` (of one core, that it took).
     """
     torch.set_num_threads(1)
     began = time.process_time()
-    problems: list[tuple[str, str]] = []
+    try:
+        found = _examined(reader, decode, job)
+    except (StoreError, OSError) as error:  # a store that does not answer is no fault of the file
+        found = nothing_but(job, "unreachable", str(error))
+    return {**found, "seconds": round(time.process_time() - began, 3)}
+
+
+def nothing_but(job: Job, reason: str, detail: str) -> dict[str, Any]:
+    """The result of a file of which nothing can be said but this."""
+    return {"problems": [], "uses": [{"problems": [(reason, detail)]}] * len(job.uses)}
+
+
+def _examined(reader: Reader, decode: Decode, job: Job) -> dict[str, Any]:
+    """What :func:`examine` says, but for the time that it took."""
     about: MediaInfo | None = None
+    known: list[tuple[str, str]] = []
     pictures = all(use.kind == "image" for use in job.uses)
     try:
         about = None if pictures else probe(job.path, reader.timeout)
     except MediaError as error:
-        problems.append((error.reason, error.detail))
-    uses = [_examine_use(reader, decode, job.path, use, about, problems[:1]) for use in job.uses]
-    usable = any(can_be_used(use) for use in uses)
-    if problems and usable:
-        problems = [("damaged", detail) for _, detail in problems]  # training reads it all the same
+        known.append((error.reason, error.detail))
+    uses = [_examine_use(reader, decode, job.path, use, about, known) for use in job.uses]
+    problems: list[tuple[str, str]] = []
     if about is not None:
         problems += _oddities(job, about)
         # what cannot be used at all needs no further look
-        problems += _whole(job.path, reader.timeout) if decode == "full" and usable else []
+        problems += _whole(job.path, reader.timeout) if decode == "full" and any(map(can_be_used, uses)) else []
     elif pictures and not uses[0]["problems"]:
         problems += _picture_suffix(job.path)
-    # a mute video is nothing to be seen
-    wrong = problems or any(reason != "no_sound_track" for use in uses for reason, _ in use["problems"])
-    return {
-        "about": {} if about is None else {k: v for k, v in vars(about).items() if v is not None},
-        "problems": problems,
-        "uses": uses,
-        "thumbnail": _thumbnail(job, reader.timeout) if wrong else None,
-        "seconds": round(time.process_time() - began, 3),
-    }
+    return {"problems": problems, "uses": uses}
 
 
 def can_be_used(use: dict[str, Any]) -> bool:
@@ -175,21 +179,28 @@ def can_be_used(use: dict[str, Any]) -> bool:
 def _examine_use(
     reader: Reader, decode: Decode, path: str, use: Use, about: MediaInfo | None, known: list[tuple[str, str]]
 ) -> dict[str, Any]:
-    """One use of a file: read as training reads it, or, of headers alone, judged by them."""
+    """One use of a file: read as training reads it, or, of headers alone, judged by them.
+
+    ``known``: what is wrong with the headers of a video or sound file.
+    """
+    if use.kind == "image":
+        about, known = None, []
     if known and (decode == "headers" or known[0][0] in ("missing", "zero_byte")):
         return {"problems": known}
-    if decode == "headers" and about is not None:
-        return {"problems": _by_headers(use, about), "seconds": _asked_seconds(use, about)}
     try:
+        if decode == "headers" and about is not None:
+            return _by_headers(path, use, about)
         clip = reader.load_clip(use.part(path), None)
         order = reader.order(reader.prepare(clip))
     except (MediaError, RowError) as error:
         return {"problems": [(error.reason, error.detail)]}
-    found: dict[str, Any] = {"problems": [], "seconds": round(clip.duration, 3)}
+    damage = [("damaged", detail) for _, detail in known]  # its headers are, and training reads it all the same
+    found: dict[str, Any] = {"problems": damage}
+    if use.kind != "image":
+        found["seconds"] = round(clip.duration, 3)
     found["tokens"] = {stream: order.count(stream) for stream in sorted(set(order))}
     if clip.frames is not None:
         found["frames"] = len(clip.frames.x)
-        found["size"] = [clip.frames.x.shape[2], clip.frames.x.shape[1]]
     if clip.sound is not None:
         found |= _levels(clip.sound)
         found["problems"] += _sound_problems(use, clip, found["peak_db"], about)
@@ -234,18 +245,22 @@ def _past_end(use: Use, about: MediaInfo) -> list[tuple[str, str]]:
     return [("past_end", f"end={use.end:g} s of a file of {about.duration:.2f} s")]
 
 
-def _by_headers(use: Use, about: MediaInfo) -> list[tuple[str, str]]:
+def _by_headers(path: str, use: Use, about: MediaInfo) -> dict[str, Any]:
+    """What headers alone tell of a use.
+
+    Raises:
+        MediaError: it would fail.
+    """
     if use.kind == "video" and not about.has_video:
-        return [("no_video", "the file has no video track")]
+        raise MediaError(path, "no_video", "the file has no video track")
     if not about.has_audio and (use.kind == "audio" or use.sound == "on"):
-        return [("no_audio", "the file has no sound track")]
-    if use.start is not None and use.start >= about.duration:
-        return [("empty_interval", f"start={use.start:g} s of a file of {about.duration:.3f} s")]
-    return [*_mute(use, about), *_past_end(use, about)]
-
-
-def _asked_seconds(use: Use, about: MediaInfo) -> float:
-    return round(min(use.end or about.duration, about.duration) - (use.start or 0.0), 3)
+        raise MediaError(path, "no_audio", "the file has no sound track")
+    if about.audio_rate is not None and use.sound != "off":
+        check_rate(path, about.audio_rate)
+    start, end = use.start or 0.0, about.duration if use.end is None else min(use.end, about.duration)
+    if start >= about.duration and use.start is not None:
+        raise MediaError(path, "empty_interval", f"start={start:g} s of a file of {about.duration:.3f} s")
+    return {"problems": [*_mute(use, about), *_past_end(use, about)], "seconds": round(end - start, 3)}
 
 
 def _oddities(job: Job, about: MediaInfo) -> list[tuple[str, str]]:
@@ -288,20 +303,21 @@ def _whole(path: str, timeout: float) -> list[tuple[str, str]]:
     return [("undecodable" if whole.broken > DAMAGED_SHARE * whole.packets else "damaged", seen)]
 
 
-def _thumbnail(job: Job, timeout: float) -> str | None:
-    """The first picture that a file gives, small; None when it gives none."""
-    try:
-        if job.uses[0].kind == "image":
-            clip = load_image(job.path)
-        else:
-            first = Sampling(num_frames=1, short_side=THUMBNAIL)
-            clip = load_video(job.path, end=0.01, sampling=first, rate=None, timeout=timeout)
-    except MediaError:  # it is among the problems already
-        return None
-    if clip.frames is None:
-        return None
-    image = Image.fromarray(clip.frames.x[0].numpy())
-    image.thumbnail((2 * THUMBNAIL, THUMBNAIL))
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=70)
-    return base64.b64encode(out.getvalue()).decode()
+def thumbnail(path: str) -> str:
+    """The first picture that a file gives, small, as a JPEG in base64; "" when it gives none."""
+    for load in (load_image, _first_frame):
+        try:
+            frames = load(path).frames
+        except (MediaError, StoreError, OSError):  # it is among the problems already, or no picture but a film
+            continue
+        if frames is not None:
+            image = Image.fromarray(frames.x[0].numpy())
+            image.thumbnail((2 * THUMBNAIL, THUMBNAIL))
+            out = io.BytesIO()
+            image.save(out, "JPEG", quality=70)
+            return base64.b64encode(out.getvalue()).decode()
+    return ""
+
+
+def _first_frame(path: str) -> Clip:
+    return load_video(path, end=0.01, sampling=Sampling(num_frames=1, short_side=THUMBNAIL), rate=None)

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from avllm.data.append_only import AppendOnly, whole_rows
-from avllm.data.check_file import Decode, Job, PlainReader, Reader, Use, examine
+from avllm.data.check_file import Decode, Job, PlainReader, Reader, Use, examine, nothing_but
+from avllm.data.check_rows import Line
 from avllm.data.check_workers import Lost, run_guarded
-from avllm.data.schema import Sample, resolve
-from avllm.data.storage import place_of, sha256, size_of, url_of
+from avllm.data.schema import resolve_path
+from avllm.data.storage import StoreError, place_of, sha256, size_of, url_of
 from avllm.errors import UserError
 
 Uses = Mapping[str, tuple[Use, ...]]
 OVERHEAD_SECONDS = 10.0  # that a file may take beside decoding: reading it over a network, a busy machine
-FORM = 2  # of what is found out about a file; results of another form are not reused
+FORM = 3  # of what is found out about a file; results of another form are not reused
+LONGEST_SECONDS = 3600.0  # for reading all bytes of a file
 KEEP_EVERY = 1.0  # seconds; a journal that comes to the disk file by file is slower than reading headers
 
 
@@ -51,10 +54,28 @@ class Looking:
     workers: int = 2
 
 
-def absolute(sample: Sample, root: Path) -> list[tuple[str, Use]]:
-    """The file and the use of each media part of a row."""
-    found = [resolve(part, root) for part in sample.media]
-    return [(url_of(p) or os.path.abspath(p), Use.of(part)) for p, part in zip(found, sample.media, strict=True)]
+def gather(rows: Iterable[Line]) -> dict[str, tuple[Use, ...]]:
+    """Every file of some rows, and the distinct ways in which they use it."""
+    first: dict[str, Use] = {}
+    more: dict[str, dict[Use, None]] = {}  # of the few files that are used in several ways
+    for line in rows:
+        for path, use in media_of(line):
+            if first.setdefault(path, use) != use:
+                more.setdefault(path, {})[use] = None
+    shared: dict[tuple[Use, ...], tuple[Use, ...]] = {}  # most files are used alike: one tuple for all of them
+    return {path: shared.setdefault(uses, uses) for path, use in first.items() if (uses := (use, *more.get(path, ())))}
+
+
+def media_of(line: Line) -> list[tuple[str, Use]]:
+    """The file and the use of each media part of a row; none of a malformed one."""
+    parts = [] if line.sample is None else line.sample.media
+    return [(_absolute(part.path, line.manifest), Use.of(part)) for part in parts]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _absolute(path: str, manifest: Path) -> str:
+    found = resolve_path(path, manifest.parent)
+    return url_of(found) or os.path.abspath(found)
 
 
 class Files:
@@ -71,10 +92,12 @@ class Files:
     def __init__(self, looking: Looking, journal: Path | None) -> None:
         self.looking, self.journal, self.reused = looking, journal, 0
         self._known: dict[str, str] = {}  # path -> its result as JSON: a tenth of the memory of its objects
+        self._last: tuple[str, dict[str, Any]] = ("", {})  # rows about one file mostly stand together
 
     def __getitem__(self, path: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._known[path])
-        return found
+        if path != self._last[0]:
+            self._last = path, json.loads(self._known[path])
+        return self._last[1]
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         return ((path, json.loads(text)) for path, text in self._known.items())
@@ -98,9 +121,9 @@ class Files:
         shown = track(done, "files", total=todo, disable=todo == 0, console=Console(stderr=True))
         with nullcontext() if self.journal is None else _Journal(self.journal) as journal:
             for job, found in shown:
-                result = lost(job, found) if isinstance(found, Lost) else found
+                result = nothing_but(job, found.reason, found.detail) if isinstance(found, Lost) else found
                 self._known[job.path] = json.dumps(result, ensure_ascii=False)
-                if journal is not None and not isinstance(found, Lost) and not _late(found):
+                if journal is not None and not isinstance(found, Lost) and not _passing(found):
                     journal.add({"path": job.path, "key": keys[job.path], "found": self._known[job.path]})
 
     def _seconds(self, job: Job) -> float:
@@ -151,25 +174,22 @@ class _Journal:
             self._keep()
 
 
-def _late(found: Mapping[str, Any]) -> bool:
-    """Whether time ran out over a file: another day the machine may be less busy."""
+def _passing(found: Mapping[str, Any]) -> bool:
+    """Whether time ran out over a file, or its store did not answer: another day they may do better."""
     problems = [*found["problems"], *(p for use in found["uses"] for p in use["problems"])]
-    return any(reason == "timeout" for reason, _ in problems)
-
-
-def lost(job: Job, found: Lost) -> dict[str, Any]:
-    """The result of a file whose worker hung or died."""
-    problems = [(found.reason, found.detail)]
-    return {"about": {}, "problems": [], "uses": [{"problems": problems}] * len(job.uses), "thumbnail": None}
+    return any(reason in ("timeout", "unreachable") for reason, _ in problems)
 
 
 def stamp(path: str) -> tuple[int, int]:
-    """Size and time of change of a file (of its shard; 0 behind a URL); (-1, 0) of one that is not there."""
-    size, place = size_of(path), place_of(path)
+    """Size and time of change of a file (of its shard; 0 behind a URL); (-1, 0) of one that cannot be reached."""
+    place = place_of(path)
     file = path if place is None else place.file
-    if size is None:
-        return -1, 0
-    return size, 0 if url_of(file) else os.stat(file).st_mtime_ns
+    try:
+        size = size_of(path)
+        changed = 0 if size is None or url_of(file) else os.stat(file).st_mtime_ns
+    except (StoreError, OSError):  # gone between two looks, or in a store that does not answer: examine() tells
+        size = None
+    return (-1, 0) if size is None else (size, changed)
 
 
 def same_bytes(paths: Iterable[str], workers: int, journal: Path | None) -> dict[str, str]:
@@ -181,18 +201,30 @@ def same_bytes(paths: Iterable[str], workers: int, journal: Path | None) -> dict
     Raises:
         CheckError: the journal is damaged.
     """
-    by_size: dict[int, list[str]] = defaultdict(list)
-    keys: dict[str, str] = {}
-    for path in paths:
-        size, changed = stamp(path)
-        if size > 0:
-            by_size[size].append(path)
-            keys[path] = f"bytes {size} {changed}"
-    wanted = {path for group in by_size.values() if len(group) > 1 for path in group}
-    known = {path: text for path, key, text in journalled(journal) if path in wanted and keys[path] == key}
-    todo = [path for path in keys if path in wanted and path not in known]
-    done = run_guarded(content_hash, todo, workers=workers, seconds=lambda path: 3600.0)
-    shown = track(done, "duplicates", total=len(todo), disable=not todo, console=Console(stderr=True))
+    paths = list(paths)
+    sizes = np.fromiter((stamp(path)[0] for path in paths), np.int64, len(paths))
+    found, counts = np.unique(sizes, return_counts=True)
+    twins = np.isin(sizes, found[(counts > 1) & (found > 0)])
+    wanted = [paths[i] for i in np.flatnonzero(twins)]
+    return remembered("duplicates", content_hash, wanted, workers, journal)
+
+
+def remembered(
+    name: str, function: Callable[[str], str | None], paths: Iterable[str], workers: int, journal: Path | None
+) -> dict[str, str]:
+    """What a function says of files, in worker processes; None, and what a lost worker would have said, is left out.
+
+    Args:
+        name: of what it says, in the journal, where it stands as long as a file's size and time are the same.
+
+    Raises:
+        CheckError: the journal is damaged.
+    """
+    keys = {path: "{} {} {}".format(name, *stamp(path)) for path in paths}
+    known = {path: text for path, key, text in journalled(journal) if keys.get(path) == key}
+    todo = [path for path in keys if path not in known]
+    done = run_guarded(function, todo, workers=workers, seconds=lambda path: LONGEST_SECONDS)
+    shown = track(done, name, total=len(todo), disable=not todo, console=Console(stderr=True))
     with nullcontext() if journal is None or not todo else _Journal(journal) as kept:
         for path, found in shown:
             if isinstance(found, str):
@@ -206,5 +238,5 @@ def content_hash(path: str) -> str | None:
     """SHA-256 of a file's bytes; None when it cannot be read."""
     try:
         return sha256(path)
-    except OSError:
+    except (StoreError, OSError):
         return None

@@ -27,6 +27,7 @@ REASONS: dict[str, Reason] = {
     "no_audio": Reason("error", "the row asks for sound, the file (or the interval) has none", 'say sound: "auto"'),
     "empty_interval": Reason("error", "the interval lies outside the file", "correct start and end"),
     "timeout": Reason("error", "decoding takes too long or hangs", "convert the file, or raise --timeout"),
+    "unreachable": Reason("error", "the store that it lies in cannot be reached", "see to that, and check again"),
     "crashed": Reason("error", "decoding it kills the process", "convert the file"),
     "damaged": Reason("warning", "some packets cannot be decoded", "fetch it again if there are many"),
     "no_sound_track": Reason("warning", "a video without a sound track", 'say sound: "off", or leave the row out'),

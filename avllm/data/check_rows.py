@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from pydantic_core import from_json
 
 from avllm.data.manifest import ManifestError, parse_row, raw_lines
 from avllm.data.schema import Sample, TextPart
@@ -55,7 +58,7 @@ def _line(manifest: Path, number: int, text: bytes) -> Line:
 def _id_of(text: bytes) -> str:
     """The id of a line that is no sample, where it has one."""
     try:
-        data = json.loads(text)
+        data = from_json(text)  # as rows are read: json.loads falls over deep nesting and takes half surrogates
     except ValueError:  # no JSON, or no UTF-8
         return ""
     found = data.get("id") if isinstance(data, dict) else None
@@ -89,19 +92,31 @@ def text_problems(sample: Sample) -> Iterator[tuple[str, str]]:
             yield "placeholder", seen
 
 
-@dataclass
 class Ids:
-    """Which ids stood where."""
+    """Which ids stand where. Of ids that stand once nothing is kept but a hash, 8 bytes a row."""
 
-    seen: dict[str, tuple[Path, int]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._hashes = array("q")
+        self._twice: set[int] = set()
+        self._first: dict[str, tuple[Path, int]] = {}
+
+    def counting(self, rows: Iterable[Line]) -> Iterator[Line]:
+        """The same rows, whose ids are counted while they pass."""
+        for line in rows:
+            self._hashes.append(hash(line.id))
+            yield line
+        found, counts = np.unique(np.array(self._hashes, np.int64), return_counts=True)
+        self._twice = set(found[counts > 1].tolist())
+        self._hashes = array("q")
 
     def problems(self, line: Line) -> Iterator[tuple[str, str]]:
-        """Whether the id of a line stood somewhere before."""
-        first = self.seen.setdefault(line.id, (line.manifest, line.number))
-        if not line.id or first == (line.manifest, line.number):
+        """Whether the id of a line, of rows that were counted, stood somewhere before."""
+        if not line.id or hash(line.id) not in self._twice:
             return
-        reason = "duplicate_id" if first[0] == line.manifest else "id_in_two_manifests"
-        yield reason, f"id {line.id!r} stands already in {first[0]} line {first[1]}"
+        first = self._first.setdefault(line.id, (line.manifest, line.number))
+        if first != (line.manifest, line.number):
+            reason = "duplicate_id" if first[0] == line.manifest else "id_in_two_manifests"
+            yield reason, f"id {line.id!r} stands already in {first[0]} line {first[1]}"
 
 
 @dataclass
@@ -118,8 +133,13 @@ class TestRows:
     captions: dict[bytes, str] = field(default_factory=dict)  # digest -> where
     malformed: list[Line] = field(default_factory=list)
 
-    def add(self, line: Line) -> None:
-        """Take in a test row."""
+    def noting(self, rows: Iterable[Line]) -> Iterator[Line]:
+        """The same rows, which are taken in while they pass."""
+        for line in rows:
+            self._note(line)
+            yield line
+
+    def _note(self, line: Line) -> None:
         if line.sample is None:
             self.malformed.append(line)
             return

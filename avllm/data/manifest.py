@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,11 +20,12 @@ class ManifestError(UserError):
 
 
 def parse_row(text: str | bytes, where: str) -> Sample:
-    """One line of JSON -> Sample.
+    """One line of JSON -> Sample; a byte order mark, which editors put in front of a file, is passed over.
 
     Raises:
         ManifestError: not JSON, an unknown or missing field, a value out of range; ``where`` is named.
     """
+    text = text.removeprefix("\ufeff") if isinstance(text, str) else text.removeprefix(codecs.BOM_UTF8)
     try:
         return Sample.model_validate_json(text)
     except ValidationError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from avllm.data.media_backends import BACKENDS, read_with
 from avllm.data.media_frames import (
@@ -194,7 +194,10 @@ def load_image(path: str | Path) -> Clip:
     except MediaError:
         raise
     except Image.DecompressionBombError as error:
-        raise MediaError(path, "absurd_header", str(error)) from error
+        seen = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; the limit is {MAX_PIXELS:,}"
+        raise MediaError(path, "absurd_header", f"the header declares {seen}") from error
+    except UnidentifiedImageError as error:
+        raise MediaError(path, "undecodable", "it is no picture of a form that Pillow knows") from error
     # Pillow's ways to say "broken"
     except (OSError, SyntaxError, EOFError, ValueError, struct.error) as error:
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"

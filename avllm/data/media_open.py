@@ -128,10 +128,15 @@ def media_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (av.error.TimeoutError, av.error.ExitError) as error:
-        raise MediaError(path, "timeout", str(error)) from error
+        raise MediaError(path, "timeout", _words(error)) from error
     except av.FFmpegError as error:
         cut = _cut_short(path)
-        raise MediaError(path, "truncated" if cut else "undecodable", cut or str(error)) from error
+        raise MediaError(path, "truncated" if cut else "undecodable", cut or _words(error)) from error
+
+
+def _words(error: av.FFmpegError) -> str:
+    """What libav says, without the number of the error and the path, which a MediaError has."""
+    return f"libav: {error.strerror}" if error.strerror else str(error)
 
 
 @contextmanager
@@ -164,7 +169,8 @@ def require_file(path: str | Path) -> None:
     """Raise ``MediaError`` unless ``path`` is a file with something in it."""
     size = size_of(path)
     if size is None:
-        raise MediaError(path, "missing", "no such file; check the path in the manifest")
+        seen = "it is a folder, a pipe or a device" if os.path.exists(path) else "no such file"
+        raise MediaError(path, "missing", f"{seen}; check the path in the manifest")
     if size == 0:
         raise MediaError(path, "zero_byte", "the file is empty")
     if place_of(path) is None and not os.access(path, os.R_OK):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
@@ -115,7 +116,7 @@ def _decode_interval(media: OpenMedia, first: float, last: float) -> Placed | No
     for frame in _frames(media, first, last):
         if placed is None:
             rate, base = frame.sample_rate, frame.time_base  # asked once: a frame makes it anew
-            _check_rate(media, rate)
+            check_rate(media.path, rate)
             placed = Placed(math.floor((first - MARGIN) * rate), math.ceil((last + MARGIN) * rate), rate)
             if (placed.last - placed.first) * 4 > MAX_BYTES:
                 raise MediaError(
@@ -131,11 +132,15 @@ def _decode_interval(media: OpenMedia, first: float, last: float) -> Placed | No
     return placed
 
 
-def _check_rate(media: OpenMedia, rate: int) -> None:
-    """A header may declare one hertz or a thousand million: resampling that would take all memory."""
+def check_rate(path: str | Path, rate: int) -> None:
+    """A header may declare one hertz or a thousand million: resampling that would take all memory.
+
+    Raises:
+        MediaError: absurd_header.
+    """
     if not MIN_RATE <= rate <= MAX_RATE:
         seen = f"the header declares {rate} samples a second; expected {MIN_RATE} to {MAX_RATE}"
-        raise MediaError(media.path, "absurd_header", seen)
+        raise MediaError(path, "absurd_header", seen)
 
 
 def kind_of(frame: AudioFrame) -> tuple[str, int]:

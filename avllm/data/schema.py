@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -143,8 +144,13 @@ def resolve(part: MediaPart, root: Path | None) -> Path:
 
     It may be a shard's member or a URL, which ``storage.py`` reads.
     """
-    path = plain(part.path).expanduser()
-    return path if path.is_absolute() or root is None or url_of(path) else plain(root / path)
+    return resolve_path(part.path, root)
+
+
+def resolve_path(path: str, root: Path | None) -> Path:
+    """The file that a part's path means, see :func:`resolve`."""
+    found = Path(os.path.expanduser(plain(path)))  # pathlib's own raises where ~NAME is no user, but a file's name
+    return found if found.is_absolute() or root is None or url_of(found) else plain(root / found)
 
 
 class RowError(UserError):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from avllm.data.check import Tokens, gather
+from avllm.data.check import Tokens
 from avllm.data.check_file import Use, can_be_used
-from avllm.data.check_files import Files, Looking, absolute
+from avllm.data.check_files import Files, Looking, Uses, gather, media_of
 from avllm.data.check_reasons import REASONS
 from avllm.data.check_rows import lines
 from avllm.data.schema import RowError, Sample, VideoPart
@@ -84,7 +84,7 @@ def stats(manifests: Sequence[Path], *, looking: Looking | None = None, tokens: 
     Raises:
         ManifestError: a manifest is no file.
     """
-    uses = gather(manifests)
+    uses = gather(lines(manifests))
     found, files = Stats(media_files=len(uses)), None
     if looking is not None:
         files = Files(looking, None)
@@ -94,7 +94,7 @@ def stats(manifests: Sequence[Path], *, looking: Looking | None = None, tokens: 
             found.malformed += 1
             continue
         sample = line.sample
-        media = [_seen(files, uses, path, use) for path, use in absolute(sample, line.manifest.parent)]
+        media = [_seen(files, uses, path, use) for path, use in media_of(line)]
         share = _share(sample, media)
         if tokens is not None:
             try:
@@ -109,7 +109,7 @@ def stats(manifests: Sequence[Path], *, looking: Looking | None = None, tokens: 
     return found
 
 
-def _seen(files: Files | None, uses: dict[str, tuple[Use, ...]], path: str, use: Use) -> dict[str, Any]:
+def _seen(files: Files | None, uses: Uses, path: str, use: Use) -> dict[str, Any]:
     if files is not None:
         known: dict[str, Any] = files[path]["uses"][uses[path].index(use)]
         return known

@@ -1,0 +1,102 @@
+"""What `avllm data check`, `stats` and `mix` say on a terminal, on stderr: stdout is for --json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from avllm.data.check import Report
+from avllm.data.check_reasons import REASONS
+from avllm.data.mixture import Portion
+from avllm.data.stats import Share, Stats
+
+
+def print_report(report: Report, output: Path | None, counted: bool) -> None:
+    """Each reason with an example, then how many rows have errors, and which have to be mended.
+
+    Args:
+        output: the folder that the page is in. counted: whether tokens were.
+    """
+    table = Table(box=None, pad_edge=False, expand=True)
+    columns: list[tuple[str, Literal["left", "right"]]] = [("", "left"), ("reason", "left"), ("rows", "right")]
+    for name, justify in columns:
+        table.add_column(name, justify=justify, no_wrap=True)
+    table.add_column("what it means, and an example", overflow="ellipsis", no_wrap=True, ratio=1)
+    for reason in report.ranked():
+        about, first = REASONS[reason], report.examples[reason][0]
+        example = f"{first.id or f'line {first.line}'}: {first.detail}"
+        colour = "red" if about.severity == "error" else "yellow"
+        told = f"{about.meaning}\n[dim]{escape(_one_line(example))}[/]"
+        table.add_row(f"[{colour}]{about.severity}[/]", reason, f"{report.reasons[reason]:,}", told)
+    console = Console(stderr=True)
+    if report.reasons:
+        console.print(table)
+    if not counted:
+        console.print("tokens were not counted: give --preset (or --checkpoint) to find rows that are too long for it")
+    console.print(
+        f"{sum(report.rows.values()):,} rows, {report.files:,} files ({report.reused:,} known from before): "
+        f"{report.count('error'):,} rows with errors, {report.count('warning'):,} with warnings"
+        + ("" if output is None else f"; see {output / 'check.html'}, and quarantine.txt beside it"),
+        highlight=False,
+        markup=False,
+    )
+    for each in report.mending():
+        console.print(each, style="red", highlight=False, markup=False)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def print_stats(found: Stats) -> None:
+    """One table, and the rows that are in none."""
+    console = Console(stderr=True)
+    console.print(_stats_table(found))
+    if found.refused:
+        named = ", ".join(f"{count:,} {reason}" for reason, count in found.refused.most_common())
+        said = f"{found.total.refused:,} rows have no tokens, since training leaves them out: {named}"
+        console.print(f"{said}; see `avllm data check`", highlight=False)
+    if found.malformed:
+        console.print(f"{found.malformed:,} malformed lines; see `avllm data check`")
+
+
+def _stats_table(found: Stats) -> Table:
+    """All groups one below the other; columns of which no row knows anything are left out."""
+    total = found.total
+    columns: dict[str, tuple[bool, Callable[[Share], str]]] = {
+        "rows": (True, lambda s: f"{s.rows:,}"),
+        "hours": (total.seconds > 0, lambda s: f"{s.seconds / 3600:,.2f}"),
+        "clips of unknown length": (total.unknown > 0, lambda s: f"{s.unknown:,}"),
+        "with sound": (total.sound + total.no_sound > 0, lambda s: f"{s.sound:,}"),
+        "mute": (total.sound + total.no_sound > 0, lambda s: f"{s.no_sound:,}"),
+        "words an answer": (True, lambda s: f"{s.words / max(1, s.rows):.1f}"),
+        "tokens": (total.tokens > 0, lambda s: f"{s.tokens:,}"),
+        "refused rows": (total.refused > 0, lambda s: f"{s.refused:,}"),
+    }
+    shown = {name: tell for name, (there, tell) in columns.items() if there}
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", overflow="fold", min_width=20)
+    for name in shown:
+        table.add_column(name, justify="right")
+    for group, shares in {**found.by, "all": {"": total}}.items():
+        table.add_row(f"[bold]{group}[/]", *([tell(total) for tell in shown.values()] if group == "all" else []))
+        for name, share in sorted(shares.items(), key=lambda item: -item[1].rows) if group != "all" else []:
+            table.add_row(f"  {escape(name)}", *(tell(share) for tell in shown.values()))
+    return table
+
+
+def print_mixture(found: list[Portion]) -> None:
+    """A line a source."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("manifest", overflow="fold", min_width=20)
+    for name in ("rows", "items", "drawn", "share", "epochs"):
+        table.add_column(name, justify="right")
+    for portion in found:
+        figures = (f"{portion.rows:,}", f"{portion.items:,}", f"{portion.drawn:,}", f"{portion.share:.1%}")
+        table.add_row(escape(portion.manifest), *figures, f"{portion.epochs:.2f}")
+    Console(stderr=True).print(table)
