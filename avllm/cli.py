@@ -178,7 +178,7 @@ def parts(
     found = list_parts(kind, name)
     for part in found:
         if name is None:
-            typer.echo(f"{part['kind']:<11} {part['name']:<16} {part['about']}")
+            typer.echo(f"{part['kind']:<11} {part['name']:<20} {part['about']}")
         else:
             typer.echo(f"{part['kind']} {part['name']}\n\n{part['doc']}\n\noptions:")
             for option, default in part["options"].items():

@@ -31,8 +31,8 @@ class Text(NamedTuple):
         return Text(self.x[index], self.mask[index])
 
     def blank(self) -> Text:
-        """One text of zeros, for who has none to read."""
-        return Text(self.x.new_zeros(1, *self.x.shape[1:]), self.mask.new_ones(1, self.mask.shape[1]))
+        """One text of zeros in the place of none; it hangs on the graph of what made them."""
+        return Text(self.x.new_zeros(1, *self.x.shape[1:]) + self.x.sum(), self.mask.new_ones(1, self.mask.shape[1]))
 
 
 def joint_mask(queries: int, real: Tensor, causal: bool) -> Tensor:

@@ -38,6 +38,8 @@ class QFormer(StreamAdapter):
             ``qformer_captioning``: feed-forwards of its own for text, embeddings and heads. ``llm``: texts are the
             LLM's tokens, embedded and written by the frozen LLM's own tables. A number: the size of a vocabulary of
             its own, whose tokenizer the objectives name (BLIP-2's: 30523). What media become is the same without it.
+            A stage without these objectives should freeze it, or weight decay shrinks it:
+            ``['connector\\.\\d+\\.(text|.*layer\\.\\d+\\.(intermediate|output))\\.', null]``.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class QFormer(StreamAdapter):
         read = self.read(x[real], keep[real])  # (G_real, Q, D'): only groups that hold something are computed
         out = read.new_zeros(b, g, *read.shape[1:])
         out[real] = read  # the others stay zero and masked
-        if self.text is not None:  # who has no use for texts in a step leaves their weights a gradient of zero
+        if self.text is not None and torch.is_grad_enabled():  # where no text is read, its weights' gradient is zero
             out = out + 0.0 * sum(p.sum() for p in self._text_parameters() if p.numel())  # ZeRO-3 leaves empty shells
         return Tokens(out, real[..., None].expand(b, g, read.shape[1]), span)  # (B, G, Q, D')
 
@@ -157,8 +159,8 @@ class QFormer(StreamAdapter):
         Returns:
             ``(K, Q + L, D')``: the queries' outputs, then the text's.
         """
-        if not len(x):  # processes run the same modules, also one that has nothing to read
-            blank = x.new_zeros(1, 1, x.shape[-1]), keep.new_ones(1, 1)
+        if not len(x):  # processes run the same modules there and back, also one that has nothing to read
+            blank = x.new_zeros(1, 1, x.shape[-1]) + x.sum(), keep.new_ones(1, 1)
             return self.read(*blank, text.blank() if text else None, causal)[:0]
         queries = self.query_tokens.expand(x.shape[0], -1, -1)
         given: dict[str, Any] = {"encoder_hidden_states": x, "encoder_attention_mask": keep.long()}

@@ -53,11 +53,8 @@ class QFormerTerm(Objective):
     averaged: logits over units, similarities by the best query of any.
 
     Args:
-        model: an AVLLM; the place of the Q-Former and the tokenizer's size are checked here.
-        stream: of the Q-Former, where several have a text side.
-        tokenizer: hub name or folder, for a Q-Former with a vocabulary of its own; the LLM's tokens need none.
-        max_length: tokens of a text; what is longer is cut.
-        captions_only: leave out rows that have a ``kind``: questions, whose answers say little of their clip.
+        model: an AVLLM; the place of the Q-Former and the tokenizer's size are checked here. The others stand in
+            :class:`~avllm.objectives.qformer_contrastive.QFormerContrastive`.
     """
 
     def __init__(

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 class QFormerCaptioning(QFormerTerm):
-    """Next-token cross-entropy on the row's text; its weight is the number of tokens."""
+    """Next-token cross-entropy on the row's text; its weight is the number of tokens.
+
+    Args:
+        model: an AVLLM. stream, tokenizer, max_length, captions_only: as in the objective ``qformer_contrastive``.
+    """
 
     def weight(self, batch: Batch) -> float:
         """Tokens of the texts of the rows that take part."""

@@ -49,7 +49,17 @@ def similarity_loss(similarity: Tensor, first: int, ids: Tensor, scale: Tensor |
 
 
 class QFormerContrastive(QFormerTerm):
-    """Each clip finds its text, and each text its clip, among the rows of the micro-step, of all processes."""
+    """Each clip finds its text, and each text its clip, among the rows of the micro-step, of all processes.
+
+    It needs a ``qformer`` with the option ``text`` in the connector. The text is the row's answer.
+
+    Args:
+        model: an AVLLM.
+        stream: of the Q-Former, where several have a text side.
+        tokenizer: hub name or folder, for a Q-Former with a vocabulary of its own; the LLM's tokens need none.
+        max_length: tokens of a text; what is longer is cut.
+        captions_only: leave out rows that have a ``kind``: questions, whose answers say little of their clip.
+    """
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over rows of the symmetric loss; ``hits``: rows that found their own text first."""

@@ -27,6 +27,9 @@ class QFormerMatching(QFormerTerm):
     Wrong texts are drawn among the rows of all processes, whose token ids are exchanged. Wrong clips are drawn among
     this process's: features of a clip are megabytes, and would have to be sent whole. Each frame or window is read
     three times, once a pair: with many of them it is this term that limits the batch.
+
+    Args:
+        model: an AVLLM. stream, tokenizer, max_length, captions_only: as in the objective ``qformer_contrastive``.
     """
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def test_without_the_option_nothing_changes_and_with_it_media_become_the_same() 
     assert torch.equal(plain(given)["video"].x, reading(given)["video"].x)
     more = {n for n, _ in reading.named_parameters()} - names
     assert more == {n for n, p in reading.named_parameters() if any(p is q for q in reading._text_parameters())}
+    rule = re.search(r"\['(.*)', null\]", QFormer.__doc__)[1]  # what the documentation says freezes the text side
+    assert more == {n for n in names | more if re.search(rule, f"connector.0.{n}")}
     with pytest.raises(ValueError, match="text True; expected 'llm' or the size"):
         qformer(True)
 
@@ -121,11 +124,16 @@ def test_who_has_nothing_to_read_runs_the_same_modules() -> None:
     reading = qformer()
     x, keep, _ = reading.units(clips())
     text = reading.text.embed(*words(0), READ)
-    for out in (reading.read(x[:0], keep[:0], text), reading.read_text(text), reading.read(x[:0], keep[:0])):
+    x = x[:0].requires_grad_()
+    for out in (reading.read(x, keep[:0], text), reading.read_text(text), reading.read(x, keep[:0])):
         assert len(out) == 0
         reading.zero_grad()
-        out.sum().backward()
+        out.sum().backward(retain_graph=True)
         assert all(p.grad is not None for n, p in reading.named_parameters() if "layer.0.attention" in n)
+    assert x.grad is not None  # what stands before the Q-Former, and the words, have their turn as well
+    reading.zero_grad()
+    reading.read(x, keep[:0], text).sum().backward()
+    assert reading.text.words.weight.grad is not None
 
 
 @pytest.mark.parametrize(
@@ -214,4 +222,6 @@ def test_text_picked_and_blank() -> None:
     picked = text.pick(torch.tensor([1, 0, 1]))
     assert torch.equal(picked.x[1], text.x[0])
     assert picked.mask.tolist()[1] == [True, True, False]
-    assert text.blank().x.shape == (1, 3, 2)
+    blank = text.pick(torch.zeros(0, dtype=torch.long)).blank()
+    assert torch.equal(blank.x, torch.zeros(1, 3, 2))
+    assert blank.mask.all()

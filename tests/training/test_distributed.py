@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, set_seed
+from objectives.qformer_models import TERMS, connector
 from tiny import World, make_world, row, settings, text, write_preset, write_rows
 from tiny_runs import (
     TIMEOUT,
@@ -142,8 +143,8 @@ def test_contrastive_over_two_processes_is_contrastive_over_one(
     assert difference(weights(found[1]), weights(found[2])) < close
 
 
-def pinned(world: World, path: Path, batch_size: int, steps: int = 3) -> Path:
-    """A manifest in whose seeded order rank 0 of two gets nothing but sounds and rank 1 nothing but text."""
+def pinned(world: World, path: Path, batch_size: int, steps: int = 3, media: str = "audio") -> Path:
+    """A manifest in whose seeded order rank 0 of two gets nothing but sounds (or videos), rank 1 nothing but text."""
     clip = str(world.captions.parent / "000.mp4")
     count = 2 * batch_size * steps
     order = Order([count], [1.0], seed=0)
@@ -153,7 +154,7 @@ def pinned(world: World, path: Path, batch_size: int, steps: int = 3) -> Path:
         if place // batch_size % 2:
             rows[item] = row(f"text-{item}", [text("what colour is it ?")], "red")
         else:
-            rows[item] = row(f"sound-{item}", [{"type": "audio", "audio": clip}], f"a {pitch} sound")
+            rows[item] = row(f"sound-{item}", [{"type": media, media: clip}], f"a {pitch} sound")
     for rank, kind in enumerate(("sound", "text")):
         for batch in MicroBatches(order, Cut(batch_size, 1, 2, rank), 0, steps):
             assert all(rows[item]["id"].startswith(kind) for item, _ in batch)
@@ -290,6 +291,20 @@ def test_accelerate_launch_starts_deepspeed(world: World, plain: Path, tmp_path:
     launch(*command, "--main_process_port", str(free_port()), "train/stage2_caption.py", preset)
     assert (tmp_path / "run" / "checkpoints" / "step_4" / "engine").is_dir()
     assert difference(weights(tmp_path / "run"), weights(plain)) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_qformer_that_reads_text_on_one_rank_alone_under_zero3(world: World, tmp_path: Path) -> None:
+    """A rank without a clip runs the same modules, there and back: collectives would wait otherwise."""
+    manifest = str(pinned(world, tmp_path / "mixed.jsonl", batch_size=1, steps=2, media="video"))
+    model = world.model | {"connector": connector(world)}
+    changes = {"data__train": manifest, "train__batch_size": 1, "train__max_steps": 2, "train__warmup": 0}
+    asked = settings(world, tmp_path / "plain", "align", model=model, **changes)
+    asked["objectives"] += [{"type": name} for name in TERMS]
+    plain = run(asked, ranks=2)
+    found = run_deepspeed({**asked, "output": str(tmp_path / "zero")}, "zero3.yaml")
+    assert losses(found) == pytest.approx(losses(plain), abs=1e-5)
+    assert [r["grad_norm"] for r in rows(found)] == pytest.approx([r["grad_norm"] for r in rows(plain)], rel=1e-3)
 
 
 def train_sharded(asked: dict[str, Any]) -> None:
