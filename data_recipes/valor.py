@@ -62,8 +62,10 @@ def clip_rows(record: Record, clips: Videos, split: str) -> list[Row] | Drop:
     """The rows of one clip, or why it is left out."""
     name, found = record.text("video_id"), captions_of(record)
     captions = [text for text in found if any(letter.isalpha() for letter in text)]
+    if not found:
+        return Drop("empty_caption", record.where, name)
     if not captions:
-        return Drop("no_words" if found else "empty_caption", record.where, f"{name}: {', '.join(found)}")
+        return Drop("no_words", record.where, f"{name}: {', '.join(found)}")
     samples = caption_samples(f"valor-{name}", video_part(name, clips), captions, split == "train", about="audiovisual")
     return [Row(sample, split) for sample in samples]
 

@@ -132,7 +132,7 @@ class _Maker:
         self.output.line("dropped.jsonl", asdict(drop))
 
     def row(self, row: Row) -> None:
-        """Write a row, or drop it: a field is wrong, or a media file is not there."""
+        """Write a row, or drop it: a field is wrong, or a media file is not there or empty."""
         data = {"source": self.name, "licence": self.about.licence} | row.sample
         where = str(data.get("id") or "a row without id")
         try:
