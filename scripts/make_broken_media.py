@@ -47,6 +47,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="files")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     given = parser.parse_args()
+    if given.out.exists():
+        parser.error(f"{given.out} is there already; name a folder that is not, or delete it")
+    if given.count < 1:
+        parser.error(f"--count {given.count}; expected at least 1")
     av.logging.set_level(av.logging.FATAL)
     expected = make(given.out, given.count, given.seed)
     certain = sum(bool(e["errors"]) and not e["either"] for e in expected)

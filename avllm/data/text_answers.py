@@ -42,7 +42,11 @@ class Answers:
         self._read: dict[Path, int] = {}
 
     def refresh(self) -> None:
-        """Read what was written since the last time, by this process or another."""
+        """Read what was written since the last time, by this process or another.
+
+        Raises:
+            TextModelError: a line is no answer.
+        """
         for path in sorted(self.folder.glob("*.jsonl")):
             if path.stat().st_size == self._read.get(path, 0):
                 continue
@@ -51,9 +55,8 @@ class Answers:
                 for line in file:
                     if not line.endswith(b"\n"):  # being written, or cut off by a kill
                         break
-                    row = json.loads(line)
-                    key = row.pop("key")
-                    self.known[key] = Answer(**row)
+                    key, answer = _kept(line, path)
+                    self.known[key] = answer
                     self._read[path] = self._read.get(path, 0) + len(line)
 
     def ask(self, model: TextModel, prompts: Sequence[Prompt], name: str) -> list[Answer]:
@@ -88,6 +91,17 @@ class Answers:
             answers = model.answer([pending[key] for key in group])
             journal.append([_row(key, answer) for key, answer in zip(group, answers, strict=True)])
             self.known.update(zip(group, answers, strict=True))
+
+
+def _kept(line: bytes, path: Path) -> tuple[str, Answer]:
+    try:
+        row = json.loads(line)
+        return row.pop("key"), Answer(**row)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TextModelError(
+            f"{path} holds a line that is no answer ({error!r}): {line[:80]!r}; delete the line, or the file, whose "
+            "answers are then asked for again"
+        ) from error
 
 
 def _row(key: str, answer: Answer) -> dict[str, str]:

@@ -25,7 +25,7 @@ from avllm.yaml_files import read_mapping
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+THOUGHTS = re.compile(r"\A.*?</think>", re.DOTALL)  # many templates write the opening mark into the prompt
 
 
 class TextModelError(RecipeError):
@@ -96,6 +96,8 @@ class RuleModel:
 
     def __init__(self, rules: Sequence[tuple[str, str]], otherwise: str = "") -> None:
         self.rules = [(re.compile(pattern, re.DOTALL), template) for pattern, template in rules]
+        for pattern, template in self.rules:
+            pattern.sub(template, "")  # an answer that names a group which its pattern lacks is refused now
         self.otherwise = otherwise
 
     @property
@@ -254,6 +256,9 @@ def _made(settings: Mapping[str, Any], name: str) -> TextModel:
     if kind not in kinds:
         raise TextModelError(f"{name}: type is {kind!r}; expected one of {', '.join(kinds)}")
     try:
-        return kinds[kind](**{k: v for k, v in settings.items() if k != "type"})
-    except (TypeError, ValueError, re.error) as error:  # an unknown option, rules that are no pairs or no patterns
+        model = kinds[kind](**{k: v for k, v in settings.items() if k != "type"})
+    except (TypeError, ValueError, IndexError, re.error) as error:  # an unknown option, rules that are no pairs, ...
         raise TextModelError(f"{name}: {error}") from error
+    if not isinstance(model.batch_size, int) or model.batch_size < 1:
+        raise TextModelError(f"{name}: batch_size is {model.batch_size!r}; expected a whole number from 1 on")
+    return model

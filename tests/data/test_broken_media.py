@@ -104,3 +104,6 @@ def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
     assert names == sorted(p.name for p in second.iterdir())
     assert all((first / n).read_bytes() == (second / n).read_bytes() for n in names if (first / n).is_file())
     assert any((first / n).read_bytes() != (other / n).read_bytes() for n in names if (first / n).is_file())
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        make(first, 12)
+    assert b"is there already; name a folder that is not" in refused.value.stderr

@@ -47,6 +47,7 @@ def test_the_first_rule_that_fits_answers() -> None:
 
 def test_what_a_model_thought_is_no_part_of_its_answer() -> None:
     assert spoken("<think>a dog?\nyes</think>\n A dog. ") == "A dog."
+    assert spoken("a dog?\nyes</think>\n\nA dog.") == "A dog."  # the prompt ended with the opening mark
     assert spoken("It said <think> loudly.") == "It said <think> loudly."
 
 
@@ -222,6 +223,8 @@ def test_short_names_make_models_and_mistakes_are_told(tmp_path: Path) -> None:
     wrong.write_text("{type: hf, name: x, temperature: 1}\n")
     (tmp_path / "no.yaml").write_text('["half')
     (tmp_path / "pattern.yaml").write_text("rules: [['(dog', A dog.]]")
+    (tmp_path / "group.yaml").write_text(r"rules: [['(dog)', 'A \2.']]")
+    (tmp_path / "batch.yaml").write_text("{type: hf, name: x, batch_size: '8'}")
     for name, words in {
         "gpt": "expected hf:NAME",
         "http://127.0.0.1:9/v1": "no model named",
@@ -229,6 +232,8 @@ def test_short_names_make_models_and_mistakes_are_told(tmp_path: Path) -> None:
         str(wrong): "unexpected keyword argument 'temperature'",
         f"rules:{tmp_path / 'no.yaml'}": "no.yaml is no YAML",
         f"rules:{tmp_path / 'pattern.yaml'}": "unterminated subpattern",
+        f"rules:{tmp_path / 'group.yaml'}": "invalid group reference 2",
+        str(tmp_path / "batch.yaml"): "batch_size is '8'; expected a whole number from 1 on",
     }.items():
         with pytest.raises(TextModelError, match=words):
             load_text_model(name)
@@ -281,6 +286,15 @@ def test_what_was_answered_before_a_failure_or_a_kill_is_kept(tmp_path: Path) ->
     assert model.asked == ["c"]
     assert [a.text for a in found] == ["a!", "b!", "c!"]
     assert [json.loads(line)["text"] for line in (tmp_path / "one.jsonl").open()] == ["a!", "b!", "c!"]
+
+
+@pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b'{"key" 1}\n', b'{"key": "a", "texts": ""}\n', b"\xff\n"])
+def test_a_damaged_file_of_answers_is_named(tmp_path: Path, line: bytes) -> None:
+    Answers(tmp_path).ask(Counting(), [Prompt("a")], "one")
+    with (tmp_path / "one.jsonl").open("ab") as file:
+        file.write(line)
+    with pytest.raises(TextModelError, match=r"one.jsonl holds a line that is no answer .*; delete the line"):
+        Answers(tmp_path).ask(Counting(), [Prompt("a")], "two")
 
 
 def test_failures_are_kept_with_their_reasons(tmp_path: Path, serve: Any) -> None:
