@@ -1,9 +1,11 @@
 """What it saves to let unrelated rows share sequences, and that loss and gradients stay those of the rows themselves.
 
-    python scripts/bench_packing.py [--json] [--tiny] [--rows 32] [--length 2048] [--turns 3] [--threads 2]
+    python scripts/bench_packing.py [--json] [--tiny | --full] [--rows 32] [--length 2048] [--turns 3] [--threads 2]
 
 Rows of 20 to 600 tokens, a third of them with the tokens of a clip, go through a connector and a Llama with LoRA, each
-as a row of its own (padded to the longest) and packed; forward and backward, turn by turn in one process.
+as a row of its own (padded to the longest) and packed; forward and backward, turn by turn in one process. One core
+takes a minute or two. The wider the model, the smaller the share of attention, which packing makes longer: `--full`
+(twelve layers, 768 wide) takes one core a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from avllm.objectives.next_token import NextToken
 from avllm.tokens import EncoderInput
 
 FULL = {"hidden": 768, "layers": 12, "heads": 12, "vocab": 32_000}
+USUAL = {"hidden": 512, "layers": 2, "heads": 8, "vocab": 8_000}
 TINY = {"hidden": 32, "layers": 2, "heads": 2, "vocab": 64}
 SHORTEST, LONGEST, CLIP = 20, 600, 16  # tokens
 WIDTH, PADDING_BAR, SAME = 64, 0.03, 1e-5
@@ -105,12 +108,12 @@ def measure(size: dict[str, int], count: int, length: int, turns: int, attention
     batches = {"unpacked": collate(rows, pad_id=0), "packed": collate(fill_sequences(rows, length), pad_id=0)}
     seconds: dict[str, list[float]] = {name: [] for name in batches}
     made: dict[str, tuple[float, dict[str, Tensor]]] = {}
-    for turn in range(turns + 1):
+    step(model, objective, collate(rows[:4], pad_id=0))  # warms up
+    for _ in range(turns):
         for name, batch in batches.items():
             loss, grads, taken = step(model, objective, batch)
             made[name] = loss, grads
-            if turn:  # the first turn warms up
-                seconds[name].append(taken)
+            seconds[name].append(taken)
     (loss, grads), (packed_loss, packed_grads) = made["unpacked"], made["packed"]
     tokens = sum(len(row.input_ids) for row in rows)
     ratios = [u / p for u, p in zip(seconds["unpacked"], seconds["packed"], strict=True)]
@@ -124,6 +127,7 @@ def measure(size: dict[str, int], count: int, length: int, turns: int, attention
         "gradient_difference": max(float((grads[n] - packed_grads[n]).abs().max()) for n in grads),
         "largest_gradient": max(float(g.abs().max()) for g in grads.values()),
         "difference_bar": SAME,
+        "model": size,
         "rows": count,
         "tokens": tokens,
         "shapes": {name: list(batch.input_ids.shape) for name, batch in batches.items()},
@@ -135,7 +139,9 @@ def measure(size: dict[str, int], count: int, length: int, turns: int, attention
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
-    parser.add_argument("--tiny", action="store_true", help="a model of a few thousand weights, to see that it runs")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--tiny", action="store_true", help="a model of a few thousand weights, to see that it runs")
+    sizes.add_argument("--full", action="store_true", help="a model of a hundred million weights")
     parser.add_argument("--rows", type=int, default=32, help="of a micro batch")
     parser.add_argument("--length", type=int, default=2048, help="longest sequence that rows share")
     parser.add_argument("--turns", type=int, default=3, help="of each contestant")
@@ -145,7 +151,7 @@ def main() -> None:
     hush_libraries()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    size = TINY if arguments.tiny else FULL
+    size = TINY if arguments.tiny else FULL if arguments.full else USUAL
     found = measure(size, arguments.rows, arguments.length, arguments.turns, arguments.attention)
     padding, speed = found["padding"], found["tokens_per_s"]
     print(f"padding {padding['packed']:.2%} packed (bar {PADDING_BAR:.0%}), {padding['unpacked']:.2%} unpacked")

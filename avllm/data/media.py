@@ -144,7 +144,8 @@ def load_video(
         rate: samples a second of the sound; None = no sound.
         sound: ``auto`` = when the file has any in the interval, ``on`` = must have, ``off`` = not decoded.
         backend: one of ``BACKENDS``; all give the same frames, ``auto`` is the fastest.
-        timeout: seconds.
+        timeout: seconds, looked at between packets, or between frames where another back end decodes them; what hangs
+            within a library ends with its process alone.
         threads: of the decoder.
 
     Raises:

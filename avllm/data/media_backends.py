@@ -2,6 +2,10 @@
 
 PyAV with the packet selection of ``media_frames.py`` is the faster one of the three (``auto``); these are for
 comparison, and for machines where they are not.
+
+The time-out is looked at after opening and after each frame. No process can break off its own call into a library: what
+hangs there ends with its process, as in ``avllm data check`` (``check_workers.py``). Training reads with PyAV, which
+looks at the time between packets and lets libav itself break off a read that hangs.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ def read_with(
     if importlib.util.find_spec(backend) is None:
         raise ModuleNotFoundError(f"backend={backend!r} is not installed; expected: pip install {backend}, or 'auto'")
     if backend == "torchcodec":
-        return _torchcodec(media.path, [moment + media.origin for moment in moments], sampling, threads)
+        return _torchcodec(media, [moment + media.origin for moment in moments], sampling, threads)
     window = read_window(media, 0.0, math.inf)
     if not decord_is_right(media, window):
         return read_frames(media, moments, end, sampling)
@@ -53,7 +57,7 @@ def read_with(
     seconds = [second for second, _ in window.displayed()]
     indices = [max(0, bisect.bisect_right(seconds, moment + TICK) - 1) for moment in moments]
     width, height = displayed_size(shown)
-    return _decord(media.path, len(seconds), indices, sampling.size(width, height), threads)
+    return _decord(media, len(seconds), indices, sampling.size(width, height), threads)
 
 
 def decord_is_right(media: OpenMedia, window: Window) -> bool:
@@ -62,32 +66,44 @@ def decord_is_right(media: OpenMedia, window: Window) -> bool:
     return not blind and window.timed and not any(packet.is_discard for packet in window.packets) and window.closed
 
 
-def _decord(path: str, length: int, indices: list[int], size: tuple[int, int], threads: int) -> np.ndarray:
+def _decord(media: OpenMedia, length: int, indices: list[int], size: tuple[int, int], threads: int) -> np.ndarray:
     import decord
 
+    pictures: dict[int, np.ndarray] = {}
     try:
-        reader = decord.VideoReader(_source(path), num_threads=threads, width=size[0], height=size[1])
+        reader = decord.VideoReader(_source(media.path), num_threads=threads, width=size[0], height=size[1])
+        media.deadline.check()
         if len(reader) != length:
-            raise MediaError(path, "undecodable", f"decord finds {len(reader)} frames; the container has {length}")
-        return reader.get_batch(indices).asnumpy()
+            seen = f"decord finds {len(reader)} frames; the container has {length}"
+            raise MediaError(media.path, "undecodable", seen)
+        for index in dict.fromkeys(indices):  # one by one is as fast as all at once: it goes on where it stands
+            pictures[index] = reader.get_batch([index]).asnumpy()  # (1, H, W, 3)
+            media.deadline.check()
     except decord.DECORDError as error:
-        raise MediaError(path, "undecodable", f"decord: {error}") from error
+        raise MediaError(media.path, "undecodable", f"decord: {error}") from error
+    return np.concatenate([pictures[index] for index in indices])
 
 
-def _torchcodec(path: str, seconds: list[float], sampling: Sampling, threads: int) -> np.ndarray:
+def _torchcodec(media: OpenMedia, seconds: list[float], sampling: Sampling, threads: int) -> np.ndarray:
     from torchcodec.decoders import VideoDecoder
 
+    pictures: list[torch.Tensor] = []
     try:
-        decoder = VideoDecoder(_source(path), dimension_order="NHWC", num_ffmpeg_threads=threads, seek_mode="exact")
+        decoder = VideoDecoder(
+            _source(media.path), dimension_order="NHWC", num_ffmpeg_threads=threads, seek_mode="exact"
+        )
         first = decoder.metadata.begin_stream_seconds or 0.0
         last = decoder.metadata.end_stream_seconds or math.inf
-        inside = [min(max(second + TICK, first), last - TICK) for second in seconds]
-        pictures = decoder.get_frames_played_at(inside).data  # (T, H, W, 3)
+        for second in seconds:
+            media.deadline.check()
+            inside = min(max(second + TICK, first), last - TICK)
+            pictures.append(_resize(decoder.get_frames_played_at([inside]).data, sampling))  # (1, H, W, 3)
+        media.deadline.check()
     except RuntimeError as error:
         if "Could not load libtorchcodec" in str(error):
             raise ImportError("backend='torchcodec' found no FFmpeg libraries; install FFmpeg, or use 'auto'") from None
-        raise MediaError(path, "undecodable", f"torchcodec: {error}") from error
-    return _resize(pictures, sampling).numpy()
+        raise MediaError(media.path, "undecodable", f"torchcodec: {error}") from error
+    return torch.cat(pictures).numpy()
 
 
 def _source(path: str) -> Any:

@@ -12,6 +12,7 @@ import torch
 from data.media_files import RATE, click_times, clicks, numbers, reason, video, write_audio, write_clip, write_format
 from PIL import Image
 
+from avllm.data import media_open
 from avllm.data.media import MediaError, Sampling, load_audio, load_image, load_video, probe
 
 
@@ -166,6 +167,35 @@ def test_more_pixels_than_memory_are_refused(clip: Path) -> None:
 def test_a_timeout_ends_the_decoding(clip: Path) -> None:
     assert reason(lambda: video(clip, timeout=1e-9)) == "timeout"
     assert reason(lambda: load_audio(clip, rate=RATE, timeout=1e-9)) == "timeout"
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord", "torchcodec"])
+def test_a_timeout_ends_every_backend_between_frames(clip: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """The clock goes on by a second at each look: with as many as the whole takes it ends, with a few less it does not.
+
+    The last looks are between frames: a decode that looked at the time only before it began would come to its end.
+    """
+    if backend != "pyav":
+        pytest.importorskip(backend)
+    looks = [0.0]
+
+    def clock() -> float:
+        looks[0] += 1.0
+        return looks[0]
+
+    try:
+        video(clip, 8, backend=backend)
+    except ImportError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(media_open.time, "monotonic", clock)
+    video(clip, 8, backend=backend, timeout=1e9)
+    whole = looks[0] - 1  # the first sets the deadline
+    looks[0] = 0.0
+    video(clip, 8, backend=backend, timeout=whole)
+    for fewer in (1, 4):
+        looks[0] = 0.0
+        assert reason(lambda fewer=fewer: video(clip, 8, backend=backend, timeout=whole - fewer)) == "timeout"
+        assert looks[0] == whole - fewer + 2, "and at once"
 
 
 def test_errors_cross_processes_and_name_everything() -> None:
