@@ -143,6 +143,17 @@ def test_contrastive_over_two_processes_is_contrastive_over_one(
     assert difference(weights(found[1]), weights(found[2])) < close
 
 
+def test_what_no_objective_reads_keeps_no_process_waiting(world: World, tmp_path: Path) -> None:
+    """The connector trains for sound, too, which a pair of video and text does not read."""
+    found = {}
+    for ranks, size in ((1, 4), (2, 2)):
+        asked = settings(world, tmp_path / str(ranks), "align", train__batch_size=size, train__warmup=0)
+        asked["objectives"][0]["pairs"] = ["video-text"]
+        found[ranks] = run(asked, ranks=ranks)
+    assert losses(found[1]) == pytest.approx(losses(found[2]), abs=1e-5)
+    assert difference(weights(found[1]), weights(found[2])) < 1e-5
+
+
 def pinned(world: World, path: Path, batch_size: int, steps: int = 3, media: str = "audio") -> Path:
     """A manifest in whose seeded order rank 0 of two gets nothing but sounds (or videos), rank 1 nothing but text."""
     clip = str(world.captions.parent / "000.mp4")
