@@ -153,4 +153,4 @@ class QFormerText(nn.Module):
                 f"the checkpoint's text side has {name} {seen}, this Q-Former's {expected}; "
                 f"give text: {len(source.embeddings.word_embeddings.weight)}, the size of its vocabulary, or text: llm"
             )
-        self.load_state_dict(theirs, strict=False)
+        self.load_state_dict(own | theirs)  # what a checkpoint does not hold stays as it began
