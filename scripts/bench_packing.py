@@ -1,6 +1,6 @@
 """What it saves to let unrelated rows share sequences, and that loss and gradients stay those of the rows themselves.
 
-    python scripts/bench_packing.py [--json] [--tiny | --full] [--rows 32] [--length 2048] [--turns 3] [--threads 2]
+    python scripts/bench_packing.py [--json] [--tiny | --full] [--rows 32] [--length 2048] [--turns 2] [--threads 2]
 
 Rows of 20 to 600 tokens, a third of them with the tokens of a clip, go through a connector and a Llama with LoRA, each
 as a row of its own (padded to the longest) and packed; forward and backward, turn by turn in one process. One core
@@ -144,7 +144,7 @@ def main() -> None:
     sizes.add_argument("--full", action="store_true", help="a model of a hundred million weights")
     parser.add_argument("--rows", type=int, default=32, help="of a micro batch")
     parser.add_argument("--length", type=int, default=2048, help="longest sequence that rows share")
-    parser.add_argument("--turns", type=int, default=3, help="of each contestant")
+    parser.add_argument("--turns", type=int, default=2, help="of each contestant")
     parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
     parser.add_argument("--threads", type=int, default=None, help="of torch; as it finds them when not given")
     arguments = parser.parse_args()

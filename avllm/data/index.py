@@ -1,6 +1,6 @@
 """A manifest of any size as a sequence of samples: rows stay on the disk, an index knows where each begins.
 
-Every row is validated once, when the index is built (in parallel, some 10 microseconds a row): a malformed row stops a
+Every row is validated once, when the index is built (in parallel, some 20 microseconds a row): a malformed row stops a
 run before it starts, not in its third day. The index is a numpy array, 32 bytes a row, kept in the cache folder and
 mapped into memory, so that processes and loader workers share it. Its file's name holds the manifest's size, time
 and SHA-256: another time alone costs one reading of the bytes, other bytes are indexed anew.

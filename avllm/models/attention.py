@@ -113,7 +113,8 @@ def check_packing(model: Any) -> None:
     if config._attn_implementation not in MASKED:
         raise PackingError(
             f"data.pack is set with attention {config._attn_implementation!r}, which takes no mask between rows; "
-            f"expected one of {', '.join(MASKED)} as model.llm.attention"
+            f"expected one of {', '.join(MASKED)} as model.llm.attention (a later stage has it from its init: "
+            "llm.attention in config.json there). Or leave out data.pack"
         )
     layer_windows(config)
     try:

@@ -121,7 +121,7 @@ def test_packed_and_unpacked_have_the_same_loss_and_gradients(
     assert count == packed_count
     assert packed_loss == pytest.approx(loss, rel=1e-5)
     for name, grad in grads.items():
-        torch.testing.assert_close(packed_grads[name], grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(packed_grads[name], grad, rtol=1e-5, atol=1e-5)
 
 
 def test_objectives_that_take_a_row_for_a_sample_are_refused(world: World, tmp_path: Path) -> None:
