@@ -206,7 +206,7 @@ class Judge:
         self.shown_in_test = {hashes[p]: p for p in test_files if p in hashes}
         self.test_files = test_files
         first: dict[str, str] = {}
-        self.twins = {p: first.setdefault(hashes[p], p) for p in uses if p in hashes}
+        self.twins = {p: twin for p in uses if p in hashes and (twin := first.setdefault(hashes[p], p)) != p}
         self.hashes = hashes
 
     def findings(self, line: Line, report: Report) -> list[Finding]:
@@ -243,8 +243,8 @@ class Judge:
             yield "test_media", "a test row names the same file"
         elif path in self.hashes and self.hashes[path] in self.shown_in_test:
             yield "test_media", f"the same bytes as {self.shown_in_test[self.hashes[path]]}"
-        twin = self.twins.get(path, path)
-        if twin != path and os.path.realpath(twin) != os.path.realpath(path):  # a link is no other file
+        twin = self.twins.get(path)
+        if twin is not None and os.path.realpath(twin) != os.path.realpath(path):  # a link is no other file
             yield "duplicate_media", f"the same bytes as {twin}"
 
     def _length(self, sample: Sample, media: list[dict[str, Any]], report: Report) -> Iterator[tuple[str, str]]:

@@ -72,7 +72,7 @@ def media_of(line: Line) -> list[tuple[str, Use]]:
     return [(_absolute(part.path, line.manifest), Use.of(part)) for part in parts]
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 12)
 def _absolute(path: str, manifest: Path) -> str:
     found = resolve_path(path, manifest.parent)
     return url_of(found) or os.path.abspath(found)
@@ -111,20 +111,28 @@ class Files:
         Raises:
             CheckError: the journal is damaged.
         """
-        keys = {path: self._key(path, uses[path]) for path in uses}
-        self._known = {path: text for path, key, text in journalled(self.journal) if keys.get(path) == key}
+        for path, key, text in journalled(self.journal):
+            if path in uses and key == self._key(path, uses[path]):
+                self._known[path] = text
         self.reused = len(self._known)
-        jobs = (Job(p, uses[p]) for p in uses if p not in self._known)
+        keys: dict[str, str] = {}  # of the files in work: how they were before they were looked at
         look = partial(examine, self.looking.reader, self.looking.decode)
-        done = run_guarded(look, jobs, workers=self.looking.workers, seconds=self._seconds)
+        done = run_guarded(look, self._jobs(uses, keys), workers=self.looking.workers, seconds=self._seconds)
         todo = len(uses) - self.reused
         shown = track(done, "files", total=todo, disable=todo == 0, console=Console(stderr=True))
         with nullcontext() if self.journal is None else _Journal(self.journal) as journal:
             for job, found in shown:
+                key = keys.pop(job.path)
                 result = nothing_but(job, found.reason, found.detail) if isinstance(found, Lost) else found
                 self._known[job.path] = json.dumps(result, ensure_ascii=False)
                 if journal is not None and not isinstance(found, Lost) and not _passing(found):
-                    journal.add({"path": job.path, "key": keys[job.path], "found": self._known[job.path]})
+                    journal.add({"path": job.path, "key": key, "found": self._known[job.path]})
+
+    def _jobs(self, uses: Uses, keys: dict[str, str]) -> Iterator[Job]:
+        for path in uses:
+            if path not in self._known:
+                keys[path] = self._key(path, uses[path])
+                yield Job(path, uses[path])
 
     def _seconds(self, job: Job) -> float:
         decodes = len(job.uses) + 2 + (self.looking.decode == "full")  # the headers and the thumbnail beside the uses

@@ -63,9 +63,11 @@ def _bars(counts: np.ndarray, edges: np.ndarray) -> list[str]:
 def _axis(edges: np.ndarray) -> list[str]:
     y = TOP + HEIGHT
     line = f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y}" y2="{y}" stroke="var(--soft)"/>'
+    whole = edges[0] % 1 == 0.5 and edges[1] - edges[0] == 1  # a bin for each number: none stands at their borders
     texts = [
         f'<text x="{_place(value, edges):.1f}" y="{y + 14}" text-anchor="middle">{value:,.6g}</text>'
         for value in ticks(float(edges[0]), float(edges[-1]))
+        if not whole or value.is_integer()
     ]
     return [line, *texts]
 

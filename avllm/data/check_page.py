@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from avllm.data.check import Report
 
-LONGEST_ID, LONGEST_SEEN = 80, 400  # characters; check.json has the rest
-UNITS = {"seconds": "s", "frames": "frames read", "sound level": "dB of full scale", "tokens": "tokens of a row"}
+LONGEST_NAME, LONGEST_SEEN = 80, 400  # characters; check.json has the rest
+UNITS = {"seconds": "of a clip", "frames": "read of it", "sound level": "dB of full scale", "tokens": "of a row"}
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888; --bar: #4a7fb5; --error: #d0342c; --warning: #b07400 }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em }
@@ -33,8 +33,10 @@ th, td { text-align: left; padding: .3em .9em .3em 0; border-bottom: 1px solid v
 th.n, td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 td.share { width: 20%; min-width: 6em; padding-top: .8em }
 td.share span { display: block; height: .55em; min-width: 2px; border-radius: 3px; background: currentColor }
-td.picture { width: 1%; padding-top: .5em } td.picture img { height: 72px; border-radius: 4px; display: block }
-.file { font-family: ui-monospace, monospace; font-size: 87% } td.line { white-space: nowrap }
+td.picture img { max-width: 100%; max-height: 72px; border-radius: 4px; display: block }
+.file { font-family: ui-monospace, monospace; font-size: 87% } .overview td { overflow-wrap: normal }
+.examples { table-layout: fixed } .examples .picture { width: 8em } .examples .id { width: 18% }
+.examples .line { width: 14% } .examples .file { width: 24% }
 details { border-bottom: 1px solid var(--line); padding: .3em 0 } summary { cursor: pointer; padding: .2em 0 }
 details p { margin: .3em 0; color: var(--soft) }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 1em 2em }
@@ -97,7 +99,8 @@ def _overview(report: Report) -> str:
             f"<td class=n>{count:,}</td><td class='share {about.severity}'>{bar}</td>"
             f"<td>{html.escape(about.meaning)}</td></tr>"
         )
-    return f"<table><tr><th></th><th>reason</th><th class=n>rows</th><th></th><th></th></tr>{''.join(rows)}</table>"
+    head = "<tr><th></th><th>reason</th><th class=n>rows</th><th></th><th></th></tr>"
+    return f"<table class=overview>{head}{''.join(rows)}</table>"
 
 
 def _reason(report: Report, reason: str) -> str:
@@ -116,13 +119,13 @@ def _examples(found: Sequence[Finding], pictures: dict[str, str]) -> str:
     shown = any(f.path in pictures for f in found)
     rows = []
     for f in found:
-        line = f"<td class=line>{html.escape(os.path.basename(f.manifest))}:{f.line}</td>"
-        file = f'<td class=file title="{html.escape(f.path or "")}">{html.escape(_name(f))}</td>'
-        texts = f"<td>{_cut(f.id, LONGEST_ID)}</td>{line}{file}<td>{_cut(f.detail, LONGEST_SEEN)}</td>"
+        line = f"<td>{html.escape(os.path.basename(f.manifest))}:{f.line}</td>"
+        file = f'<td class=file title="{html.escape(f.path or "")}">{_cut(_name(f), LONGEST_NAME)}</td>'
+        texts = f"<td>{_cut(f.id, LONGEST_NAME)}</td>{line}{file}<td>{_cut(f.detail, LONGEST_SEEN)}</td>"
         rows.append(f"<tr>{_picture(pictures.get(f.path or '', '')) if shown else ''}{texts}</tr>")
-    names = (*([""] if shown else []), "id", "line", "file", "seen")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    head = "".join(f"<th class={name}>{name}</th>" for name in ("id", "line", "file", "seen"))
+    picture = "<th class=picture></th>" if shown else ""
+    return f"<table class=examples><tr>{picture}{head}</tr>{''.join(rows)}</table>"
 
 
 def _picture(data: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.text import Text
 from torch import Tensor
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from avllm.models.processing_avllm import AVProcessor
 
 STYLES = {"text": "", "trained": "bold green", "media": "cyan"}
-SHEET_WIDTH = 1280  # pixels of a sheet of frames
+SHEET_WIDTH, SMALLEST, LABEL = 1280, 128, 14  # pixels: of a sheet of frames, of a frame's width, of the line below it
 
 
 @dataclass(frozen=True)
@@ -135,20 +135,29 @@ def save_pictures(shown: Shown, folder: Path) -> list[Path]:
     for number, media in enumerate(shown.media):
         if media.frames is not None:
             written.append(folder / f"frames-{number}.png")
-            sheet(media.frames).save(written[-1])
+            moving = media.span is not None and media.duration > 0
+            sheet(media.frames, media.span if moving else None).save(written[-1])
         if media.sound is not None:
             written.append(folder / f"sound-{number}.png")
             plot_sound(media, written[-1])
     return written
 
 
-def sheet(frames: Tensor) -> Image.Image:
-    """uint8 frames ``(T, H, W, 3)`` in rows from left to right."""
-    steps, height, width, _ = frames.shape
-    columns = max(1, min(steps, SHEET_WIDTH // width))
-    page = Image.new("RGB", (columns * width, -(-steps // columns) * height))
+def sheet(frames: Tensor, span: Tensor | None = None) -> Image.Image:
+    """uint8 frames ``(T, H, W, 3)`` in rows from left to right, small ones enlarged.
+
+    Args:
+        span: ``(T, 2)`` seconds of the clip; with it, the middle of each stands below its frame.
+    """
+    times, larger = len(frames), max(1, SMALLEST // frames.shape[2])
+    height, width = larger * frames.shape[1], larger * frames.shape[2]
+    columns, below = max(1, min(times, SHEET_WIDTH // width)), 0 if span is None else LABEL
+    page = Image.new("RGB", (columns * width, -(-times // columns) * (height + below)))
     for number, frame in enumerate(frames):
-        page.paste(Image.fromarray(frame.numpy()), (number % columns * width, number // columns * height))
+        x, y = number % columns * width, number // columns * (height + below)
+        page.paste(Image.fromarray(frame.numpy()).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        if span is not None:
+            ImageDraw.Draw(page).text((x + 3, y + height + 1), f"{float(span[number].mean()):.2f} s", "white")
     return page
 
 

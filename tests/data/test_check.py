@@ -31,7 +31,7 @@ from avllm.data.media import REASONS as MEDIA_REASONS
 from avllm.data.media_whole import Whole
 from avllm.data.schema import RowError, Sample
 from avllm.inference.row_tokens import ProcessorTokens, TextTokens, reading
-from avllm.inference.shown import check_row, show
+from avllm.inference.shown import check_row, sheet, show
 from avllm.models.described import described_processor
 from avllm.models.processing_avllm import AVProcessor
 
@@ -365,6 +365,18 @@ def test_a_row_is_shown_as_the_model_gets_it(processor: AVProcessor, clip: Path)
     assert sum(piece.tokens for piece in shown.pieces) == len(shown.row.input_ids)
     assert shown.media[0].frames is not None
     assert any(span.style == "bold green" for span in shown.text.spans)
+
+
+def test_frames_lie_side_by_side_above_their_seconds() -> None:
+    frames = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 40, 60, 3)  # (T, H, W, 3)
+    seen = np.asarray(sheet(frames))
+    assert seen.shape == (2 * 80, 10 * 120, 3), "enlarged to twice the size, ten in a row"
+    assert [int(seen[79, 120 * n][0]) for n in range(10)] == list(range(10))
+    assert (seen[80:, :240].reshape(80, 2, 120, 3) == np.array([10, 11])[:, None, None]).all()
+    told = np.asarray(sheet(frames[:1], torch.tensor([[1.0, 2.0]])))
+    assert told.shape == (80 + 14, 120, 3)
+    assert (told[:80] == 0).all()
+    assert told[80:].max() > 200
 
 
 def test_masked_rows_and_cut_runs_are_errors() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,8 @@ def test_histograms() -> None:
     assert bin_edges(far)[-1] == pytest.approx(np.percentile(far, 99))
     assert "the last bar holds all from 2.437 on" in histogram("seconds", "s", far.tolist())
     assert histogram("seconds", "s", far.tolist()).count("<rect") == 30
+    few = histogram("frames", "read", [1.0, 2.0, 2.0])
+    assert re.findall(r"middle\">([^<]+)<", few) == ["1", "2"]
     assert ticks(0.5, 8.5) == [2.0, 4.0, 6.0, 8.0]
     assert ticks(-120.0, -16.4) == [-120.0, -100.0, -80.0, -60.0, -40.0, -20.0]
     for low, high in ((0.0, 1e-3), (-1.0, 1e6), (3.0, 3.7)):
