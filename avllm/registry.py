@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from avllm.errors import UserError
 
@@ -90,7 +92,11 @@ def options(part: type) -> dict[str, inspect.Parameter]:
 
 
 def check_options(part: type, given: Mapping[str, Any], where: str) -> None:
-    """Refuse options that the part does not have, and name those that it has."""
+    """Refuse options that the part does not have, and values of another type than its constructor says.
+
+    Raises:
+        UnknownPartError: an unknown or a missing option; the message names those that there are. UserError: a value.
+    """
     known = options(part)
     unknown = [name for name in given if name not in known]
     if unknown:
@@ -98,13 +104,28 @@ def check_options(part: type, given: Mapping[str, Any], where: str) -> None:
     missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in given]
     if missing:
         raise UnknownPartError(f"{where} needs {', '.join(repr(m) for m in missing)}, which was not given")
+    types = option_types(part)
+    for name, value in given.items():
+        try:
+            TypeAdapter(types[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise UserError(f"{where}: {name} is {value!r}; {error.errors()[0]['msg'].lower()}") from error
+
+
+def option_types(part: type) -> dict[str, Any]:
+    """The annotation of each of :func:`options`; anything goes where a constructor has none."""
+    found: dict[str, Any] = dict.fromkeys(options(part), Any)
+    for cls in reversed(part.__mro__):
+        hints = get_type_hints(cls.__init__) if "__init__" in vars(cls) and cls is not object else {}  # type: ignore[misc]
+        found |= {name: hint for name, hint in hints.items() if name in found}
+    return found
 
 
 def check(kind: str, spec: Mapping[str, Any]) -> Any:
     """The class behind ``{"type": name, **options}``, if there is one that has these options.
 
     Raises:
-        UnknownPartError: unknown type or option, or a missing one.
+        UnknownPartError: unknown type or option, or a missing one. UserError: a value of another type.
     """
     if "type" not in spec:
         raise UnknownPartError(

@@ -25,6 +25,7 @@ from avllm.config import LLMConfig
 from avllm.data.storage import sha256
 from avllm.errors import UserError
 from avllm.models.configuration_avllm import AVConfig
+from avllm.models.encoders import build_encoder, pretrained_encoder
 from avllm.models.llm import is_quantised, load_llm
 
 if TYPE_CHECKING:
@@ -269,8 +270,6 @@ def _load_llm(config: AVConfig, settings: LLMConfig) -> Any:
 
 
 def _load_encoders(config: AVConfig) -> dict[str, Any]:
-    from avllm.models.modeling_avllm import build_encoder, pretrained_encoder
-
     encoders = {}
     for stream, record in config.encoders.items():
         if f"encoders.{stream}" in config.trained or record.get("name") is None:
