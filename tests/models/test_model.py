@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from avllm.config import LoraConfig, ModelConfig
 from avllm.data.collate import IGNORE
 from avllm.data.media import Clip, Sound
 from avllm.data.schema import RowError, Sample
+from avllm.evaluation.listing import inspect_checkpoint
 from avllm.models.attention import block_mask
 from avllm.models.checkpoint import CheckpointError, mark_trained, save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
@@ -397,9 +399,25 @@ def test_arguments_that_would_do_nothing_are_refused(world: World, tmp_path: Pat
         AVLLM.from_pretrained(tmp_path, quantize="4bit")
 
 
-def test_another_backbone_is_refused(world: World, tmp_path: Path) -> None:
-    import shutil
+def test_a_checkpoint_is_read_from_any_folder_and_moves_with_its_backbones(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "runs" / "llm").parent.mkdir(parents=True)
+    shutil.copytree(world.llm, tmp_path / "here" / "runs" / "llm")
+    monkeypatch.chdir(tmp_path / "here")
+    model, processor = compose(description(world, llm={"name": "runs/llm"}))
+    save_checkpoint(model, processor, "runs/stage", [])
+    monkeypatch.chdir(tmp_path)
+    AVLLM.from_pretrained("here/runs/stage")
+    (tmp_path / "here").rename(tmp_path / "there")
+    AVLLM.from_pretrained("there/runs/stage")
+    assert inspect_checkpoint("there/runs/stage")["backbones"]["llm"]["found"] is True
+    (tmp_path / "there" / "runs" / "llm").rename(tmp_path / "there" / "runs" / "gone")
+    with pytest.raises(CheckpointError, match="'runs/llm', which is not there any more"):
+        AVLLM.from_pretrained("there/runs/stage")
 
+
+def test_another_backbone_is_refused(world: World, tmp_path: Path) -> None:
     llm = shutil.copytree(world.llm, tmp_path / "llm")
     model, processor = compose(description(world, llm={"name": str(llm)}))
     save_checkpoint(model, processor, tmp_path / "run", [])
