@@ -240,6 +240,16 @@ def test_sound_that_must_be_heard_needs_an_ear(world: World) -> None:
         rows(processor, world, [sample(video(sound="on"), "what ?")])
 
 
+def test_a_video_of_which_an_ear_gets_nothing_is_refused(world: World) -> None:
+    encoders = {"audio": world.model["encoders"]["audio"]}
+    connector = [{"type": "linear", "stream": "audio"}]
+    _, processor = compose(description(world, connector=connector, encoders=encoders))
+    assert len(rows(processor, world, [sample(video(), "what ?")])) == 1
+    for silent in (video("002.mp4"), video(sound="off")):
+        with pytest.raises(RowError, match="a video without sound, but the model has no visual encoder"):
+            rows(processor, world, [sample(silent, "what ?")])
+
+
 @pytest.mark.parametrize("text", ["<Video>", "{media}{media}"])
 def test_the_text_around_media_holds_it_once(world: World, text: str) -> None:
     with pytest.raises(ValueError, match="once"):
