@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from avllm.errors import UserError
 
@@ -59,7 +60,12 @@ def load(kind: str, name: str) -> Any:
     base = getattr(import_module(package + ".base"), base_name)
     if ":" in name:
         module_name, _, class_name = name.partition(":")
-        part = getattr(import_module(module_name), class_name, None)
+        try:
+            part = getattr(import_module(module_name), class_name, None)
+        except ModuleNotFoundError as error:
+            if not f"{module_name}.".startswith(f"{error.name}."):  # the module is there, and imports what is not
+                raise
+            raise UnknownPartError(f"{name!r}: no module {error.name!r} is found; is it on PYTHONPATH?") from error
         if not (inspect.isclass(part) and issubclass(part, base)):
             raise UnknownPartError(f"{name!r} is {part!r}; expected a subclass of {base.__module__}.{base_name}")
         return part
@@ -110,14 +116,18 @@ def check_options(part: type, given: Mapping[str, Any], where: str) -> None:
             TypeAdapter(types[name]).validate_python(value, strict=True)
         except ValidationError as error:
             raise UserError(f"{where}: {name} is {value!r}; {error.errors()[0]['msg'].lower()}") from error
+        except PydanticSchemaGenerationError:
+            continue  # a class of the part's own: its constructor knows
 
 
 def option_types(part: type) -> dict[str, Any]:
-    """The annotation of each of :func:`options`; anything goes where a constructor has none."""
+    """The annotation of each of :func:`options`; anything goes where there is none, or none that can be read here."""
     found: dict[str, Any] = dict.fromkeys(options(part), Any)
-    for cls in reversed(part.__mro__):
-        hints = get_type_hints(cls.__init__) if "__init__" in vars(cls) and cls is not object else {}  # type: ignore[misc]
-        found |= {name: hint for name, hint in hints.items() if name in found}
+    for cls in reversed(part.__mro__[:-1]):
+        if "__init__" in vars(cls):
+            with suppress(NameError):  # a name that is imported for type checkers alone
+                hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+                found |= {name: hint for name, hint in hints.items() if name in found}
     return found
 
 
