@@ -66,10 +66,14 @@ def ask(
 
     chat = Chat.load(checkpoint, device=device, quantize=quantize)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    said = False
     for piece in chat.ask(question, video=video, audio=audio, image=image, sound=sound, **settings):
         typer.echo(piece, nl=False)
         sys.stdout.flush()
+        said = True
     typer.echo()
+    if not said:
+        typer.echo("(the model said nothing)", err=True)
 
 
 @app.command(name="eval")

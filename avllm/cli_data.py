@@ -222,8 +222,8 @@ def encode(
 
     hush_libraries()
     set_up()
+    from avllm.training.accelerator import make_accelerator
     from avllm.training.features import encode_stage, summary
-    from avllm.training.trainer import make_accelerator
 
     config = load_config(stage, [*(overrides or []), "train.trackers=[]"])
     config.data.num_workers = config.data.num_workers if workers is None else workers

@@ -43,6 +43,7 @@ def _number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_number)]
 
 
 def _numbers(value: Any) -> Any:
@@ -58,7 +59,7 @@ PartSpec = Annotated[dict[str, Any], BeforeValidator(_numbers)]  # {"type": name
 class LoraConfig(_Section):
     """Low-rank adapters on the LLM (arXiv 2106.09685), through PEFT."""
 
-    r: int = Field(16, gt=0)
+    r: Whole = Field(16, gt=0)
     alpha: Number = 32
     dropout: Number = Field(0.0, ge=0, lt=1)
     targets: str | list[str] = "all-linear"
@@ -77,10 +78,10 @@ class LLMConfig(_Section):
 class SamplingConfig(_Section):
     """Which frames of a video are looked at: ``num_frames`` spread evenly, or ``fps`` with a cap."""
 
-    num_frames: int | None = Field(None, gt=0)
+    num_frames: Whole | None = Field(None, gt=0)
     fps: Number | None = Field(None, gt=0)
-    max_frames: int | None = Field(None, gt=0)
-    short_side: int | None = Field(None, gt=0, description="pixels that larger pictures are shrunk to while decoding")
+    max_frames: Whole | None = Field(None, gt=0)
+    short_side: Whole | None = Field(None, gt=0, description="pixels that larger pictures are shrunk to while decoding")
 
     @model_validator(mode="after")
     def _one_way(self) -> SamplingConfig:
@@ -122,7 +123,7 @@ class SourceConfig(_Section):
 
     manifest: str = Field(description="JSONL file, or an fsspec URL of one (s3://...); shards have one beside them")
     weight: Weight = Field(1.0, description="times a row is drawn an epoch; {0: 1, 500: 0.2} changes it at step 500")
-    max_rows: int | None = Field(None, gt=0, description="a larger source counts as one of so many rows")
+    max_rows: Whole | None = Field(None, gt=0, description="a larger source counts as one of so many rows")
 
     @property
     def steps(self) -> list[int]:
@@ -154,9 +155,9 @@ class AugmentConfig(_Section):
     gain: Number = Field(0.0, ge=0, description="decibels up to which a clip gets louder or softer")
     background: Number = Field(0.0, ge=0, le=1, description="share of clips behind which another row's clip is heard")
     background_db: tuple[Number, Number] = Field((5.0, 20.0), description="how much softer it is, least and most")
-    bands: int = Field(0, ge=0, description="frequency bands that are softened by 30 dB")
+    bands: Whole = Field(0, ge=0, description="frequency bands that are softened by 30 dB")
     band_share: Number = Field(0.15, gt=0, le=1, description="widest such band, as a share of the mel scale")
-    silences: int = Field(0, ge=0, description="stretches that fall silent")
+    silences: Whole = Field(0, ge=0, description="stretches that fall silent")
     silence_seconds: Number = Field(0.5, gt=0, description="longest such stretch")
 
 
@@ -165,18 +166,18 @@ class DataConfig(_Section):
 
     train: Sources
     validation: Sources = Field(default_factory=list)
-    max_length: int = Field(2048, gt=0, description="longest sequence; a row whose answer would be cut is a bad row")
+    max_length: Whole = Field(2048, gt=0, description="longest sequence; a row whose answer would be cut is a bad row")
     pack: bool | Literal["media", "sequences", "both"] = Field(
         False, description="rows that share a sequence, blind to each other: about the same media (true), any, or both"
     )
-    max_packed: int = Field(32, gt=0, description="most rows about the same media behind one copy of it")
-    pack_length: int | None = Field(None, gt=0, description="longest sequence that any rows fill; max_length")
+    max_packed: Whole = Field(32, gt=0, description="most rows about the same media behind one copy of it")
+    pack_length: Whole | None = Field(None, gt=0, description="longest sequence that any rows fill; max_length")
     temperature: Number = Field(1.0, gt=0, description="above 1, sources' sizes come closer: size ** (1 / temperature)")
     batches: Literal["mixed", "one_source"] = Field("mixed", description="one_source: each micro batch is of one")
     quarantine: Annotated[list[str], BeforeValidator(_list)] = Field(
         default_factory=list, description="files of `avllm data check` (id, tab, reason): rows that are left out"
     )
-    num_workers: int = Field(2, ge=0)
+    num_workers: Whole = Field(2, ge=0)
     max_skip_rate: Number = Field(0.01, ge=0, le=1, description="share of bad rows above which the run stops")
     cache: str | None = Field(None, description="folder in which features of frozen encoders are kept")
     cache_dtype: Literal["float32", "float16", "bfloat16"] | None = Field(None, description="of kept features; as made")
@@ -227,11 +228,11 @@ class DataConfig(_Section):
 class TrainConfig(_Section):
     """How long and how fast."""
 
-    max_steps: int | None = Field(None, gt=0)
+    max_steps: Whole | None = Field(None, gt=0)
     epochs: Number | None = Field(None, gt=0)
-    batch_size: int = Field(8, gt=0, description="rows in a micro-step of one process")
-    max_tokens: int | None = Field(None, gt=0, description="a micro-step's, with padding: batch_size rows make several")
-    accumulate: int = Field(1, gt=0, description="micro-steps in an optimizer step")
+    batch_size: Whole = Field(8, gt=0, description="rows in a micro-step of one process")
+    max_tokens: Whole | None = Field(None, gt=0, description="a micro-step's, padding included: rows make several")
+    accumulate: Whole = Field(1, gt=0, description="micro-steps in an optimizer step")
     warmup: Number = Field(0.03, ge=0, description="steps, or a share of all steps when below 1")
     schedule: Literal["cosine", "constant"] = "cosine"
     min_lr_ratio: Number = Field(0.0, ge=0, le=1)
@@ -241,11 +242,11 @@ class TrainConfig(_Section):
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for weight matrices; AdamW for the rest")
     precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="auto: bf16 where the hardware has it")
     gradient_checkpointing: bool = False
-    validate_every: int | None = Field(None, gt=0)
-    validate_rows: int | None = Field(None, gt=0, description="most validation rows looked at each time")
-    save_every: int | None = Field(500, gt=0, description="steps between resume points; null for the end only")
-    keep: int = Field(2, gt=0, description="how many resume points stay on disk")
-    log_every: int = Field(10, gt=0)
+    validate_every: Whole | None = Field(None, gt=0)
+    validate_rows: Whole | None = Field(None, gt=0, description="most validation rows looked at each time")
+    save_every: Whole | None = Field(500, gt=0, description="steps between resume points; null for the end only")
+    keep: Whole = Field(2, gt=0, description="how many resume points stay on disk")
+    log_every: Whole = Field(10, gt=0)
     trackers: list[str] = Field(default_factory=lambda: ["tensorboard"])
 
     @model_validator(mode="after")
@@ -280,7 +281,7 @@ class RunConfig(_Section):
     objectives: list[PartSpec] = Field(min_length=1)
     data: DataConfig
     train: TrainConfig
-    seed: int = 0
+    seed: Whole = 0
 
     @model_validator(mode="after")
     def _one_start(self) -> RunConfig:

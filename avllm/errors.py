@@ -23,10 +23,13 @@ class UserError(ValueError):
 def exit_on_user_error() -> Iterator[None]:
     """Around a command: what the user can mend ends it with one line on stderr and exit code 1.
 
-    So do errors of the machine (no such file, no permission, a full disk), which Python's own text names.
+    So do errors of the machine (no such file, no permission, a full disk), which Python's own text names. Ctrl-C ends
+    it without a word.
     """
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise SystemExit(130) from error  # 128 + SIGINT, as shells have it
     except (UserError, OSError) as error:
         if os.environ.get(DEBUG):
             raise

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from avllm.errors import UserError
 
@@ -57,7 +60,12 @@ def load(kind: str, name: str) -> Any:
     base = getattr(import_module(package + ".base"), base_name)
     if ":" in name:
         module_name, _, class_name = name.partition(":")
-        part = getattr(import_module(module_name), class_name, None)
+        try:
+            part = getattr(import_module(module_name), class_name, None)
+        except ModuleNotFoundError as error:
+            if not f"{module_name}.".startswith(f"{error.name}."):  # the module is there, and imports what is not
+                raise
+            raise UnknownPartError(f"{name!r}: no module {error.name!r} is found; is it on PYTHONPATH?") from error
         if not (inspect.isclass(part) and issubclass(part, base)):
             raise UnknownPartError(f"{name!r} is {part!r}; expected a subclass of {base.__module__}.{base_name}")
         return part
@@ -90,7 +98,11 @@ def options(part: type) -> dict[str, inspect.Parameter]:
 
 
 def check_options(part: type, given: Mapping[str, Any], where: str) -> None:
-    """Refuse options that the part does not have, and name those that it has."""
+    """Refuse options that the part does not have, and values of another type than its constructor says.
+
+    Raises:
+        UnknownPartError: an unknown or a missing option; the message names those that there are. UserError: a value.
+    """
     known = options(part)
     unknown = [name for name in given if name not in known]
     if unknown:
@@ -98,13 +110,32 @@ def check_options(part: type, given: Mapping[str, Any], where: str) -> None:
     missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in given]
     if missing:
         raise UnknownPartError(f"{where} needs {', '.join(repr(m) for m in missing)}, which was not given")
+    types = option_types(part)
+    for name, value in given.items():
+        try:
+            TypeAdapter(types[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise UserError(f"{where}: {name} is {value!r}; {error.errors()[0]['msg'].lower()}") from error
+        except PydanticSchemaGenerationError:
+            continue  # a class of the part's own: its constructor knows
+
+
+def option_types(part: type) -> dict[str, Any]:
+    """The annotation of each of :func:`options`; anything goes where there is none, or none that can be read here."""
+    found: dict[str, Any] = dict.fromkeys(options(part), Any)
+    for cls in reversed(part.__mro__[:-1]):
+        if "__init__" in vars(cls):
+            with suppress(NameError):  # a name that is imported for type checkers alone
+                hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+                found |= {name: hint for name, hint in hints.items() if name in found}
+    return found
 
 
 def check(kind: str, spec: Mapping[str, Any]) -> Any:
     """The class behind ``{"type": name, **options}``, if there is one that has these options.
 
     Raises:
-        UnknownPartError: unknown type or option, or a missing one.
+        UnknownPartError: unknown type or option, or a missing one. UserError: a value of another type.
     """
     if "type" not in spec:
         raise UnknownPartError(

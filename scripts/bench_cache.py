@@ -27,10 +27,10 @@ from avllm.config import RunConfig
 from avllm.data.dataset import SampleDataset
 from avllm.evaluation.environment import environment
 from avllm.log import hush_libraries
+from avllm.training.accelerator import make_accelerator
 from avllm.training.features import use_cache
 from avllm.training.start import Parts, build_datasets, build_parts, padding
 from avllm.training.task import Task
-from avllm.training.trainer import make_accelerator
 
 BASE = {"width": 768, "layers": 12, "heads": 12, "inner": 3072, "image": 224, "patch": 16, "mels": 80, "steps": 1500}
 TINY = {"width": 16, "layers": 1, "heads": 2, "inner": 32, "image": 32, "patch": 8, "mels": 20, "steps": 50}

@@ -46,6 +46,7 @@ def read(preset: Path, *overrides: str) -> RunConfig:
 def test_numbers_without_a_dot_are_numbers(preset: Path) -> None:
     config = read(preset, "train.weight_decay=1e-2", "lora={r: 8, alpha: 1e1}")
     assert config.trainable[0] == ("^connector", 1e-4)
+    assert read(preset, "train.max_steps=2e4").train.max_steps == 20_000
     assert config.trainable[1] == (".*", None)
     assert config.train.weight_decay == 0.01
     assert config.lora is not None
@@ -84,6 +85,7 @@ def test_an_unknown_key_names_the_right_one(preset: Path, override: str, names: 
     "override, message",
     [
         ("train.max_steps=ten", "train.max_steps.*seen: 'ten'"),
+        ("train.max_steps=15e-1", "train.max_steps.*integer"),
         ("train.precision=fp8", "train.precision.*fp32.*seen: 'fp8'"),
         ("train.batch_size=0", "train.batch_size.*greater than 0"),
         ("data.max_skip_rate=2", "data.max_skip_rate"),

@@ -26,6 +26,13 @@ def test_a_bug_is_not_hidden(error: Exception, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
 
 
+def test_ctrl_c_ends_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, exit_on_user_error():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_the_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DEBUG, "1")
     with pytest.raises(UserError), exit_on_user_error():

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from avllm.adapters.base import Adapter
-from avllm.registry import UnknownPartError, build, choices, kinds, load, options
+from avllm.errors import UserError
+from avllm.registry import UnknownPartError, build, check, choices, kinds, load, option_types, options
 
 OWN = '''
 from avllm.adapters.linear import Linear
@@ -87,7 +88,43 @@ def test_own_part_by_module_and_class(own: str) -> None:
         build("adapters", spec | {"time": 1}, {"video": 4}, 8)
 
 
+def test_own_module_that_is_not_found() -> None:
+    with pytest.raises(UnknownPartError, match="'nowhere.parts:A': no module 'nowhere' is found"):
+        load("adapters", "nowhere.parts:A")
+
+
 @pytest.mark.parametrize("name", ["Stranger", "Absent"])
 def test_own_class_of_another_kind(own: str, name: str) -> None:
     with pytest.raises(UnknownPartError, match="expected a subclass of avllm.adapters.base.Adapter"):
         load("adapters", f"{own}:{name}")
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ({"depth": "two"}, "adapter 'mlp': depth is 'two'; input should be a valid integer"),
+        ({"depth": 2.5}, "depth is 2.5; input should be a valid integer"),
+        ({"stream": 3}, "stream is 3; input should be a valid string"),
+    ],
+)
+def test_an_option_of_another_type_is_named(option: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check("adapters", {"type": "mlp", "stream": "video", **option})
+    assert option_types(check("adapters", {"type": "mlp", "stream": "video", "depth": 2}))["depth"] is int
+
+
+def test_annotations_that_cannot_be_read_let_everything_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_parts.py").write_text(
+        "from __future__ import annotations\n"
+        "from typing import TYPE_CHECKING\n"
+        "from avllm.layouts.base import Layout\n"
+        "if TYPE_CHECKING:\n    from nowhere import Odd\n"
+        "class Own: ...\n"
+        "class A(Layout):\n    def __init__(self, *, odd: Odd) -> None: ...\n"
+        "class B(Layout):\n    def __init__(self, *, own: Own) -> None: ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check("layouts", {"type": "odd_parts:A", "odd": 3})
+    check("layouts", {"type": "odd_parts:B", "own": 3})

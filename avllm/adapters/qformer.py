@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from avllm.adapters._qformer_text import QFormerText, Text, joint_mask
 from avllm.adapters.base import Prompt, StreamAdapter, Windows, gather_steps, time_windows, whole_span, window_grid
+from avllm.errors import UserError, loading
 from avllm.tokens import Grid, Tokens
 
 # the text's feed-forwards in transformers' layers, beside `intermediate_query` and `output_query`
@@ -185,16 +186,17 @@ class QFormer(StreamAdapter):
         """Start from a BLIP-2 checkpoint's Q-Former and query tokens, as ``init`` says, and from its text side.
 
         Raises:
-            ValueError: the checkpoint's sizes are not this adapter's, or it has no text side where one is wanted.
+            UserError: it cannot be loaded, its sizes are not this adapter's, or it lacks a text side that is wanted.
         """
         if self.init is None:
             return
-        source = load_blip2(self.init, with_text=self.text is not None)
+        with loading("qformer init", self.init):
+            source = load_blip2(self.init, with_text=self.text is not None)
         theirs = {k: v for k, v in source.qformer.state_dict().items() if self.text or not TEXT_LAYERS.search(k)}
         ours = self.qformer.state_dict()
         if set(theirs) != set(ours) or source.query_tokens.shape != self.query_tokens.shape:
             odd = sorted(set(theirs) ^ set(ours))[:3]
-            raise ValueError(
+            raise UserError(
                 f"qformer init {self.init!r}: query tokens {tuple(source.query_tokens.shape)}, {len(theirs)} tensors; "
                 f"expected {tuple(self.query_tokens.shape)} and {len(ours)} (differing: {odd}); "
                 "set dim, layers, heads, cross_every and num_queries to the checkpoint's"

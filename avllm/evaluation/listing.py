@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import safe_open
 
 from avllm.data.storage import sha256
-from avllm.models.checkpoint import LORA, TRAINED, fingerprint, part_of, read_manifest_of
+from avllm.models.checkpoint import LORA, TRAINED, find_backbone, fingerprint, part_of, read_manifest_of
 from avllm.models.configuration_avllm import AVConfig
 from avllm.registry import UnknownPartError, choices, kinds, load, options, suggest
 
@@ -53,7 +53,7 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     manifest = read_manifest_of(folder)
     config = AVConfig.from_pretrained(folder)
-    known = {part: record | {"found": _found(record)} for part, record in manifest["backbones"].items()}
+    known = {part: record | {"found": _found(record, folder)} for part, record in manifest["backbones"].items()}
     counts: Counter[str] = Counter()
     for name, size in _tensors(folder / TRAINED):
         counts[part_of(name)] += size
@@ -72,8 +72,9 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def _found(record: dict[str, Any]) -> bool | None:
-    return None if record["sha256"] is None else fingerprint(record["name"]) == record["sha256"]
+def _found(record: dict[str, Any], folder: Path) -> bool | None:
+    recorded = record["sha256"]
+    return None if recorded is None else fingerprint(find_backbone(record["name"], folder)) == recorded
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, int]]:

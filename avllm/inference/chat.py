@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from avllm.data.media import SOUND_MODES, Clip, probe
+from avllm.data.media import SOUND_MODES, Clip, MediaError, is_picture, probe
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, Part, Sample, TextPart, VideoPart
 from avllm.errors import UserError
 from avllm.inference.generation import Generation
@@ -197,14 +197,19 @@ def check_device(device: str) -> None:
 
 
 def media_kind(path: str | Path) -> str:
-    """``video``, ``audio`` or ``image``: pictures by their name, the others by what is in the file.
+    """``video``, ``audio`` or ``image``, by what is in the file.
 
     Raises:
-        MediaError: no picture by its name, and neither video nor sound can be found in it.
+        MediaError: none of them, and its name does not say that it should be a picture.
     """
-    if (mimetypes.guess_type(path)[0] or "").startswith("image/"):
+    if is_picture(path):
         return "image"
-    return "video" if probe(path).has_video else "audio"
+    try:
+        return "video" if probe(path).has_video else "audio"
+    except MediaError:
+        if (mimetypes.guess_type(path)[0] or "").startswith("image/"):
+            return "image"  # reading it will say what is wrong with it
+        raise
 
 
 def media_parts(video: Files, audio: Files, image: Files, sound: str = "auto") -> list[MediaPart]:

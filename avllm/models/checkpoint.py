@@ -25,6 +25,7 @@ from avllm.config import LLMConfig
 from avllm.data.storage import sha256
 from avllm.errors import UserError
 from avllm.models.configuration_avllm import AVConfig
+from avllm.models.encoders import build_encoder, pretrained_encoder
 from avllm.models.llm import is_quantised, load_llm
 
 if TYPE_CHECKING:
@@ -154,6 +155,17 @@ def backbones(config: AVConfig) -> dict[str, dict[str, Any]]:
     }
 
 
+def find_backbone(name: str | None, folder: str | Path) -> str | None:
+    """Where a backbone lies that a checkpoint names by a relative path: from here, or from a folder above it.
+
+    So a checkpoint is read from any folder, and a tree that holds it and its backbones may be moved.
+    """
+    if name is None or Path(name).is_absolute() or Path(name).is_dir():
+        return name
+    above = (parent / name for parent in Path(folder).resolve().parents)
+    return next((str(place) for place in above if place.is_dir()), name)
+
+
 _known: dict[tuple[str, int, int], str] = {}
 
 
@@ -237,14 +249,14 @@ def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> N
     if unknown:
         raise CheckpointError(f"{folder} has no backbone {', '.join(unknown)}; it has {', '.join(records)}")
     for part, record in records.items():
-        record["name"] = places.get(part, record.get("name"))
+        record["name"] = places.get(part, find_backbone(record.get("name"), folder))
         if part in config.trained:
             continue
         seen, expected = fingerprint(record["name"]), recorded.get(part, {}).get("sha256")
         if expected and seen is None:
             raise CheckpointError(
                 f"{folder}: the {part} backbone was {record['name']!r}, which is not there any more; "
-                f"say where it is: backbones={{{part!r}: FOLDER}}"
+                f"say where it is: backbones={{{part!r}: FOLDER}}, or change its name in config.json"
             )
         if expected and seen != expected:
             raise CheckpointError(
@@ -269,8 +281,6 @@ def _load_llm(config: AVConfig, settings: LLMConfig) -> Any:
 
 
 def _load_encoders(config: AVConfig) -> dict[str, Any]:
-    from avllm.models.modeling_avllm import build_encoder, pretrained_encoder
-
     encoders = {}
     for stream, record in config.encoders.items():
         if f"encoders.{stream}" in config.trained or record.get("name") is None:

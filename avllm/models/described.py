@@ -9,7 +9,7 @@ from avllm.config import ModelConfig, RunConfig
 from avllm.errors import loading
 from avllm.models.checkpoint import is_checkpoint
 from avllm.models.configuration_avllm import AVConfig
-from avllm.models.modeling_avllm import load_encoder
+from avllm.models.encoders import load_encoder
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from avllm.config import LLMConfig, LoraConfig
-from avllm.errors import loading
+from avllm.errors import UserError, loading
 
 
 def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -63,7 +63,11 @@ def keep_quantised_layers_trainable(llm: PreTrainedModel) -> None:
 
 
 def add_lora(llm: PreTrainedModel, settings: LoraConfig) -> PreTrainedModel:
-    """The LLM wrapped by PEFT with low-rank adapters; only they train in it."""
+    """The LLM wrapped by PEFT with low-rank adapters; only they train in it.
+
+    Raises:
+        UserError: the LLM has no layers of these names.
+    """
     import peft
 
     targets = settings.targets
@@ -74,4 +78,7 @@ def add_lora(llm: PreTrainedModel, settings: LoraConfig) -> PreTrainedModel:
         target_modules=targets,
         task_type=peft.TaskType.CAUSAL_LM,
     )
-    return peft.get_peft_model(llm, config)  # type: ignore[return-value]
+    try:
+        return peft.get_peft_model(llm, config)  # type: ignore[return-value]
+    except ValueError as error:
+        raise UserError(f"lora.targets is {targets!r}: {error}") from error

@@ -25,12 +25,12 @@ from avllm.adapters.base import Prompt
 from avllm.config import LoraConfig, ModelConfig
 from avllm.data.collate import IGNORE, Batch
 from avllm.encoders.base import Encoder
-from avllm.errors import UserError, loading
+from avllm.errors import UserError
 from avllm.models.attention import llm_inputs
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, stream_names
+from avllm.models.encoders import build_encoder, load_encoder
 from avllm.models.llm import add_lora, is_quantised, load_llm
-from avllm.registry import check_options, load, make, options
 from avllm.tokens import StreamBatch, Tokens
 
 
@@ -311,51 +311,6 @@ class AVLLM(PreTrainedModel):
         from avllm.models.checkpoint import load_model
 
         return load_model(cls, folder, **kwargs)
-
-
-def build_encoder(record: dict[str, Any]) -> Encoder:
-    """An encoder with random weights out of its record in the config."""
-    return load("encoders", record["type"])(record["config"], **record["options"])
-
-
-def pretrained_encoder(stream: str, spec: dict[str, Any], options: dict[str, Any]) -> Encoder:
-    """An encoder by ``{"type", "name", "revision", "dtype"}`` with its own options.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    part = load("encoders", spec["type"])
-    with loading(f"the {stream} encoder ({spec['type']})", spec["name"]):
-        return part.from_pretrained(spec["name"], revision=spec.get("revision"), dtype=spec.get("dtype"), **options)
-
-
-def load_encoder(stream: str, spec: dict[str, Any]) -> tuple[Encoder, dict[str, Any]]:
-    """An encoder by ``{"type", "name" or "config", "revision", "dtype", **options}`` and its record for the config.
-
-    Raises:
-        ValueError: neither name nor config is given, or the encoder is of another stream.
-    """
-    given = {k: v for k, v in spec.items() if k not in ("type", "name", "config", "revision", "dtype")}
-    part = load("encoders", spec.get("type", ""))
-    if part.stream != stream:
-        raise UserError(f"encoder {spec['type']!r} is for {part.stream}; it is given for {stream}")
-    known = {k: v for k, v in given.items() if k not in options(part)}
-    check_options(part, given if known else {}, f"encoder {spec['type']!r}")
-    if ("name" in spec) == ("config" in spec):
-        raise UserError(
-            f"encoder {spec['type']!r} of {stream}: give a name (hub or folder) or a config (random weights)"
-        )
-    random = "config" in spec
-    encoder: Any = make(part, spec["config"], **given) if random else pretrained_encoder(stream, spec, given)
-    record = {
-        "type": spec["type"],
-        "name": spec.get("name"),
-        "revision": spec.get("revision"),
-        "dtype": spec.get("dtype"),
-        "config": encoder.backbone_config.to_dict(),
-        "options": encoder.options(),
-    }
-    return encoder, record
 
 
 def _by_row(place: Tensor, tokens: Tokens, batch: Batch) -> Tensor:

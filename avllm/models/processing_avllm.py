@@ -211,7 +211,10 @@ class AVProcessor(ProcessorMixin):
             elif part.sound == "on":
                 self._needs(audio is not None, "video whose sound is to be heard", "audio")
         sampling, rate = self.sampling if sees else None, None if audio is None else audio.rate
-        return load_parts(parts, root, sampling=sampling, rate=rate, timeout=self.timeout)
+        clips = load_parts(parts, root, sampling=sampling, rate=rate, timeout=self.timeout)
+        for clip in clips:
+            self._needs(clip.frames is not None or clip.sound is not None, "video without sound", "visual")
+        return clips
 
     def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
         """Decode one media part."""

@@ -16,8 +16,8 @@ from avllm.data.cache import CacheError, Clip, FeatureCache, Filled, Place, enco
 from avllm.data.cache_store import place_name
 from avllm.data.on_ray import run_on_ray
 from avllm.models.processing_avllm import AVProcessor
+from avllm.training.accelerator import make_accelerator
 from avllm.training.start import Parts
-from avllm.training.trainer import make_accelerator
 
 Task = tuple[Sequence[Place], dict[str, str]]
 """The media parts of a shard and their keys."""

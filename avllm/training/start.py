@@ -25,6 +25,7 @@ from avllm.errors import UserError
 from avllm.log import logger
 from avllm.models.attention import PackingError, check_packing
 from avllm.models.checkpoint import is_checkpoint, mark_trained, read_manifest_of, save_checkpoint
+from avllm.models.encoders import check_encoder
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 from avllm.registry import check
@@ -90,6 +91,8 @@ def check_settings(config: RunConfig) -> None:
     for spec in config.objectives:
         check("objectives", {key: value for key, value in spec.items() if key != "weight"})
     if config.model is not None:
+        for stream, spec in config.model.encoders.items():
+            check_encoder(stream, spec)
         for spec in config.model.connector:
             check("adapters", spec)
         check("layouts", config.model.layout)

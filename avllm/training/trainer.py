@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -13,9 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, set_seed
 from rich.console import Console
 from torch import Tensor
 
@@ -27,8 +24,8 @@ from avllm.data.mixture import order_of, steps_of
 from avllm.errors import UserError
 from avllm.log import logger, set_up
 from avllm.models.checkpoint import mark_trained
-from avllm.precision import choose_precision
 from avllm.training import optim
+from avllm.training.accelerator import make_accelerator
 from avllm.training.features import use_cache
 from avllm.training.progress import Clock, Report
 from avllm.training.resume import FINISHED, Position, ResumePoints, check_same_run, inputs, latest, write_atomic
@@ -79,46 +76,6 @@ def run_stage(config: RunConfig) -> Path:
     if not joined:
         accelerator.end_training()
     return run
-
-
-def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
-    """An Accelerator for the launcher that this process runs under, with DeepSpeed's settings filled in."""
-    train = config.train
-    here = {str(t) for t in get_available_trackers()}
-    absent = ", ".join(sorted(set(train.trackers) - here - {"all"}))
-    if absent:  # accelerate leaves them out in silence
-        known = ", ".join(sorted(here))
-        raise ConfigError(f"train.trackers: {absent} cannot be imported; there is {known}. Install it, or leave it out")
-    AcceleratorState._reset_state()  # a stage before in this process may have had another precision
-    on_cpu, by_deepspeed = not torch.accelerator.is_available(), os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    accelerator = Accelerator(
-        # without cpu=True accelerate starts no process group under torchrun on CPUs; with it, it overlooks DeepSpeed
-        cpu=on_cpu and not by_deepspeed,
-        # and without a named backend it takes each DeepSpeed process on CPUs for the only one
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and by_deepspeed else None,
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[choose_precision(train.precision, device.type)],
-        gradient_accumulation_steps=train.accumulate,
-        log_with=train.trackers or None,
-        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
-    )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if not asked == distributed.world_size() == accelerator.num_processes:
-        raise UserError(
-            f"the launcher started {asked} processes, but {accelerator.num_processes} found each other; "
-            "start CPU processes with torchrun (accelerate's --cpu starts one)"
-        )
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is not None:
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = train.batch_size
-        plugin.deepspeed_config["gradient_accumulation_steps"] = train.accumulate
-        plugin.deepspeed_config["gradient_clipping"] = train.clip or 0.0
-        from transformers.integrations import unset_hf_deepspeed_config
-
-        # Backbones are loaded whole and split by DeepSpeed afterwards: transformers' way of splitting them while they
-        # are loaded leaves empty shells that the initialisation of composed models and of Whisper cannot fill.
-        unset_hf_deepspeed_config()
-    return accelerator
 
 
 class Trainer:
@@ -345,9 +302,13 @@ class Trainer:
             bad += micro.bad
             weights += torch.tensor(self.bare.weights(micro.batch), dtype=torch.float64, device=self.device)
             _add(sums, *self.task(micro.batch.to(self.device)))
-        figures = self.figures(sums, distributed.sum_over_processes(weights).tolist())
+        totals = distributed.sum_over_processes(weights).tolist()
+        figures = self.figures(sums, totals)
         self.task.train()
         left_out = self.skipped.in_validation(bad)
+        if not sum(totals):  # a loss of 0 would be the best for ever
+            LOG.warning("step %d: no validation row has a target, so there is no figure", step)
+            return
         self.report.write(step, {f"validation/{k}": v for k, v in {**figures, "left_out": left_out}.items()})
         if self.position.best is None or figures["loss"] < self.position.best:
             self.position.best = figures["loss"]

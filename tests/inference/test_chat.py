@@ -171,6 +171,15 @@ def test_look_reads_without_asking(chat: Chat, clips: list[Path], tmp_path: Path
     (picture,) = chat.look(image=tmp_path / "red.png")
     assert picture.frames.shape == (1, 32, 32, 3)
     assert [media_kind(p) for p in (clips[0], tmp_path / "red.png")] == ["video", "image"]
+    names = {"picture": "red.png", "video.png": clips[0]}  # what is in a file counts, not its name
+    for name, content in names.items():
+        (tmp_path / name).write_bytes((tmp_path / content).read_bytes())
+    assert [media_kind(tmp_path / name) for name in names] == ["image", "video"]
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG and no more")
+    assert media_kind(tmp_path / "broken.png") == "image"
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(MediaError, match="zero_byte"):
+        media_kind(tmp_path / "empty.png")
 
 
 def test_what_ends_a_turn_ends_the_answer(chat: Chat) -> None:

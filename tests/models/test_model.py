@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from avllm.config import LoraConfig, ModelConfig
 from avllm.data.collate import IGNORE
 from avllm.data.media import Clip, Sound
 from avllm.data.schema import RowError, Sample
+from avllm.evaluation.listing import inspect_checkpoint
 from avllm.models.attention import block_mask
 from avllm.models.checkpoint import CheckpointError, mark_trained, save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
@@ -238,6 +240,16 @@ def test_sound_that_must_be_heard_needs_an_ear(world: World) -> None:
         rows(processor, world, [sample(video(sound="on"), "what ?")])
 
 
+def test_a_video_of_which_an_ear_gets_nothing_is_refused(world: World) -> None:
+    encoders = {"audio": world.model["encoders"]["audio"]}
+    connector = [{"type": "linear", "stream": "audio"}]
+    _, processor = compose(description(world, connector=connector, encoders=encoders))
+    assert len(rows(processor, world, [sample(video(), "what ?")])) == 1
+    for silent in (video("002.mp4"), video(sound="off")):
+        with pytest.raises(RowError, match="a video without sound, but the model has no visual encoder"):
+            rows(processor, world, [sample(silent, "what ?")])
+
+
 @pytest.mark.parametrize("text", ["<Video>", "{media}{media}"])
 def test_the_text_around_media_holds_it_once(world: World, text: str) -> None:
     with pytest.raises(ValueError, match="once"):
@@ -397,9 +409,25 @@ def test_arguments_that_would_do_nothing_are_refused(world: World, tmp_path: Pat
         AVLLM.from_pretrained(tmp_path, quantize="4bit")
 
 
-def test_another_backbone_is_refused(world: World, tmp_path: Path) -> None:
-    import shutil
+def test_a_checkpoint_is_read_from_any_folder_and_moves_with_its_backbones(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "runs" / "llm").parent.mkdir(parents=True)
+    shutil.copytree(world.llm, tmp_path / "here" / "runs" / "llm")
+    monkeypatch.chdir(tmp_path / "here")
+    model, processor = compose(description(world, llm={"name": "runs/llm"}))
+    save_checkpoint(model, processor, "runs/stage", [])
+    monkeypatch.chdir(tmp_path)
+    AVLLM.from_pretrained("here/runs/stage")
+    (tmp_path / "here").rename(tmp_path / "there")
+    AVLLM.from_pretrained("there/runs/stage")
+    assert inspect_checkpoint("there/runs/stage")["backbones"]["llm"]["found"] is True
+    (tmp_path / "there" / "runs" / "llm").rename(tmp_path / "there" / "runs" / "gone")
+    with pytest.raises(CheckpointError, match="'runs/llm', which is not there any more"):
+        AVLLM.from_pretrained("there/runs/stage")
 
+
+def test_another_backbone_is_refused(world: World, tmp_path: Path) -> None:
     llm = shutil.copytree(world.llm, tmp_path / "llm")
     model, processor = compose(description(world, llm={"name": str(llm)}))
     save_checkpoint(model, processor, tmp_path / "run", [])

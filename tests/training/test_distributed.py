@@ -33,8 +33,9 @@ from torch.distributed.fsdp import FSDPModule
 from avllm.config import RunConfig
 from avllm.data.loader import Cut, MicroBatches, Order
 from avllm.data.mixture import order_of
+from avllm.training.accelerator import make_accelerator
 from avllm.training.start import build_datasets, build_parts, padding
-from avllm.training.trainer import Trainer, make_accelerator
+from avllm.training.trainer import Trainer
 
 HOUSE = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

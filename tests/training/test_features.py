@@ -21,9 +21,9 @@ from avllm.data.cache import CacheError, recipe
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
+from avllm.training.accelerator import make_accelerator
 from avllm.training.features import encode_stage
 from avllm.training.start import Parts, build_parts
-from avllm.training.trainer import make_accelerator
 
 
 @pytest.fixture(scope="module")

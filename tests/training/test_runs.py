@@ -13,6 +13,7 @@ from tiny import World, make_world, row, settings, text, write_rows
 from tiny_runs import difference, kill_after, losses, rows, run, train, weights
 
 from avllm.config import RunConfig, SourceConfig
+from avllm.errors import UserError
 from avllm.training.start import Parts, build_datasets, name_unclear
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3}
@@ -93,6 +94,8 @@ def test_other_data_are_refused_on_resume_and_a_failed_start_is_forgotten(world:
 def test_a_run_that_cannot_train_says_so(world: World, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="lora is given, but no rule of `trainable` trains it"):
         train(stage(world, tmp_path, "frozen", lora=LORA))
+    with pytest.raises(UserError, match=r"lora.targets is \['nothing'\]: Target modules"):
+        train(stage(world, tmp_path, "untargeted", lora=LORA | {"targets": ["nothing"]}, trainable=RULES))
     with pytest.raises(Exception, match=r"train.trackers: \w+ cannot be imported"):
         train(stage(world, tmp_path, "blind", train__trackers=[absent_tracker()]))
     with pytest.raises(Exception, match=r"step 2: the gradient's norm is (nan|inf); rows of this process: \w+-\d"):
@@ -156,6 +159,14 @@ def test_bad_rows_are_named_counted_and_left_out(world: World, tmp_path: Path) -
     assert all(entry["source"] == "tiny" for entry in skipped)
     with pytest.raises(Exception, match=r"more than max_skip_rate = 1.0%"):
         train(stage(world, tmp_path, "strict", **changes))
+
+
+def test_validation_rows_without_a_target_are_no_figure(world: World, tmp_path: Path) -> None:
+    nothing = write_rows(tmp_path / "text.jsonl", [row("text", [text("what ?")], "red")])  # no clip to align it with
+    changes = {"data__validation": str(nothing), "train__validate_every": 1, "train__max_steps": 2}
+    found = run(settings(world, tmp_path / "align", "align", **changes))
+    assert json.loads((found / "finished.json").read_text())["best_validation"] is None
+    assert not (found / "best").exists(), "a loss of nothing would be the best for ever"
 
 
 def test_rows_in_quarantine_are_left_out_and_written_down(
