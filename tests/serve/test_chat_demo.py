@@ -133,11 +133,17 @@ def clear(page: Any) -> None:
 
 
 def longest_answer(page: Any, tokens: int) -> None:
-    """Set the limit in the advanced settings."""
+    """Set the limit in the advanced settings; these take their defaults once more a moment after they are opened."""
     field = page.get_by_label("number input for Longest answer, in tokens")
     if not field.is_visible():
         page.click("#advanced button")
-    field.fill(str(tokens))
+    deadline = time.monotonic() + PATIENCE / 1000
+    while time.monotonic() < deadline:
+        field.fill(str(tokens))
+        page.wait_for_timeout(1000)
+        if field.input_value() == str(tokens):
+            return
+    raise AssertionError(f"the longest answer does not stay at {tokens}")
     field.press("Enter")
 
 
