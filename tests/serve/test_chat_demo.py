@@ -36,7 +36,7 @@ WATCH = """() => {
     };
     new MutationObserver(look).observe(document.querySelector('#chat'),
         {childList: true, subtree: true, characterData: true});
-}"""  # the lengths that the last answer had; the fourth stops it, at once: on a busy machine a look from outside is late
+}"""  # the lengths that the last answer had; the fourth stops it at once: a look from outside may come too late
 PATIENCE = 120_000  # milliseconds; a page is quick, a busy machine is not
 expect.set_options(timeout=PATIENCE)
 
