@@ -276,7 +276,7 @@ def _looking(
 
     if processor is None:
         if tokenizer is None and max_length not in (None, NO_LIMIT):
-            raise ValueError(
+            raise UserError(
                 f"--max-length {max_length} is given, and nothing that counts tokens; expected --preset, --checkpoint "
                 "or --tokenizer beside it"
             )

@@ -38,8 +38,11 @@ class _Section(BaseModel):
 
 
 def _number(value: Any) -> Any:
-    # YAML 1.1 reads `1e-4` (no dot) as a string; in a field that is a number it is one.
-    return float(value) if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+[eE][+-]?\d+", value) else value
+    # YAML 1.1 reads `1e-4` (no dot) as a string; in a field that is a number it is one, and `1e3` a whole one.
+    if not isinstance(value, str) or not re.fullmatch(r"[+-]?[\d.]+[eE][+-]?\d+", value):
+        return value
+    number = float(value)
+    return int(number) if number.is_integer() else number
 
 
 Number = Annotated[float, BeforeValidator(_number)]

@@ -6,6 +6,7 @@ Listing a folder lists the choices and imports nothing. ``"my_pkg.my_module:MyAd
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
@@ -113,11 +114,23 @@ def check_options(part: type, given: Mapping[str, Any], where: str) -> None:
     types = option_types(part)
     for name, value in given.items():
         try:
-            TypeAdapter(types[name]).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise UserError(f"{where}: {name} is {value!r}; {error.errors()[0]['msg'].lower()}") from error
+            expected = TypeAdapter(types[name])
         except PydanticSchemaGenerationError:
             continue  # a class of the part's own: its constructor knows
+        try:
+            expected.validate_python(value, strict=True)
+        except ValidationError as error:
+            if not _fits_as_written(expected, value):
+                raise UserError(f"{where}: {name} is {value!r}; {error.errors()[0]['msg'].lower()}") from error
+
+
+def _fits_as_written(expected: TypeAdapter[Any], value: Any) -> bool:
+    """Whether a value is what files have in the place of a type: a list for a tuple, text for a path or an enum."""
+    try:
+        expected.validate_json(json.dumps(value), strict=True)
+    except (ValidationError, TypeError):
+        return False
+    return True
 
 
 def option_types(part: type) -> dict[str, Any]:

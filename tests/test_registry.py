@@ -10,7 +10,7 @@ import pytest
 
 from avllm.adapters.base import Adapter
 from avllm.errors import UserError
-from avllm.registry import UnknownPartError, build, check, choices, kinds, load, option_types, options
+from avllm.registry import UnknownPartError, build, check, check_options, choices, kinds, load, option_types, options
 
 OWN = '''
 from avllm.adapters.linear import Linear
@@ -60,6 +60,19 @@ def test_listing_imports_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("value", [[2, 3], (2, 3)])
+def test_what_a_file_can_write_stands_for_other_types(value: object, own: str) -> None:
+    class Sized(Adapter):
+        def __init__(self, *, size: tuple[int, int] = (1, 1), where: Path | None = None) -> None:
+            self.size, self.where = size, where
+
+    check_options(Sized, {"size": value, "where": "a.pt"}, "sized")
+    with pytest.raises(UserError, match="sized: size is"):
+        check_options(Sized, {"size": [2, "three"]}, "sized")
+    with pytest.raises(UserError, match="sized: where is 3"):
+        check_options(Sized, {"where": 3}, "sized")
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

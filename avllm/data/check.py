@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from avllm.data.check_file import Use, thumbnail
-from avllm.data.check_files import Files, Looking, Uses, gather, media_of, remembered, same_bytes
+from avllm.data.check_files import OVERHEAD_SECONDS, Files, Looking, Uses, gather, media_of, remembered, same_bytes
 from avllm.data.check_page import write_page
 from avllm.data.check_reasons import MENDED, REASONS, Finding
 from avllm.data.check_rows import Ids, Line, TestRows, lines, listable, text_problems
@@ -31,6 +31,7 @@ from avllm.data.storage import here
 EXAMPLES = 20  # findings of a reason that the report shows; findings.jsonl has all
 SAME_FILE = 5  # examples before which rows about a file that is shown already are shown too
 SLOWEST = 5
+UNSHOWABLE = {"missing", "unreachable", "timeout", "crashed"}  # reasons of files of which there is no picture
 
 
 class Tokens(Protocol):
@@ -290,6 +291,8 @@ def _facts(report: Report, files: Files) -> None:
 
 def _pictures(report: Report, files: Files) -> dict[str, str]:
     """Thumbnails of the files in the report's examples."""
-    wanted = {f.path: None for found in report.examples.values() for f in found if f.path and f.reason != "missing"}
-    found = remembered("thumbnails", thumbnail, wanted, files.looking.workers, files.journal)
+    every = (f for found in report.examples.values() for f in found)
+    wanted = dict.fromkeys(f.path for f in every if f.path and f.reason not in UNSHOWABLE)
+    seconds = 2 * files.looking.reader.timeout + OVERHEAD_SECONDS
+    found = remembered("thumbnails", thumbnail, wanted, files.looking.workers, files.journal, seconds)
     return {path: data for path, data in found.items() if data}

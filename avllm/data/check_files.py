@@ -135,7 +135,7 @@ class Files:
                 yield Job(path, uses[path])
 
     def _seconds(self, job: Job) -> float:
-        decodes = len(job.uses) + 2 + (self.looking.decode == "full")  # the headers and the thumbnail beside the uses
+        decodes = len(job.uses) + 1 + (self.looking.decode == "full")  # the headers beside the uses
         return self.looking.reader.timeout * decodes + OVERHEAD_SECONDS
 
     def _key(self, path: str, uses: Iterable[Use]) -> str:
@@ -218,12 +218,18 @@ def same_bytes(paths: Iterable[str], workers: int, journal: Path | None) -> dict
 
 
 def remembered(
-    name: str, function: Callable[[str], str | None], paths: Iterable[str], workers: int, journal: Path | None
+    name: str,
+    function: Callable[[str], str | None],
+    paths: Iterable[str],
+    workers: int,
+    journal: Path | None,
+    seconds: float = LONGEST_SECONDS,
 ) -> dict[str, str]:
     """What a function says of files, in worker processes; None, and what a lost worker would have said, is left out.
 
     Args:
         name: of what it says, in the journal, where it stands as long as a file's size and time are the same.
+        seconds: a file may take.
 
     Raises:
         CheckError: the journal is damaged.
@@ -231,7 +237,7 @@ def remembered(
     keys = {path: "{} {} {}".format(name, *stamp(path)) for path in paths}
     known = {path: text for path, key, text in journalled(journal) if keys.get(path) == key}
     todo = [path for path in keys if path not in known]
-    done = run_guarded(function, todo, workers=workers, seconds=lambda path: LONGEST_SECONDS)
+    done = run_guarded(function, todo, workers=workers, seconds=lambda path: seconds)
     shown = track(done, name, total=len(todo), disable=not todo, console=Console(stderr=True))
     with nullcontext() if journal is None or not todo else _Journal(journal) as kept:
         for path, found in shown:

@@ -108,7 +108,7 @@ def _reason(report: Report, reason: str) -> str:
     about, found = REASONS[reason], report.examples[reason]
     title = f"<b class={about.severity}>{reason}</b>: {report.reasons[reason]:,} rows; {html.escape(about.meaning)}"
     note = f"What helps: {html.escape(about.advice)}."
-    if report.reasons[reason] > len({f.line for f in found}):
+    if report.reasons[reason] > len({(f.manifest, f.line) for f in found}):
         note += " Some of them, findings.jsonl has all:"
     opened = " open" if about.severity == "error" else ""
     body = f"<p id={reason}>{note}</p>{_examples(found, report.thumbnails)}"  # inside: a link to it opens the details

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -22,6 +23,7 @@ from avllm.inference.chat import check_device
 from avllm.models.checkpoint import read_manifest_of
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
+from avllm.precision import choose_precision
 
 WIDE = 140
 """Columns of a table that goes into a file."""
@@ -122,7 +124,8 @@ def _stamped(
     return {
         "checkpoint": {"folder": str(checkpoint), "manifest": read_manifest_of(checkpoint)},
         "manifest": {"file": str(manifest), "sha256": digest(manifest), "limit": limit},
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+        | {"precision": choose_precision(settings.get("precision", "fp32"), torch.device(device).type)},
         **figures,
         "environment": environment(device),
         "seconds": round(time.perf_counter() - began, 3),

@@ -152,6 +152,10 @@ def unfairness(circle: np.ndarray, shares: np.ndarray) -> float:
     """By how many standard errors neighbours' answers to one kind agree more or less often than strangers' do."""
     asked = shares[circle]
     asked = asked[asked.any(1)]
-    by_chance = float((asked.mean(0) ** 2).sum())
+    n = len(asked)
+    if n < 2:
+        return 0.0
+    with_itself = float((asked**2).sum(1).mean())
+    by_chance = max(0.0, (n * float((asked.mean(0) ** 2).sum()) - with_itself) / (n - 1))  # of two different files
     agree = float((asked * np.roll(asked, -1, 0)).sum(1).mean())
-    return abs(agree - by_chance) / max(1e-9, (by_chance * (1 - by_chance) / len(asked)) ** 0.5)
+    return abs(agree - by_chance) / max(1e-9, (by_chance * (1 - by_chance) / n) ** 0.5)

@@ -74,7 +74,7 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
 
 def _found(record: dict[str, Any], folder: Path) -> bool | None:
     recorded = record["sha256"]
-    return None if recorded is None else fingerprint(find_backbone(record["name"], folder)) == recorded
+    return None if recorded is None else fingerprint(find_backbone(record["name"], folder, recorded)) == recorded
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, int]]:

@@ -63,6 +63,7 @@ def retrieval(
     samples = spread(distinct(read_manifest(manifest)), limit)
     model, processor = AVLLM.from_pretrained(str(run), device=device), AVProcessor.from_pretrained(run)
     objective = contrastive_of(model, run).to(device)
+    objective.captions_only = False  # here every row is a caption, whatever kind it is of
     precision = choose_precision(precision, model.device.type)
     shown = [tuple(dict.fromkeys(sample.media)) for sample in samples]
     text: dict[int, Tensor] = {}
@@ -77,6 +78,8 @@ def retrieval(
                 text[place] = of_text
                 media.setdefault(shown[place], of_media)
     scores = torch.stack([text[i] for i in range(len(samples))]) @ torch.stack(list(media.values())).T
+    if not torch.isfinite(scores).all():
+        raise UserError(f"{run}: the embeddings are not finite; the run diverged, or {precision} is too narrow for it")
     number = {clips: i for i, clips in enumerate(media)}
     own = np.eye(len(media), dtype=bool)[[number[clips] for clips in shown]]
     return recall(scores.numpy(), own) | {"clip_to_text": recall(scores.numpy().T, own.T)}

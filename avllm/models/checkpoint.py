@@ -142,7 +142,10 @@ def read_manifest_of(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {MANIFEST}; expected the folder of a finished avllm run")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; copy the checkpoint again") from error
 
 
 def backbones(config: AVConfig) -> dict[str, dict[str, Any]]:
@@ -155,15 +158,19 @@ def backbones(config: AVConfig) -> dict[str, dict[str, Any]]:
     }
 
 
-def find_backbone(name: str | None, folder: str | Path) -> str | None:
+def find_backbone(name: str | None, folder: str | Path, expected: str | None) -> str | None:
     """Where a backbone lies that a checkpoint names by a relative path: from here, or from a folder above it.
 
-    So a checkpoint is read from any folder, and a tree that holds it and its backbones may be moved.
+    So a checkpoint is read from any folder. A name without a recorded hash is a hub's, and no folder stands for it.
+
+    Args:
+        name: as the checkpoint has it. folder: the checkpoint. expected: the backbone's hash; None = not recorded.
     """
-    if name is None or Path(name).is_absolute() or Path(name).is_dir():
+    if name is None or expected is None or Path(name).is_absolute():
         return name
-    above = (parent / name for parent in Path(folder).resolve().parents)
-    return next((str(place) for place in above if place.is_dir()), name)
+    here = [Path(name), *(parent / name for parent in Path(folder).resolve().parents)]
+    there = [str(place) for place in here if place.is_dir()]
+    return next((place for place in there if fingerprint(place) == expected), there[0] if there else name)
 
 
 _known: dict[tuple[str, int, int], str] = {}
@@ -249,10 +256,11 @@ def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> N
     if unknown:
         raise CheckpointError(f"{folder} has no backbone {', '.join(unknown)}; it has {', '.join(records)}")
     for part, record in records.items():
-        record["name"] = places.get(part, find_backbone(record.get("name"), folder))
+        expected = recorded.get(part, {}).get("sha256")
+        record["name"] = places.get(part, find_backbone(record.get("name"), folder, expected))
         if part in config.trained:
             continue
-        seen, expected = fingerprint(record["name"]), recorded.get(part, {}).get("sha256")
+        seen = fingerprint(record["name"])
         if expected and seen is None:
             raise CheckpointError(
                 f"{folder}: the {part} backbone was {record['name']!r}, which is not there any more; "

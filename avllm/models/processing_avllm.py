@@ -27,12 +27,13 @@ from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, loading
 from avllm.layouts.base import Layout
 from avllm.models.chat_text import MARK, ChatText
-from avllm.models.checkpoint import read_config
+from avllm.models.checkpoint import CheckpointError, read_config
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, stream_names
 from avllm.registry import build
 from avllm.tokens import EncoderInput, Grid
 
+OLD_NAME = "avllm_processor.json"  # before it was a ProcessorMixin
 MOST_ORDERS = 512  # orders of clips that a processor remembers
 
 
@@ -134,6 +135,10 @@ class AVProcessor(ProcessorMixin):
             TypeError: an argument that would do nothing.
         """
         folder = Path(pretrained_model_name_or_path)
+        if not (folder / PROCESSOR_NAME).is_file() and (folder / OLD_NAME).is_file():
+            raise CheckpointError(
+                f"{folder} was written by an earlier avllm: rename its {OLD_NAME} to {PROCESSOR_NAME}"
+            )
         if not (folder / PROCESSOR_NAME).is_file():
             raise FileNotFoundError(f"{folder} has no {PROCESSOR_NAME}; expected an avllm checkpoint folder")
         config = read_config(folder)
@@ -143,6 +148,14 @@ class AVProcessor(ProcessorMixin):
             raise TypeError(f"AVProcessor.from_pretrained takes max_length and timeout, not {unknown}")
         state["preprocessors"] = {s: preprocessor_from_settings(v) for s, v in state["preprocessors"].items()}
         return state | {"config": config}, given
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
+    ) -> Any:
+        # the base class would hand these to the tokenizer too, which would keep and save them
+        rest = {name: value for name, value in kwargs.items() if name not in ("max_length", "timeout")}
+        return super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **rest)
 
     # ---- whole ways -----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,12 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from avllm import distributed
 from avllm.config import ConfigError, RunConfig
 from avllm.errors import UserError
-from avllm.precision import choose_precision
+from avllm.precision import Precision, choose_precision
+
+
+def precision_of(accelerator: Accelerator) -> Precision:
+    """What an accelerator's autocast computes in."""
+    return "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
 
 
 def make_accelerator(config: RunConfig, run: Path) -> Accelerator:

@@ -15,7 +15,7 @@ from avllm.data.dataset import Places, SampleDataset
 from avllm.data.mixture import order_of, steps_of
 from avllm.data.on_ray import import_ray
 from avllm.log import logger
-from avllm.precision import choose_precision
+from avllm.training.accelerator import precision_of
 from avllm.training.optim import apply_rules
 from avllm.training.start import Parts, build_datasets, build_parts
 from avllm.training.task import Task
@@ -45,8 +45,7 @@ def use_cache(
     data = config.data
     if data.cache is None:
         return None
-    precision = choose_precision(config.train.precision, accelerator.device.type)
-    made_by = recipe(parts.processor, parts.model.encoders, precision, data.cache_dtype)
+    made_by = recipe(parts.processor, parts.model.encoders, precision_of(accelerator), data.cache_dtype)
     cache = FeatureCache(data.cache, made_by)
     places = needed(config, training, validation, processes or distributed.world_size())
     fill(
@@ -108,6 +107,7 @@ def encode_stage(
     if ray_workers:
         from avllm.training.features_ray import encode_on_ray
 
+        config.train.precision = precision_of(accelerator)  # "auto" could be another one on an actor's hardware
         engine = partial(encode_on_ray, config, parts, ray_workers, gpus)
     cache = use_cache(config, parts, training, validation, accelerator, engine, processes)
     assert cache is not None

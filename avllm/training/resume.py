@@ -93,7 +93,8 @@ def check_same_run(run: Path, settings: dict[str, Any]) -> None:
 
     Args:
         run: the run's folder.
-        settings: the run's, and under ``inputs`` the digests of what it reads, see :func:`inputs`.
+        settings: the run's, under ``inputs`` the digests of what it reads, see :func:`inputs`, and under
+            ``computed_in`` what ``precision`` means here.
 
     Raises:
         ResumeError: a setting that decides numbers, or a file that is read, is another one.
@@ -105,7 +106,7 @@ def check_same_run(run: Path, settings: dict[str, Any]) -> None:
             write_atomic(path, json.dumps(settings, indent=1))
         return
     before = with_defaults(json.loads(path.read_text(encoding="utf-8")))
-    settings = settings if "inputs" in before else {k: v for k, v in settings.items() if k != "inputs"}
+    settings = {k: v for k, v in settings.items() if k in before or k not in ("inputs", "computed_in")}
     differing = differences(before, json.loads(json.dumps(settings)))
     if differing:
         lines = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, old, new in differing)

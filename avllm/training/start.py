@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from avllm.data.items import read_quarantine, without_test_reasons
 from avllm.data.loader import Collate
 from avllm.data.manifest import digest
 from avllm.data.packing import fill_sequences
+from avllm.data.storage import url_of
 from avllm.errors import UserError
 from avllm.log import logger
 from avllm.models.attention import PackingError, check_packing
@@ -29,6 +31,7 @@ from avllm.models.encoders import check_encoder
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 from avllm.registry import check
+from avllm.training.accelerator import precision_of
 from avllm.training.task import Task, save_objectives
 
 if TYPE_CHECKING:
@@ -88,7 +91,10 @@ def check_settings(config: RunConfig) -> None:
     Raises:
         UnknownPartError: a type or an option that does not exist. ManifestError: a manifest is missing or malformed.
     """
-    for spec in config.objectives:
+    for number, spec in enumerate(config.objectives):
+        weight = spec.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise UserError(f"objectives.{number}.weight is {weight!r}; expected a number")
         check("objectives", {key: value for key, value in spec.items() if key != "weight"})
     if config.model is not None:
         for stream, spec in config.model.encoders.items():
@@ -132,10 +138,15 @@ def build_datasets(config: RunConfig, parts: Parts) -> tuple[SampleDataset, Samp
         training.augment = Augment(data.augment, config.seed)
     if not data.validation:
         return training, None
-    names = {source.manifest for source in data.validation}
-    meant = {bad.id for bad in training.items.quarantined if bad.manifest not in names}
+    shared = {_place(source.manifest) for source in data.validation}
+    meant = {bad.id for bad in training.items.quarantined if _place(bad.manifest) not in shared}
     others = {id: reason for id, reason in without_test_reasons(listed).items() if id not in meant}
     return training, _dataset(data, data.validation, parts, others)
+
+
+def _place(manifest: str) -> str:
+    """A manifest, however it is written."""
+    return url_of(manifest) or os.path.realpath(manifest)
 
 
 def _dataset(
@@ -217,6 +228,7 @@ def export(trainer: Trainer, folder: Path) -> None:
         "init": config.init,
         "steps": trainer.position.step,
         "processes": distributed.world_size(),
+        "precision": precision_of(trainer.accelerator),
         "settings": config.model_dump(mode="json"),
         "data": {s.manifest: digest(s.manifest) for s in config.data.train},
         "skipped": trainer.position.skipped,

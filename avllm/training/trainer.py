@@ -25,7 +25,7 @@ from avllm.errors import UserError
 from avllm.log import logger, set_up
 from avllm.models.checkpoint import mark_trained
 from avllm.training import optim
-from avllm.training.accelerator import make_accelerator
+from avllm.training.accelerator import make_accelerator, precision_of
 from avllm.training.features import use_cache
 from avllm.training.progress import Clock, Report
 from avllm.training.resume import FINISHED, Position, ResumePoints, check_same_run, inputs, latest, write_atomic
@@ -57,8 +57,12 @@ def run_stage(config: RunConfig) -> Path:
     joined = distributed.active()  # a group that the caller has made outlives the stage
     accelerator = make_accelerator(config, run)
     set_up()
-    settings = config.model_dump(mode="json") | {"processes": distributed.world_size(), "inputs": inputs(config)}
-    check_same_run(run, settings)
+    here = {
+        "processes": distributed.world_size(),
+        "inputs": inputs(config),
+        "computed_in": precision_of(accelerator),
+    }
+    check_same_run(run, config.model_dump(mode="json") | here)
     if (run / FINISHED).is_file():
         LOG.info("%s is a finished run; nothing to do. Delete the folder to train it again", run)
         return run

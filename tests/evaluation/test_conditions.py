@@ -82,6 +82,19 @@ def test_partners_agree_as_often_as_strangers(seed: int) -> None:
         assert abs(sum(agree) / len(agree) - chance) < 0.02
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_kind_whose_answers_all_differ_does_not_hide_the_others(seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    sizes = torch.randperm(60, generator=draw) % 2
+    units = [
+        Unit(VideoPart(video=f"{i}.mp4"), f"{i}.mp4", 1.0, (("size", f"{sizes[i]}"), ("free", f"words {i}")))
+        for i in range(60)
+    ]
+    of = {u.part: dict(u.asked)["size"] for u in units}
+    agree = [of[a] == of[b] for (kind, a), b in partners(units, seed).items() if kind == "size"]
+    assert abs(sum(agree) / len(agree) - 29 / 59) < 0.01  # strangers: 29 of the 59 other files
+
+
 def test_remove_and_exchange_touch_one_stream_only() -> None:
     clip = {"video": item(1.0), "audio": item(2.0)}
     other = {"audio": item(3.0)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,26 @@ def test_equal_captions_count_once(world: World) -> None:
     rows = [json.loads(line) for line in world.captions.read_text().splitlines()]
     samples = [parse_row(json.dumps(r), "test") for r in rows]
     assert distinct(samples) == [s for i, s in enumerate(samples) if i != 4]  # the fifth says what the first says
+
+
+def test_captions_of_a_kind_are_captions(world: World, aligned: Path, tmp_path: Path) -> None:
+    """An objective that took captions alone for texts gave rows of a kind no text, and all of them the same rank."""
+    run_folder = shutil.copytree(aligned, tmp_path / "align")
+    objectives = json.loads((run_folder / "manifest.json").read_text())
+    for spec in objectives["stages"][-1]["settings"]["objectives"]:
+        spec["captions_only"] = True
+    (run_folder / "manifest.json").write_text(json.dumps(objectives))
+    rows = [json.loads(line) | {"kind": "heard.kind"} for line in Path(world.captions).read_text().splitlines()]
+    named = Path(world.captions).with_name("named.jsonl")
+    named.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert retrieval(run_folder, named) == retrieval(aligned, world.captions)
+
+
+def test_embeddings_that_are_not_finite_are_no_result(
+    world: World, aligned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "avllm.evaluation.retrieval.embed_rows", lambda *a: tuple(torch.full((len(a[3]), 4), torch.nan) for _ in "ab")
+    )
+    with pytest.raises(UserError, match="not finite"):
+        retrieval(aligned, world.captions)

@@ -17,7 +17,7 @@ from avllm.data.media import Clip, Sound
 from avllm.data.schema import RowError, Sample
 from avllm.evaluation.listing import inspect_checkpoint
 from avllm.models.attention import block_mask
-from avllm.models.checkpoint import CheckpointError, mark_trained, save_checkpoint
+from avllm.models.checkpoint import CheckpointError, find_backbone, mark_trained, save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 from avllm.tokens import Tokens
@@ -425,6 +425,28 @@ def test_a_checkpoint_is_read_from_any_folder_and_moves_with_its_backbones(
     (tmp_path / "there" / "runs" / "llm").rename(tmp_path / "there" / "runs" / "gone")
     with pytest.raises(CheckpointError, match="'runs/llm', which is not there any more"):
         AVLLM.from_pretrained("there/runs/stage")
+
+
+def test_a_folder_of_a_backbones_name_is_not_taken_for_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The right one beside the checkpoint goes before another one here; no folder stands for a name of a hub's."""
+    monkeypatch.chdir(shutil.copytree(world.llm, tmp_path / "here" / "llm").parent)
+    model, processor = compose(description(world, llm={"name": "llm"}))
+    save_checkpoint(model, processor, "stage", [])
+    torch.manual_seed(9)
+    make_llm("llama", tmp_path / "elsewhere" / "llm")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = AVLLM.from_pretrained("../here/stage")
+    assert Path(str(found.config.llm["name"])).resolve() == tmp_path / "here" / "llm"
+    assert find_backbone("llm", tmp_path / "here" / "stage", None) == "llm"
+
+
+def test_a_damaged_manifest_is_named(world: World, tmp_path: Path) -> None:
+    save_checkpoint(*compose(description(world)), tmp_path, [])
+    (tmp_path / "manifest.json").write_text('{"format": 1, "back')
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        AVLLM.from_pretrained(tmp_path)
 
 
 def test_another_backbone_is_refused(world: World, tmp_path: Path) -> None:
