@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -88,7 +90,7 @@ def write_clip(
     """Write a clip; ``times`` (seconds of each frame) makes the frame rate variable, ``sound`` is (C, S) float32."""
     pts = [round(t * 1000) for t in times] if times else list(range(round(seconds * fps)))
     base = Fraction(1, 1000) if times else Fraction(1, fps)
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with same_scheduling(), av.open(str(path), "w", options=container_options or {}) as container:
         video = container.add_stream(codec, rate=fps, options=options or QUIET.get(codec, {}))
         video.width, video.height, video.pix_fmt, video.gop_size = *size, "yuv420p", gop
         video.codec_context.time_base = base
@@ -108,6 +110,19 @@ def write_clip(
             for chunk in [*chunks, None]:
                 container.mux(audio.encode(chunk))
     return path
+
+
+@contextmanager
+def same_scheduling() -> Iterator[None]:
+    """SVT-AV1 makes the thread that opens it a realtime one where it may (as root), and so all that it starts later."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
 
 
 def write_format(folder: Path, name: str) -> Path:

@@ -1,0 +1,17 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_realtime() -> Iterator[None]:
+    """No test leaves a realtime process: what it starts would starve the rest of the machine."""
+    before = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
+    yield
+    if before is not None:
+        assert os.sched_getscheduler(0) == before, "this module changed how the process is scheduled"
