@@ -323,6 +323,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     data = read_mapping(Path(path), "a preset", ConfigError)
     for override in overrides or []:
         apply_override(data, override, ConfigError)
+    composed = [o for o in overrides or [] if o.startswith("model.")]
+    if composed and data.get("init") is not None:
+        raise ConfigError(
+            f"{path}: {composed[0]!r} would be of no use: the model comes from init ({data['init']}). Set it in the "
+            "stage that composes the model"
+        )
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:

@@ -208,7 +208,13 @@ def remarks(summary: dict[str, Any]) -> list[str]:
     kinds = summary["kinds"]
     answerable = {k: r for k, r in kinds.items() if k != "unanswerable"}
     refused = sum(r["refused"] * r["n"] for r in answerable.values()) / sum(r["n"] for r in answerable.values())
-    lines = [f"answerable questions refused: {refused:.2%} (bar: <= 1%)"]
+    missed = [kind for kind, row in kinds.items() if holds(kind, row) is False]
+    lines = [
+        f"bars of the table that are missed: {', '.join(missed) or 'none'}",
+        "bar: what it should reach; chance: guessing among the answers; blind: the best guess without the clip; "
+        "swapped: with that stream of another clip; unseen: combinations that training never showed",
+        f"answerable questions refused: {refused:.2%} (bar: <= 1%)",
+    ]
     for kind, row in answerable.items():
         stream = ASKED.get(kind.split(".")[0])
         if stream is not None:

@@ -170,7 +170,7 @@ def require_file(path: str | Path) -> None:
     size = size_of(path)
     if size is None:
         seen = "it is a folder, a pipe or a device" if os.path.exists(path) else "no such file"
-        raise MediaError(path, "missing", f"{seen}; check the path in the manifest")
+        raise MediaError(path, "missing", f"{seen}; check the path")
     if size == 0:
         raise MediaError(path, "zero_byte", "the file is empty")
     if place_of(path) is None and not os.access(path, os.R_OK):

@@ -73,6 +73,11 @@ def run_stage(config: RunConfig) -> Path:
     trainer = Trainer(config, parts, accelerator)
     try:
         trainer.train()
+    except KeyboardInterrupt:
+        point = latest(run)
+        kept = "the beginning: train.save_every is larger" if point is None else point.name.replace("_", " ")
+        LOG.warning("stopped at step %d; the same command goes on from %s", trainer.position.step, kept)
+        raise
     finally:
         trainer.report.stop()
     for tracker in accelerator.trackers:
