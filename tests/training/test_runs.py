@@ -15,6 +15,7 @@ from tiny_runs import difference, kill_after, losses, rows, run, train, weights
 from avllm.config import RunConfig, SourceConfig
 from avllm.errors import UserError
 from avllm.training.start import Parts, build_datasets, name_unclear
+from avllm.training.trainer import Trainer
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3}
 RULES = [["^connector", 1e-3], ["lora_", 1e-3], [".*", None]]
@@ -243,6 +244,29 @@ def test_validation_names_the_rows_that_it_goes_without(
     entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [e["validation/left_out"] for e in entries if "validation/loss" in e] == [1, 1]
     assert not (tmp_path / "run" / "skipped.jsonl").exists(), "the account of training rows"
+
+
+@pytest.mark.parametrize(("save_every", "said"), [(1, "goes on from step 2"), (9, "goes on from the beginning")])
+def test_ctrl_c_says_from_where_it_goes_on(
+    save_every: int,
+    said: str,
+    world: World,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def pressed(self: Trainer, *step: Any) -> float:
+        if self.position.step == 2:
+            raise KeyboardInterrupt
+        return update(self, *step)
+
+    update = Trainer.update
+    monkeypatch.setattr(Trainer, "update", pressed)
+    monkeypatch.setattr(logging.getLogger("avllm"), "handlers", [caplog.handler])
+    with pytest.raises(KeyboardInterrupt):
+        train(stage(world, tmp_path, "run", train__save_every=save_every))
+    assert "stopped at step 2" in caplog.text
+    assert said in caplog.text
 
 
 def test_a_budget_of_tokens_changes_no_number(world: World, tmp_path: Path) -> None:
