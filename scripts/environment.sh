@@ -1,5 +1,5 @@
 # Sourced by quickstart.sh and test.sh: makes .venv beside this folder's parent and installs avllm with pinned versions.
-# Safe to run twice: nothing happens when the pins and the project's dependencies have not changed.
+# Safe to run twice: nothing happens when the pins, the project's dependencies and this file have not changed.
 
 die() { echo "avllm: $*" >&2; exit 1; }
 
@@ -21,7 +21,7 @@ find_python() {
 
 install_environment() {
   local wanted python free
-  wanted="$(cat "$ROOT/constraints.txt" "$ROOT/pyproject.toml" | sha256sum | cut -d' ' -f1)" || die "sha256sum is missing"
+  wanted="$(cat "$ROOT/constraints.txt" "$ROOT/pyproject.toml" "$ROOT/scripts/environment.sh" | sha256sum | cut -d' ' -f1)" || die "sha256sum is missing"
   if [ -x "$VENV/bin/avllm" ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$wanted" ]; then
     return 0
   fi
@@ -33,7 +33,8 @@ install_environment() {
   echo "avllm: installing pinned packages into .venv (about 6 GB, a few minutes the first time; Ray is 0.2 GB of it)"
   "$VENV/bin/python" -m pip install --quiet --constraint "$ROOT/constraints.txt" uv 2>/dev/null \
     || "$VENV/bin/python" -m pip install --quiet uv || die "pip could not reach a package index"
-  "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --constraint "$ROOT/constraints.txt" \
+  # Compiled once here: where Python may not write bytecode itself, each process would compile its imports for 20 s.
+  "$VENV/bin/uv" pip install --quiet --compile-bytecode --python "$VENV/bin/python" --constraint "$ROOT/constraints.txt" \
     --editable "$ROOT[train,serve,test,ray]" || die "the installation failed; the lines above say why"
   echo "$wanted" >"$STAMP"
 }
