@@ -20,24 +20,22 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import nn
-from torch.utils.data import DataLoader
 
 from avllm import distributed
 from avllm.data.cache_hashes import Hashes
 from avllm.data.cache_room import CacheError, gigabytes, make_room, touch
-from avllm.data.cache_store import Clip, FeatureCache, Filled, Place, place_name, recipe
+from avllm.data.cache_store import FeatureCache, Filled, place_name, recipe
 from avllm.data.collate import gather_stream
 from avllm.data.media import MediaError
+from avllm.data.reading import Place, Prepare, Prepared, read_batches
 from avllm.data.schema import RowError, resolve
 from avllm.log import logger
 
 __all__ = [
     "CacheEngine",
     "CacheError",
-    "Clip",
     "FeatureCache",
     "Filled",
-    "Place",
     "account",
     "encode",
     "encode_places",
@@ -51,29 +49,10 @@ CacheEngine = Callable[[FeatureCache, Sequence[Place], int], Generator[Filled, N
 SAMPLED = 8  # clips that are read to measure what reading costs
 
 
-@dataclass
-class _Media:
-    """Map-style: a media part -> its prepared streams, or what is wrong with it, and the seconds that took."""
-
-    places: Sequence[Place]
-    prepare: Callable[[Place], Clip]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, number: int) -> tuple[int, Clip | MediaError | RowError, float]:
-        began = time.perf_counter()
-        try:
-            found: Clip | MediaError | RowError = self.prepare(self.places[number])
-        except (MediaError, RowError) as error:
-            found = error
-        return number, found, time.perf_counter() - began
-
-
 def fill(
     cache: FeatureCache,
     places: Sequence[Place],
-    prepare: Callable[[Place], Clip],
+    prepare: Prepare,
     encoders: nn.ModuleDict,
     *,
     device: torch.device,
@@ -88,7 +67,7 @@ def fill(
     Args:
         cache: to be filled.
         places: media parts; repeated ones count once.
-        prepare: decodes a media part and prepares it for the encoders.
+        prepare: decodes media parts and prepares them for the encoders.
         encoders: frozen, by stream.
         device: that they run on.
         num_workers: processes that decode.
@@ -127,7 +106,7 @@ def fill(
 def encode_places(
     cache: FeatureCache,
     places: Sequence[Place],
-    prepare: Callable[[Place], Clip],
+    prepare: Prepare,
     encoders: nn.ModuleDict,
     *,
     device: torch.device,
@@ -136,22 +115,15 @@ def encode_places(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Generator[Filled, None, None]:
     """Encode media parts into the cache shard by shard, whatever it holds: the work of one process, of any engine."""
-    loader: DataLoader[Any] = DataLoader(
-        _Media(places, prepare),  # type: ignore[arg-type]
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=list,
-        generator=torch.Generator(),
-    )
     encoders.to(device).eval()
-    for loaded in loader:
-        good = {number: clip for number, clip, _ in loaded if isinstance(clip, dict)}
-        failed = {cache.key(places[number]): found for number, found, _ in loaded if not isinstance(found, dict)}
+    for loaded in read_batches(places, prepare, batch_size, num_workers):
+        good = {one.number: one.found for one in loaded if isinstance(one.found, dict)}
+        failed = {cache.key(places[one.number]): one.found for one in loaded if not isinstance(one.found, dict)}
         began = time.perf_counter()
         with torch.no_grad(), autocast():
             encoded = encode(list(good.values()), encoders, device)
         each = (time.perf_counter() - began) / max(1, len(good))
-        decoding = sum(seconds for number, _, seconds in loaded if number in good) / max(1, len(good))
+        decoding = sum(one.seconds for one in loaded if one.number in good) / max(1, len(good))
         clips = {cache.key(places[n]): clip for n, clip in zip(good, encoded, strict=True)}
         yield Filled(encoded=len(clips), size=cache.put(clips, decoding, each) if clips else 0, failed=failed)
 
@@ -271,9 +243,9 @@ def account(cache: FeatureCache, places: Iterable[Place]) -> str:
     )
 
 
-def encode(clips: list[Clip], encoders: nn.ModuleDict, device: torch.device) -> list[Clip]:
+def encode(clips: list[Prepared], encoders: nn.ModuleDict, device: torch.device) -> list[Prepared]:
     """Prepared clips -> the same with features instead of inputs, on the CPU."""
-    found: list[Clip] = [{} for _ in clips]
+    found: list[Prepared] = [{} for _ in clips]
     for stream, encoder in encoders.items():
         items = [clip.get(stream) for clip in clips]
         if all(item is None for item in items):

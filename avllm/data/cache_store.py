@@ -19,13 +19,11 @@ from torch import Tensor, nn
 from avllm.data.cache_hashes import file_hash
 from avllm.data.cache_room import CacheError, Use, seconds_of, shards_of
 from avllm.data.media import MediaError
+from avllm.data.reading import Place, Prepared
 from avllm.data.schema import MediaPart, RowError, resolve
 from avllm.data.storage import here
 from avllm.tokens import EncoderInput
 
-Clip = dict[str, EncoderInput]
-Place = tuple[Path, MediaPart]
-"""A manifest's folder and a media part of one of its rows."""
 OPEN_SHARDS = 256  # of a process: each takes memory for its header, and one of the system's maps (65,530 of them)
 
 
@@ -179,7 +177,7 @@ class FeatureCache:
             self.keys[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
         return self.keys[name]
 
-    def get(self, place: Place) -> Clip:
+    def get(self, place: Place) -> Prepared:
         """The streams of a media part with their features.
 
         Raises:
@@ -214,7 +212,7 @@ class FeatureCache:
         empty.index, empty.keys, empty.costs, empty.failed, empty.filled = {}, {}, {}, {}, Filled()
         return empty
 
-    def put(self, clips: dict[str, Clip], decode_seconds: float = 0.0, encode_seconds: float = 0.0) -> int:
+    def put(self, clips: dict[str, Prepared], decode_seconds: float = 0.0, encode_seconds: float = 0.0) -> int:
         """Write clips (by key) as one shard.
 
         Args:

@@ -9,6 +9,7 @@ import base64
 import io
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -18,7 +19,7 @@ from PIL import Image
 
 from avllm.data.check_reasons import REASONS
 from avllm.data.media import Clip, MediaError, MediaInfo, Sampling, Sound, load_image, load_video, probe
-from avllm.data.media_part import load_part
+from avllm.data.media_part import load_parts
 from avllm.data.media_sound import check_rate
 from avllm.data.media_whole import decode_whole
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, RowError, VideoPart
@@ -83,8 +84,8 @@ class Reader(Protocol):
         """Seconds after which decoding a part is given up."""
         ...
 
-    def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
-        """Decode one media part."""
+    def load_clips(self, parts: Sequence[MediaPart], root: Path | None) -> list[Clip]:
+        """Decode media parts."""
         ...
 
     def prepare(self, clip: Clip) -> dict[str, EncoderInput]:
@@ -104,9 +105,9 @@ class PlainReader:
     rate: int = 16_000
     timeout: float = 60.0
 
-    def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
-        """Decode one media part."""
-        return load_part(part, root, sampling=self.sampling, rate=self.rate, timeout=self.timeout)
+    def load_clips(self, parts: Sequence[MediaPart], root: Path | None) -> list[Clip]:
+        """Decode media parts."""
+        return load_parts(parts, root, sampling=self.sampling, rate=self.rate, timeout=self.timeout)
 
     def prepare(self, clip: Clip) -> dict[str, EncoderInput]:
         """Nothing: no encoder is known."""
@@ -190,7 +191,7 @@ def _examine_use(
     try:
         if decode == "headers" and about is not None:
             return _by_headers(path, use, about)
-        clip = reader.load_clip(use.part(path), None)
+        (clip,) = reader.load_clips([use.part(path)], None)
         order = reader.order(reader.prepare(clip))
     except (MediaError, RowError) as error:
         return {"problems": [(error.reason, error.detail)]}

@@ -14,11 +14,12 @@ from typing import Protocol
 import numpy as np
 
 from avllm.data.augment import Augment
-from avllm.data.cache import FeatureCache, Place
+from avllm.data.cache import FeatureCache
 from avllm.data.collate import Row
 from avllm.data.items import Bad, Items
 from avllm.data.media import Clip, MediaError, Sound
 from avllm.data.packing import pack_rows
+from avllm.data.reading import Place, Prepared
 from avllm.data.schema import MediaPart, RowError, Sample
 from avllm.tokens import EncoderInput
 
@@ -184,10 +185,9 @@ class SampleDataset:
             return None
         return clips[0].sound if clips else None
 
-    def prepare(self, place: Place) -> dict[str, EncoderInput]:
-        """Decode one media part and prepare it for the encoders."""
-        root, part = place
-        return self.processor.prepare(self.decode([part], root)[0])
+    def read(self, parts: Sequence[MediaPart], root: Path) -> list[Prepared]:
+        """Decode media parts and prepare them for the encoders."""
+        return [self.processor.prepare(clip) for clip in self.decode(parts, root)]
 
     def decode(self, parts: Sequence[MediaPart], root: Path) -> list[Clip]:
         """Decode media parts, those of a row together, or take them from memory."""

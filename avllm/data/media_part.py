@@ -60,13 +60,6 @@ def load_parts(
     return [_tracks(read[Stretch.of(part, root)], part) for part in parts]
 
 
-def load_part(
-    part: MediaPart, root: Path | None, *, sampling: Sampling | None, rate: int | None, timeout: float = 60.0
-) -> Clip:
-    """Decode one media part; see :func:`load_parts`."""
-    return load_parts([part], root, sampling=sampling, rate=rate, timeout=timeout)[0]
-
-
 def _read(
     stretch: Stretch, parts: Sequence[MediaPart], sampling: Sampling | None, rate: int | None, timeout: float
 ) -> Clip:

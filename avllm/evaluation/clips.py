@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from avllm.data.cache import FeatureCache, encode, fill
 from avllm.data.media import MediaError
-from avllm.data.schema import MediaPart, RowError, resolve
+from avllm.data.reading import read_batches
+from avllm.data.schema import MediaPart, resolve
 from avllm.evaluation.conditions import Streams, Unit
 
 
@@ -30,28 +30,6 @@ class EncodedClip:
 
     unit: Unit
     streams: Streams
-
-
-class _Decoding:
-    """Map-style dataset: media part -> what its encoders take, or what is wrong with it. Picklable."""
-
-    def __init__(self, processor: Any, parts: Sequence[MediaPart], root: Path | None) -> None:
-        self.processor, self.parts, self.root = processor, list(parts), root
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, place: int) -> tuple[MediaPart, Streams | Failure]:
-        part = self.parts[place]
-        try:
-            return part, self.prepare((self.root, part))
-        except (MediaError, RowError) as error:
-            return part, Failure(error.reason, str(error))
-
-    def prepare(self, place: tuple[Path | None, MediaPart]) -> Streams:
-        """Decode a media part and prepare it for the encoders."""
-        found: Streams = self.processor.prepare(self.processor.load_clip(place[1], place[0]))
-        return found
 
 
 def encode_clips(
@@ -77,35 +55,25 @@ def encode_clips(
     Returns:
         features of each part, or why there are none.
     """
-    decoding = _Decoding(processor, parts, root)
+    places = [(root or Path(), part) for part in parts]
     num_workers = min(num_workers, len(parts))
     if cache is not None:
-        places = [(root or Path(), part) for part in parts]
-        fill(
-            cache,
-            places,
-            decoding.prepare,
-            model.encoders,
-            device=model.device,
-            num_workers=num_workers,
-            batch_size=batch_size,
-        )
+        how: dict[str, Any] = {"device": model.device, "num_workers": num_workers, "batch_size": batch_size}
+        fill(cache, places, processor.read, model.encoders, **how)
         return {part: _from_cache(cache, part, root) for part in parts}
-    loader: DataLoader[Any] = DataLoader(
-        decoding,  # type: ignore[arg-type]
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=list,
-        generator=torch.Generator(),
-    )
     found: dict[MediaPart, EncodedClip | Failure] = {}
-    for items in loader:
-        found |= {part: streams for part, streams in items if isinstance(streams, Failure)}
-        good = [(part, streams) for part, streams in items if not isinstance(streams, Failure)]
+    for batch in read_batches(places, processor.read, batch_size, num_workers):
+        good: dict[MediaPart, Streams] = {}
+        for one in batch:
+            if isinstance(one.found, dict):
+                good[parts[one.number]] = one.found
+            else:
+                found[parts[one.number]] = Failure(one.found.reason, str(one.found))
         with torch.no_grad():
-            encoded = encode([streams for _, streams in good], model.encoders, model.device)
-        for (part, _), streams in zip(good, encoded, strict=True):
-            found[part] = EncodedClip(_unit(part, root, streams), streams)
+            encoded = encode(list(good.values()), model.encoders, model.device)
+        found |= {
+            part: EncodedClip(_unit(part, root, streams), streams) for part, streams in zip(good, encoded, strict=True)
+        }
     return found
 
 

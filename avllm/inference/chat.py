@@ -101,15 +101,16 @@ class Chat:
 
     def _batch(self, messages: list[Message]) -> Any:
         sample = Sample.model_validate({"id": "chat", "messages": messages}).question()
-        row = self.processor.row(sample, [self._prepared(p)[1] for p in sample.media], answer=False)
+        self._read(sample.media)
+        row = self.processor.row(sample, [self._media[p][1] for p in sample.media], answer=False)
         self._media = {p: self._media[p] for p in sample.media}  # forget what is not talked about any more
         return self.processor.collate([row], padding_side="left").to(self.model.device)
 
-    def _prepared(self, part: MediaPart) -> tuple[Clip, dict[str, EncoderInput]]:
-        if part not in self._media:
-            clip = self.processor.load_clip(part, None)
-            self._media[part] = (clip, self.processor.prepare(clip))
-        return self._media[part]
+    def _read(self, parts: Sequence[MediaPart]) -> None:
+        """Read the media that are not there yet, those of one file together."""
+        new = [part for part in dict.fromkeys(parts) if part not in self._media]
+        clips = self.processor.load_clips(new, None)
+        self._media |= {part: (clip, self.processor.prepare(clip)) for part, clip in zip(new, clips, strict=True)}
 
     def _answer(self, messages: list[Message], batch: Any, generation: Generation) -> Iterator[str]:
         self._stop = stop = Event()
@@ -144,8 +145,7 @@ class Chat:
             MediaError: a file that cannot be read. RowError: no encoder for it.
         """
         parts = media_parts(video, audio, image, sound)
-        for part in parts:
-            self._prepared(part)
+        self._read(parts)
         return self._perceive(parts)
 
     def use_sound(self, sound: str) -> None:

@@ -173,8 +173,7 @@ class AVProcessor(ProcessorMixin):
         """
         rows = []
         for sample in map(Sample.model_validate, samples):
-            clips = self.load_clips(sample.media, None if root is None else Path(root))
-            rows.append(self.row(sample, [self.prepare(clip) for clip in clips], answer))
+            rows.append(self.row(sample, self.read(sample.media, None if root is None else Path(root)), answer))
         return self.collate(rows, "right" if answer else "left")
 
     def apply_chat_template(  # type: ignore[override]
@@ -229,9 +228,9 @@ class AVProcessor(ProcessorMixin):
             self._needs(clip.frames is not None or clip.sound is not None, "video without sound", "visual")
         return clips
 
-    def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
-        """Decode one media part."""
-        return self.load_clips([part], root)[0]
+    def read(self, parts: Sequence[MediaPart], root: Path | None) -> list[dict[str, EncoderInput]]:
+        """Decode media parts and prepare them for the encoders; raises as :meth:`load_clips` does."""
+        return [self.prepare(clip) for clip in self.load_clips(parts, root)]
 
     @staticmethod
     def _needs(there: bool, what: str, encoder: str) -> None:

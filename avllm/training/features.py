@@ -51,7 +51,7 @@ def use_cache(
     fill(
         cache,
         places,
-        training.prepare,
+        training.read,
         parts.model.encoders,
         device=accelerator.device,
         num_workers=data.num_workers,

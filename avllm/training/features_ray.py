@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from avllm.config import RunConfig
-from avllm.data.cache import CacheError, Clip, FeatureCache, Filled, Place, encode_places
+from avllm.data.cache import CacheError, FeatureCache, Filled, encode_places
 from avllm.data.cache_store import place_name
 from avllm.data.on_ray import run_on_ray
+from avllm.data.reading import Place
 from avllm.models.processing_avllm import AVProcessor
 from avllm.training.accelerator import make_accelerator
 from avllm.training.start import Parts
@@ -76,9 +77,7 @@ class _Encode:
 
     def __call__(self, task: Task) -> Filled:
         places, self.cache.keys = task
-        (done,) = encode_places(self.cache, places, self.prepare, self.encoders, batch_size=len(places), **self.how)
+        (done,) = encode_places(
+            self.cache, places, self.processor.read, self.encoders, batch_size=len(places), **self.how
+        )
         return done
-
-    def prepare(self, place: Place) -> Clip:
-        """Decode a media part and prepare it for the encoders."""
-        return self.processor.prepare(self.processor.load_clip(place[1], place[0]))

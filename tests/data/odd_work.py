@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,13 @@ class OddReader(PlainReader):
 
     timeout: float = 0.2
 
-    def load_clip(self, part: MediaPart, root: Path | None) -> Clip:
-        """Decode one media part, hang, die, or be late."""
+    def load_clips(self, parts: Sequence[MediaPart], root: Path | None) -> list[Clip]:
+        """Decode a media part, hang, die, or be late."""
+        (part,) = parts
         if "hangs" in part.path:
             time.sleep(60)
         if "kills" in part.path:
             os.kill(os.getpid(), signal.SIGSEGV)
         if "late" in part.path:
             raise MediaError(part.path, "timeout", "the machine is busy")
-        return super().load_clip(part, root)
+        return super().load_clips(parts, root)

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,11 @@ class Prepare:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, place: tuple[Path, VideoPart]) -> dict[str, EncoderInput]:
+    def __call__(self, parts: Sequence[VideoPart], root: Path) -> list[dict[str, EncoderInput]]:
+        return [self.one(root / part.video) for part in parts]
+
+    def one(self, path: Path) -> dict[str, EncoderInput]:
         self.calls += 1
-        path = place[0] / place[1].video
         if not path.is_file():
             raise MediaError(path, "missing", "no such file")
         t = path.stat().st_size

@@ -318,7 +318,7 @@ def test_the_page_stands_on_its_own(clip: Path, tmp_path: Path) -> None:
 def test_tokens_are_counted_as_in_training(processor: AVProcessor, clip: Path, tmp_path: Path) -> None:
     sample = Sample.model_validate(about(clip, "short"))
     seen = examine(processor, "sample", Job(str(clip), (Use.of(sample.media[0]),)))["uses"]
-    trained = processor.row(sample, [processor.prepare(processor.load_clip(sample.media[0], None))])
+    trained = processor.row(sample, processor.read(sample.media, None))
     count = ProcessorTokens(processor)
     assert count(sample, [seen[0]["tokens"]]) == len(trained.input_ids)
     with pytest.raises(RowError, match="the longest row is 2048"):

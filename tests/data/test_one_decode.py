@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from tiny import row as chat
 
 from avllm.config import RunConfig
 from avllm.data import media
+from avllm.data.cache import FeatureCache, encode, recipe
 from avllm.data.dataset import SampleDataset
 from avllm.data.media import Clip, Sampling
-from avllm.data.media_part import load_part, load_parts
+from avllm.data.media_part import load_parts
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, VideoPart
-from avllm.training.start import build_datasets, build_parts
+from avllm.evaluation.clips import EncodedClip, Failure, encode_clips
+from avllm.inference.chat import Chat
+from avllm.training.start import Parts, build_datasets, build_parts
 
 SAMPLING = Sampling(num_frames=5, short_side=48)
 
@@ -45,6 +48,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     watch(media, "read_frames", "frames", lambda opened: opened.path)
     watch(media, "read_sound", "sound", lambda opened: opened.path)
     return done
+
+
+def load_part(part: MediaPart, root: Path, **how: Any) -> Clip:
+    """A part that stands alone."""
+    return load_parts([part], root, **how)[0]
 
 
 def same(a: Clip, b: Clip) -> bool:
@@ -163,3 +171,67 @@ def test_what_is_kept_in_memory_is_not_opened_again(world: World, tmp_path: Path
     for item in (0, 1, 0):
         assert not kept[item].bad
     assert [each for each in counted if each.startswith("open")] == ["open 001.mp4"]
+
+
+# ---- where everything else reads ------------------------------------------------------------------------------------
+
+
+def stage(world: World, folder: Path) -> Parts:
+    """A model and its processor."""
+    return build_parts(RunConfig.model_validate(settings(world, folder)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("cached", [False, True])
+def test_clips_for_an_evaluation_or_a_cache_open_each_file_once(
+    world: World, tmp_path: Path, cached: bool, num_workers: int
+) -> None:
+    made = stage(world, tmp_path)
+    seen, heard = VideoPart(video="000.mp4", sound="off"), AudioPart(audio="000.mp4")
+    log = tmp_path / "opened"
+    processor = Watched(made.processor, log)
+    cache = FeatureCache(tmp_path / "cache", recipe(made.processor, made.model.encoders, "fp32")) if cached else None
+    root = world.captions.parent
+    found = encode_clips(made.model, processor, [seen, heard], root, num_workers=num_workers, cache=cache)
+    assert log.read_text().splitlines() == ["000.mp4 000.mp4"], "both parts in one call"
+    for part, stream in ((seen, "video"), (heard, "audio")):
+        clip = found[part]
+        assert isinstance(clip, EncodedClip)
+        assert list(clip.streams) == [stream]
+        (alone,) = encode([made.processor.read([part], root)[0]], made.model.encoders, torch.device("cpu"))
+        assert alone[stream].features is not None
+        for name, x in alone[stream].features.items():
+            torch.testing.assert_close(clip.streams[stream].features[name], x)
+
+
+class Watched:
+    """A processor that writes down which files it is asked for together."""
+
+    def __init__(self, processor: Any, log: Path) -> None:
+        self.processor, self.log = processor, log
+
+    def read(self, parts: Sequence[MediaPart], root: Path | None) -> Any:
+        with self.log.open("a") as out:
+            out.write(" ".join(part.path for part in parts) + "\n")
+        return self.processor.read(parts, root)
+
+
+def test_one_part_that_cannot_be_had_leaves_the_others(world: World, tmp_path: Path) -> None:
+    made = stage(world, tmp_path)
+    write_clip(tmp_path / "mute.mp4", seconds=1)
+    seen, heard = VideoPart(video="mute.mp4"), AudioPart(audio="mute.mp4")
+    found = encode_clips(made.model, made.processor, [seen, heard], tmp_path)
+    assert isinstance(found[seen], EncodedClip)
+    assert isinstance(found[heard], Failure)
+    assert found[heard].reason == "no_audio"
+
+
+def test_a_chat_opens_each_file_once(world: World, tmp_path: Path, counted: list[str]) -> None:
+    made = stage(world, tmp_path)
+    chat_ = Chat(made.model.eval(), made.processor)
+    clip = world.captions.parent / "000.mp4"
+    chat_.look(video=clip, audio=clip, sound="off")
+    assert [each for each in counted if each.startswith("open")] == ["open 000.mp4"]
+    "".join(chat_.ask("what ?", video=clip, audio=clip, sound="off", max_new_tokens=1))
+    assert [each for each in counted if each.startswith("open")] == ["open 000.mp4"], "it is kept"
+    assert [p.frames is not None for p in chat_.perceived] == [True, False]
