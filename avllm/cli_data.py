@@ -148,7 +148,7 @@ def stats(
     decode: Literal["headers", "sample"] = "sample" if model else "headers"
     looking, tokens = _looking(_processor(preset, overrides, checkpoint), tokenizer, NO_LIMIT, timeout, workers, decode)
     found = count(manifests, looking=looking if probe or model else None, tokens=tokens)
-    print_stats(found)
+    print_stats(found, opened=probe or model)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), ensure_ascii=False))
 

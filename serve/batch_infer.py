@@ -41,7 +41,7 @@ def main() -> None:
             workers=arguments.workers,
             loaded={"quantize": arguments.quantize},
         )
-    print(f"{arguments.output}: {done.before} rows were there, {done.answered} answered, {done.errors} errors")
+    print(f"{arguments.output}: {done.before} rows were there, {done.added} added; of all {done.errors} are errors")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -335,14 +335,15 @@ def main() -> None:
     hush_libraries()
     with exit_on_user_error():
         chat = Chat.load(arguments.checkpoint, device=arguments.device, quantize=arguments.quantize)
-    print(f"{TITLE}: http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
     demo = Demo(chat, arguments.checkpoint.resolve().name)
     try:
-        serve(demo, arguments.host, arguments.port, arguments.max_file_mb)
+        serve(demo, arguments.host, arguments.port, arguments.max_file_mb, prevent_thread_lock=True)
     except OSError as error:  # gradio's own message speaks of settings that this program does not have
         raise SystemExit(
             f"error: cannot listen on {arguments.host}:{arguments.port}; another program may be there. Choose a --port"
         ) from error
+    print(f"{TITLE}: http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
+    demo.page.block_thread()
 
 
 def serve(demo: Demo, host: str, port: int, max_file_mb: int, **options: Any) -> tuple[Any, str, str]:

@@ -31,6 +31,7 @@ from avllm.data.media_open import (
     MediaError,
     OpenMedia,
     file_duration,
+    is_picture,
     no_track,
     open_media,
     require_file,
@@ -206,20 +207,6 @@ def load_image(path: str | Path) -> Clip:
         raise MediaError(path, reason, str(error)) from error
     x = torch.from_numpy(pixels)[None]  # (1, H, W, 3)
     return Clip(Frames(x, torch.zeros(1, 2)), None, 0.0)
-
-
-def is_picture(path: str | Path) -> bool:
-    """Whether a file holds a still image (or an animation of Pillow's), whatever its name is.
-
-    Raises:
-        MediaError: missing, zero_byte.
-    """
-    require_file(path)
-    try:
-        with open_bytes(path) as file, Image.open(file) as image:
-            return Image.MIME.get(image.format or "", "").startswith("image/")  # it knows MPEG video by its first bytes
-    except (OSError, SyntaxError, Image.DecompressionBombError):
-        return False
 
 
 def probe(path: str | Path, timeout: float = 60.0) -> MediaInfo:

@@ -18,6 +18,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard
 from av.video.stream import VideoStream
+from PIL import Image
 
 from avllm.data.storage import open_bytes, place_of, size_of
 from avllm.errors import UserError
@@ -131,7 +132,8 @@ def media_errors(path: str | Path) -> Iterator[None]:
         raise MediaError(path, "timeout", _words(error)) from error
     except av.FFmpegError as error:
         cut = _cut_short(path)
-        raise MediaError(path, "truncated" if cut else "undecodable", cut or _words(error)) from error
+        seen = "it is a still picture; give it as an image" if not cut and is_picture(path) else _words(error)
+        raise MediaError(path, "truncated" if cut else "undecodable", cut or seen) from error
 
 
 def _words(error: av.FFmpegError) -> str:
@@ -175,6 +177,20 @@ def require_file(path: str | Path) -> None:
         raise MediaError(path, "zero_byte", "the file is empty")
     if place_of(path) is None and not os.access(path, os.R_OK):
         raise MediaError(path, "missing", "the file is there and may not be read; check its permissions")
+
+
+def is_picture(path: str | Path) -> bool:
+    """Whether a file holds a still image (or an animation of Pillow's), whatever its name is.
+
+    Raises:
+        MediaError: missing, zero_byte.
+    """
+    require_file(path)
+    try:
+        with open_bytes(path) as file, Image.open(file) as image:
+            return Image.MIME.get(image.format or "", "").startswith("image/")  # it knows MPEG video by its first bytes
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def listen_to(media: OpenMedia, stream: VideoStream | AudioStream | None) -> None:

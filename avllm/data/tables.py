@@ -22,18 +22,20 @@ def print_report(report: Report, output: Path | None, counted: bool) -> None:
     Args:
         output: the folder that the page is in. counted: whether tokens were.
     """
+    console = Console(stderr=True)
     table = Table(box=None, pad_edge=False, expand=True)
     columns: list[tuple[str, Literal["left", "right"]]] = [("", "left"), ("reason", "left"), ("rows", "right")]
     for name, justify in columns:
         table.add_column(name, justify=justify, no_wrap=True)
-    table.add_column("what it means, and an example", overflow="ellipsis", no_wrap=True, ratio=1)
+    # a terminal gets lines of its width, a log or a pipe all that there is
+    cut = console.is_terminal
+    table.add_column("what it means, and an example", overflow="ellipsis" if cut else "fold", no_wrap=cut, ratio=1)
     for reason in report.ranked():
         about, first = REASONS[reason], report.examples[reason][0]
         example = f"{first.id or f'line {first.line}'}: {first.detail}"
         colour = "red" if about.severity == "error" else "yellow"
         told = f"{about.meaning}\n[dim]{escape(_one_line(example))}[/]"
         table.add_row(f"[{colour}]{about.severity}[/]", reason, f"{report.reasons[reason]:,}", told)
-    console = Console(stderr=True)
     if report.reasons:
         console.print(table)
     if not counted:
@@ -53,10 +55,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def print_stats(found: Stats) -> None:
-    """One table, and the rows that are in none."""
+def print_stats(found: Stats, opened: bool) -> None:
+    """One table, and the rows that are in none; ``opened``: whether the files were."""
     console = Console(stderr=True)
     console.print(_stats_table(found))
+    if found.total.unknown and not opened:
+        console.print("give --probe to open the files for the length of their clips")
     if found.refused:
         named = ", ".join(f"{count:,} {reason}" for reason, count in found.refused.most_common())
         said = f"{found.total.refused:,} rows have no tokens, since training leaves them out: {named}"

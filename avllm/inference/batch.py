@@ -49,10 +49,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did. ``answered`` and ``errors`` count this run's rows, ``before`` those that were there already."""
+    """Rows that were there ``before`` and rows ``added`` now; ``errors`` among all of them."""
 
     before: int
-    answered: int
+    added: int
     errors: int
 
 
@@ -93,20 +93,17 @@ def answer_file(
         **(loaded or {}),
     }
     with Journal(output, run) as journal:
-        before, answered, errors = journal.done, 0, 0
-        if before >= total:
-            return Summary(before, 0, 0)
-        model, processor = load()
-        pending = islice(read_requests(requests), before, None)
-        with _progress() as bar:
-            task = bar.add_task("answers", total=total, completed=before)
-            ready = prepare_ahead(processor, pending, Path(requests).parent, workers, 2 * batch_size)
-            for chunk in groups(ready, batch_size * BATCHES_A_CHUNK):
-                rows = answer_chunk(model, processor, chunk, generation, batch_size, partial(bar.advance, task))
-                journal.append(rows)
-                errors += sum("error" in row for row in rows)
-                answered += sum("answer" in row for row in rows)
-    return Summary(before, answered, errors)
+        before = journal.done
+        if before < total:
+            model, processor = load()
+            pending = islice(read_requests(requests), before, None)
+            with _progress() as bar:
+                task = bar.add_task("answers", total=total, completed=before)
+                ready = prepare_ahead(processor, pending, Path(requests).parent, workers, 2 * batch_size)
+                for chunk in groups(ready, batch_size * BATCHES_A_CHUNK):
+                    tick = partial(bar.advance, task)
+                    journal.append(answer_chunk(model, processor, chunk, generation, batch_size, tick))
+        return Summary(before, journal.done - before, journal.errors())
 
 
 def count_requests(path: str | Path) -> int:
@@ -154,7 +151,7 @@ def prepare(processor: AVProcessor, request: Request, root: Path | None) -> Prep
     if request.sample is None:
         return Prepared(request.id, error=request.error)
     try:
-        clips = [processor.prepare(clip) for clip in processor.load_clips(request.sample.media, root)]
+        clips = processor.read(request.sample.media, root)
         return Prepared(request.id, processor.row(request.sample, clips, answer=False))
     except (ValueError, OSError) as error:  # MediaError, RowError, a folder that may not be read
         reason = f"{error.reason}: " if isinstance(error, RowError) else ""

@@ -55,6 +55,11 @@ class Journal:
         """Rows that are there."""
         return self._rows.count
 
+    def errors(self) -> int:
+        """Rows that are there and hold an error instead of an answer."""
+        with self.path.open("rb") as file:
+            return sum("error" in json.loads(line) for line in file)
+
     def _check(self, run: dict[str, Any]) -> None:
         if self.path.stat().st_size == 0:
             write_whole(self.sidecar, json.dumps(run, indent=2) + "\n")

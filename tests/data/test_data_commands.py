@@ -44,8 +44,17 @@ def test_sound_tracks_are_counted(clip: Path, tmp_path: Path) -> None:
         found = stats([manifest], looking=Looking(decode, workers=1)).total
         assert (found.sound, found.no_sound) == (1, 1)
     assert stats([manifest]).total.sound == 0
+    hint = "give --probe to open the files for the length of their clips"
+    assert hint in INVOKE(app, ["data", "stats", str(manifest)]).stderr
     told = INVOKE(app, ["data", "stats", str(manifest), "--probe", "--json"])
     assert json.loads(told.stdout.splitlines()[-1])["total"]["no_sound"] == 1
+    assert hint not in told.stderr
+
+
+def test_a_pipe_gets_examples_uncut(tmp_path: Path) -> None:
+    manifest = write_rows(tmp_path / "m.jsonl", [about(tmp_path / "gone.mp4", "long" * 40)])
+    told = INVOKE(app, ["data", "check", str(manifest)])
+    assert "long" * 40 + ":nosuchfile" in "".join(told.stderr.split())
 
 
 def test_rows_are_counted_whatever_their_length_and_refused_ones_are_told(

@@ -73,6 +73,9 @@ def test_broken_images(folder: Path) -> None:
     header = (folder / "full.png").read_bytes()
     (folder / "header.png").write_bytes(header[:11] + bytes([12]) + header[12:])  # Pillow raises a bare ValueError
     assert reason(lambda: load_image(folder / "header.png")) == "truncated"
+    for name in ("full.jpg", "full.png"):
+        with pytest.raises(MediaError, match="undecodable: it is a still picture; give it as an image"):
+            load_video(folder / name, sampling=None, rate=RATE)
     for seed in range(10):
         flip(folder / "full.jpg", folder / "flipped.jpg", seed)
         survives(lambda: load_image(folder / "flipped.jpg"))

@@ -99,7 +99,8 @@ def test_bad_rows_have_an_error_and_cost_no_other_row(
     ]
     requests, output = tmp_path / "requests.jsonl", tmp_path / "out" / "answers.jsonl"
     requests.write_bytes("\n\n".join(lines).encode() + b"\n\xff\xfe\n")
-    assert run(chat, checkpoint, requests, output) == Summary(0, 2, 12)
+    assert run(chat, checkpoint, requests, output) == Summary(0, 14, 12)
+    assert run(chat, checkpoint, requests, output) == Summary(14, 0, 12), "those of the run before count"
     found = read(output)
     assert [r["id"] for r in found[:4]] == ["good", None, "field", None]
     assert found[12] == {"id": "last", "answer": found[0]["answer"]}
