@@ -20,6 +20,8 @@ def set_up(level: int = logging.INFO, rank: int | None = None) -> logging.Logger
         level: of the main process; every other rank speaks from WARNING on.
         rank: of this process; read from the launcher's ``RANK`` when None.
     """
+    # PEFT asks transformers for it; who trains can do nothing about that
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     root = logging.getLogger("avllm")
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     root.setLevel(level if rank == 0 else logging.WARNING)
