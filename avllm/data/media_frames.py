@@ -45,14 +45,14 @@ class Canvas:
     path: str
     steps: int
     sampling: Sampling
-    pixels: np.ndarray | None = None
+    planes: np.ndarray | None = None  # (T, 3, H, W)
     width: int = 0  # of the picture before rotation
     height: int = 0
     reformatter: VideoReformatter = field(default_factory=VideoReformatter)  # kept: setting up takes as long as a frame
 
     def put(self, frame: VideoFrame, steps: list[int]) -> None:
         """Resize, rotate and store one frame at each of ``steps``."""
-        if self.pixels is None:
+        if self.planes is None:
             self.width, self.height = self.sampling.size(frame.width, frame.height)
         # One thread: starting several for every frame takes longer than the work, above all beside other loaders.
         # To planes: libswscale scales to packed RGB half as fast, with half the chroma, and darker.
@@ -60,14 +60,15 @@ class Canvas:
         small = self.reformatter.reformat(frame, self.width, self.height, form, interpolation="BILINEAR", threads=1)
         matrix = display_matrix(frame)
         colours = [orient(colour, matrix) for colour in colours_of(small)]
-        if self.pixels is None:
-            self.pixels = np.empty((self.steps, 3, *colours[0].shape), np.uint8).transpose(0, 2, 3, 1)  # (T, H, W, 3)
-        height, width = self.pixels.shape[1:3]
+        if self.planes is None:
+            self.planes = np.empty((self.steps, 3, *colours[0].shape), np.uint8)
+        height, width = self.planes.shape[2:]
         if colours[0].shape != (height, width):
             seen = f"{colours[0].shape[1]}x{colours[0].shape[0]} after {width}x{height}"
             raise MediaError(self.path, "undecodable", f"the picture turns within the clip: {seen}")
-        for channel, colour in enumerate(colours):
-            self.pixels[steps, :, :, channel] = colour
+        for step in steps:
+            for channel, colour in enumerate(colours):
+                self.planes[step, channel] = colour
 
 
 @dataclass
@@ -185,8 +186,8 @@ def read_frames(media: OpenMedia, moments: list[float], end: float, sampling: Sa
             _check_tail(media, window, end)
         if wanted:
             _fill(media, window, wanted, steps, canvas)
-    assert canvas.pixels is not None  # every moment was filled, or an error raised
-    return canvas.pixels
+    assert canvas.planes is not None  # every moment was filled, or an error raised
+    return canvas.planes.transpose(0, 2, 3, 1)
 
 
 def first_frame(media: OpenMedia, window: Window) -> VideoFrame:
@@ -236,9 +237,9 @@ def _read_from(media: OpenMedia, seek_to: float, last: float) -> Window:
         rewind(media, stream)
     else:
         seek(media, stream, seek_to)
-    window = Window([], [], complete=False)
+    window, latest = Window([], [], complete=False), media.place(last + TICK, stream)
     for packet in read_packets(media, stream):
-        late = packet.dts is not None and media.second(packet.dts, base) > last + TICK
+        late = packet.dts is not None and packet.dts > latest
         if late and window.packets:  # a track that starts after `last` still gives its first frame
             window.complete = True  # dts never exceeds pts: nothing that is displayed by `last` comes after this
             break

@@ -101,7 +101,11 @@ class OpenMedia:
 
     def ticks(self, second: float, stream: VideoStream | AudioStream) -> int:
         """A second of the file as a timestamp of a stream, rounded down."""
-        return math.floor((second + self.origin) / (stream.time_base or Fraction(1)))
+        return math.floor(self.place(second, stream))
+
+    def place(self, second: float, stream: VideoStream | AudioStream) -> float:
+        """A second of the file on a stream's clock, between two of its ticks; infinity stays what it is."""
+        return (second + self.origin) / float(stream.time_base or 1)
 
     def interval(self, start: float | None, end: float | None) -> tuple[float, float]:
         """The asked interval within the file, in seconds of the file."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torchaudio
@@ -16,16 +15,47 @@ if TYPE_CHECKING:
 NEIGHBOURS = 16  # filters that are applied together
 
 
-def resample(x: Tensor, ratio: Fraction) -> Tensor:
-    """``x`` (samples,) with ``ratio`` old samples to a new one."""
-    return x if ratio == 1 else _resampler(ratio.numerator, ratio.denominator)(x)
+class Resampler(Protocol):
+    """Gives a sound another sampling rate.
+
+    Attributes:
+        before, after: samples of silence that it wants around the sound.
+    """
+
+    before: int
+    after: int
+
+    def __call__(self, padded: Tensor) -> Tensor:
+        """``(before + samples + after,)`` -> ``(ceil(samples * new / old),)``."""
+        ...
 
 
 @lru_cache(maxsize=16)
-def _resampler(old: int, new: int) -> Callable[[Tensor], Tensor]:
-    whole = torchaudio.transforms.Resample(old, new)  # functional.resample with its kernel kept
-    sparse = _Sparse(whole)
+def resampler(ratio: Fraction) -> Resampler:
+    """For ``ratio`` old samples to a new one."""
+    if ratio == 1:
+        return _Same()
+    # functional.resample with its kernel kept
+    whole = _Whole(torchaudio.transforms.Resample(ratio.numerator, ratio.denominator))
+    sparse = _Sparse(whole.how)
     return sparse if sparse.pays else whole
+
+
+class _Same:
+    before = after = 0
+
+    def __call__(self, padded: Tensor) -> Tensor:
+        return padded
+
+
+class _Whole:
+    before = after = 0
+
+    def __init__(self, how: torchaudio.transforms.Resample) -> None:
+        self.how = how
+
+    def __call__(self, padded: Tensor) -> Tensor:
+        return self.how(padded)
 
 
 class _Sparse:
@@ -39,6 +69,7 @@ class _Sparse:
         self.old, self.width = whole.orig_freq // whole.gcd, whole.width
         filters = whole.kernel[:, 0]  # (new, taps)
         self.new, self.taps = filters.shape
+        self.before, self.after = self.width, self.width + self.old
         self.groups: list[tuple[int, Tensor]] = []  # first tap, (taps of it, filters)
         for part in filters.split(NEIGHBOURS):
             used = (part != 0).any(0).nonzero()
@@ -50,10 +81,9 @@ class _Sparse:
         """Whether the view's rows do not overlap, so that nothing is copied."""
         return all(len(taps) <= self.old for _, taps in self.groups)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        padded = torch.nn.functional.pad(x, (self.width, self.width + self.old))
+    def __call__(self, padded: Tensor) -> Tensor:
         rows = (len(padded) - self.taps) // self.old + 1
-        out = x.new_empty(rows, self.new)
+        out = padded.new_empty(rows, self.new)
         for (first, taps), into in zip(self.groups, out.split(NEIGHBOURS, dim=1), strict=True):
             torch.mm(padded[first:].as_strided((rows, len(taps)), (self.old, 1)), taps, out=into)
-        return out.view(-1)[: -(-self.new * len(x) // self.old)]
+        return out.view(-1)[: -(-self.new * (len(padded) - self.before - self.after) // self.old)]

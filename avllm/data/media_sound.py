@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, read_packets, rewind, seek, stream_end
-from avllm.data.media_resample import resample
+from avllm.data.media_resample import resampler
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -70,16 +70,18 @@ class Placed:
             self.pieces.append((at + low, x[low:high]))
             self.waiting = []
 
-    def joined(self) -> tuple[int, np.ndarray]:
-        """Index of the first sample and all samples; a hole inside the track is silence, as a player plays it."""
-        first = min(at for at, _ in self.pieces)
-        last = max(at + len(x) for at, x in self.pieces)
-        if all(a + len(x) == b for (a, x), (b, _) in zip(self.pieces[:-1], self.pieces[1:], strict=True)):
-            return first, np.concatenate([x for _, x in self.pieces])
-        whole = np.zeros(last - first, np.float32)
+    @property
+    def begin(self) -> int:
+        """Index of the first sample that is there."""
+        return min(at for at, _ in self.pieces)
+
+    def joined(self, before: int, after: int) -> np.ndarray:
+        """All samples between so much silence; a hole inside the track is silence, as a player plays it."""
+        first, last = self.begin, max(at + len(x) for at, x in self.pieces)
+        whole = np.zeros(before + last - first + after, np.float32)
         for at, x in self.pieces:
-            whole[at - first : at - first + len(x)] = x
-        return first, whole
+            whole[before + at - first : before + at - first + len(x)] = x
+        return whole
 
 
 def read_sound(media: OpenMedia, first: float, last: float, rate: int) -> tuple[Tensor, float] | None:
@@ -98,11 +100,12 @@ def read_sound(media: OpenMedia, first: float, last: float, rate: int) -> tuple[
     placed = _decode_interval(media, first, last)
     if placed is None or not placed.pieces:
         return None
-    start, x = placed.joined()
-    end = start + len(x)
     ratio = Fraction(placed.rate, rate).limit_denominator(1000)  # exact for all usual rates; within 1e-6 for odd ones
+    convert, start = resampler(ratio), placed.begin
     pad = start % ratio.numerator  # begin on a sample that both grids share; what is padded is cut off again below
-    y = resample(torch.from_numpy(np.pad(x, (pad, 0)) if pad else x), ratio)
+    x = placed.joined(convert.before + pad, convert.after)
+    end = start + len(x) - convert.before - pad - convert.after
+    y = convert(torch.from_numpy(x))
     origin = (start - pad) // ratio.numerator * ratio.denominator  # index of y[0] at the new rate
     low = max(math.ceil(first * rate - 1e-6), math.ceil(start / ratio))
     high = min(math.ceil(last * rate - 1e-6), math.ceil(end / ratio))
@@ -159,7 +162,13 @@ def mono(frames: list[AudioFrame]) -> np.ndarray:
     planes = zip(*(frame.planes[: count // width] for frame in frames), strict=True)
     joined = (b"".join([memoryview(p)[:n] for p, n in zip(plane, sizes, strict=True)]) for plane in planes)
     channels = [c for x in joined for c in full_scale(np.frombuffer(x, dtype)).reshape(-1, width).T]
-    return sum(channels[1:], start=channels[0]) / np.float32(count)
+    if count == 1:
+        return channels[0]
+    total = channels[0] + channels[1]
+    for more in channels[2:]:
+        total += more
+    total /= np.float32(count)
+    return total
 
 
 def full_scale(x: np.ndarray) -> np.ndarray:
@@ -190,16 +199,16 @@ def _frames(media: OpenMedia, first: float, last: float) -> Iterator[AudioFrame]
 
 def _packets(media: OpenMedia, first: float, last: float) -> Iterator[av.Packet]:
     assert media.audio is not None
-    stream, base = media.audio, media.audio.time_base
+    stream = media.audio
+    earliest, latest = media.place(first - PREROLL, stream), media.place(last + MARGIN, stream)
     if first > SEEK_FROM and media.container.format.name not in UNSEEKABLE:
         seek(media, stream, first - PREROLL)
     else:
         rewind(media, stream)
     for packet in read_packets(media, stream):
-        time = None if packet.pts is None else media.second(packet.pts, base)
-        if time is not None and time > last + MARGIN:
+        if packet.pts is not None and packet.pts > latest:
             return
-        if time is None or time >= first - PREROLL:
+        if packet.pts is None or packet.pts >= earliest:
             yield packet
 
 
