@@ -6,7 +6,6 @@ The clip's second 0 is the interval's start. ``media_open.py``, ``media_frames.p
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +25,7 @@ from avllm.data.media_frames import (
     rotation,
 )
 from avllm.data.media_open import (
+    BROKEN_PICTURE,
     MAX_PIXELS,
     REASONS,
     MediaError,
@@ -201,8 +201,7 @@ def load_image(path: str | Path) -> Clip:
         raise MediaError(path, "absurd_header", f"the header declares {seen}") from error
     except UnidentifiedImageError as error:
         raise MediaError(path, "undecodable", "it is no picture of a form that Pillow knows") from error
-    # Pillow's ways to say "broken"
-    except (OSError, SyntaxError, EOFError, ValueError, struct.error) as error:
+    except BROKEN_PICTURE as error:
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise MediaError(path, reason, str(error)) from error
     x = torch.from_numpy(pixels)[None]  # (1, H, W, 3)

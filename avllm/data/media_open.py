@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
+import struct
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -45,6 +47,11 @@ FORMATS = (
     "ivf,obu,dv,mxf,rm,nut,swf,mjpeg"
 )
 
+
+# What Pillow's readers of forms raise over damaged bytes, beside DecompressionBombError.
+BROKEN_PICTURE = (
+    OSError, SyntaxError, EOFError, ValueError, RuntimeError, ArithmeticError, LookupError, struct.error, zlib.error
+)  # fmt: skip
 
 # Elementary streams: their headers declare no duration, libav estimates one from the bit rate of the beginning.
 ELEMENTARY = {"mp3", "aac", "ac3", "eac3"}
@@ -193,7 +200,7 @@ def is_picture(path: str | Path) -> bool:
     try:
         with open_bytes(path) as file, Image.open(file) as image:
             return Image.MIME.get(image.format or "", "").startswith("image/")  # it knows MPEG video by its first bytes
-    except (OSError, SyntaxError, Image.DecompressionBombError):
+    except (*BROKEN_PICTURE, Image.DecompressionBombError):
         return False
 
 

@@ -45,25 +45,24 @@ class _Media(Dataset[Reading]):
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: list[int]) -> list[Reading]:
-        together: dict[tuple[Path, Stretch], list[int]] = {}
+        together: dict[tuple[Path, Stretch], dict[int, MediaPart]] = {}
         for number in numbers:
             root, part = self.places[number]
-            together.setdefault((root, Stretch.of(part, root)), []).append(number)
-        read = {one.number: one for group in together.values() for one in self._read(group)}
+            together.setdefault((root, Stretch.of(part, root)), {})[number] = part
+        read = {one.number: one for (root, _), parts in together.items() for one in self._read(parts, root)}
         return [read[number] for number in numbers]
 
-    def _read(self, numbers: list[int]) -> list[Reading]:
-        places = [self.places[number] for number in numbers]
+    def _read(self, parts: dict[int, MediaPart], root: Path) -> list[Reading]:
         found: Sequence[Prepared | MediaError | RowError]
         began = time.perf_counter()
         try:
-            found = self.prepare([part for _, part in places], places[0][0])
+            found = self.prepare(list(parts.values()), root)
         except (MediaError, RowError) as error:
-            if len(numbers) > 1:  # what one of them cannot have, another may not ask for
-                return [reading for number in numbers for reading in self._read([number])]
+            if len(parts) > 1:  # what one of them cannot have, another may not ask for
+                return [reading for number, part in parts.items() for reading in self._read({number: part}, root)]
             found = [error]
-        seconds = (time.perf_counter() - began) / len(numbers)
-        return [Reading(number, clip, seconds) for number, clip in zip(numbers, found, strict=True)]
+        seconds = (time.perf_counter() - began) / len(parts)
+        return [Reading(number, clip, seconds) for number, clip in zip(parts, found, strict=True)]
 
 
 def read_batches(

@@ -13,7 +13,7 @@ from data.media_files import RATE, click_times, clicks, numbers, reason, video, 
 from PIL import Image
 
 from avllm.data import media_open
-from avllm.data.media import MediaError, Sampling, load_audio, load_image, load_video, probe
+from avllm.data.media import MediaError, Sampling, is_picture, load_audio, load_image, load_video, probe
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,11 @@ def test_broken_images(folder: Path) -> None:
     header = (folder / "full.png").read_bytes()
     (folder / "header.png").write_bytes(header[:11] + bytes([12]) + header[12:])  # Pillow raises a bare ValueError
     assert reason(lambda: load_image(folder / "header.png")) == "truncated"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(folder / "full.avif")
+    for seed in range(60):  # Pillow raises RuntimeError for some
+        flip(folder / "full.avif", folder / "flipped.avif", seed)
+        survives(lambda: load_image(folder / "flipped.avif"))
+        survives(lambda: is_picture(folder / "flipped.avif"))
     for name in ("full.jpg", "full.png"):
         with pytest.raises(MediaError, match="undecodable: it is a still picture; give it as an image"):
             load_video(folder / name, sampling=None, rate=RATE)
