@@ -180,8 +180,7 @@ def patch_loss(logits: tuple[Tensor, ...], pictures: Pictures, is_plain: Tensor)
     labels, places = pictures.classes, pictures.places
     covered = labels[..., 2] != IGNORE  # (N, GRID**2)
     total = 3 * F.cross_entropy(colour[is_plain].flatten(0, 1), labels[is_plain][..., 0].flatten())
-    shapes = labels[~is_plain][..., 1].flatten()
-    total += 1.5 * F.cross_entropy(shape[~is_plain].flatten(0, 1), shapes, ignore_index=IGNORE)  # they are learned last
+    total += F.cross_entropy(shape[~is_plain].flatten(0, 1), labels[~is_plain][..., 1].flatten(), ignore_index=IGNORE)
     total += F.cross_entropy(size.flatten(0, 1), labels[..., 2].flatten(), ignore_index=IGNORE)
     total += F.smooth_l1_loss(offset[covered], places[covered][:, :2], beta=0.2)
     return total + F.binary_cross_entropy_with_logits(is_moving[covered], places[covered][:, 2:])
@@ -196,7 +195,7 @@ def frame_loss(logits: tuple[Tensor, ...], pictures: Pictures, is_plain: Tensor)
     total += F.binary_cross_entropy_with_logits(lit[:, 0], pictures.lit)
     total += 0.5 * F.cross_entropy(count, pictures.count)
     total += 0.5 * F.cross_entropy(colour[there & is_plain], named[there & is_plain, 0])
-    total += 0.75 * F.cross_entropy(shape[there & ~is_plain], named[there & ~is_plain, 1])
+    total += 0.5 * F.cross_entropy(shape[there & ~is_plain], named[there & ~is_plain, 1])
     return total + 0.5 * F.cross_entropy(size[there], named[there, 2])
 
 
