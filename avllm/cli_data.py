@@ -174,7 +174,7 @@ def mix(
     quarantine = read_quarantine(given.quarantine)
     items = Items(manifests, pack=given.shares_media, max_packed=given.max_packed, quarantine=quarantine)
     found = portions(config, items, processes)
-    print_mixture(found)
+    print_mixture(found, given.temperature)
     if as_json:
         typer.echo(json.dumps({"sources": [vars(portion) for portion in found]}, ensure_ascii=False))
 

@@ -119,10 +119,14 @@ class StreamBatch:
     features: dict[str, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> StreamBatch:
-        """Move every tensor (accelerate calls this on each batch)."""
-        moved = None if self.features is None else {k: v.to(device) for k, v in self.features.items()}
-        inputs = {k: v.to(device) for k, v in self.inputs.items()}
-        return StreamBatch(inputs, self.units.to(device), self.span.to(device), self.mask.to(device), moved)
+        """Move every tensor (accelerate calls this on each batch); pinned ones while the CPU goes on."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        moved = None if self.features is None else {k: move(v) for k, v in self.features.items()}
+        inputs = {k: move(v) for k, v in self.inputs.items()}
+        return StreamBatch(inputs, move(self.units), move(self.span), move(self.mask), moved)
 
     def pin_memory(self) -> StreamBatch:
         """Page-locked copies, for the loader's pinning thread."""

@@ -70,7 +70,8 @@ def phases(clips: int, seed: int, cores: int) -> list[Phase]:
         training_phase(cores),
         Phase(
             "evaluation", "as they are, with a stream removed or exchanged, and combinations never seen",
-            [[[*report, "ask", "--cores", str(cores)]]], ["scripts/quickstart_report.py"], [RUN / "evaluation"],
+            [[[*report, "ask", "--cores", str(cores)]]], ["scripts/quickstart_report.py", "avllm"],
+            [RUN / "evaluation"],
         ),
     ]  # fmt: skip
 
@@ -84,7 +85,8 @@ def training_phase(cores: int) -> Phase:
         start = [sys.executable]
     command = [*start, "scripts/quickstart_train.py", str(STAGE_SECONDS), *files]
     made = [*(RUN / name for name in STAGES), STAGE_SECONDS]
-    return Phase("training", "alignment, captions, questions: " + ", ".join(files), [[command]], files, made)
+    made_from = [*files, "scripts/quickstart_train.py", "avllm"]
+    return Phase("training", "alignment, captions, questions: " + ", ".join(files), [[command]], made_from, made)
 
 
 # ---- what is done already ------------------------------------------------------------------------------------------

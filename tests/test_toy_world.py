@@ -266,4 +266,21 @@ def test_the_check_finds_a_shortcut(rows, scripts):
     spoiled = {s: copy.deepcopy([r for r in rows[s] if r["kind"] == "seen.size"]) for s in ("train", "test")}
     for row in (r for split in spoiled.values() for r in split):
         row["meta"]["wording"] = int(text(row) == "big")
-    assert "seen.size" in balance.over_limits(balance.balance_report(scripts, spoiled))[0]
+    problems = balance.over_limits(balance.balance_report(scripts, spoiled))
+    assert any("seen.size by" in p and "from blind" in p for p in problems)
+    assert "seen.size: 2 pairs of a wording and an answer never occur in training" in problems
+
+
+def test_the_check_finds_a_frequent_answer_and_a_time_that_the_other_stream_tells(rows, scripts):
+    """Neither a world that asks mostly about big things, nor one whose sounds start where the thing stands, passes."""
+    big = {s: [r for r in rows[s] if r["kind"] == "seen.size" and text(r) == "big"] for s in ("train", "test")}
+    small = {s: [r for r in rows[s] if r["kind"] == "seen.size" and text(r) == "small"][::4] for s in big}
+    problems = balance.over_limits(balance.balance_report(scripts, {s: big[s] + small[s] for s in big}))
+    assert any(p.startswith("seen.size: the most frequent answer is") for p in problems)
+    clips = {c["id"]: c for split in scripts.values() for c in split}
+    told = {s: copy.deepcopy([r for r in rows[s] if r["kind"] == "when.sound"]) for s in ("train", "test")}
+    for row in (r for split in told.values() for r in split):
+        things = clips[row["meta"]["clip"]]["objects"]
+        row["seconds"] = things[0]["x"][0] / 20 if things else row["seconds"]
+    problems = balance.over_limits(balance.balance_report(scripts, told))
+    assert any("when.sound by" in p and "from video" in p and "s off in the mean" in p for p in problems)

@@ -201,7 +201,7 @@ def _examine_use(
         found["seconds"] = round(clip.duration, 3)
     found["tokens"] = {stream: order.count(stream) for stream in sorted(set(order))}
     if clip.frames is not None:
-        found["frames"] = len(clip.frames.x)
+        found |= {"frames": len(clip.frames.x)} | _frames_of(use, about, clip.duration)
     if clip.sound is not None:
         found |= _levels(clip.sound)
         found["problems"] += _sound_problems(use, clip, found["peak_db"], about)
@@ -261,7 +261,31 @@ def _by_headers(path: str, use: Use, about: MediaInfo) -> dict[str, Any]:
     start, end = use.start or 0.0, about.duration if use.end is None else min(use.end, about.duration)
     if start >= about.duration and use.start is not None:
         raise MediaError(path, "empty_interval", f"start={start:g} s of a file of {about.duration:.3f} s")
-    return {"problems": [*_mute(use, about), *_past_end(use, about)], "seconds": round(end - start, 3)}
+    found = {"problems": [*_mute(use, about), *_past_end(use, about), *_sound_by_headers(use, about, start, end)]}
+    return found | {"seconds": round(end - start, 3)} | _frames_of(use, about, end - start)
+
+
+def _frames_of(use: Use, about: MediaInfo | None, seconds: float) -> dict[str, int]:
+    """Frames that a clip has by its headers, however many of them are read."""
+    if use.kind != "video" or about is None or about.fps is None:
+        return {}
+    return {"frames": max(1, round(about.fps * seconds))}
+
+
+def _sound_by_headers(use: Use, about: MediaInfo, start: float, end: float) -> list[tuple[str, str]]:
+    """Whether the sound of the seconds from start to end is late or short."""
+    if about.audio_start is None or about.audio_duration is None or use.sound == "off":
+        return []
+    begins, ends = about.audio_start - start, about.audio_start + about.audio_duration - start
+    if begins >= end - start or ends <= 0:
+        return []
+    found = []
+    if begins > LATE_SECONDS:
+        found.append(("late_sound", f"it begins at {begins:.2f} s of the clip"))
+    until = min(end, end if about.video_duration is None else about.video_duration) - start
+    if use.kind == "video" and until - ends > SHORT_SECONDS:
+        found.append(("short_sound", f"it ends at {ends:.2f} s, the picture at {until:.2f} s"))
+    return found
 
 
 def _oddities(job: Job, about: MediaInfo) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ from avllm.errors import UserError
 
 Uses = Mapping[str, tuple[Use, ...]]
 OVERHEAD_SECONDS = 10.0  # that a file may take beside decoding: reading it over a network, a busy machine
-FORM = 3  # of what is found out about a file; results of another form are not reused
+FORM = 4  # of what is found out about a file; results of another form are not reused
 LONGEST_SECONDS = 3600.0  # for reading all bytes of a file
 KEEP_EVERY = 1.0  # seconds; a journal that comes to the disk file by file is slower than reading headers
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from avllm.data.check import Report
 
 LONGEST_NAME, LONGEST_SEEN = 80, 400  # characters; check.json has the rest
-UNITS = {"seconds": "of a clip", "frames": "read of it", "sound level": "dB of full scale", "tokens": "of a row"}
+UNITS = {"seconds": "of a clip", "frames": "of a clip", "sound level": "dB of full scale", "tokens": "of a row"}
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888; --bar: #4a7fb5; --error: #d0342c; --warning: #b07400 }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em }

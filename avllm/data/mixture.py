@@ -239,11 +239,14 @@ class Portion:
     """What a run draws of one source.
 
     Attributes:
+        weight, max_rows: as the settings have them.
         rows, items: in the source (fewer items where rows are packed), less those in quarantine.
         drawn: items drawn in the whole run. share: of all items drawn. epochs: how often each item is seen.
     """
 
     manifest: str
+    weight: float | dict[int, float]
+    max_rows: int | None
     rows: int
     items: int
     drawn: int
@@ -256,8 +259,17 @@ def portions(config: RunConfig, items: Items, processes: int = 1) -> list[Portio
     order = order_of(config, items, processes)
     count = steps_of(config, order, processes) * config.train.batch_size * config.train.accumulate * processes
     return [
-        Portion(manifest.name, rows, size, drawn, drawn / max(1, count), drawn / max(1, size))
-        for manifest, rows, size, drawn in zip(
-            items.manifests, items.row_counts, items.sizes, order.drawn(count), strict=True
+        Portion(
+            manifest=manifest.name,
+            weight=source.weight,
+            max_rows=source.max_rows,
+            rows=rows,
+            items=size,
+            drawn=drawn,
+            share=drawn / max(1, count),
+            epochs=drawn / max(1, size),
+        )
+        for manifest, source, rows, size, drawn in zip(
+            items.manifests, config.data.train, items.row_counts, items.sizes, order.drawn(count), strict=True
         )
     ]

@@ -94,13 +94,17 @@ def _stats_table(found: Stats) -> Table:
     return table
 
 
-def print_mixture(found: list[Portion]) -> None:
+def print_mixture(found: list[Portion], temperature: float) -> None:
     """A line a source."""
+    console = Console(stderr=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("manifest", overflow="fold", min_width=20)
-    for name in ("rows", "items", "drawn", "share", "epochs"):
+    for name in ("weight", "max_rows", "rows", "items", "drawn", "share", "epochs"):
         table.add_column(name, justify="right")
     for portion in found:
+        settings = (str(portion.weight), "" if portion.max_rows is None else f"{portion.max_rows:,}")
         figures = (f"{portion.rows:,}", f"{portion.items:,}", f"{portion.drawn:,}", f"{portion.share:.1%}")
-        table.add_row(escape(portion.manifest), *figures, f"{portion.epochs:.2f}")
-    Console(stderr=True).print(table)
+        table.add_row(escape(portion.manifest), *settings, *figures, f"{portion.epochs:.2f}")
+    console.print(table)
+    if temperature != 1:
+        console.print(f"temperature {temperature:g}: sizes count by their power 1/{temperature:g}", highlight=False)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data import media_files
 from data.checked_rows import about, reasons, words
 from data.odd_work import OddReader, square
 from PIL import Image
@@ -224,6 +225,25 @@ def test_a_damaged_journal_is_named(clip: Path, tmp_path: Path) -> None:
         journal.write_bytes(journal.read_bytes()[: -len(line)])
 
 
+def test_headers_tell_of_late_and_short_sound_what_reading_tells(tmp_path: Path) -> None:
+    late = media_files.write_clip(
+        tmp_path / "late.mkv", seconds=4, sound=media_files.clicks(1, 48_000, [0.5]), sound_start=1.5
+    )
+    uses = (
+        Use("video"),
+        Use("video", start=1.0),
+        Use("video", start=3.0),
+        Use("video", end=1.0),
+        Use("video", sound="off"),
+    )
+    by_headers, read = (examine(PlainReader(), how, Job(str(late), uses))["uses"] for how in ("headers", "sample"))
+    assert [use["frames"] for use in by_headers] == [100, 75, 25, 25, 100], "of the clip, not those that are read"
+    assert [use["frames"] for use in read] == [100, 75, 25, 25, 100]
+    by_headers, read = ([[r for r, _ in use["problems"]] for use in uses] for uses in (by_headers, read))
+    assert by_headers == [["late_sound", "short_sound"], ["late_sound", "short_sound"], [], [], []]
+    assert read == by_headers
+
+
 def test_headers_alone_and_whole_files(clip: Path, tmp_path: Path) -> None:
     mute = write_clip(tmp_path / "mute.mp4", (0, 200, 0), None)
     uses = (
@@ -243,7 +263,7 @@ def test_headers_alone_and_whole_files(clip: Path, tmp_path: Path) -> None:
         ["no_sound_track", "past_end"],
         [],
     ]
-    assert "frames" not in found["uses"][0]
+    assert "frames" not in found["uses"][1], "a sound has none"
     sample = examine(PlainReader(), "sample", Job(str(mute), uses))
     assert [{r for r, _ in a["problems"]} for a in sample["uses"]] == [
         {r for r, _ in b["problems"]} for b in found["uses"]

@@ -193,4 +193,4 @@ def test_the_commands(preset: Path, clip: Path, tmp_path: Path) -> None:
     assert json.loads(counted.stdout.splitlines()[-1])["total"]["rows"] == 2
     mixed = INVOKE(app, ["data", "mix", str(preset), "train.max_steps=6", "--json"])
     drawn = json.loads(mixed.stdout.splitlines()[-1])["sources"][0]
-    assert (drawn["rows"], drawn["drawn"], drawn["epochs"]) == (2, 12, 6.0)
+    assert (drawn["weight"], drawn["rows"], drawn["drawn"], drawn["epochs"]) == (1.0, 2, 12, 6.0)
