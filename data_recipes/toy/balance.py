@@ -211,9 +211,7 @@ def over_limits(report: dict[str, dict]) -> list[str]:
             guess = line[view]
             told = f"{kind} by {guess['guesser']} from {view}, {guess['n']} test rows:"
             if "mae_s" in guess:
-                limit = line["blind_mae_s"] * (
-                    TIME_LIMIT - 1 / guess["n"] ** 0.5
-                )  # an error varies by some 2/3 of itself
+                limit = line["blind_mae_s"] * (TIME_LIMIT - guess["n"] ** -0.5)
                 if view != "blind" and guess["mae_s"] < limit:
                     problems.append(f"{told} {guess['mae_s']:.2f} s off in the mean; limit {limit:.2f} s")
                 continue
