@@ -233,8 +233,10 @@ def main() -> None:
     parser.add_argument("--install-seconds", type=float, default=0.0, help="noted in the summary")
     args = parser.parse_args()
     os.chdir(ROOT)
-    # One thread a process: the phases use the cores with processes. Nothing here has to be looked up on a hub.
+    # One thread a process: the phases use the cores with processes. Nothing here has to be looked up on a hub. Nothing
+    # is compiled either, and told so, PEFT's imports need not load the compiler.
     os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
     RUN.mkdir(parents=True, exist_ok=True)
     journal = Journal(RUN / "journal.json")
     install = journal.phases.setdefault("install", {"seconds": 0.0})

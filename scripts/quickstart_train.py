@@ -18,6 +18,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from avllm.config import load_config
+from avllm.precision import training_attention
 from avllm.training.trainer import run_stage
 
 
@@ -32,9 +33,12 @@ def main() -> None:
         dist.init_process_group("gloo")  # one group for all stages
     for preset in args.presets:
         began = time.perf_counter()
-        config = load_config(preset)
+        config, changes = load_config(preset), []
         if processes == 1:
-            config = load_config(preset, [f"train.accumulate={2 * config.train.accumulate}"])
+            changes.append(f"train.accumulate={2 * config.train.accumulate}")
+        if config.model is not None:  # later stages have it from the first
+            changes.append(f"model.llm.attention={training_attention('cpu')}")
+        config = load_config(preset, changes)
         run_stage(config)
         if os.environ.get("RANK", "0") == "0":
             spent = json.loads(args.seconds.read_text()) if args.seconds.is_file() else {}

@@ -25,7 +25,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from avllm.data.media import load_audio
 from avllm.encoders.whisper import Whisper
-from avllm.precision import has_fast_bfloat16
+from avllm.precision import has_fast_bfloat16, training_attention
 from avllm.training.muon import Muon
 
 STEPS, STEP = 300, 0.02  # a window of 6 s, the longest clip, in Whisper's steps
@@ -59,7 +59,7 @@ def encoder_config() -> WhisperConfig:
     unused = {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 96, "vocab_size": 64}
     ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
     config = WhisperConfig(**sizes, **unused, **ends, num_mel_bins=64, max_source_positions=STEPS, init_std=0.08)
-    config._attn_implementation = "eager"  # on CPUs the fused attention's backward takes several times as long
+    config._attn_implementation = training_attention("cpu")
     return config
 
 

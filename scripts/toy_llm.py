@@ -34,7 +34,7 @@ from toy_language.batches import Padded, Sequence, pad, visible
 from toy_language.logs import LOG_WORDS, entries, facts
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from avllm.precision import has_fast_bfloat16
+from avllm.precision import has_fast_bfloat16, training_attention
 from avllm.training.muon import Muon
 
 SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -318,7 +318,7 @@ def build_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     config = LlamaConfig(
         **sizes, **ends, vocab_size=len(tokenizer), max_position_embeddings=2048, tie_word_embeddings=True,
-        initializer_range=0.06, attn_implementation="eager",  # on CPUs the fused attention's backward is slow
+        initializer_range=0.06, attn_implementation=training_attention("cpu"),
     )  # fmt: skip
     llm = LlamaForCausalLM(config)
     for layer in llm.model.layers:  # at the start each token looks for its like and copies it (Trockman & Kolter 2023)
@@ -334,7 +334,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=340)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--questions", type=int, default=10, help="behind one log")
     parser.add_argument("--lr", type=float, default=4e-3)

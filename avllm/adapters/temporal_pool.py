@@ -75,7 +75,10 @@ class TemporalPool(StreamAdapter):
 
 def window_maxima(tokens: Tokens, windows: Windows) -> Tokens:
     """Of the real tokens of each window the largest value of each feature, place by place: ``(B, W, P, D)``."""
-    x, keep = gather_steps(tokens, windows)  # (B, W, K, P, D), (B, W, K, P)
-    x = x.masked_fill(~keep.unsqueeze(-1), -torch.inf).amax(2)  # (B, W, P, D)
+    if windows.index.shape[1] == 1:  # it takes all steps: nothing is to be copied
+        x, keep = tokens.x[:, None], tokens.mask[:, None]
+    else:
+        x, keep = gather_steps(tokens, windows)  # (B, W, K, P, D), (B, W, K, P)
+    x = x.masked_fill(~keep.unsqueeze(-1), -torch.inf).max(2).values  # (B, W, P, D); amax goes back much slower
     mask: Tensor = keep.any(2)  # (B, W, P)
     return Tokens(x.masked_fill(~mask.unsqueeze(-1), 0.0), mask, windows.span)

@@ -48,8 +48,18 @@ class Reader(Protocol):
         """Each stream of a clip as its encoder takes it."""
         ...
 
-    def row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]]) -> Row:
-        """Tokenize a sample."""
+    def order(self, clip: dict[str, EncoderInput]) -> list[str]:
+        """The streams' names in the order of the LLM's sequence, one a token."""
+        ...
+
+    def row(
+        self,
+        sample: Sample,
+        clips: Sequence[dict[str, EncoderInput]],
+        answer: bool = True,
+        runs: Sequence[list[str]] | None = None,
+    ) -> Row:
+        """Tokenize a sample; ``runs`` is :meth:`order` of each clip, where it is known."""
         ...
 
 
@@ -115,7 +125,8 @@ class SampleDataset:
         self.keep_decoded = 0.0
         self._kept: dict[Place, Clip] = {}
         self._kept_mb = 0.0
-        self._texts: dict[int, Loaded] = {}  # token rows without their clips; kept while the cache keeps the features
+        # an item's token rows without their clips, and the runs of media tokens in them, which may change with the clip
+        self._texts: dict[int, tuple[list[list[str]], Loaded]] = {}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -130,17 +141,17 @@ class SampleDataset:
         places = self.items[item]
         try:
             clips = self.clips(places[0], drawn)
+            runs = [self.processor.order(clip) for clip in clips]
         except (MediaError, RowError) as error:
             return Loaded([], [self.items.bad(i, error.reason, str(error)) for i in places], len(places))
-        if item not in self._texts:
-            loaded = self._rows(places, clips)
-            if self.cache is None or len(self._texts) >= KEPT_TEXTS:
-                return loaded
-            self._texts[item] = replace(loaded, rows=[replace(row, clips=[]) for row in loaded.rows])
-        kept = self._texts[item]
+        known, kept = self._texts.get(item, (None, None))
+        if kept is None or known != runs:
+            kept = self._rows(places, clips, runs)
+            if len(self._texts) < KEPT_TEXTS or item in self._texts:
+                self._texts[item] = runs, replace(kept, rows=[replace(row, clips=[]) for row in kept.rows])
         return replace(kept, rows=[replace(row, clips=clips) for row in kept.rows])
 
-    def _rows(self, places: list[int], clips: list[dict[str, EncoderInput]]) -> Loaded:
+    def _rows(self, places: list[int], clips: list[dict[str, EncoderInput]], runs: list[list[str]]) -> Loaded:
         """The rows of an item, packed when they are several, and those that cannot be made."""
         rows, bad = [], []
         shown = self.items.sample(places[0]).media
@@ -149,7 +160,7 @@ class SampleDataset:
             # rows are grouped by a hash; the media themselves have the last word
             assert sample.media == shown, f"{sample.id}: its media have the hash of other media"
             try:
-                rows.append(self._row(sample, clips))
+                rows.append(self._row(sample, clips, runs))
             except RowError as error:
                 bad.append(self.items.bad(place, error.reason, str(error)))
         rows = pack_rows(rows, self.processor.max_length) if len(rows) > 1 else rows
@@ -200,8 +211,8 @@ class SampleDataset:
                 self._kept_mb += size
         return [decoded[part] if part in decoded else self._kept[root, part] for part in parts]
 
-    def _row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]]) -> Row:
-        row = self.processor.row(sample, clips)
+    def _row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]], runs: Sequence[list[str]]) -> Row:
+        row = self.processor.row(sample, clips, runs=runs)
         if row.num_targets == 0:
             raise RowError("no_answer", "no token of this row is trained on")
         return row

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from avllm.data.schema import Sample
+from avllm.data.schema import PARTS, PLAIN, Sample
 from avllm.data.storage import here, local_copy, sha256
 from avllm.errors import UserError
 
@@ -35,11 +35,13 @@ def parse_row(text: str | bytes, where: str) -> Sample:
 def describe(error: ValidationError) -> str:
     """The first mistakes of a validation error in one line: field, what was seen, what was expected."""
     lines = []
-    for item in error.errors()[:3]:
-        field = ".".join(str(k) for k in item["loc"]) or "row"
+    # content that is neither parts nor plain text is both's mistake: told once, as that of parts
+    mistakes = [item for item in error.errors() if PLAIN not in item["loc"]]
+    for item in mistakes[:3]:
+        field = ".".join(str(k) for k in item["loc"] if k != PARTS) or "row"
         seen = repr(item.get("input"))
         lines.append(f"field {field}: {item['msg']} (seen: {seen if len(seen) < 80 else seen[:77] + '...'})")
-    more = error.error_count() - len(lines)
+    more = len(mistakes) - len(lines)
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
 
 

@@ -118,11 +118,19 @@ def orthogonalise(x: Tensor, iterations: int) -> Tensor:
 
     In bfloat16 where that is fast: the iteration needs no more.
     """
-    a, b, c = COEFFICIENTS
     tall = x.shape[-2] > x.shape[-1]
     y = (x.mT if tall else x).to(product_dtype(x.device.type))
     y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if y.device.type == "cpu":  # batched products take twice as long there as one after the other
+        y = torch.stack([_iterate(matrix, iterations, torch.addmm) for matrix in y])
+    else:
+        y = _iterate(y, iterations, torch.baddbmm)
+    return y.mT if tall else y
+
+
+def _iterate(y: Tensor, iterations: int, add_product: Callable[..., Tensor]) -> Tensor:
+    a, b, c = COEFFICIENTS
     for _ in range(iterations):
         gram = y @ y.mT
-        y = a * y + (b * gram + c * gram @ gram) @ y
-    return y.mT if tall else y
+        y = add_product(y, add_product(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    return y

@@ -144,7 +144,7 @@ def write_mp4(path: Path, frames: np.ndarray, audio: np.ndarray | None) -> None:
     as long as every frame carries its time: left without one they are counted from 0 and the sound is 64 ms late.
     """
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as out:
-        options = {"preset": "superfast", "crf": "20", "bf": "0", "threads": "1"}
+        options = {"preset": "ultrafast", "crf": "20", "bf": "0", "threads": "1"}
         video = out.add_stream("libx264", rate=FPS, options=options)
         video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         fast = {"aac_coder": "fast"}  # the default coder takes half of the whole time
