@@ -1,4 +1,4 @@
-"""Train the toy world's ear from scratch: a small Whisper encoder that names what sounds at each 20 ms.
+"""Train the toy world's ear from scratch: a small Whisper encoder that names what sounds at each 40 ms.
 
     python scripts/toy_audio.py WORLD OUT
 
@@ -28,7 +28,8 @@ from avllm.encoders.whisper import Whisper
 from avllm.precision import has_fast_bfloat16, training_attention
 from avllm.training.muon import Muon
 
-STEPS, STEP = 300, 0.02  # a window of 6 s, the longest clip, in Whisper's steps
+SECONDS, HOP = 6, 320  # the longest clip; samples between mel frames, twice Whisper's: half the steps tell as much here
+STEPS, STEP = 150, 0.04  # a window in the steps that the encoder gives, two mel frames each
 KINDS = ("none", "tone", "chirp", "noise", "pulse")
 PITCHES = ("none", "deep", "low", "middle", "high", "shrill")
 TIMBRES = ("none", "sine", "square", "saw", "organ", "horn", "reed")
@@ -208,7 +209,8 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    model, extractor = WhisperModel(encoder_config()), WhisperFeatureExtractor(feature_size=64, chunk_length=6)
+    model = WhisperModel(encoder_config())
+    extractor = WhisperFeatureExtractor(feature_size=64, chunk_length=SECONDS, hop_length=HOP)
     preprocess = Whisper(model.config, preprocessing=extractor.to_dict()).preprocessor()
     listener = Listener(model.encoder, model.config.d_model)
     train(listener, read_sounds(args.world, "train", preprocess), args.epochs, args.batch, args.lr, args.matrix_lr)

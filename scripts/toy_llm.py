@@ -334,7 +334,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=340)
+    parser.add_argument("--steps", type=int, default=380)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--questions", type=int, default=10, help="behind one log")
     parser.add_argument("--lr", type=float, default=4e-3)

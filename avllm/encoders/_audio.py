@@ -227,10 +227,15 @@ class WaveformPreprocessor(SoundPreprocessor):
 
 def power_spectrum(x: Tensor, n_fft: int, hop: int) -> Tensor:
     """Samples (S,) -> power (n_fft / 2 + 1, S / hop + 1); Hann window, centred frames."""
-    window = torch.hann_window(n_fft, dtype=x.dtype)
-    spectrum = torch.view_as_real(torch.stft(x, n_fft, hop, window=window, return_complex=True))
+    spectrum = torch.view_as_real(torch.stft(x, n_fft, hop, window=hann_window(n_fft, x.dtype), return_complex=True))
     squares = spectrum * spectrum
     return squares[..., 0] + squares[..., 1]  # abs() would take a root first, which takes longer than the transform
+
+
+@functools.lru_cache(maxsize=8)
+def hann_window(samples: int, dtype: torch.dtype) -> Tensor:
+    """(samples,); to make it takes as long as a transform."""
+    return torch.hann_window(samples, dtype=dtype)
 
 
 @functools.lru_cache(maxsize=8)
