@@ -108,7 +108,7 @@ def average_onto(x: Tensor, grid: tuple[int, int]) -> Tensor:
     u, d, h, w = x.shape
     if h % grid[0] or w % grid[1]:
         return adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2)
-    cells = x.reshape(u, d, grid[0], h // grid[0], grid[1], w // grid[1])  # the same means, several times faster on CPUs
+    cells = x.reshape(u, d, grid[0], h // grid[0], grid[1], w // grid[1])  # the same means, much faster on CPUs
     return cells.mean((3, 5)).flatten(2).transpose(1, 2)
 
 
