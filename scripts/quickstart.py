@@ -35,8 +35,7 @@ class Phase:
     Attributes:
         name: as summary.json has it.
         about: one line for people.
-        lanes: commands that run side by side, each lane a list of commands one after the other; the longest lane
-            first: the others give way to it where there are fewer cores than lanes.
+        lanes: commands that run side by side, each lane a list of commands one after the other.
         made_from: files and folders (relative to the project) that decide the result.
         makes: files and folders that are deleted when the phase has to start over.
     """
@@ -164,8 +163,7 @@ def run_phase(phase: Phase, cores: int) -> None:
         for log in logs:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.unlink(missing_ok=True)
-        polite = [[["nice", "-n", "5", *command] for command in lane] for lane in phase.lanes[1:]]
-        pairs = zip([phase.lanes[0], *polite], logs, strict=True)
+        pairs = zip(phase.lanes, logs, strict=True)
         lanes = [threading.Thread(target=run_lane, args=(lane, failed, log)) for lane, log in pairs]
         for lane in lanes:
             lane.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from avllm.precision import CPU_FEATURES, choose_precision, has_fast_bfloat16, product_dtype
+from avllm.precision import CPU_FEATURES, choose_precision, has_fast_bfloat16, product_dtype, training_attention
 
 
 @pytest.mark.parametrize("feature", [None, *CPU_FEATURES])
@@ -15,6 +15,7 @@ def test_auto_follows_the_processor(feature: str | None, monkeypatch: pytest.Mon
     assert has_fast_bfloat16("cpu") == (feature is not None)
     assert choose_precision("auto", "cpu") == ("bf16" if feature else "fp32")
     assert product_dtype("cpu") == (torch.bfloat16 if feature else torch.float32)
+    assert training_attention("cpu") == ("eager" if feature else "sdpa")
 
 
 def test_what_is_asked_for_is_done_anywhere() -> None:

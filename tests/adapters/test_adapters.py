@@ -75,6 +75,27 @@ def test_temporal_maximum_by_hand() -> None:
     assert made.x[0, :, 0].tolist() == [[-1.0, 4.0], [5.0, 5.0]]  # of each feature by itself; the 7 is masked
 
 
+def test_the_maximum_over_a_whole_clip_is_that_over_its_windows() -> None:
+    torch.manual_seed(0)
+    given = tokens(torch.randn(3, 6, 2, 4))
+    given.mask[1, 4:] = False
+    given.mask[2] = False  # an absent clip
+
+    def pooled(seconds: float) -> tuple[Tokens, Tensor]:
+        x = given.x.clone().requires_grad_()
+        spec = {"type": "temporal_pool", "stream": "video", "seconds": seconds, "reduce": "max"}
+        made = build("adapters", spec, {"video": 4}, 4)({"video": given.with_x(x)})["video"]
+        whole = made.x.masked_fill(~made.mask[..., None], -torch.inf).amax(1).nan_to_num(neginf=0.0)
+        whole.square().sum().backward()
+        assert x.grad is not None
+        return given.with_x(whole), x.grad
+
+    (whole, gradient), (windows, expected) = pooled(1000.0), pooled(1.0)
+    assert torch.equal(whole.x, windows.x)
+    assert torch.equal(gradient, expected)
+    assert not gradient[2].any()
+
+
 def test_learned_positions_beyond_the_table_are_squeezed_into_it() -> None:
     adapter = build(
         "adapters", {"type": "position", "stream": "video", "kind": "learned", "max_steps": 3}, {"video": 1}, 1

@@ -170,6 +170,17 @@ def test_only_items_with_a_place_are_changed_and_files_are_decoded_once(
     assert len(decoded) == 0, "it was decoded above, and kept"
 
 
+def test_kept_token_rows_fit_the_clip_whatever_its_length(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path)
+    item = next(i for i in range(len(dataset)) if list(dataset[i].rows[0].clips[0]) == ["audio"])
+    runs = set()
+    for place in [*range(12), *range(12)]:
+        (row,) = dataset[item, place].rows
+        runs.add(int(row.is_media.sum()))
+        assert int(row.is_media.sum()) == len(dataset.processor.order(row.clips[0]))  # type: ignore[attr-defined]
+    assert len(runs) > 1, "no clip became shorter: nothing was tried"
+
+
 def test_augmented_features_cannot_be_cached(tmp_path: Path) -> None:
     preset = Path(__file__).resolve().parents[2] / "train" / "presets" / "esc10" / "stage1_align.yaml"
     with pytest.raises(ConfigError, match="both augment and cache are given"):
