@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avllm.tokens import EncoderInput, StreamBatch, Tokens
 
-UNITS = 64  # frames or windows encoded at a time: more are hardly faster on a GPU, slower on a CPU, and take more memory
+UNITS = 64  # frames or windows encoded at a time: more are hardly faster on a GPU, slower on a CPU, and need memory
 
 
 class Preprocessor(Protocol):
