@@ -35,6 +35,7 @@ PITCHES = ("none", "deep", "low", "middle", "high", "shrill")
 TIMBRES = ("none", "sine", "square", "saw", "organ", "horn", "reed")
 CLICK, RECENT_CLICK, PULSE, STRIKE, BEGIN, END = range(6)  # places in the yes-or-no labels
 EVENTS = 6
+PIECE = 10  # mel frames, 0.2 s: of what a window is cut into
 MOST_PULSES = 5
 IGNORE = -100
 
@@ -139,7 +140,7 @@ def disguise(mel: Tensor, labels: Tensor, turned: float = 0.425, cut: float = 0.
     lot = torch.rand(n)
     is_turned, is_cut = lot < turned, (lot >= turned) & (lot < turned + cut)
     source = (torch.arange(bands) - torch.randint(0, bands, (n, 1)) * is_turned[:, None]) % bands  # (n, bands)
-    pieces = torch.rand(n, 1, frames // 20).repeat_interleave(20, dim=2) < 0.5
+    pieces = torch.rand(n, 1, frames // PIECE).repeat_interleave(PIECE, dim=2) < 0.5
     keep = pieces | ~is_cut[:, None, None]  # (n, 1, frames)
     labels[is_turned, :, 1] = IGNORE
     labels[is_cut, :, 0] = labels[is_cut, :, 2] = labels[is_cut, :, 3] = IGNORE
