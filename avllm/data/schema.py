@@ -87,7 +87,7 @@ class _PlainText:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         text = core_schema.no_info_after_validator_function(
-            lambda text: [TextPart(text=text)], core_schema.str_schema(strict=True)
+            lambda text: [TextPart(type="text", text=text)], core_schema.str_schema(strict=True)
         )
         return core_schema.union_schema([(handler(source), PARTS), (text, PLAIN)], mode="left_to_right")
 
