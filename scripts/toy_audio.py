@@ -1,4 +1,4 @@
-"""Train the toy world's ear from scratch: a small Whisper encoder that names what sounds at each 40 ms.
+"""Train the toy world's ear from scratch: a small Whisper encoder that names what sounds at each 20 ms.
 
     python scripts/toy_audio.py WORLD OUT
 
@@ -28,14 +28,12 @@ from avllm.encoders.whisper import Whisper
 from avllm.precision import has_fast_bfloat16, training_attention
 from avllm.training.muon import Muon
 
-SECONDS, HOP = 6, 320  # the longest clip; samples between mel frames, twice Whisper's: half the steps tell as much here
-STEPS, STEP = 150, 0.04  # a window in the steps that the encoder gives, two mel frames each
+STEPS, STEP = 300, 0.02  # a window of 6 s, the longest clip, in Whisper's steps
 KINDS = ("none", "tone", "chirp", "noise", "pulse")
 PITCHES = ("none", "deep", "low", "middle", "high", "shrill")
 TIMBRES = ("none", "sine", "square", "saw", "organ", "horn", "reed")
 CLICK, RECENT_CLICK, PULSE, STRIKE, BEGIN, END = range(6)  # places in the yes-or-no labels
 EVENTS = 6
-PIECE = 10  # mel frames, 0.2 s: of what a window is cut into
 MOST_PULSES = 5
 IGNORE = -100
 
@@ -140,7 +138,7 @@ def disguise(mel: Tensor, labels: Tensor, turned: float = 0.425, cut: float = 0.
     lot = torch.rand(n)
     is_turned, is_cut = lot < turned, (lot >= turned) & (lot < turned + cut)
     source = (torch.arange(bands) - torch.randint(0, bands, (n, 1)) * is_turned[:, None]) % bands  # (n, bands)
-    pieces = torch.rand(n, 1, frames // PIECE).repeat_interleave(PIECE, dim=2) < 0.5
+    pieces = torch.rand(n, 1, frames // 20).repeat_interleave(20, dim=2) < 0.5
     keep = pieces | ~is_cut[:, None, None]  # (n, 1, frames)
     labels[is_turned, :, 1] = IGNORE
     labels[is_cut, :, 0] = labels[is_cut, :, 2] = labels[is_cut, :, 3] = IGNORE
@@ -199,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--epochs", type=int, default=7)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--matrix-lr", type=float, default=1.2e-2)
@@ -210,8 +208,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    model = WhisperModel(encoder_config())
-    extractor = WhisperFeatureExtractor(feature_size=64, chunk_length=SECONDS, hop_length=HOP)
+    model, extractor = WhisperModel(encoder_config()), WhisperFeatureExtractor(feature_size=64, chunk_length=6)
     preprocess = Whisper(model.config, preprocessing=extractor.to_dict()).preprocessor()
     listener = Listener(model.encoder, model.config.d_model)
     train(listener, read_sounds(args.world, "train", preprocess), args.epochs, args.batch, args.lr, args.matrix_lr)
