@@ -52,14 +52,8 @@ class Reader(Protocol):
         """The streams' names in the order of the LLM's sequence, one a token."""
         ...
 
-    def row(
-        self,
-        sample: Sample,
-        clips: Sequence[dict[str, EncoderInput]],
-        answer: bool = True,
-        runs: Sequence[list[str]] | None = None,
-    ) -> Row:
-        """Tokenize a sample; ``runs`` is :meth:`order` of each clip, where it is known."""
+    def row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]], *, runs: Sequence[list[str]]) -> Row:
+        """Tokenize a sample; ``runs`` is :meth:`order` of each clip."""
         ...
 
 
