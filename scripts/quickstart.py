@@ -63,7 +63,8 @@ def phases(clips: int, seed: int, cores: int) -> list[Phase]:
         Phase(
             "backbones", "an eye, an ear and a language model, from scratch",
             [[command] for command in pretrain.values()],
-            [*(f"scripts/toy_{name}.py" for name in pretrain), "scripts/toy_language"],
+            [*(f"scripts/toy_{name}.py" for name in pretrain), "scripts/toy_language", "avllm/training/muon.py",
+             "avllm/precision.py"],
             [RUN / name for name in pretrain],
         ),
         training_phase(cores),
