@@ -1,4 +1,4 @@
-"""Train the toy world's ear from scratch: a small Whisper encoder that names what sounds at each 20 ms.
+"""Train the toy world's ear from scratch: a small Whisper encoder that names what sounds at each 40 ms.
 
     python scripts/toy_audio.py WORLD OUT
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import track
@@ -28,10 +29,11 @@ from avllm.encoders.whisper import Whisper
 from avllm.precision import has_fast_bfloat16, training_attention
 from avllm.training.muon import Muon
 
-STEPS, STEP = 300, 0.02  # a window of 6 s, the longest clip, in Whisper's steps
+SECONDS, HOP = 6, 320  # the longest clip; samples between mel frames, twice Whisper's: half the steps tell as much here
+STEPS, STEP = 150, 0.04  # a window in the steps that the encoder gives, two mel frames each
+PIECE = 10  # mel frames, 0.2 s: of what a window is cut into
 KINDS = ("none", "tone", "chirp", "noise", "pulse")
-PITCHES = ("none", "deep", "low", "middle", "high", "shrill")
-TIMBRES = ("none", "sine", "square", "saw", "organ", "horn", "reed")
+PITCHES = (280.0, 540.0, 1040.0, 2000.0, 3850.0)  # Hz: deep, low, middle, high, shrill
 CLICK, RECENT_CLICK, PULSE, STRIKE, BEGIN, END = range(6)  # places in the yes-or-no labels
 EVENTS = 6
 MOST_PULSES = 5
@@ -43,12 +45,14 @@ class Sounds:
     """Log-mel windows of N clips and what is true at each of their steps.
 
     Attributes:
-        mel: ``(N, mels, 2 * STEPS)``. classes: ``(N, STEPS, 4)`` long: kind, pitch, timbre and the number of pulses so
-            far, IGNORE behind the clip's end. events: ``(N, STEPS, 6)`` float 0 or 1. real: ``(N, STEPS)`` bool.
+        mel: ``(N, mels, 2 * STEPS)``. classes: ``(N, STEPS, 2)`` long: kind and the number of pulses so far, IGNORE
+            behind the clip's end. height: ``(N, STEPS)``: 0 for no sound, 1 to 5 for the pitches, fractions for what
+            lies between two, IGNORE behind the end. events: ``(N, STEPS, 6)`` float 0 or 1. real: ``(N, STEPS)`` bool.
     """
 
     mel: Tensor
     classes: Tensor
+    height: Tensor
     events: Tensor
     real: Tensor
 
@@ -72,79 +76,104 @@ def read_sounds(world: Path, split: str, preprocess: Any) -> Sounds:
         sound = load_audio(world / script["file"], rate=preprocess.rate).sound
         mel.append(preprocess.prepare(sound.x[: preprocess.unit_samples])["input_features"].half())
         labels.append(label_steps(script))
-    classes, events, real = (torch.stack(part) for part in zip(*labels, strict=True))
-    return Sounds(torch.stack(mel), classes, events, real)
+    return Sounds(torch.stack(mel), *(torch.stack(part) for part in zip(*labels, strict=True)))
 
 
-def label_steps(script: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Classes ``(STEPS, 4)``, events ``(STEPS, 6)`` and which steps are real ``(STEPS,)`` of one clip."""
+def label_steps(script: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Classes, height, events and which steps are real, of one clip (see :class:`Sounds`)."""
     centre = (torch.arange(STEPS) + 0.5) * STEP
     real = centre < script["duration"]
-    classes, events = torch.zeros(STEPS, 4, dtype=torch.long), torch.zeros(STEPS, EVENTS)
+    classes, height, events = torch.zeros(STEPS, 2, dtype=torch.long), torch.zeros(STEPS), torch.zeros(STEPS, EVENTS)
     for sound in script["sounds"]:
         on = (centre >= sound["start"]) & (centre < sound["end"])
         classes[on, 0] = KINDS.index(sound["kind"])
-        classes[on, 1] = PITCHES.index(sound["pitch"]) if sound["pitch"] else IGNORE
-        classes[on, 2] = IGNORE if sound["kind"] == "noise" else TIMBRES.index(sound["timbre"])
+        height[on] = height_of(sound)
         for pulse in sound["pulses"]:
-            classes[centre >= pulse, 3] += 1
+            classes[centre >= pulse, 1] += 1
             events[(centre >= pulse) & (centre < pulse + 0.09), PULSE] = 1
             events[(centre - pulse).abs() < 1.5 * STEP, STRIKE] = 1  # all of one width, so that a sum over steps counts
         events[(centre - sound["start"]).abs() < 1.5 * STEP, BEGIN] = 1
         events[(centre - sound["end"]).abs() < 1.5 * STEP, END] = 1
-        classes[centre > sound["end"] + 0.5, 3] = 0
+        classes[centre > sound["end"] + 0.5, 1] = 0
     for click in script["clicks"]:
         events[(centre - click).abs() < 1.5 * STEP, CLICK] = 1
         events[(centre >= click) & (centre < click + 0.12), RECENT_CLICK] = 1  # wide enough to outlive pooling
-    classes[~real] = IGNORE
-    return classes, events, real
+    classes[~real] = height[~real] = IGNORE
+    return classes, height, events, real
+
+
+def height_of(sound: dict[str, Any]) -> float:
+    """1 to 5 for the five pitches; what has no name stands between its neighbours, as far as it is in octaves."""
+    height = float(np.interp(math.log(sound["frequency"]), np.log(PITCHES), range(1, len(PITCHES) + 1)))
+    return round(height) if sound["pitch"] else height
 
 
 class Listener(nn.Module):
     """The encoder with a linear head for the labels."""
 
-    SIZES = (len(KINDS), len(PITCHES), len(TIMBRES), MOST_PULSES + 1)
+    SIZES = (len(KINDS), MOST_PULSES + 1, 1 + len(PITCHES))
 
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()
         self.encoder, self.head = encoder, nn.Linear(width, sum(self.SIZES) + EVENTS)
 
     def forward(self, mel: Tensor) -> tuple[list[Tensor], Tensor]:
-        """``(N, mels, 2 * STEPS)`` -> logits of each class ``(N, STEPS, size)`` and of the events ``(N, STEPS, 6)``."""
+        """``(N, mels, 2 * STEPS)`` -> logits ``(N, STEPS, size)`` of kind, count and pitch, and of the events."""
         *classes, events = self.head(self.encoder(mel).last_hidden_state).float().split([*self.SIZES, EVENTS], dim=-1)
         return classes, events
 
     def loss(self, sounds: Sounds, rows: Tensor) -> Tensor:
         """Cross-entropies per real step, of rows ``(n,)`` of the sounds."""
-        mel, labels = disguise(sounds.mel[rows].float(), sounds.classes[rows].clone())
-        classes, events = self(mel)
-        real = sounds.real[rows]
-        total = sum(F.cross_entropy(x.flatten(0, 1), labels[..., i].flatten()) for i, x in enumerate(classes))
-        rare = torch.tensor([4.0, 2.0, 2.0, 4.0, 4.0, 4.0])  # few steps are events
-        told = real & (labels[..., 0] != IGNORE)
-        return total + 8 * F.binary_cross_entropy_with_logits(events[told], sounds.events[rows][told], pos_weight=rare)
+        mel, labels, height = disguise(
+            sounds.mel[rows].float(), sounds.classes[rows].clone(), sounds.height[rows].clone()
+        )
+        (*classes, pitch), events = self(mel)
+        of_kind, of_count = (F.cross_entropy(x.mT, labels[..., i]) for i, x in enumerate(classes))
+        total = 3 * of_kind + of_count + height_loss(pitch, height)
+        rare = torch.tensor([6.0, 2.0, 2.0, 4.0, 4.0, 4.0])  # few steps are events
+        told = sounds.real[rows] & (labels[..., 0] != IGNORE)
+        return total + 10 * F.binary_cross_entropy_with_logits(events[told], sounds.events[rows][told], pos_weight=rare)
 
 
-def disguise(mel: Tensor, labels: Tensor, turned: float = 0.425, cut: float = 0.075) -> tuple[Tensor, Tensor]:
+def height_loss(logits: Tensor, height: Tensor) -> Tensor:
+    """Cross-entropy of ``logits (N, STEPS, 6)``; a height between two pitches is partly the one, partly the other."""
+    told = height != IGNORE
+    above = height[told] % 1
+    below = height[told].long()
+    likely = logits[told].log_softmax(-1)
+    low, high = (likely.gather(-1, p[:, None])[:, 0] for p in (below, (below + 1).clamp(max=len(PITCHES))))
+    return -((1 - above) * low + above * high).mean()
+
+
+def disguise(
+    mel: Tensor, labels: Tensor, height: Tensor, moved: float = 0.425, cut: float = 0.15
+) -> tuple[Tensor, Tensor, Tensor]:
     """Take apart what goes together in training: some kinds of sound never have some pitch, which is not to be learned.
 
-    Some windows are turned by a random number of bands, so that pitch is no longer theirs; a few keep their pitch but
-    are cut into random pieces, so that their kind is no longer told; the others stay as they are.
+    Some windows are moved by a number of bands, half of them by a few, and coloured at random, so that neither pitch
+    nor timbre tells their kind. Others keep their pitch but are cut into random pieces, blurred over the bands and
+    speckled, so that their kind is no longer told. The rest stay as they are.
 
     Args:
-        mel: ``(n, mels, frames)``. labels: ``(n, STEPS, 4)``, which is changed. turned, cut: shares of windows.
+        mel: ``(n, mels, frames)``. labels: ``(n, STEPS, 2)`` and height: ``(n, STEPS)``, which are changed.
+        moved, cut: shares of windows.
     """
     n, bands, frames = mel.shape
     lot = torch.rand(n)
-    is_turned, is_cut = lot < turned, (lot >= turned) & (lot < turned + cut)
-    source = (torch.arange(bands) - torch.randint(0, bands, (n, 1)) * is_turned[:, None]) % bands  # (n, bands)
-    pieces = torch.rand(n, 1, frames // 20).repeat_interleave(20, dim=2) < 0.5
+    is_moved, is_cut = lot < moved, (lot >= moved) & (lot < moved + cut)
+    by = torch.where(torch.rand(n) < 0.5, torch.randint(-6, 7, (n,)), torch.randint(0, bands, (n,))) * is_moved
+    source = (torch.arange(bands) - by[:, None]) % bands  # (n, bands)
+    colour = F.interpolate(0.15 * torch.randn(n, 1, 8), bands, mode="linear")[:, 0] * is_moved[:, None]
+    mixed = mel.gather(1, source[..., None].expand(-1, -1, frames)) + colour[..., None]
+    for _ in range(4):
+        blurred = F.avg_pool2d(mixed[:, None], (3, 1), 1, (1, 0), count_include_pad=False)[:, 0]
+        mixed = torch.where((is_cut & (torch.rand(n) < 0.5))[:, None, None], blurred, mixed)
+    mixed = mixed + 0.15 * (torch.rand(n) * is_cut)[:, None, None] * torch.randn_like(mixed)
+    pieces = (torch.rand(n, 1, frames // PIECE) < 0.5).repeat_interleave(PIECE, dim=2)
     keep = pieces | ~is_cut[:, None, None]  # (n, 1, frames)
-    labels[is_turned, :, 1] = IGNORE
-    labels[is_cut, :, 0] = labels[is_cut, :, 2] = labels[is_cut, :, 3] = IGNORE
-    labels[..., 1] = labels[..., 1].masked_fill(~keep[:, 0, ::2], IGNORE)
-    mixed = mel.gather(1, source[..., None].expand(-1, -1, frames))
-    return torch.where(keep, mixed, mel.amin((1, 2), keepdim=True)), labels
+    labels[is_cut] = height[is_moved] = IGNORE
+    height.masked_fill_(~keep[:, 0, ::2], IGNORE)
+    return torch.where(keep, mixed, mel.amin((1, 2), keepdim=True)), labels, height
 
 
 def build_optimizer(listener: Listener, lr: float, matrix_lr: float) -> Muon:
@@ -182,10 +211,16 @@ def score(listener: Listener, sounds: Sounds) -> dict[str, float]:
     listener.eval()
     rows = torch.arange(len(sounds.mel)).split(64)
     classes, events = zip(*(listener(sounds.mel[r].float()) for r in rows), strict=True)
+    kind, count, pitch = (torch.cat(c).argmax(-1) for c in zip(*classes, strict=True))
+    labels = (
+        ("kind", kind, sounds.classes[..., 0]),
+        ("pitch", pitch, sounds.height),
+        ("pulses", count, sounds.classes[..., 1]),
+    )
     found = {}
-    for place, name in enumerate(("kind", "pitch", "timbre", "pulses")):
-        guess, label = torch.cat([c[place] for c in classes]).argmax(-1), sounds.classes[..., place]
-        found[name] = float((guess == label)[label != IGNORE].float().mean())
+    for name, guess, label in labels:
+        told = (label != IGNORE) & (label % 1 == 0)
+        found[name] = float((guess == label)[told].float().mean())
     click = torch.cat(events)[..., CLICK] > 0
     found["click recall"] = float(click[sounds.events[..., CLICK] > 0].float().mean())
     listener.train()
@@ -208,7 +243,8 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    model, extractor = WhisperModel(encoder_config()), WhisperFeatureExtractor(feature_size=64, chunk_length=6)
+    model = WhisperModel(encoder_config())
+    extractor = WhisperFeatureExtractor(feature_size=64, chunk_length=SECONDS, hop_length=HOP)
     preprocess = Whisper(model.config, preprocessing=extractor.to_dict()).preprocessor()
     listener = Listener(model.encoder, model.config.d_model)
     train(listener, read_sounds(args.world, "train", preprocess), args.epochs, args.batch, args.lr, args.matrix_lr)
