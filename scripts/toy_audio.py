@@ -129,10 +129,10 @@ class Listener(nn.Module):
         )
         (*classes, pitch), events = self(mel)
         of_kind, of_count = (F.cross_entropy(x.mT, labels[..., i]) for i, x in enumerate(classes))
-        total = 3 * of_kind + of_count + height_loss(pitch, height)
+        total = 2 * of_kind + 2 * of_count + height_loss(pitch, height)
         rare = torch.tensor([6.0, 2.0, 2.0, 4.0, 4.0, 4.0])  # few steps are events
         told = sounds.real[rows] & (labels[..., 0] != IGNORE)
-        return total + 10 * F.binary_cross_entropy_with_logits(events[told], sounds.events[rows][told], pos_weight=rare)
+        return total + 8 * F.binary_cross_entropy_with_logits(events[told], sounds.events[rows][told], pos_weight=rare)
 
 
 def height_loss(logits: Tensor, height: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--matrix-lr", type=float, default=1.2e-2)

@@ -185,19 +185,25 @@ class _Run:
 
     def _ask(self, condition: Condition, places: list[int], clips: dict[MediaPart, EncodedClip]) -> None:
         variants = _Variants(self.processor, condition, clips, self._partners(condition, places, clips))
+        asked_before = self.found.get(AS_IS.name, {})
         rows: dict[int, Row] = {}
+        answers: dict[int, str] = {}
         touched: dict[int, bool] = {}
         for place in places:
             prompt = self.prompts[place]
             media = [variants.of(part, prompt.kind or "") for part in prompt.media]
             touched[place] = any(m.touched for m in media)
+            if not touched[place] and place in asked_before:  # the very same question: it has its answer
+                answers[place] = asked_before[place].answer
+                continue
             try:
                 streams, runs = [m.streams for m in media], [m.run for m in media]
                 rows[place] = self.processor.row(prompt, streams, answer=False, runs=runs)
             except RowError as error:
                 self._skip(place, error.reason, str(error))
-        self._warn_of_own(condition, [i for i in rows if not touched[i]], clips)
-        answers = answer_rows(
+        self._warn_of_own(condition, [i for i in places if not touched[i]], clips)
+        self._advance(len(answers))
+        found = answer_rows(
             self.model,
             self.processor,
             list(rows.values()),
@@ -205,7 +211,8 @@ class _Run:
             max_new_tokens=self.max_new_tokens,
             progress=self._advance,
         )
-        for place, answer in zip(rows, answers, strict=True):
+        answers |= zip(rows, found, strict=True)
+        for place, answer in answers.items():
             seconds = max((clips[p].unit.seconds for p in self.prompts[place].media), default=0.0)
             self._note(condition, place, answer, seconds, touched[place])
 
