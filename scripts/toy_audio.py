@@ -2,9 +2,11 @@
 
     python scripts/toy_audio.py WORLD OUT
 
-Reads the training split of a toy world alone: its sound files, and `script.jsonl` for what sounds when. OUT becomes an
-ordinary Whisper checkpoint (`WhisperModel` with an untrained one-layer decoder that nobody uses). One thread; a
-finished OUT is left as it is.
+Reads the training split of a toy world alone: its sound files, and `script.jsonl` for what sounds when. No clip of it
+has a held-out pair of kind and pitch. The ear is told how high sounds between two named pitches are, though, which no
+question asks; and it hears sounds that are moved to other bands, also to such a pitch, without being told the pitch.
+OUT becomes an ordinary Whisper checkpoint (`WhisperModel` with an untrained one-layer decoder that nobody uses). One
+thread; a finished OUT is left as it is.
 """
 
 from __future__ import annotations
@@ -138,6 +140,8 @@ class Listener(nn.Module):
 def height_loss(logits: Tensor, height: Tensor) -> Tensor:
     """Cross-entropy of ``logits (N, STEPS, 6)``; a height between two pitches is partly the one, partly the other."""
     told = height != IGNORE
+    if not told.any():
+        return logits.sum() * 0.0
     above = height[told] % 1
     below = height[told].long()
     likely = logits[told].log_softmax(-1)

@@ -13,7 +13,7 @@ from avllm.encoders._backbone import Backbone
 
 
 class Whisper(Backbone):
-    """The encoder of Whisper (Radford et al. 2022, arXiv:2212.04356): 50 steps a second, one token each.
+    """The encoder of Whisper (Radford et al. 2022, arXiv:2212.04356): a token a step, 50 a second at its own hop.
 
     Sound is cut into windows, and each is padded with silence to the length that the position embedding has: 3,000 mel
     frames (30 s) in every released model, ``2 * max_source_positions`` in general. A shorter ``window`` costs the same

@@ -201,8 +201,9 @@ class _Run:
                 rows[place] = self.processor.row(prompt, streams, answer=False, runs=runs)
             except RowError as error:
                 self._skip(place, error.reason, str(error))
-        self._warn_of_own(condition, [i for i in places if not touched[i]], clips)
-        self._advance(len(answers))
+        self._warn_of_own(condition, [i for i in (*answers, *rows) if not touched[i]], clips)
+        if answers:
+            self._advance(len(answers))
         found = answer_rows(
             self.model,
             self.processor,

@@ -146,6 +146,20 @@ def test_touched_and_changed_are_told(results: dict[str, Result]) -> None:
     assert blind["colour-0"].answer == blind["colour-3"].answer  # the same words without any media: the same answer
 
 
+def test_untouched_rows_say_the_same_when_they_are_asked_again(
+    loaded: Loaded, questions: Path, results: dict[str, Result]
+) -> None:
+    """Beside the rows as they are an untouched row keeps its answer; without them it is asked."""
+    told: list[tuple[int, int]] = []
+    alone = evaluate_all(*loaded, questions, EVERY[1:], max_new_tokens=6, progress=lambda *done: told.append(done))
+    assert {n: answers(r) for n, r in alone.items()} == {n: answers(results[n]) for n in alone}
+    rows = len(results["as_is"].predictions) * len(EVERY[1:])
+    assert told[-1] == (rows, rows)
+    told.clear()
+    evaluate_all(*loaded, questions, EVERY[:2], max_new_tokens=6, progress=lambda *done: told.append(done))
+    assert told[-1] == (50, 50)
+
+
 def test_scores_by_form() -> None:
     row = {"id": "q", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "red"}]}
     sample = read_row(row | {"choices": ["red", "blue"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import toy_audio
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+toy_audio = importlib.import_module("toy_audio")
 
 FRAMES = 2 * toy_audio.STEPS
 
@@ -38,6 +40,25 @@ def test_height_loss_is_a_cross_entropy_shared_by_two_neighbours() -> None:
     assert between == pytest.approx(float(F.cross_entropy(logits[0], soft)))
 
 
+def test_labels_of_a_clip() -> None:
+    """Steps of 40 ms: a low tone from 1 to 2 s, of a clip of 3 s."""
+    tone = {**sound(540.0, "low"), "kind": "tone", "start": 1.0, "end": 2.0, "pulses": []}
+    classes, height, events, real = toy_audio.label_steps({"duration": 3.0, "sounds": [tone], "clicks": [2.5]})
+    assert real.tolist() == [True] * 75 + [False] * 75
+    assert height.tolist() == [0.0] * 25 + [2.0] * 25 + [0.0] * 25 + [toy_audio.IGNORE] * 75
+    assert classes[:, 0].tolist() == [0] * 25 + [1] * 25 + [0] * 25 + [toy_audio.IGNORE] * 75
+    assert events[:, toy_audio.CLICK].nonzero().flatten().tolist() == [61, 62, 63]
+
+
+def test_pitches_are_those_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "data_recipes")
+    scripting = importlib.import_module("toy.scripting")
+    assert tuple(scripting.PITCHES.values()) == toy_audio.PITCHES
+    assert all(
+        toy_audio.height_of(sound(hertz, name)) == n for n, (name, hertz) in enumerate(scripting.PITCHES.items(), 1)
+    )
+
+
 @pytest.mark.parametrize("moved, cut", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
 def test_a_disguise_hides_what_it_changes_and_nothing_else(moved: float, cut: float) -> None:
     torch.manual_seed(0)
@@ -49,4 +70,33 @@ def test_a_disguise_hides_what_it_changes_and_nothing_else(moved: float, cut: fl
     assert (classes == toy_audio.IGNORE).all() if cut else classes.equal(labels)
     hidden = silent if cut else torch.full_like(silent, bool(moved))
     assert silent.any() == bool(cut)
-    assert ((heights == toy_audio.IGNORE) == hidden).all()
+    assert heights.equal(height.masked_fill(hidden, toy_audio.IGNORE))
+
+
+def test_moved_sounds_change_their_bands_and_their_colour_and_nothing_in_time() -> None:
+    """Each is the same sound at other bands, by 6 or fewer for half of them, and louder or softer by band."""
+    torch.manual_seed(0)
+    mel = torch.zeros(64, 64, FRAMES)
+    mel[:, 20] = 5 + torch.arange(FRAMES) / FRAMES  # one band, ever louder
+    x, *_ = toy_audio.disguise(
+        mel, torch.ones(64, toy_audio.STEPS, 2).long(), torch.ones(64, toy_audio.STEPS), 1.0, 0.0
+    )
+    bands = x.mean(2).argmax(1) - 20
+    assert len(bands.unique()) > 20
+    assert 0.5 < (bands.abs() <= 6).float().mean() < 0.8
+    over_time = x - x[..., :1]  # colour is the same at all times
+    assert torch.allclose(over_time.amax(1), (mel - mel[..., :1]).amax(1), atol=1e-5)
+    assert (x[..., 0].sort(1).values[:, :-1].std(1) > 0.01).all()  # beside the sound itself
+
+
+def test_cut_sounds_lose_their_edges_over_the_bands() -> None:
+    torch.manual_seed(0)
+    mel = torch.zeros(64, 64, FRAMES)
+    mel[:, 20] = 5.0
+    x, *_ = toy_audio.disguise(
+        mel, torch.ones(64, toy_audio.STEPS, 2).long(), torch.ones(64, toy_audio.STEPS), 0.0, 1.0
+    )
+    heard = x[:, 19:22].amax(2)  # (64, 3) of the pieces that are left
+    assert (x.mean(2).argmax(1) - 20).abs().max() <= 1  # where it was
+    assert (heard[:, 0] > 0.8).float().mean() > 0.8  # blurred onto the neighbours: all but one of sixteen
+    assert x[:, 50].std(1).max() > 0.05  # speckled
