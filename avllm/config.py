@@ -332,13 +332,16 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from error
+        given = {override.partition("=")[0] for override in overrides or []}
+        raise ConfigError(f"{path}: {_explain(error, given)}") from error
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, given: set[str]) -> str:
+    """What is wrong with which key; ``given`` are those that the command line has set."""
     lines = []
     for item in error.errors():
         where = ".".join(str(k) for k in item["loc"]) or "preset"
+        where += " (given on the command line)" if where in given else ""
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key {where}; {_right_key(item['loc'])}")
         elif item["type"] == "missing":

@@ -41,7 +41,10 @@ def main() -> None:
             workers=arguments.workers,
             loaded={"quantize": arguments.quantize},
         )
-    print(f"{arguments.output}: {done.before} rows were there, {done.added} added; of all {done.errors} are errors")
+    again = "; those are not asked again: give them in another --input" if done.errors else ""
+    print(
+        f"{arguments.output}: {done.before} rows were there, {done.added} added; of all {done.errors} are errors{again}"
+    )
 
 
 def parser() -> argparse.ArgumentParser:

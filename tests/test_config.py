@@ -69,7 +69,7 @@ def test_numbers_without_a_dot_are_numbers(preset: Path) -> None:
         ("model.samplng={fps: 2}", "model.samplng.*'sampling'"),
         ("lora.rank=8", "lora.rank.*known: .*targets"),
         ("data.train=[{manifset: a.jsonl}]", "manifset.*'manifest'"),
-        ("batch_size=4", "unknown key batch_size; it is train.batch_size$"),
+        ("batch_size=4", r"unknown key batch_size \(given on the command line\); it is train.batch_size$"),
         ("train.num_workers=4", "it is data.num_workers$"),
         ("lora.dtype=float32", "it is model.llm.dtype$"),
         ("lr=1e-4", "learning rates stand in trainable"),
@@ -91,7 +91,10 @@ def test_an_unknown_key_names_the_right_one(preset: Path, override: str, names: 
         ("data.max_skip_rate=2", "data.max_skip_rate"),
         ("stage=pretrain", "stage.*align"),
         ("trainable=[[connector]]", "trainable"),
-        ("trainable.0.0='(connector'", r"trainable.0.0: no regular expression.*seen: '\(connector'"),
+        (
+            "trainable.0.0='(connector'",
+            r"trainable.0.0 \(given on the command line\): no regular expression.*seen: '\(connector'",
+        ),
         ("train.trackers=[", r"override 'train.trackers=\['.*is no YAML"),
     ],
 )

@@ -135,6 +135,7 @@ def _mean(values: Sequence[float | bool]) -> float:
     return float(sum(values) / len(values)) if values else 0.0
 
 
+ABOUT = "chance: what the best of always one answer and guessing among the choices reaches on these rows"
 COLUMNS = ("", "n", "accuracy", "95%", "chance", "F1", "error", "95% ", "chance ", "refused", "changed")
 
 
@@ -145,7 +146,12 @@ def table(result: Result) -> Table:
     total = ("all", *_cells(result.overall))
     filled = [i for i in range(len(COLUMNS)) if any(row[i] for row in (*kinds, *sources, total))]
     made = Table(
-        title=result.condition.name.replace("_", " "), title_justify="left", header_style="bold", box=SIMPLE_HEAD
+        title=result.condition.name.replace("_", " "),
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        caption=ABOUT,
+        caption_justify="left",
     )
     for i in filled:  # a figure too wide for the terminal goes on in the next line; half of one would be another one
         made.add_column(COLUMNS[i], justify="right" if i else "left", overflow="fold")

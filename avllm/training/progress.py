@@ -153,7 +153,9 @@ def plot_loss(metrics: Path, picture: Path) -> None:
     for key, label in (("loss", "training"), ("validation/loss", "validation")):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, alpha=0.5 if key == "loss" and len(points) > 50 else 1.0)
+            alpha = 0.5 if key == "loss" and len(points) > 50 else 1.0
+            dot = "o" if len(points) == 1 else None  # a line of one point is not seen
+            axes.plot(*zip(*points, strict=True), label=label, alpha=alpha, marker=dot)
         if key == "loss" and len(points) > 50:
             axes.plot([s for s, _ in points], smooth([v for _, v in points]), label="training, smoothed")
     axes.legend()
