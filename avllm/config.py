@@ -341,13 +341,13 @@ def _explain(error: ValidationError, given: set[str]) -> str:
     lines = []
     for item in error.errors():
         where = ".".join(str(k) for k in item["loc"]) or "preset"
-        where += " (given on the command line)" if where in given else ""
         if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key {where}; {_right_key(item['loc'])}")
+            line = f"unknown key {where}; {_right_key(item['loc'])}"
         elif item["type"] == "missing":
-            lines.append(f"{where} is missing")
+            line = f"{where} is missing"
         else:
-            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')} (seen: {_short(item.get('input'))})")
+            line = f"{where}: {item['msg'].removeprefix('Value error, ')} (seen: {_short(item.get('input'))})"
+        lines.append(f"{line} [given on the command line]" if where in given else line)
     return "; ".join(lines)
 
 
