@@ -234,8 +234,7 @@ def main() -> None:
     os.chdir(ROOT)
     # One thread a process: the phases use the cores with processes. Nothing here has to be looked up on a hub. Nothing
     # is compiled either, and told so, PEFT's imports need not load the compiler.
-    one, off = {"OMP_NUM_THREADS": "1"}, {"HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"}
-    os.environ.update({**one, **off, "TOKENIZERS_PARALLELISM": "false"})
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TORCHDYNAMO_DISABLE="1", TOKENIZERS_PARALLELISM="false")
     RUN.mkdir(parents=True, exist_ok=True)
     journal = Journal(RUN / "journal.json")
     install = journal.phases.setdefault("install", {"seconds": 0.0})

@@ -150,7 +150,7 @@ def table(result: Result) -> Table:
         title_justify="left",
         header_style="bold",
         box=SIMPLE_HEAD,
-        caption=ABOUT,
+        caption=ABOUT if COLUMNS.index("chance") in filled else None,
         caption_justify="left",
     )
     for i in filled:  # a figure too wide for the terminal goes on in the next line; half of one would be another one
