@@ -149,7 +149,7 @@ def retrieve(
 
 def _file(path: Path | None) -> Path | None:
     """A file that will be written, in a folder that is there: before anything was computed for it."""
-    from avllm.data.storage import here
+    from avllm.data.store.storage import here
 
     if path is None:
         return None

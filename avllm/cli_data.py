@@ -13,8 +13,8 @@ from avllm.data.on_ray import Engine, Gpus
 from avllm.errors import UserError
 
 if TYPE_CHECKING:
-    from avllm.data.check import Tokens
-    from avllm.data.check_files import Looking
+    from avllm.data.check.run import Tokens
+    from avllm.data.check.files import Looking
     from avllm.data.schema import Sample
     from avllm.models.processing_avllm import AVProcessor
 
@@ -60,8 +60,8 @@ def check(
     """Find what is wrong with manifests and their files before training does."""
     import json
 
-    from avllm.data.check import check as run
-    from avllm.data.tables import print_report
+    from avllm.data.check.run import check as run
+    from avllm.data.check.tables import print_report
 
     looking, tokens = _looking(
         _processor(preset, overrides, checkpoint), tokenizer, max_length, timeout, workers, decode
@@ -91,7 +91,7 @@ def show(
 
     from rich.console import Console
 
-    from avllm.data.media import MediaError
+    from avllm.data.media.load import MediaError
     from avllm.data.schema import RowError
     from avllm.inference.shown import save_pictures
     from avllm.inference.shown import show as look
@@ -141,8 +141,8 @@ def stats(
     """Count rows by manifest, source, kind and modality, with seconds and tokens."""
     import json
 
-    from avllm.data.stats import stats as count
-    from avllm.data.tables import print_stats
+    from avllm.data.check.stats import stats as count
+    from avllm.data.check.tables import print_stats
 
     model = preset is not None or checkpoint is not None  # a model's media tokens are known when files were read
     decode: Literal["headers", "sample"] = "sample" if model else "headers"
@@ -166,7 +166,7 @@ def mix(
     from avllm.config import load_config
     from avllm.data.items import Items, read_quarantine
     from avllm.data.mixture import portions
-    from avllm.data.tables import print_mixture
+    from avllm.data.check.tables import print_mixture
 
     config = load_config(stage, overrides)
     given = config.data
@@ -189,7 +189,7 @@ def pack(
     """Put manifests and their media into tar shards (as WebDataset does); training reads DIR/NAME.jsonl or its URL."""
     import json
 
-    from avllm.data.shards import pack_shards, parse_size
+    from avllm.data.store.shards import pack_shards, parse_size
 
     found = pack_shards(manifests, output, parse_size(shard_size))
     for packed in found:
@@ -271,8 +271,8 @@ def _looking(
     decode: Literal["headers", "sample", "full"],
 ) -> tuple[Looking, Tokens | None]:
     """How files are read and tokens counted: as a model does, or without one."""
-    from avllm.data.check_file import PlainReader
-    from avllm.data.check_files import Looking
+    from avllm.data.check.file import PlainReader
+    from avllm.data.check.files import Looking
 
     if processor is None:
         if tokenizer is None and max_length not in (None, NO_LIMIT):

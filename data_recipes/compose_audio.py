@@ -33,10 +33,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from avllm.data import making, recipe
+from avllm.data import making
+from avllm.data import recipe
 from avllm.data.captioned import Captioned, captioned, clause, licences, sentence, unusable
-from avllm.data.media import MediaError, load_audio
-from avllm.data.media_write import write_wav
+from avllm.data.media.load import MediaError, load_audio
+from avllm.data.media.write import write_wav
 from avllm.data.recipe import Dataset, Drop, Row
 from avllm.data.text_answers import answers_of
 from avllm.data.text_models import Answer, Prompt, load_text_model

@@ -30,7 +30,8 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from avllm.data import making, recipe
+from avllm.data import making
+from avllm.data import recipe
 from avllm.data.captioned import file_digest
 from avllm.data.manifest import describe
 from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, caption_messages, read_csv, read_jsonl

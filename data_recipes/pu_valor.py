@@ -24,10 +24,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from avllm.data import making, recipe
+from avllm.data import making
+from avllm.data import recipe
 from avllm.data.captioned import Captioned, captioned, clause, licences, sentence, unusable
-from avllm.data.media import MediaError, Sampling, load_video, probe
-from avllm.data.media_write import AAC_RATES, Mp4Writer, faster, fitted
+from avllm.data.media.load import MediaError, Sampling, load_video, probe
+from avllm.data.media.write import AAC_RATES, Mp4Writer, faster, fitted
 from avllm.data.recipe import Dataset, Drop, RecipeError, Row
 from avllm.data.timespans import say_events, say_span, say_spans
 

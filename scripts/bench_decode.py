@@ -33,7 +33,7 @@ import torchaudio
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 
-from avllm.data.media import Sampling, load_video
+from avllm.data.media.load import Sampling, load_video
 from avllm.evaluation.environment import environment
 
 WIDTH, HEIGHT, FPS, SECONDS = 640, 360, 30, 10

@@ -278,7 +278,7 @@ def draw(run: Path, example: dict[str, Any], picture: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from avllm.data.media import Sampling, load_video
+    from avllm.data.media.load import Sampling, load_video
 
     path = run / "world" / example["sample"]["messages"][0]["content"][0]["video"]
     clip = load_video(path, sampling=Sampling(num_frames=10), rate=16_000)

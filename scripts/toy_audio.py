@@ -26,7 +26,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from avllm.data.media import load_audio
+from avllm.data.media.load import load_audio
 from avllm.encoders.whisper import Whisper
 from avllm.precision import has_fast_bfloat16, training_attention
 from avllm.training.muon import Muon

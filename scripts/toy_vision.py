@@ -24,7 +24,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from transformers import PvtImageProcessor, PvtV2Config, PvtV2Model
 
-from avllm.data.media import Sampling, load_image, load_video
+from avllm.data.media.load import Sampling, load_image, load_video
 from avllm.precision import has_fast_bfloat16
 from avllm.training.muon import Muon
 

@@ -13,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 
-from avllm.data.media import Sampling, load_audio, load_video
+from avllm.data.media.load import Sampling, load_audio, load_video
 
 RATE = 16_000
 COLOURS = {"red": (200, 20, 20), "green": (20, 180, 20), "blue": (20, 20, 220), "white": (235, 235, 235)}

@@ -122,7 +122,7 @@ def test_a_click_written_at_one_second_is_found_there(tmp_path):
     assert found == pytest.approx(1.0, abs=0.010)
     with av.open(str(path)) as file:
         assert [f.time for f in file.decode(video=0)] == [i / 8 for i in range(24)]
-    media = pytest.importorskip("avllm.data.media")
+    media = pytest.importorskip("avllm.data.media.load")
     clip = media.load_video(path, sampling=media.Sampling(fps=8), rate=scripting.RATE)
     found = clip.sound.start + int((clip.sound.x.abs() > 0.4).int().argmax()) / clip.sound.rate
     assert found == pytest.approx(1.0, abs=0.010)

@@ -14,7 +14,7 @@ import torch
 from scipy.fft import next_fast_len
 from torch.nn.functional import interpolate, pad
 
-from avllm.data.media import Clip, Sound
+from avllm.data.media.load import Clip, Sound
 
 if TYPE_CHECKING:
     from avllm.config import AugmentConfig

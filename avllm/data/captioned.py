@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from avllm.data.manifest import ManifestError, digest, iterate
-from avllm.data.media_open import MediaError
+from avllm.data.media.open import MediaError
 from avllm.data.recipe import Drop
 from avllm.data.recipe_files import EMPTY, MISSING, RecipeError
 from avllm.data.schema import ImagePart, Sample, resolve

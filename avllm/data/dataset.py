@@ -14,10 +14,10 @@ from typing import Protocol
 import numpy as np
 
 from avllm.data.augment import Augment
-from avllm.data.cache import FeatureCache
+from avllm.data.cache.fill import FeatureCache
 from avllm.data.collate import Row
 from avllm.data.items import Bad, Items
-from avllm.data.media import Clip, MediaError, Sound
+from avllm.data.media.load import Clip, MediaError, Sound
 from avllm.data.packing import pack_rows
 from avllm.data.reading import Place, Prepared
 from avllm.data.schema import MediaPart, RowError, Sample

@@ -21,7 +21,7 @@ from rich.progress import track
 
 from avllm.data.manifest import ManifestError, digest, parse_row
 from avllm.data.schema import Sample
-from avllm.data.storage import cache_folder, local_copy, parent_of
+from avllm.data.store.storage import cache_folder, local_copy, parent_of
 from avllm.log import logger
 
 LOG = logger(__name__)

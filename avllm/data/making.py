@@ -35,7 +35,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
-from avllm.data.append_only import AppendOnly, LockedError, write_whole
+from avllm.data.store.append_only import AppendOnly, LockedError, write_whole
 from avllm.data.captioned import file_digest
 from avllm.data.on_ray import Engine as Engine  # for the recipes' signatures
 from avllm.data.on_ray import Gpus as Gpus

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from avllm.data.schema import PARTS, PLAIN, Sample
-from avllm.data.storage import here, local_copy, sha256
+from avllm.data.store.storage import here, local_copy, sha256
 from avllm.errors import UserError
 
 

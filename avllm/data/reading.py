@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from avllm.data.media import MediaError
-from avllm.data.media_part import Stretch
+from avllm.data.media.load import MediaError
+from avllm.data.media.part import Stretch
 from avllm.data.schema import MediaPart, RowError
 from avllm.tokens import EncoderInput
 

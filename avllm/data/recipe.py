@@ -36,7 +36,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from avllm import __version__
-from avllm.data.append_only import LockedError
+from avllm.data.store.append_only import LockedError
 from avllm.data.manifest import describe
 from avllm.data.recipe_about import Dataset, check_layout
 from avllm.data.recipe_captions import caption_messages, caption_prompt, caption_samples
@@ -57,7 +57,7 @@ from avllm.data.recipe_files import (
 from avllm.data.recipe_output import Output
 from avllm.data.recipe_rows import Drop, Row, drops_of, rows_of
 from avllm.data.schema import Sample
-from avllm.data.storage import StoreError, here
+from avllm.data.store.storage import StoreError, here
 from avllm.log import set_up
 
 __all__ = [

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from avllm.data.append_only import lock, write_whole
+from avllm.data.store.append_only import lock, write_whole
 from avllm.data.recipe_files import RecipeError
 
 LEFT_OUT = ("dropped.jsonl", "missing.txt")

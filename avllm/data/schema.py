@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, field_validator, model_validator
 from pydantic_core import core_schema
 
-from avllm.data.storage import plain, url_of
+from avllm.data.store.storage import plain, url_of
 from avllm.errors import UserError
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from avllm.data.append_only import AppendOnly, LockedError
+from avllm.data.store.append_only import AppendOnly, LockedError
 from avllm.data.text_models import Answer, Prompt, TextModel, TextModelError
 
 

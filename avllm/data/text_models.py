@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from avllm.data.recipe_files import RecipeError
-from avllm.data.storage import sha256
+from avllm.data.store.storage import sha256
 from avllm.yaml_files import read_mapping
 
 if TYPE_CHECKING:

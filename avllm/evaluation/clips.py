@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from avllm.data.cache import FeatureCache, encode, fill
-from avllm.data.media import MediaError
+from avllm.data.cache.fill import FeatureCache, encode, fill
+from avllm.data.media.load import MediaError
 from avllm.data.reading import read_batches
 from avllm.data.schema import MediaPart, resolve
 from avllm.evaluation.conditions import Streams, Unit

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from avllm.data.media import SOUND_MODES, Clip, MediaError, is_picture, probe
+from avllm.data.media.load import SOUND_MODES, Clip, MediaError, is_picture, probe
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, Part, Sample, TextPart, VideoPart
 from avllm.errors import UserError
 from avllm.inference.generation import Generation

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from avllm.data.append_only import AppendOnly, LockedError, write_whole
-from avllm.data.storage import sha256
+from avllm.data.store.append_only import AppendOnly, LockedError, write_whole
+from avllm.data.store.storage import sha256
 from avllm.errors import UserError
 
 CHECKPOINT_FILES = (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avllm.data.media import Clip, Sound
+from avllm.data.media.load import Clip, Sound
 from avllm.data.schema import MediaPart
 from avllm.tokens import EncoderInput
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avllm.data.collate import IGNORE, Row
 from avllm.data.schema import RowError, Sample
-from avllm.data.storage import here
+from avllm.data.store.storage import here
 from avllm.inference.perceived import Perceived, perceive
 
 if TYPE_CHECKING:

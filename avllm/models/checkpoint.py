@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from avllm.config import LLMConfig
-from avllm.data.storage import sha256
+from avllm.data.store.storage import sha256
 from avllm.errors import UserError
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.encoders import build_encoder, pretrained_encoder

@@ -20,8 +20,8 @@ from transformers.utils import PROCESSOR_NAME
 
 from avllm.config import ModelConfig
 from avllm.data.collate import Batch, Row, collate
-from avllm.data.media import Clip, Frames, Sampling, Sound
-from avllm.data.media_part import load_parts
+from avllm.data.media.load import Clip, Frames, Sampling, Sound
+from avllm.data.media.part import load_parts
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, loading

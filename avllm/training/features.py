@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from avllm import distributed
 from avllm.config import RunConfig
-from avllm.data.cache import CacheEngine, CacheError, FeatureCache, account, fill, recipe
+from avllm.data.cache.fill import CacheEngine, CacheError, FeatureCache, account, fill, recipe
 from avllm.data.dataset import Places, SampleDataset
 from avllm.data.mixture import order_of, steps_of
 from avllm.data.on_ray import import_ray

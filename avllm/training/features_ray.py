@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from avllm.config import RunConfig
-from avllm.data.cache import CacheError, FeatureCache, Filled, encode_places
-from avllm.data.cache_store import place_name
+from avllm.data.cache.fill import CacheError, FeatureCache, Filled, encode_places
+from avllm.data.cache.store import place_name
 from avllm.data.on_ray import run_on_ray
 from avllm.data.reading import Place
 from avllm.models.processing_avllm import AVProcessor
@@ -33,7 +33,7 @@ def encode_on_ray(
     places: Sequence[Place],
     batch_size: int,
 ) -> Generator[Filled, None, None]:
-    """Encode media parts into the cache as :func:`avllm.data.cache.encode_places` does, a shard a task.
+    """Encode media parts into the cache as :func:`avllm.data.cache.fill.encode_places` does, a shard a task.
 
     The shards are cut as one process here cuts them, and the encoders travel with their weights: on devices of one kind
     the files have the same bytes. On several machines the manifests, the media and the cache lie on a file system

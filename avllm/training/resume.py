@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from avllm import distributed
 from avllm.config import RunConfig
 from avllm.data.manifest import digest
-from avllm.data.storage import local_copy
+from avllm.data.store.storage import local_copy
 from avllm.errors import UserError
 from avllm.models.checkpoint import LORA, fingerprint
 

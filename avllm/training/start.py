@@ -22,7 +22,7 @@ from avllm.data.items import read_quarantine, without_test_reasons
 from avllm.data.loader import Collate
 from avllm.data.manifest import digest
 from avllm.data.packing import fill_sequences
-from avllm.data.storage import url_of
+from avllm.data.store.storage import url_of
 from avllm.errors import UserError
 from avllm.log import logger
 from avllm.models.attention import PackingError, check_packing

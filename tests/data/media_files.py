@@ -16,7 +16,7 @@ import torch
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 
-from avllm.data.media import Clip, MediaError, Sampling, load_video
+from avllm.data.media.load import Clip, MediaError, Sampling, load_video
 
 WIDTH, HEIGHT, BITS = 160, 96, 10
 RATE = 16_000  # of the sound that is read

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from avllm.data.check_file import PlainReader
-from avllm.data.media import Clip, MediaError
+from avllm.data.check.file import PlainReader
+from avllm.data.media.load import Clip, MediaError
 from avllm.data.schema import MediaPart
 
 

@@ -13,7 +13,7 @@ from avllm.config import AugmentConfig, ConfigError, RunConfig, load_config
 from avllm.data.augment import Augment, change_speed
 from avllm.data.dataset import SampleDataset
 from avllm.data.loader import Cut, MicroBatches, Order
-from avllm.data.media import Clip, Frames, Sound
+from avllm.data.media.load import Clip, Frames, Sound
 from avllm.training.start import build_datasets, build_parts
 
 RATE = 16_000

@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avllm.data import cache_hashes, cache_store
-from avllm.data.cache import CacheError, FeatureCache, account, fill, recipe
-from avllm.data.cache_hashes import Hashes
-from avllm.data.cache_room import Use, make_room, seconds_of
-from avllm.data.media import MediaError
+from avllm.data.cache import hashes as cache_hashes
+from avllm.data.cache import store as cache_store
+from avllm.data.cache.fill import CacheError, FeatureCache, account, fill, recipe
+from avllm.data.cache.hashes import Hashes
+from avllm.data.cache.disk import Use, make_room, seconds_of
+from avllm.data.media.load import MediaError
 from avllm.data.schema import VideoPart
-from avllm.data.storage import sha256
+from avllm.data.store.storage import sha256
 from avllm.encoders.base import Encoder
 from avllm.tokens import EncoderInput
 

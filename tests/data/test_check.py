@@ -20,16 +20,17 @@ from typer.testing import CliRunner
 
 from avllm.cli import app
 from avllm.config import ModelConfig
-from avllm.data import check_file, check_files
-from avllm.data.check import check
-from avllm.data.check_file import Job, PlainReader, Use, examine
-from avllm.data.check_files import CheckError, Looking
-from avllm.data.check_reasons import REASONS
-from avllm.data.check_workers import Lost, run_guarded
+from avllm.data.check import file as check_file
+from avllm.data.check import files as check_files
+from avllm.data.check.run import check
+from avllm.data.check.file import Job, PlainReader, Use, examine
+from avllm.data.check.files import CheckError, Looking
+from avllm.data.check.reasons import REASONS
+from avllm.data.check.workers import Lost, run_guarded
 from avllm.data.collate import IGNORE, Row
 from avllm.data.items import read_quarantine
-from avllm.data.media import REASONS as MEDIA_REASONS
-from avllm.data.media_whole import Whole
+from avllm.data.media.load import REASONS as MEDIA_REASONS
+from avllm.data.media.whole import Whole
 from avllm.data.schema import RowError, Sample
 from avllm.inference.row_tokens import ProcessorTokens, TextTokens, reading
 from avllm.inference.shown import check_row, sheet, show

@@ -12,9 +12,9 @@ from tiny import World, make_world, row, settings, write_clip, write_preset, wri
 from typer.testing import CliRunner
 
 from avllm.cli import app
-from avllm.data.check_files import Looking
+from avllm.data.check.files import Looking
 from avllm.data.schema import Sample
-from avllm.data.stats import modality, stats
+from avllm.data.check.stats import modality, stats
 
 INVOKE = CliRunner().invoke
 

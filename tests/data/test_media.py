@@ -28,7 +28,7 @@ from data.media_files import (
     write_plain_mp3,
 )
 
-from avllm.data.media import Sampling, load_audio, load_image, load_video, probe
+from avllm.data.media.load import Sampling, load_audio, load_image, load_video, probe
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/data/media"
 

@@ -12,8 +12,8 @@ import torch
 from data.media_files import RATE, click_times, clicks, numbers, reason, video, write_audio, write_clip, write_format
 from PIL import Image
 
-from avllm.data import media_open
-from avllm.data.media import MediaError, Sampling, is_picture, load_audio, load_image, load_video, probe
+from avllm.data.media import open as media_open
+from avllm.data.media.load import MediaError, Sampling, is_picture, load_audio, load_image, load_video, probe
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchaudio
 
-from avllm.data.media_resample import _Same, _Sparse, _Whole, resampler
+from avllm.data.media.resample import _Same, _Sparse, _Whole, resampler
 
 
 @pytest.mark.parametrize("old, new", [(44_100, 16_000), (22_050, 16_000), (48_000, 16_000), (8_000, 16_000), (37, 36)])

@@ -16,11 +16,11 @@ from tiny import World, make_world, settings, text, write_rows
 from tiny import row as chat
 
 from avllm.config import RunConfig
-from avllm.data import media
-from avllm.data.cache import FeatureCache, encode, recipe
+from avllm.data.media import load as media
+from avllm.data.cache.fill import FeatureCache, encode, recipe
 from avllm.data.dataset import SampleDataset
-from avllm.data.media import Clip, Sampling
-from avllm.data.media_part import load_parts
+from avllm.data.media.load import Clip, Sampling
+from avllm.data.media.part import load_parts
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, VideoPart
 from avllm.evaluation.clips import EncodedClip, Failure, encode_clips
 from avllm.inference.chat import Chat

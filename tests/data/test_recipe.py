@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 import pytest
 import typer
 
-from avllm.data import recipe, recipe_files
-from avllm.data.append_only import LockedError
+from avllm.data import recipe
+from avllm.data import recipe_files
+from avllm.data.store.append_only import LockedError
 from avllm.data.manifest import read_manifest
 from avllm.data.recipe import (
     Dataset,

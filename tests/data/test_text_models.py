@@ -14,7 +14,7 @@ import torch
 from chat_server import Reply, Server, said, stop
 from tiny import make_llm
 
-from avllm.data.append_only import AppendOnly, LockedError
+from avllm.data.store.append_only import AppendOnly, LockedError
 from avllm.data.text_answers import Answers, answer_key
 from avllm.data.text_models import Answer, HFModel, Prompt, RuleModel, TextModelError, load_text_model, spoken
 from avllm.data.text_server import ServerModel

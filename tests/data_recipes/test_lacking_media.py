@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from making_fixtures import RATE, captioned_row, read_lines, recipe_module, tone, write_clip, write_lines
 
-from avllm.data.media_write import write_wav
+from avllm.data.media.write import write_wav
 from avllm.data.recipe import Report, make
 
 OPTIONS: dict[str, dict[str, Any]] = {

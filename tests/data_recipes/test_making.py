@@ -25,12 +25,13 @@ from making_fixtures import (
     write_lines,
 )
 
-from avllm.data import making, recipe
-from avllm.data.append_only import AppendOnly
+from avllm.data import making
+from avllm.data import recipe
+from avllm.data.store.append_only import AppendOnly
 from avllm.data.captioned import clause, licences, sentence
 from avllm.data.manifest import read_manifest
-from avllm.data.media import load_audio, probe
-from avllm.data.media_write import faster, fitted, write_wav
+from avllm.data.media.load import load_audio, probe
+from avllm.data.media.write import faster, fitted, write_wav
 from avllm.data.schema import resolve
 
 ROOT = Path(__file__).resolve().parents[2]

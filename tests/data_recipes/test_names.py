@@ -11,7 +11,7 @@ from data_recipes.sources_instructions import sharegpt as write_sharegpt
 from making_fixtures import RATE, captioned_row, recipe_module, tone, write_clip, write_lines
 
 from avllm.data.manifest import read_manifest
-from avllm.data.media_write import write_wav
+from avllm.data.media.write import write_wav
 from avllm.data.recipe import RecipeError, make
 from avllm.data.schema import Sample
 

@@ -13,7 +13,7 @@ from making_fixtures import RATE, captioned_row, recipe_module, tone, write_line
 
 from avllm.data import recipe
 from avllm.data.manifest import read_manifest
-from avllm.data.media_write import write_wav
+from avllm.data.media.write import write_wav
 from avllm.data.schema import Sample
 from avllm.data.text_models import Answer
 

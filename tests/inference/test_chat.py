@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from avllm.data.media import MediaError, load_video
+from avllm.data.media.load import MediaError, load_video
 from avllm.data.schema import RowError, Sample
 from avllm.inference.chat import Chat, media_kind
 from avllm.inference.generation import Generation, answer_rows, stop_ids

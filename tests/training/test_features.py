@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from avllm.cli import app
 from avllm.config import ConfigError, RunConfig, load_config
-from avllm.data.cache import CacheError, recipe
+from avllm.data.cache.fill import CacheError, recipe
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor

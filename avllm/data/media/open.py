@@ -22,7 +22,7 @@ from av.stream import Discard
 from av.video.stream import VideoStream
 from PIL import Image
 
-from avllm.data.storage import open_bytes, place_of, size_of
+from avllm.data.store.storage import open_bytes, place_of, size_of
 from avllm.errors import UserError
 
 REASONS = (

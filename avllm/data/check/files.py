@@ -18,12 +18,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from avllm.data.append_only import AppendOnly, whole_rows
-from avllm.data.check_file import Decode, Job, PlainReader, Reader, Use, examine, nothing_but
-from avllm.data.check_rows import Line
-from avllm.data.check_workers import Lost, run_guarded
+from avllm.data.store.append_only import AppendOnly, whole_rows
+from avllm.data.check.file import Decode, Job, PlainReader, Reader, Use, examine, nothing_but
+from avllm.data.check.rows import Line
+from avllm.data.check.workers import Lost, run_guarded
 from avllm.data.schema import resolve_path
-from avllm.data.storage import StoreError, place_of, sha256, size_of, url_of
+from avllm.data.store.storage import StoreError, place_of, sha256, size_of, url_of
 from avllm.errors import UserError
 
 Uses = Mapping[str, tuple[Use, ...]]

@@ -19,13 +19,13 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, read_packets, rewind, seek, stream_end
+from avllm.data.media.open import MAX_BYTES, MediaError, OpenMedia, read_packets, rewind, seek, stream_end
 
 if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
 
-    from avllm.data.sampling import Sampling
+    from avllm.data.media.sampling import Sampling
 
 SEEK_GAP = 20.0  # seconds; reading on over a shorter gap costs less than seeking
 MAX_WINDOW = 60.0  # seconds of packets that are held at a time

@@ -17,13 +17,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from PIL import Image
 
-from avllm.data.check_reasons import REASONS
-from avllm.data.media import Clip, MediaError, MediaInfo, Sampling, Sound, load_image, load_video, probe
-from avllm.data.media_part import load_parts
-from avllm.data.media_sound import check_rate
-from avllm.data.media_whole import decode_whole
+from avllm.data.check.reasons import REASONS
+from avllm.data.media.load import Clip, MediaError, MediaInfo, Sampling, Sound, load_image, load_video, probe
+from avllm.data.media.part import load_parts
+from avllm.data.media.sound import check_rate
+from avllm.data.media.whole import decode_whole
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, RowError, VideoPart
-from avllm.data.storage import StoreError, open_bytes
+from avllm.data.store.storage import StoreError, open_bytes
 from avllm.tokens import EncoderInput
 
 Decode = Literal["headers", "sample", "full"]

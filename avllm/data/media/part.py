@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from avllm.data.media import Clip, Sampling, load_audio, load_image, load_video
+from avllm.data.media.load import Clip, Sampling, load_audio, load_image, load_video
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, VideoPart, resolve
 
 LOUDEST_FIRST: tuple[Literal["on", "auto", "off"], ...] = ("on", "auto", "off")

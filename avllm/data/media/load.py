@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from avllm.data.media_backends import BACKENDS, read_with
-from avllm.data.media_frames import (
+from avllm.data.media.backends import BACKENDS, read_with
+from avllm.data.media.frames import (
     Window,
     display_matrix,
     displayed_size,
@@ -24,7 +24,7 @@ from avllm.data.media_frames import (
     read_window,
     rotation,
 )
-from avllm.data.media_open import (
+from avllm.data.media.open import (
     BROKEN_PICTURE,
     MAX_PIXELS,
     REASONS,
@@ -37,9 +37,9 @@ from avllm.data.media_open import (
     require_file,
     stream_end,
 )
-from avllm.data.media_sound import read_sound
-from avllm.data.sampling import Sampling, centres
-from avllm.data.storage import open_bytes
+from avllm.data.media.sound import read_sound
+from avllm.data.media.sampling import Sampling, centres
+from avllm.data.store.storage import open_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

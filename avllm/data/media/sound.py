@@ -13,8 +13,8 @@ import av
 import numpy as np
 import torch
 
-from avllm.data.media_open import MAX_BYTES, MediaError, OpenMedia, read_packets, rewind, seek, stream_end
-from avllm.data.media_resample import resampler
+from avllm.data.media.open import MAX_BYTES, MediaError, OpenMedia, read_packets, rewind, seek, stream_end
+from avllm.data.media.resample import resampler
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avllm.data.media_frames import (
+from avllm.data.media.frames import (
     TICK,
     Window,
     display_matrix,
@@ -28,9 +28,9 @@ from avllm.data.media_frames import (
     read_frames,
     read_window,
 )
-from avllm.data.media_open import MediaError, OpenMedia
-from avllm.data.sampling import Sampling
-from avllm.data.storage import open_bytes, place_of
+from avllm.data.media.open import MediaError, OpenMedia
+from avllm.data.media.sampling import Sampling
+from avllm.data.store.storage import open_bytes, place_of
 
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
 

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from avllm.data.check_file import Use, thumbnail
-from avllm.data.check_files import OVERHEAD_SECONDS, Files, Looking, Uses, gather, media_of, remembered, same_bytes
-from avllm.data.check_page import write_page
-from avllm.data.check_reasons import MENDED, REASONS, Finding
-from avllm.data.check_rows import Ids, Line, TestRows, lines, listable, text_problems
+from avllm.data.check.file import Use, thumbnail
+from avllm.data.check.files import OVERHEAD_SECONDS, Files, Looking, Uses, gather, media_of, remembered, same_bytes
+from avllm.data.check.page import write_page
+from avllm.data.check.reasons import MENDED, REASONS, Finding
+from avllm.data.check.rows import Ids, Line, TestRows, lines, listable, text_problems
 from avllm.data.manifest import ManifestError
 from avllm.data.schema import RowError, Sample
-from avllm.data.storage import here
+from avllm.data.store.storage import here
 
 EXAMPLES = 20  # findings of a reason that the report shows; findings.jsonl has all
 SAME_FILE = 5  # examples before which rows about a file that is shown already are shown too

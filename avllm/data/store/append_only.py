@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from avllm.data.storage import here
+from avllm.data.store.storage import here
 from avllm.errors import UserError
 
 

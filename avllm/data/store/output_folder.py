@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from avllm.data.storage import file_system, plain, url_of
+from avllm.data.store.storage import file_system, plain, url_of
 
 
 class OutputFolder:

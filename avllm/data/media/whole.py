@@ -7,7 +7,7 @@ from pathlib import Path
 
 import av
 
-from avllm.data.media_open import MediaError, OpenMedia, open_media, read_packets
+from avllm.data.media.open import MediaError, OpenMedia, open_media, read_packets
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from rich.progress import track
 from torch import nn
 
 from avllm import distributed
-from avllm.data.cache_hashes import Hashes
-from avllm.data.cache_room import CacheError, gigabytes, make_room, touch
-from avllm.data.cache_store import FeatureCache, Filled, place_name, recipe
+from avllm.data.cache.hashes import Hashes
+from avllm.data.cache.disk import CacheError, gigabytes, make_room, touch
+from avllm.data.cache.store import FeatureCache, Filled, place_name, recipe
 from avllm.data.collate import gather_stream
-from avllm.data.media import MediaError
+from avllm.data.media.load import MediaError
 from avllm.data.reading import Place, Prepare, Prepared, read_batches
 from avllm.data.schema import RowError, resolve
 from avllm.log import logger

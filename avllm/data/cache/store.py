@@ -16,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from avllm.data.cache_hashes import file_hash
-from avllm.data.cache_room import CacheError, Use, seconds_of, shards_of
-from avllm.data.media import MediaError
+from avllm.data.cache.hashes import file_hash
+from avllm.data.cache.disk import CacheError, Use, seconds_of, shards_of
+from avllm.data.media.load import MediaError
 from avllm.data.reading import Place, Prepared
 from avllm.data.schema import MediaPart, RowError, resolve
-from avllm.data.storage import here
+from avllm.data.store.storage import here
 from avllm.tokens import EncoderInput
 
 OPEN_SHARDS = 256  # of a process: each takes memory for its header, and one of the system's maps (65,530 of them)
@@ -168,7 +168,7 @@ class FeatureCache:
         """The address of a media part's features; kept.
 
         Args:
-            content: hash of its file, see :class:`avllm.data.cache_hashes.Hashes`; None reads the file.
+            content: hash of its file, see :class:`avllm.data.cache.hashes.Hashes`; None reads the file.
         """
         name = place_name(place)
         if name not in self.keys:

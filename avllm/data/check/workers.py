@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 START_SECONDS = 180.0  # a worker imports torch and libav first; on a busy machine that takes long
 READY = "ready"
-MEDIA = "avllm.data.media"  # takes seconds to import; the server finds it wherever the function's own module lies
+MEDIA = "avllm.data.media.load"  # takes seconds to import; the server finds it wherever the function's own module lies
 
 
 @dataclass(frozen=True)
