@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from avllm.data.on_ray import Engine, Gpus
+from avllm.on_ray import Engine, Gpus
 from avllm.errors import UserError
 
 if TYPE_CHECKING:

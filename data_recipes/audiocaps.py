@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from avllm.data import recipe
-from avllm.data.recipe import SPLITS, Dataset, Drop, Record, Row, caption_samples, files_by_stem, first_file, read_csv
-from avllm.data.recipe_media import SOUND_FILES
+from avllm.recipes import frame as recipe
+from avllm.recipes.frame import SPLITS, Dataset, Drop, Record, Row, caption_samples, files_by_stem, first_file, read_csv
+from avllm.recipes.media import SOUND_FILES
 
 ABOUT = Dataset(
     title="AudioCaps",

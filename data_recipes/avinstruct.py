@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from avllm.data import recipe
-from avllm.data.conversations import chat_messages
-from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
-from avllm.data.recipe_media import VideoFolder, Videos, vggsound_names
+from avllm.recipes import frame as recipe
+from avllm.recipes.conversations import chat_messages
+from avllm.recipes.frame import Dataset, Drop, Record, Row, read_json, rows_of
+from avllm.recipes.media import VideoFolder, Videos, vggsound_names
 
 ABOUT = Dataset(
     title="AVinstruct",

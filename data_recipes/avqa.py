@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
-from avllm.data.recipe_media import VideoFolder, Videos, vggsound_names
-from avllm.data.recipe_questions import chosen, named_splits, question_sample, split_files, with_choices
+from avllm.recipes import frame as recipe
+from avllm.recipes.frame import Dataset, Drop, Record, Row, read_json, rows_of
+from avllm.recipes.media import VideoFolder, Videos, vggsound_names
+from avllm.recipes.questions import chosen, named_splits, question_sample, split_files, with_choices
 
 ABOUT = Dataset(
     title="AVQA",

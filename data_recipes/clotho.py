@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, drops_of, first_file, read_csv, rows_of
+from avllm.recipes import frame as recipe
+from avllm.recipes.frame import Dataset, Drop, Record, Row, caption_samples, drops_of, first_file, read_csv, rows_of
 
 ABOUT = Dataset(
     title="Clotho 2.1",

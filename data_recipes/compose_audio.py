@@ -33,15 +33,15 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from avllm.data import making
-from avllm.data import recipe
-from avllm.data.captioned import Captioned, captioned, clause, licences, sentence, unusable
+from avllm.recipes import making
+from avllm.recipes import frame as recipe
+from avllm.recipes.captioned import Captioned, captioned, clause, licences, sentence, unusable
 from avllm.data.media.load import MediaError, load_audio
 from avllm.data.media.write import write_wav
-from avllm.data.recipe import Dataset, Drop, Row
+from avllm.recipes.frame import Dataset, Drop, Row
 from avllm.data.text_answers import answers_of
 from avllm.data.text_models import Answer, Prompt, load_text_model
-from avllm.data.timespans import say_time
+from avllm.recipes.timespans import say_time
 
 ABOUT = Dataset(
     title="Composed sounds (made of your own clips)",

@@ -30,13 +30,13 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from avllm.data import making
-from avllm.data import recipe
-from avllm.data.captioned import file_digest
+from avllm.recipes import making
+from avllm.recipes import frame as recipe
+from avllm.recipes.captioned import file_digest
 from avllm.data.manifest import describe
-from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, caption_messages, read_csv, read_jsonl
-from avllm.data.recipe_files import lacking
-from avllm.data.recipe_media import VIDEO_FILES
+from avllm.recipes.frame import Dataset, Drop, RecipeError, Record, Row, caption_messages, read_csv, read_jsonl
+from avllm.recipes.readers import lacking
+from avllm.recipes.media import VIDEO_FILES
 from avllm.data.schema import Sample, TextPart
 from avllm.data.text_answers import answers_of
 from avllm.data.text_models import Answer, Prompt, load_text_model

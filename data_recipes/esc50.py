@@ -24,8 +24,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, drops_of, read_csv
+from avllm.recipes import frame as recipe
+from avllm.recipes.frame import Dataset, Drop, RecipeError, Record, Row, drops_of, read_csv
 from avllm.data.schema import RowError
 
 ABOUT = Dataset(

@@ -18,9 +18,9 @@ from typing import Annotated
 
 import typer
 
-from avllm.data import recipe
-from avllm.data.conversations import chat_messages
-from avllm.data.recipe import Dataset, Drop, Record, Row, caption_messages, first_file, read_json, rows_of
+from avllm.recipes import frame as recipe
+from avllm.recipes.conversations import chat_messages
+from avllm.recipes.frame import Dataset, Drop, Record, Row, caption_messages, first_file, read_json, rows_of
 
 ABOUT = Dataset(
     title="LLaVA-Pretrain, CC3M-595K",

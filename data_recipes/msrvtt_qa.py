@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
-from avllm.data.recipe_media import VideoFolder, Videos
-from avllm.data.recipe_questions import named_splits, question_sample, split_files
+from avllm.recipes import frame as recipe
+from avllm.recipes.frame import Dataset, Drop, Record, Row, read_json, rows_of
+from avllm.recipes.media import VideoFolder, Videos
+from avllm.recipes.questions import named_splits, question_sample, split_files
 
 ABOUT = Dataset(
     title="MSRVTT-QA",

@@ -28,10 +28,10 @@ from typing import Annotated, Any
 
 import typer
 
-from avllm.data import recipe
-from avllm.data.conversations import chat_messages, without_leading_answers
-from avllm.data.recipe import Dataset, Drop, RecipeError, Record, Row, first_file, read_json, read_jsonl, rows_of
-from avllm.data.recipe_media import SOUND_FILES, VIDEO_FILES
+from avllm.recipes import frame as recipe
+from avllm.recipes.conversations import chat_messages, without_leading_answers
+from avllm.recipes.frame import Dataset, Drop, RecipeError, Record, Row, first_file, read_json, read_jsonl, rows_of
+from avllm.recipes.media import SOUND_FILES, VIDEO_FILES
 from avllm.log import logger
 
 ABOUT = Dataset(

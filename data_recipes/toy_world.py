@@ -23,7 +23,7 @@ from toy.rendering import render_clip
 from toy.scripting import SPLITS, script_split, split_sizes
 from tqdm import tqdm
 
-from avllm.data.recipe_about import Dataset
+from avllm.recipes.about import Dataset
 
 ABOUT = Dataset(
     title="the toy world: moving things and sounds, real mp4, wav and jpg files",

@@ -23,9 +23,9 @@ from typing import Annotated, Any
 
 import typer
 
-from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, read_json, rows_of
-from avllm.data.recipe_media import VideoFolder, Videos
+from avllm.recipes import frame as recipe
+from avllm.recipes.frame import Dataset, Drop, Record, Row, caption_samples, read_json, rows_of
+from avllm.recipes.media import VideoFolder, Videos
 
 ABOUT = Dataset(
     title="VALOR-32K, VALOR-1M",

@@ -18,9 +18,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, caption_samples, read_csv, rows_of
-from avllm.data.recipe_media import VideoFolder, Videos, vggsound_names
+from avllm.recipes import frame as recipe
+from avllm.recipes.frame import Dataset, Drop, Record, Row, caption_samples, read_csv, rows_of
+from avllm.recipes.media import VideoFolder, Videos, vggsound_names
 
 ABOUT = Dataset(
     title="VGGSound",

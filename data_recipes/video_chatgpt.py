@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, Record, Row, first_file, read_json, rows_of
-from avllm.data.recipe_media import VideoFolder, Videos
-from avllm.data.recipe_questions import question_sample
+from avllm.recipes import frame as recipe
+from avllm.recipes.frame import Dataset, Drop, Record, Row, first_file, read_json, rows_of
+from avllm.recipes.media import VideoFolder, Videos
+from avllm.recipes.questions import question_sample
 
 ABOUT = Dataset(
     title="Video-ChatGPT (VideoInstruct-100K)",

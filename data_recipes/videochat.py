@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from avllm.data import recipe
-from avllm.data.conversations import question_messages
-from avllm.data.recipe import Dataset, Drop, Record, Row, read_json, rows_of
-from avllm.data.recipe_media import VideoFolder, Videos
-from avllm.data.recipe_questions import texts_of
+from avllm.recipes import frame as recipe
+from avllm.recipes.conversations import question_messages
+from avllm.recipes.frame import Dataset, Drop, Record, Row, read_json, rows_of
+from avllm.recipes.media import VideoFolder, Videos
+from avllm.recipes.questions import texts_of
 
 ABOUT = Dataset(
     title="VideoChat-11K",

@@ -19,8 +19,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from avllm.data import recipe
-from avllm.data.recipe import (
+from avllm.recipes import frame as recipe
+from avllm.recipes.frame import (
     Dataset,
     Drop,
     RecipeError,

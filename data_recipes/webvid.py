@@ -18,8 +18,8 @@ from typing import Annotated
 
 import typer
 
-from avllm.data import recipe
-from avllm.data.recipe import (
+from avllm.recipes import frame as recipe
+from avllm.recipes.frame import (
     SPLITS,
     Dataset,
     Drop,

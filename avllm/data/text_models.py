@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from avllm.data.recipe_files import RecipeError
+from avllm.recipes.readers import RecipeError
 from avllm.data.store.storage import sha256
 from avllm.yaml_files import read_mapping
 

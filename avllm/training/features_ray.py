@@ -14,7 +14,7 @@ from torch import nn
 from avllm.config import RunConfig
 from avllm.data.cache.fill import CacheError, FeatureCache, Filled, encode_places
 from avllm.data.cache.store import place_name
-from avllm.data.on_ray import run_on_ray
+from avllm.on_ray import run_on_ray
 from avllm.data.reading import Place
 from avllm.models.processing_avllm import AVProcessor
 from avllm.training.accelerator import make_accelerator

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from avllm.data.conversations import chat_messages, question_messages, read_turns, without_leading_answers
+from avllm.recipes.conversations import chat_messages, question_messages, read_turns, without_leading_answers
 from avllm.data.schema import Message, RowError
 
 IMAGE = {"type": "image", "image": "a.jpg"}

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 import pytest
 import typer
 
-from avllm.data import recipe
-from avllm.data import recipe_files
+from avllm.recipes import frame as recipe
+from avllm.recipes import readers as recipe_files
 from avllm.data.store.append_only import LockedError
 from avllm.data.manifest import read_manifest
-from avllm.data.recipe import (
+from avllm.recipes.frame import (
     Dataset,
     Drop,
     RecipeError,
@@ -30,9 +30,9 @@ from avllm.data.recipe import (
     read_jsonl,
     rows_of,
 )
-from avllm.data.recipe_about import check_layout
-from avllm.data.recipe_captions import PROMPTS, caption_messages, caption_prompt, caption_samples
-from avllm.data.recipe_table import page, read_about
+from avllm.recipes.about import check_layout
+from avllm.recipes.captions import PROMPTS, caption_messages, caption_prompt, caption_samples
+from avllm.recipes.table import page, read_about
 from avllm.data.schema import RowError, resolve
 
 ABOUT = Dataset(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from avllm.data import recipe
-from avllm.data.recipe import Dataset, Drop, RecipeError, Row, caption_samples, make, read_csv, rows_of
+from avllm.recipes import frame as recipe
+from avllm.recipes.frame import Dataset, Drop, RecipeError, Row, caption_samples, make, read_csv, rows_of
 
 ABOUT = Dataset("Clips", licence="CC0", size="two", where="nowhere", layout="clips.csv  the rows", citation="Nobody")
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from avllm.data.schema import RowError
-from avllm.data.timespans import checked_span, say_events, say_span, say_spans
+from avllm.recipes.timespans import checked_span, say_events, say_span, say_spans
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from avllm.data.manifest import read_manifest
-from avllm.data.recipe import make
+from avllm.recipes.frame import make
 from avllm.data.schema import Sample
 
 

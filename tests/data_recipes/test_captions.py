@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from avllm.data.manifest import read_manifest
-from avllm.data.recipe import RecipeError, make
-from avllm.data.recipe_captions import PROMPTS
+from avllm.recipes.frame import RecipeError, make
+from avllm.recipes.captions import PROMPTS
 from avllm.data.schema import Sample
 from data_recipes import sources_captions
 

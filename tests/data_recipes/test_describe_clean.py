@@ -18,9 +18,9 @@ import yaml
 from chat_server import Server, said, stop
 from making_fixtures import captioned_row, read_lines, recipe_module, write_lines
 
-from avllm.data import recipe
+from avllm.recipes import frame as recipe
 from avllm.data.manifest import read_manifest
-from avllm.data.recipe_captions import PROMPTS
+from avllm.recipes.captions import PROMPTS
 from avllm.data.schema import Sample
 from avllm.data.text_models import Answer
 

@@ -10,7 +10,7 @@ import pytest
 from making_fixtures import RATE, captioned_row, read_lines, recipe_module, tone, write_clip, write_lines
 
 from avllm.data.media.write import write_wav
-from avllm.data.recipe import Report, make
+from avllm.recipes.frame import Report, make
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "compose_audio": {"rate": RATE, "shard_size": 1},

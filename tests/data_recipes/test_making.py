@@ -25,10 +25,10 @@ from making_fixtures import (
     write_lines,
 )
 
-from avllm.data import making
-from avllm.data import recipe
+from avllm.recipes import making
+from avllm.recipes import frame as recipe
 from avllm.data.store.append_only import AppendOnly
-from avllm.data.captioned import clause, licences, sentence
+from avllm.recipes.captioned import clause, licences, sentence
 from avllm.data.manifest import read_manifest
 from avllm.data.media.load import load_audio, probe
 from avllm.data.media.write import faster, fitted, write_wav

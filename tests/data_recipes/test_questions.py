@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from data_recipes.made import Made
 
-from avllm.data.recipe import make
+from avllm.recipes.frame import make
 from avllm.data.schema import Sample
 from avllm.evaluation.benchmarks.base import score_by_form
 from data_recipes import (

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from avllm.data.manifest import read_manifest
-from avllm.data.recipe import Dataset, RecipeError, Report, make
-from avllm.data.recipe_about import layout_paths
-from avllm.data.recipe_table import page, read_about
+from avllm.recipes.frame import Dataset, RecipeError, Report, make
+from avllm.recipes.about import layout_paths
+from avllm.recipes.table import page, read_about
 from avllm.data.schema import resolve
 
 HERE = Path(__file__).resolve().parent
@@ -171,5 +171,5 @@ def test_every_field_of_about_is_filled(path: Path) -> None:
 
 def test_every_recipe_stands_in_the_table() -> None:
     readme = (RECIPES / "README.md").read_text(encoding="utf-8")
-    assert readme == page(readme, RECIPES), "run: python -m avllm.data.recipe_table data_recipes"
+    assert readme == page(readme, RECIPES), "run: python -m avllm.recipes.table data_recipes"
     assert all(f"`{path.name}`" in readme for path in RECIPES.glob("*.py"))

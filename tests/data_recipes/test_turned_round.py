@@ -11,7 +11,7 @@ import pytest
 from chat_server import Server, said, stop
 from making_fixtures import RATE, captioned_row, recipe_module, tone, write_lines
 
-from avllm.data import recipe
+from avllm.recipes import frame as recipe
 from avllm.data.manifest import read_manifest
 from avllm.data.media.write import write_wav
 from avllm.data.schema import Sample

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from avllm.data.recipe_files import RecipeError
+from avllm.recipes.readers import RecipeError
 
 
 @dataclass(frozen=True)

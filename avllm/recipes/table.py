@@ -1,6 +1,6 @@
 """The table of all recipes in ``data_recipes/README.md``, made from their ABOUTs.
 
-    python -m avllm.data.recipe_table data_recipes
+    python -m avllm.recipes.table data_recipes
 
 writes it anew. Recipes are read, not imported: an ABOUT is a call with nothing but text in it.
 """
@@ -11,8 +11,8 @@ import ast
 import sys
 from pathlib import Path
 
-from avllm.data.recipe_about import Dataset
-from avllm.data.recipe_files import RecipeError
+from avllm.recipes.about import Dataset
+from avllm.recipes.readers import RecipeError
 
 BEGIN, END = "<!-- table of recipes -->\n", "<!-- end of table -->\n"
 HEAD = "| recipe | dataset | licence | size | where to get it | command |\n|---|---|---|---|---|---|\n"

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from avllm.data.conversations import is_blank, question_messages
-from avllm.data.recipe_captions import wording
-from avllm.data.recipe_files import SPLITS, RecipeError
+from avllm.recipes.conversations import is_blank, question_messages
+from avllm.recipes.captions import wording
+from avllm.recipes.readers import SPLITS, RecipeError
 from avllm.data.schema import RowError
 
 WHEN = (

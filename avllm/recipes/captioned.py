@@ -9,8 +9,8 @@ from typing import Literal
 
 from avllm.data.manifest import ManifestError, digest, iterate
 from avllm.data.media.open import MediaError
-from avllm.data.recipe import Drop
-from avllm.data.recipe_files import EMPTY, MISSING, RecipeError
+from avllm.recipes.frame import Drop
+from avllm.recipes.readers import EMPTY, MISSING, RecipeError
 from avllm.data.schema import ImagePart, Sample, resolve
 
 NAMES = frozenset({"i", "christmas", "english", "french", "german", "spanish", "chinese", "african", "american"})

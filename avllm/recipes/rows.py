@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from avllm.data.recipe_files import RecipeError, Record
+from avllm.recipes.readers import RecipeError, Record
 from avllm.data.schema import RowError
 
 

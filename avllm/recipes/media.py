@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from avllm.data.recipe_files import files_by_stem
+from avllm.recipes.readers import files_by_stem
 
 VIDEO_FILES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 SOUND_FILES = (".wav", ".mp3", ".flac", ".ogg", ".m4a")

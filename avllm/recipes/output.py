@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from avllm.data.store.append_only import lock, write_whole
-from avllm.data.recipe_files import RecipeError
+from avllm.recipes.readers import RecipeError
 
 LEFT_OUT = ("dropped.jsonl", "missing.txt")
 

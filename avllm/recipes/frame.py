@@ -38,9 +38,9 @@ from rich.table import Table
 from avllm import __version__
 from avllm.data.store.append_only import LockedError
 from avllm.data.manifest import describe
-from avllm.data.recipe_about import Dataset, check_layout
-from avllm.data.recipe_captions import caption_messages, caption_prompt, caption_samples
-from avllm.data.recipe_files import (
+from avllm.recipes.about import Dataset, check_layout
+from avllm.recipes.captions import caption_messages, caption_prompt, caption_samples
+from avllm.recipes.readers import (
     EMPTY,
     MISSING,
     SPLITS,
@@ -54,8 +54,8 @@ from avllm.data.recipe_files import (
     read_json,
     read_jsonl,
 )
-from avllm.data.recipe_output import Output
-from avllm.data.recipe_rows import Drop, Row, drops_of, rows_of
+from avllm.recipes.output import Output
+from avllm.recipes.rows import Drop, Row, drops_of, rows_of
 from avllm.data.schema import Sample
 from avllm.data.store.storage import StoreError, here
 from avllm.log import set_up

@@ -36,12 +36,12 @@ from typing import Annotated, Any, Protocol, TypeVar
 import typer
 
 from avllm.data.store.append_only import AppendOnly, LockedError, write_whole
-from avllm.data.captioned import file_digest
-from avllm.data.on_ray import Engine as Engine  # for the recipes' signatures
-from avllm.data.on_ray import Gpus as Gpus
-from avllm.data.on_ray import run_on_ray
-from avllm.data.recipe import MEDIA, Drop, Row
-from avllm.data.recipe_files import EMPTY, MISSING, RecipeError, lacking
+from avllm.recipes.captioned import file_digest
+from avllm.on_ray import Engine as Engine  # for the recipes' signatures
+from avllm.on_ray import Gpus as Gpus
+from avllm.on_ray import run_on_ray
+from avllm.recipes.frame import MEDIA, Drop, Row
+from avllm.recipes.readers import EMPTY, MISSING, RecipeError, lacking
 from avllm.log import logger
 
 LOG = logger(__name__)

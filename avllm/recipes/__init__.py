@@ -1,0 +1,1 @@
+"""The frame of recipes: programs that turn a dataset into manifests."""
