@@ -39,8 +39,8 @@ from avllm.recipes.captioned import Captioned, captioned, clause, licences, sent
 from avllm.data.media.load import MediaError, load_audio
 from avllm.data.media.write import write_wav
 from avllm.recipes.frame import Dataset, Drop, Row
-from avllm.data.text_answers import answers_of
-from avllm.data.text_models import Answer, Prompt, load_text_model
+from avllm.text_models.answers import answers_of
+from avllm.text_models.load import Answer, Prompt, load_text_model
 from avllm.recipes.timespans import say_time
 
 ABOUT = Dataset(

@@ -38,8 +38,8 @@ from avllm.recipes.frame import Dataset, Drop, RecipeError, Record, Row, caption
 from avllm.recipes.readers import lacking
 from avllm.recipes.media import VIDEO_FILES
 from avllm.data.schema import Sample, TextPart
-from avllm.data.text_answers import answers_of
-from avllm.data.text_models import Answer, Prompt, load_text_model
+from avllm.text_models.answers import answers_of
+from avllm.text_models.load import Answer, Prompt, load_text_model
 
 ABOUT = Dataset(
     title="Clean captions (made of raw descriptions)",

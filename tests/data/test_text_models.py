@@ -15,9 +15,9 @@ from chat_server import Reply, Server, said, stop
 from tiny import make_llm
 
 from avllm.data.store.append_only import AppendOnly, LockedError
-from avllm.data.text_answers import Answers, answer_key
-from avllm.data.text_models import Answer, HFModel, Prompt, RuleModel, TextModelError, load_text_model, spoken
-from avllm.data.text_server import ServerModel
+from avllm.text_models.answers import Answers, answer_key
+from avllm.text_models.load import Answer, HFModel, Prompt, RuleModel, TextModelError, load_text_model, spoken
+from avllm.text_models.server import ServerModel
 
 PROMPTS = [Prompt(text) for text in ("red", "is it a low sound ?", "describe the clip", "what colour is it and")]
 

@@ -22,7 +22,7 @@ from avllm.recipes import frame as recipe
 from avllm.data.manifest import read_manifest
 from avllm.recipes.captions import PROMPTS
 from avllm.data.schema import Sample
-from avllm.data.text_models import Answer
+from avllm.text_models.load import Answer
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "data_recipes" / "describe_clean.py"

@@ -15,7 +15,7 @@ from avllm.recipes import frame as recipe
 from avllm.data.manifest import read_manifest
 from avllm.data.media.write import write_wav
 from avllm.data.schema import Sample
-from avllm.data.text_models import Answer
+from avllm.text_models.load import Answer
 
 DOG, RAIN = "A dog barks loudly.", "Rain falls on leaves."
 TURNED = "Rain comes down on leaves, and a loudly barking dog is heard last."

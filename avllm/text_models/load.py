@@ -249,7 +249,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _made(settings: Mapping[str, Any], name: str) -> TextModel:
-    from avllm.data.text_server import ServerModel
+    from avllm.text_models.server import ServerModel
 
     kinds: dict[str, Callable[..., TextModel]] = {"rules": RuleModel, "hf": HFModel, "server": ServerModel}
     kind = settings.get("type")
