@@ -1,0 +1,1 @@
+"""The avllm command, one file a group of commands."""
