@@ -1,4 +1,4 @@
-"""A file of every class that `scripts/make_broken_media.py` makes: named by the check, and left out by training."""
+"""A file of every class that `scripts/broken_media/make.py` makes: named by the check, and left out by training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES = 56
 
 def make(out: Path, count: int, seed: int = 0) -> Path:
     """Run the script."""
-    script = [sys.executable, str(ROOT / "scripts/make_broken_media.py"), str(out)]
+    script = [sys.executable, str(ROOT / "scripts/broken_media/make.py"), str(out)]
     subprocess.run([*script, "--count", str(count), "--seed", str(seed)], check=True, capture_output=True)
     return out
 

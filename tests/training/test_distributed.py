@@ -124,7 +124,7 @@ def test_stages_that_share_a_process_group_are_stages_by_themselves(world: World
     del second["model"]
     presets = [str(write_preset(tmp_path / f"{n}.yaml", s)) for n, s in (("align", first), ("caption", second))]
     port, times = str(free_port()), tmp_path / "seconds.json"
-    command = ("torchrun", "--nproc_per_node", "2", "--master_port", port, "scripts/quickstart_train.py", str(times))
+    command = ("torchrun", "--nproc_per_node", "2", "--master_port", port, "scripts/toy_world/train.py", str(times))
     launch(*command, *presets)
     assert set(json.loads(times.read_text())) == {"align", "caption"}
     alone = run({**second, "output": str(tmp_path / "alone")}, ranks=2)

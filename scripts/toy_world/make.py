@@ -1,6 +1,6 @@
 """The toy world: a few thousand small real files (mp4, wav, jpg) with questions, captions and the ground truth.
 
-    python data_recipes/toy_world.py OUT --clips 3000 --seed 0 --workers 2
+    python scripts/toy_world/make.py OUT --clips 3000 --seed 0 --workers 2
 
 Made on the spot from a seed, so there is nothing to download. The bytes depend on the seed and the number of clips
 alone. At the end it measures what can be guessed without looking or listening, prints it, and fails above the limits.
@@ -32,7 +32,7 @@ ABOUT = Dataset(
     where="made on the spot",
     layout="",
     citation="",
-    command="python data_recipes/toy_world.py OUT",
+    command="python scripts/toy_world/make.py OUT",
 )
 VERSION = 5  # raise it when the same settings give another world
 UNFINISHED = "unfinished.json"

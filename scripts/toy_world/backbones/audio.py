@@ -1,6 +1,6 @@
 """Train the toy world's ear from scratch: a small Whisper encoder that names what sounds at each 40 ms.
 
-    python scripts/toy_audio.py WORLD OUT
+    python scripts/toy_world/backbones/audio.py WORLD OUT
 
 Reads the training split of a toy world alone: its sound files, and `script.jsonl` for what sounds when. No clip of it
 has a held-out pair of kind and pitch. The ear is told how high sounds between two named pitches are, though, which no
@@ -234,7 +234,7 @@ def score(listener: Listener, sounds: Sounds) -> dict[str, float]:
 def main() -> None:
     """Train, say how well it hears the validation split, and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
+    parser.add_argument("world", type=Path, help="folder that scripts/toy_world/make.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)

@@ -1,6 +1,6 @@
 """What a stage-3 step (connector + LoRA, encoder features given) costs against the bare LLM + LoRA on as many tokens.
 
-    python scripts/bench_step.py [--json] [--tiny] [--pairs 7] [--threads 2]
+    python scripts/bench/step.py [--json] [--tiny] [--pairs 7] [--threads 2]
 
 Both take the same sequence lengths, targets and optimizer, and turn by turn in one process, so that whatever else the
 machine does meets both. `ratio` compares with the bare LLM under the same loss (its head on targets only); `ratio_hf`

@@ -1,8 +1,8 @@
-"""Figures and report of the quickstart. Called by scripts/quickstart.py.
+"""Figures and report of the quickstart. Called by scripts/toy_world/quickstart.py.
 
-    python scripts/quickstart_report.py RUN ask [--cores 2]   ask the test split, as it is and with streams removed or
+    python scripts/toy_world/report.py RUN ask [--cores 2]   ask the test split, as it is and with streams removed or
                                                               exchanged, and the unseen combinations; retrieval
-    python scripts/quickstart_report.py RUN report            write summary.json and report.md, print the table
+    python scripts/toy_world/report.py RUN report            write summary.json and report.md, print the table
 
 All figures come from generated answers about decoded files; hyper-parameters were chosen on other worlds and splits.
 """

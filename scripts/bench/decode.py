@@ -1,6 +1,6 @@
 """What it costs to read 16 frames at 224 and the sound at 16 kHz of 10 s of 640x360 H.264 with AAC, on one core.
 
-    python scripts/bench_decode.py [--json] [--turns 15] [--memory 5000] [--backend auto]
+    python scripts/bench/decode.py [--json] [--turns 15] [--memory 5000] [--backend auto]
 
 Three contestants, turn by turn in one process, so that whatever else the machine does meets all of them:
 

@@ -1,6 +1,6 @@
 """Train the toy world's language model from scratch: a small Llama that reads, and reasons about, logs of what happens.
 
-    python scripts/toy_llm.py WORLD OUT
+    python scripts/toy_world/backbones/llm.py WORLD OUT
 
 Reads the training split of a toy world alone: its captions, its questions, and `script.jsonl`. From the script of each
 training clip a log is written: facts about the whole clip, what is where in a coarse grid of the picture, and what is
@@ -332,7 +332,7 @@ def build_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
+    parser.add_argument("world", type=Path, help="folder that scripts/toy_world/make.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
     parser.add_argument("--steps", type=int, default=380)
     parser.add_argument("--batch", type=int, default=8)

@@ -1,6 +1,6 @@
 """The whole line on two cores: world, backbones, three stages, evaluation, report. Called by scripts/quickstart.sh.
 
-    python scripts/quickstart.py [--clips 3000] [--seed 0]
+    python scripts/toy_world/quickstart.py [--clips 3000] [--seed 0]
 
 Everything lies under runs/quickstart. A phase that is done is not done again unless the files that it is made from, or
 a phase before it, have changed; a phase that was killed goes on where it was (stages) or starts over (the others).
@@ -50,15 +50,15 @@ class Phase:
 def phases(clips: int, seed: int, cores: int) -> list[Phase]:
     """What is done, in order."""
     python = sys.executable
-    world = [python, "data_recipes/toy_world.py", str(WORLD), "--clips", str(clips), "--seed", str(seed)]
+    world = [python, "scripts/toy_world/make.py", str(WORLD), "--clips", str(clips), "--seed", str(seed)]
     pretrain = {
         name: [python, f"scripts/toy_{name}.py", str(WORLD), str(RUN / name)] for name in ("llm", "vision", "audio")
     }
-    report = [python, "scripts/quickstart_report.py", str(RUN)]
+    report = [python, "scripts/toy_world/report.py", str(RUN)]
     return [
         Phase(
             "world", "real files: clips, sounds, pictures, questions", [[[*world, "--workers", str(cores)]]],
-            ["data_recipes/toy_world.py", "data_recipes/toy"], [WORLD],
+            ["scripts/toy_world/make.py", "data_recipes/toy"], [WORLD],
         ),
         Phase(
             "backbones", "an eye, an ear and a language model, from scratch",
@@ -70,7 +70,7 @@ def phases(clips: int, seed: int, cores: int) -> list[Phase]:
         training_phase(cores),
         Phase(
             "evaluation", "as they are, with a stream removed or exchanged, and combinations never seen",
-            [[[*report, "ask", "--cores", str(cores)]]], ["scripts/quickstart_report.py", "avllm"],
+            [[[*report, "ask", "--cores", str(cores)]]], ["scripts/toy_world/report.py", "avllm"],
             [RUN / "evaluation"],
         ),
     ]  # fmt: skip
@@ -83,9 +83,9 @@ def training_phase(cores: int) -> Phase:
         start = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
     else:
         start = [sys.executable]
-    command = [*start, "scripts/quickstart_train.py", str(STAGE_SECONDS), *files]
+    command = [*start, "scripts/toy_world/train.py", str(STAGE_SECONDS), *files]
     made = [*(RUN / name for name in STAGES), STAGE_SECONDS]
-    made_from = [*files, "scripts/quickstart_train.py", "avllm"]
+    made_from = [*files, "scripts/toy_world/train.py", "avllm"]
     return Phase("training", "alignment, captions, questions: " + ", ".join(files), [[command]], made_from, made)
 
 
@@ -256,7 +256,7 @@ def main() -> None:
             journal.phases[phase.name]["seconds"] = round(spent + time.perf_counter() - began, 1)
             journal.phases["memory"] = {"peak_mb": round(memory.peak)}
             journal.write()
-    subprocess.run([sys.executable, "scripts/quickstart_report.py", str(RUN), "report"], check=True)
+    subprocess.run([sys.executable, "scripts/toy_world/report.py", str(RUN), "report"], check=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train the toy world's eye from scratch: a small Pyramid Vision Transformer that names what each patch belongs to.
 
-    python scripts/toy_vision.py WORLD OUT
+    python scripts/toy_world/backbones/vision.py WORLD OUT
 
 Reads the training split of a toy world alone: frames of its clips, and `script.jsonl` for what is where. Colours are
 learned from the pictures as they are; shapes, sizes and places from pictures whose colours went through a random
@@ -260,7 +260,7 @@ def score(looker: Looker, pictures: Pictures) -> dict[str, float]:
 def main() -> None:
     """Train, say how well it sees the validation split, and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", type=Path, help="folder that data_recipes/toy_world.py wrote")
+    parser.add_argument("world", type=Path, help="folder that scripts/toy_world/make.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
     parser.add_argument("--clips", type=int, default=1000, help="training clips to take frames from")
     parser.add_argument("--frames", type=int, default=16, help="frames of a clip")

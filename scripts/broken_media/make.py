@@ -1,6 +1,6 @@
 """Write media files that are broken or odd, a manifest of them, and what each of them is.
 
-    python scripts/make_broken_media.py OUT --count 200 --seed 0
+    python scripts/broken_media/make.py OUT --count 200 --seed 0
 
 OUT gets the files, `manifest.jsonl` (a row about each) and `expected.jsonl`, one object a row: `id`, `class`, `errors`
 (what a check may call it; [] where it is odd and still good), `either` (chance decides whether the damage matters: good

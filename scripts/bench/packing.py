@@ -1,6 +1,6 @@
 """What it saves to let unrelated rows share sequences, and that loss and gradients stay those of the rows themselves.
 
-    python scripts/bench_packing.py [--json] [--tiny | --full] [--rows 32] [--length 2048] [--turns 2] [--threads 2]
+    python scripts/bench/packing.py [--json] [--tiny | --full] [--rows 32] [--length 2048] [--turns 2] [--threads 2]
 
 Rows of 20 to 600 tokens, a third of them with the tokens of a clip, go through a connector and a Llama with LoRA, each
 as a row of its own (padded to the longest) and packed; forward and backward, turn by turn in one process. One core

@@ -1,6 +1,6 @@
-"""Several stages in one go, so that the libraries are loaded once. Called by scripts/quickstart.py, under torchrun.
+"""Several stages in one go, so that the libraries are loaded once. Called by scripts/toy_world/quickstart.py, under torchrun.
 
-    torchrun --nproc_per_node 2 scripts/quickstart_train.py SECONDS PRESET...
+    torchrun --nproc_per_node 2 scripts/toy_world/train.py SECONDS PRESET...
 
 As the scripts in train/, one after the other. The presets are written for two processes; a single one takes twice
 the micro-steps and gets the same steps. SECONDS is a JSON file in which the time of each stage is added up. A finished

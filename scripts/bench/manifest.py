@@ -1,6 +1,6 @@
 """What a large manifest costs before the first step: seconds and memory of the data side, with and without its index.
 
-    python scripts/bench_manifest.py [--rows 1000000] [--workers 2] [--json]
+    python scripts/bench/manifest.py [--rows 1000000] [--workers 2] [--json]
 
 Writes a manifest of caption rows (each clip is asked about three times), then starts its data side as training does, in
 a process of its own: the index, packing by media, the order, and the first batches of rows out of loader workers. Once

@@ -1,6 +1,6 @@
 """A small Llama and its tokenizer, trained from scratch on the text of manifests alone.
 
-    python scripts/small_llm.py OUT --captions captions_train.jsonl --questions train.jsonl
+    python scripts/esc10/small_llm.py OUT --captions captions_train.jsonl --questions train.jsonl
 
 For data sets and machines on which no released language model is wanted. It reads each question with the caption of the
 same file standing where the media will stand, so that it learns to answer from what comes before the question; then

@@ -1,6 +1,6 @@
 """ESC-10, one fold left out at a time: train the three stages from scratch on the others, ask about the one left out.
 
-    python scripts/esc10_folds.py SOURCE --out runs/esc10 [--folds 1 2 3 4] [--seed 0] [--json]
+    python scripts/esc10/folds.py SOURCE --out runs/esc10 [--folds 1 2 3 4] [--seed 0] [--json]
 
 Nothing is pretrained: the language model is made from the text of the training manifests, the audio encoder from random
 weights. What counts is the generated answer to "What do you hear?". Settings are to be chosen on clips held out of the
@@ -67,7 +67,7 @@ class Fold:
     def make_llm(self) -> None:
         """The language model, from the training manifests' text alone."""
         texts = ["--captions", self.manifest("captions_train"), "--questions", self.manifest("train")]
-        self.python("scripts/small_llm.py", self.folder / "llm", *texts, "--seed", self.args.seed)
+        self.python("scripts/esc10/small_llm.py", self.folder / "llm", *texts, "--seed", self.args.seed)
 
     def train(self, stage: str) -> None:
         """One stage of the preset, on this fold's manifests."""

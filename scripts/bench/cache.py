@@ -1,6 +1,6 @@
 """What cached features of frozen encoders save of a training step, and that they change no loss.
 
-    python scripts/bench_cache.py [--json] [--tiny] [--steps 3] [--batch-size 2] [--threads 2]
+    python scripts/bench/cache.py [--json] [--tiny] [--steps 3] [--batch-size 2] [--threads 2]
 
 Encoders of the sizes of SigLIP-base and Whisper-small with random weights, 8 frames a clip, a small LLM, on the CPU.
 The same weights take the same steps twice, from files and from a cache. `faster` compares the steps alone, as if
