@@ -93,7 +93,7 @@ def test_package_files_import_nothing_heavy(path: Path) -> None:
 
 def test_importing_the_package_and_the_command_loads_nothing_heavy() -> None:
     code = (
-        "import sys, avllm, avllm.cli, avllm.config, avllm.registry; "
+        "import sys, avllm, avllm.cli.main, avllm.config, avllm.registry; "
         "print([m for m in ('torch', 'transformers', 'gradio', 'numpy', 'av', 'peft') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

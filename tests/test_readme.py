@@ -43,7 +43,7 @@ def test_the_files_of_a_command_are_there(command: str) -> None:
 def test_the_options_of_an_avllm_command_are_known(command: str) -> None:
     words = command.split()[1:]
     depth = 2 if words[0] in ("ckpt", "data") else 1
-    call = [sys.executable, "-m", "avllm.cli", *words[:depth], "--help"]
+    call = [sys.executable, "-m", "avllm", *words[:depth], "--help"]
     shown = subprocess.run(call, capture_output=True, text=True, check=True, env=None).stdout
     for option in re.findall(r"--[\w-]+", command):
         assert option in shown, f"{option} is not in the help of {' '.join(words[:depth])}"

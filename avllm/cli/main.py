@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from avllm.cli_data import data
+from avllm.cli.data import data
 from avllm.errors import DEBUG, exit_on_user_error
 
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of a trained model.")]

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from avllm.cli import app
+from avllm.cli.main import app
 from avllm.data.schema import Sample
 from avllm.evaluation.benchmarks.base import score_by_form
 from avllm.evaluation.conditions import AS_IS

@@ -13,7 +13,7 @@ from tiny import World, make_world, row, settings, write_rows
 from tiny_runs import run
 from typer.testing import CliRunner
 
-from avllm.cli import app
+from avllm.cli.main import app
 from avllm.errors import UserError
 from avllm.evaluation.retrieval import contrastive_of, distinct, recall, retrieval
 from avllm.models.checkpoint import CheckpointError

@@ -12,7 +12,7 @@ import pytest
 from answering import KIND, REAL_MEDIA, WHY_NOT
 from tiny import row, text, write_rows
 
-from avllm.cli import main as cli
+from avllm.cli.main import main as cli
 from avllm.inference.chat import Chat
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ def test_a_mistake_is_one_line(
 
 
 def test_help_is_quick() -> None:
-    code = "import sys, avllm.cli; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'gradio')))"
+    code = "import sys, avllm.cli.main; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'gradio')))"
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1

@@ -15,7 +15,7 @@ from tiny import World, make_world, row, settings, write_preset, write_rows
 from tiny_runs import difference, rows, run, together, train, weights
 from typer.testing import CliRunner
 
-from avllm.cli import app
+from avllm.cli.main import app
 from avllm.config import ConfigError, RunConfig, load_config
 from avllm.data.cache.fill import CacheError, recipe
 from avllm.models.checkpoint import save_checkpoint

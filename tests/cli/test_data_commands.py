@@ -11,7 +11,7 @@ from data.checked_rows import about, words
 from tiny import World, make_world, row, settings, write_clip, write_preset, write_rows
 from typer.testing import CliRunner
 
-from avllm.cli import app
+from avllm.cli.main import app
 from avllm.data.check.files import Looking
 from avllm.data.schema import Sample
 from avllm.data.check.stats import modality, stats

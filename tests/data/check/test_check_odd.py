@@ -17,7 +17,7 @@ from PIL import Image
 from tiny import row, text, write_clip, write_rows
 from typer.testing import CliRunner
 
-from avllm.cli import app
+from avllm.cli.main import app
 from avllm.data.check import run as check_module
 from avllm.data.check.run import check
 from avllm.data.check.file import Job, PlainReader, Use, examine, thumbnail

@@ -20,7 +20,7 @@ from tiny import row as chat
 from tiny import text as said
 from typer.testing import CliRunner
 
-from avllm.cli import app
+from avllm.cli.main import app
 from avllm.config import RunConfig
 from avllm.data.store import shards
 from avllm.data.store.append_only import AppendOnly

@@ -18,7 +18,7 @@ from PIL import Image
 from tiny import World, make_world, write_clip, write_rows
 from typer.testing import CliRunner
 
-from avllm.cli import app
+from avllm.cli.main import app
 from avllm.config import ModelConfig
 from avllm.data.check import file as check_file
 from avllm.data.check import files as check_files
