@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from avllm.data.schema import RowError
 from avllm.recipes import frame as recipe
 from avllm.recipes.frame import Dataset, Drop, RecipeError, Record, Row, read_json, rows_of
 from avllm.recipes.media import VideoFolder, Videos
 from avllm.recipes.questions import named_splits, question_sample, split_files
-from avllm.data.schema import RowError
 
 ABOUT = Dataset(
     title="ActivityNet-QA",

@@ -22,12 +22,12 @@ from typing import Annotated, Any
 
 import typer
 
+from avllm.data.schema import RowError
 from avllm.recipes import frame as recipe
 from avllm.recipes.conversations import question_messages
 from avllm.recipes.frame import Dataset, Drop, Record, Row, read_json, rows_of
 from avllm.recipes.media import VideoFolder, Videos
 from avllm.recipes.questions import split_files, texts_of
-from avllm.data.schema import RowError
 
 ABOUT = Dataset(
     title="AVSD (DSTC7)",

@@ -23,11 +23,11 @@ from typing import Annotated, Any
 
 import typer
 
+from avllm.data.schema import RowError
 from avllm.recipes import frame as recipe
 from avllm.recipes.frame import Dataset, Drop, Record, Row, drops_of, open_text, read_csv, rows_of
 from avllm.recipes.media import VideoFolder, Videos
 from avllm.recipes.questions import question_sample, split_files, when_question
-from avllm.data.schema import RowError
 from avllm.recipes.timespans import checked_span, say_spans
 
 ABOUT = Dataset(

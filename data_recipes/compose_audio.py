@@ -33,15 +33,16 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from avllm.recipes import making
-from avllm.recipes import frame as recipe
-from avllm.recipes.captioned import Captioned, captioned, clause, licences, sentence, unusable
 from avllm.data.media.load import MediaError, load_audio
 from avllm.data.media.write import write_wav
+from avllm.recipes import frame as recipe
+from avllm.recipes import making
+from avllm.recipes.captioned import Captioned, captioned, clause, licences, sentence, unusable
 from avllm.recipes.frame import Dataset, Drop, Row
-from avllm.text_models.answers import answers_of
-from avllm.text_models.load import Answer, Prompt, load_text_model
 from avllm.recipes.timespans import say_time
+from avllm.text_models.answers import answers_of
+from avllm.text_models.base import Answer, Prompt
+from avllm.text_models.load import load_text_model
 
 ABOUT = Dataset(
     title="Composed sounds (made of your own clips)",

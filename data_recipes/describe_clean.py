@@ -30,16 +30,17 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from avllm.recipes import making
-from avllm.recipes import frame as recipe
-from avllm.recipes.captioned import file_digest
 from avllm.data.manifest import describe
-from avllm.recipes.frame import Dataset, Drop, RecipeError, Record, Row, caption_messages, read_csv, read_jsonl
-from avllm.recipes.readers import lacking
-from avllm.recipes.media import VIDEO_FILES
 from avllm.data.schema import Sample, TextPart
+from avllm.recipes import frame as recipe
+from avllm.recipes import making
+from avllm.recipes.captioned import file_digest
+from avllm.recipes.frame import Dataset, Drop, RecipeError, Record, Row, caption_messages, read_csv, read_jsonl
+from avllm.recipes.media import VIDEO_FILES
+from avllm.recipes.readers import lacking
 from avllm.text_models.answers import answers_of
-from avllm.text_models.load import Answer, Prompt, load_text_model
+from avllm.text_models.base import Answer, Prompt
+from avllm.text_models.load import load_text_model
 
 ABOUT = Dataset(
     title="Clean captions (made of raw descriptions)",

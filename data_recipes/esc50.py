@@ -24,9 +24,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from avllm.data.schema import RowError
 from avllm.recipes import frame as recipe
 from avllm.recipes.frame import Dataset, Drop, RecipeError, Record, Row, drops_of, read_csv
-from avllm.data.schema import RowError
 
 ABOUT = Dataset(
     title="ESC-50 and its older form ESC-10",

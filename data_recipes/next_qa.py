@@ -22,11 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from avllm.data.schema import RowError
 from avllm.recipes import frame as recipe
 from avllm.recipes.frame import Dataset, Drop, Record, Row, read_csv, read_json, rows_of
 from avllm.recipes.media import VideoFolder, Videos
 from avllm.recipes.questions import chosen, named_splits, question_sample, split_files, with_choices
-from avllm.data.schema import RowError
 
 ABOUT = Dataset(
     title="NExT-QA (multiple choice, open-ended)",

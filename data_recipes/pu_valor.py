@@ -24,11 +24,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from avllm.recipes import making
-from avllm.recipes import frame as recipe
-from avllm.recipes.captioned import Captioned, captioned, clause, licences, sentence, unusable
 from avllm.data.media.load import MediaError, Sampling, load_video, probe
 from avllm.data.media.write import AAC_RATES, Mp4Writer, faster, fitted
+from avllm.recipes import frame as recipe
+from avllm.recipes import making
+from avllm.recipes.captioned import Captioned, captioned, clause, licences, sentence, unusable
 from avllm.recipes.frame import Dataset, Drop, RecipeError, Row
 from avllm.recipes.timespans import say_events, say_span, say_spans
 

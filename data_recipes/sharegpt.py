@@ -28,11 +28,11 @@ from typing import Annotated, Any
 
 import typer
 
+from avllm.log import logger
 from avllm.recipes import frame as recipe
 from avllm.recipes.conversations import chat_messages, without_leading_answers
 from avllm.recipes.frame import Dataset, Drop, RecipeError, Record, Row, first_file, read_json, read_jsonl, rows_of
 from avllm.recipes.media import SOUND_FILES, VIDEO_FILES
-from avllm.log import logger
 
 ABOUT = Dataset(
     title="LLaVA-Instruct-150K, and any ShareGPT conversations",

@@ -23,12 +23,12 @@ from typing import Annotated, Any
 
 import typer
 
+from avllm.data.schema import RowError
 from avllm.recipes import frame as recipe
-from avllm.recipes.frame import Dataset, Drop, RecipeError, Record, Row, first_file, read_json, rows_of
 from avllm.recipes.captions import wording
+from avllm.recipes.frame import Dataset, Drop, RecipeError, Record, Row, first_file, read_json, rows_of
 from avllm.recipes.media import VideoFolder, Videos
 from avllm.recipes.questions import question_sample, when_question
-from avllm.data.schema import RowError
 from avllm.recipes.timespans import Span, checked_span, say_events, say_spans
 
 ABOUT = Dataset(

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from avllm.recipes.making import Shard
 from avllm.recipes.frame import Drop, Row
+from avllm.recipes.making import Shard
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import ast
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,16 +15,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     **dict.fromkeys(["__init__", "registry", "errors", "precision", "config", "tokens", "distributed"], 0),
-    **dict.fromkeys(["log", "yaml_files"], 0),
-    **dict.fromkeys(["data", "encoders", "adapters", "layouts"], 1),
-    **dict.fromkeys(["models", "objectives"], 2),
-    **dict.fromkeys(["training", "inference"], 3),
-    **dict.fromkeys(["evaluation", "cli", "cli_data"], 4),
+    **dict.fromkeys(["log", "yaml_files", "on_ray"], 0),
+    **dict.fromkeys(["data", "encoders", "adapters", "layouts", "fusions", "decoders", "time_codecs"], 1),
+    **dict.fromkeys(["models", "objectives", "recipes"], 2),
+    **dict.fromkeys(["training", "inference", "text_models"], 3),
+    **dict.fromkeys(["evaluation", "cli", "__main__"], 4),
 }
 SCRIPTS = ("train", "serve", "data_recipes", "scripts")
 FORBIDDEN = {"utils.py", "helpers.py", "misc.py", "common.py"}
-# The command line is two files, and calls what evaluates; they share a floor but not a side.
-ALLOWED = {("cli", "evaluation"), ("cli", "cli_data")}
+# The command line calls what evaluates; they share a floor but not a side.
+ALLOWED = {("cli", "evaluation"), ("__main__", "cli")}
+LARGEST_FOLDER = 16  # files of a folder, its __init__ not counted
 PACKAGE = sorted((ROOT / "avllm").rglob("*.py"))
 OUTSIDE = sorted(p for folder in SCRIPTS for p in (ROOT / folder).rglob("*.py"))
 
@@ -74,11 +76,13 @@ def test_the_package_never_imports_scripts() -> None:
         assert not {m.split(".")[0] for _, m in imported(path)} & set(SCRIPTS), name(path)
 
 
-def test_scripts_never_import_each_other() -> None:
-    """A recipe may bring a folder of its own; beyond that a script stands on the package alone."""
+def test_scripts_import_only_the_package_and_their_own_folder() -> None:
+    """Scripts directly under train/, serve/, data_recipes/ and scripts/ import no sibling; a folder below may."""
     for path in OUTSIDE:
         folder = path.relative_to(ROOT).parts[0]
-        siblings = {p.stem for p in (ROOT / folder).glob("*.py")} | {f for f in SCRIPTS if f != folder}
+        siblings = {p.stem for p in (ROOT / folder).glob("*.py")} | set(SCRIPTS)
+        if path.parent != ROOT / folder:
+            siblings |= {p.name for p in (ROOT / folder).iterdir() if p.is_dir()}
         tops = {m.split(".")[0] for _, m in imported(path)}
         assert not tops & siblings, f"{name(path)} imports {sorted(tops & siblings)}"
         assert path.name != "__init__.py", f"{name(path)}: scripts are run by path, they are no package"
@@ -98,6 +102,43 @@ def test_importing_the_package_and_the_command_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def imports_by_module() -> dict[str, set[str]]:
+    """The modules of the package that each module imports, lazily or for type checkers alone, too."""
+    inner = [p for p in PACKAGE if p.name != "__init__.py"]  # a package's own file imports nothing
+    files = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in inner}
+    return {module: {m for _, m in imported(path)} & files.keys() - {module} for module, path in files.items()}
+
+
+def test_no_import_circles() -> None:
+    """Leave out, again and again, what imports nothing that is left: circles alone remain."""
+    graph = imports_by_module()
+    while leaves := [module for module, targets in graph.items() if not targets & graph.keys()]:
+        for module in leaves:
+            del graph[module]
+    assert not graph, f"import circles among or above {sorted(graph)[:6]}"
+
+
+def test_no_folder_is_crowded() -> None:
+    folders = Counter(p.parent for p in PACKAGE if p.name != "__init__.py" and p.parent != ROOT / "avllm")
+    crowded = {name(folder): count for folder, count in folders.items() if count > LARGEST_FOLDER}
+    rooms_of_parts = {f"avllm/{kind}" for kind in ("adapters", "encoders", "layouts", "objectives", "fusions")}
+    assert not crowded.keys() - rooms_of_parts, f"{crowded}; the limit is {LARGEST_FOLDER} files"
+
+
+def test_training_does_not_import_the_check() -> None:
+    """Of avllm/data, what lies beside training's own files is imported by training."""
+    graph = imports_by_module()
+    seen, pending = set(), ["avllm.training.trainer", "avllm.inference.chat", "avllm.training.features_ray"]
+    while pending:
+        module = pending.pop()
+        if module not in seen:
+            seen.add(module)
+            pending += graph[module]
+    assert not {m for m in seen if m.startswith(("avllm.data.check", "avllm.recipes", "avllm.text_models"))}
+    flat = {m for m in graph if m.startswith("avllm.data.") and m.count(".") == 2}
+    assert flat <= seen, f"training imports none of {sorted(flat - seen)}"
 
 
 def test_no_drawer_for_everything() -> None:

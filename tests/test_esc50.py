@@ -14,8 +14,8 @@ from data_recipes.sources_captions import ESC_COLUMNS, touch, write_csv
 from data_recipes.sources_captions import esc50 as write_esc50
 
 from avllm.data.manifest import read_manifest
-from avllm.recipes.frame import RecipeError, Report, make
 from avllm.data.schema import resolve
+from avllm.recipes.frame import RecipeError, Report, make
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT / "data_recipes") not in sys.path:

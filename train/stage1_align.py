@@ -1,4 +1,4 @@
-"""Stage 1: contrastive alignment. What the connector says about a clip comes to lie where its caption lies.
+"""Stage 1: contrastive alignment. Align clip and caption embeddings.
 
     python train/stage1_align.py PRESET [key=value ...]
     accelerate launch --config_file train/launch/zero2.yaml train/stage1_align.py PRESET [key=value ...]
@@ -7,25 +7,7 @@
 The preset describes the model (backbones, connector, layout), what trains, on which manifests and for how long.
 """
 
-import argparse
-
-from avllm.config import ConfigError, load_config
-from avllm.errors import exit_on_user_error
-from avllm.training.trainer import run_stage
-
-
-def main() -> None:
-    """Read the preset, apply overrides, train, and print the run's folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", help="a YAML file, e.g. one of train/presets/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100 output=runs/x")
-    args = parser.parse_args()
-    with exit_on_user_error():
-        config = load_config(args.preset, args.overrides)
-        if config.stage != "align":
-            raise ConfigError(f"{args.preset} is a preset of stage {config.stage}; this script trains stage align")
-        print(run_stage(config))
-
+from avllm.training.stage_script import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script("align", __doc__ or "")

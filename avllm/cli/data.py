@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from avllm.on_ray import Engine, Gpus
 from avllm.errors import UserError
+from avllm.on_ray import Engine, Gpus
 
 if TYPE_CHECKING:
-    from avllm.data.check.run import Tokens
     from avllm.data.check.files import Looking
+    from avllm.data.check.run import Tokens
     from avllm.data.schema import Sample
     from avllm.models.processing_avllm import AVProcessor
 
@@ -164,9 +164,9 @@ def mix(
     import json
 
     from avllm.config import load_config
+    from avllm.data.check.tables import print_mixture
     from avllm.data.items import Items, read_quarantine
     from avllm.data.mixture import portions
-    from avllm.data.check.tables import print_mixture
 
     config = load_config(stage, overrides)
     given = config.data

@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
+from avllm.cli.ckpt import ckpt
 from avllm.cli.data import data
+from avllm.cli.options import (
+    Checkpoint,
+    Device,
+    Json,
+    Limit,
+    Output,
+    Precision,
+    Quantize,
+    Workers,
+    output_file,
+    print_figures,
+)
 from avllm.errors import DEBUG, exit_on_user_error
-
-Checkpoint = Annotated[Path, typer.Argument(help="Folder of a trained model.")]
-Quantize = Annotated[Literal["4bit", "8bit"] | None, typer.Option(help="Load the LLM in 4 or 8 bit.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that decode.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many rows, spread over the manifest.")]
-Precision = Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="fp32, bf16 (autocast), or auto.")]
-Output = Annotated[Path | None, typer.Option(help="File for the figures as JSON.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, as last line.")]
 
 app = typer.Typer(
     name="avllm",
@@ -102,7 +106,7 @@ def evaluate(
     hush_libraries()
     from avllm.evaluation.command import run_eval
 
-    output, predictions = _file(output), _file(predictions)
+    output, predictions = output_file(output), output_file(predictions)
     found = run_eval(
         checkpoint,
         manifest,
@@ -120,7 +124,7 @@ def evaluate(
         cache=cache,
         precision=precision,
     )
-    _tell(found, output, as_json)
+    print_figures(found, output, as_json)
 
 
 @app.command()
@@ -141,31 +145,10 @@ def retrieve(
     hush_libraries()
     from avllm.evaluation.command import run_retrieval
 
-    output = _file(output)
+    output = output_file(output)
     settings = {"batch_size": batch_size, "num_workers": num_workers, "precision": precision}
     found = run_retrieval(checkpoint, manifest, limit=limit, device=device, **settings)
-    _tell(found, output, as_json)
-
-
-def _file(path: Path | None) -> Path | None:
-    """A file that will be written, in a folder that is there: before anything was computed for it."""
-    from avllm.data.store.storage import here
-
-    if path is None:
-        return None
-    path = here(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _tell(figures: dict[str, Any], output: Path | None, as_json: bool) -> None:
-    """Write figures into a file and as the last line, where that is wanted."""
-    import json
-
-    if output is not None:
-        output.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if as_json:
-        typer.echo(json.dumps(figures, ensure_ascii=False))
+    print_figures(found, output, as_json)
 
 
 @app.command()
@@ -191,37 +174,5 @@ def parts(
         typer.echo(json.dumps({"parts": found}, default=str))
 
 
-ckpt = typer.Typer(help="Look at checkpoints.", no_args_is_help=True)
 app.add_typer(ckpt, name="ckpt")
 app.add_typer(data, name="data")
-
-
-@ckpt.command()
-def inspect(
-    folder: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
-    as_json: Json = False,
-) -> None:
-    """Show what a checkpoint is made of: stages, backbones with hashes, parameters by part."""
-    import json
-
-    from avllm.evaluation.listing import inspect_checkpoint
-
-    found = inspect_checkpoint(folder)
-    typer.echo(f"{folder}: {' -> '.join(found['connector'])}, layout {found['layout']}")
-    for number, stage in enumerate(found["stages"], start=1):
-        typer.echo(
-            f"stage {number}: {stage['stage']}, {stage.get('steps')} steps, data {', '.join(stage.get('data', {}))}"
-        )
-    for part, record in found["backbones"].items():
-        state = {None: "not checked (hub)", True: "found, hash as recorded", False: "NOT as recorded"}[record["found"]]
-        typer.echo(f"backbone {part}: {record['name']} {record['sha256'] or record['revision'] or ''}: {state}")
-    for part, count in found["parameters"].items():
-        typer.echo(f"parameters {part}: {count:,}")
-    for file, value in found["sha256"].items():
-        typer.echo(f"sha256 {file}: {value}")
-    if as_json:
-        typer.echo(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()

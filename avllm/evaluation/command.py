@@ -20,7 +20,7 @@ from avllm.evaluation.results import Result, table
 from avllm.evaluation.retrieval import recall_table, retrieval
 from avllm.evaluation.runner import Settings, evaluate_all
 from avllm.inference.chat import check_device
-from avllm.models.checkpoint import read_manifest_of
+from avllm.models.checkpoint_format import read_manifest_of
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 from avllm.precision import choose_precision

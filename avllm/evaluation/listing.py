@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import safe_open
 
 from avllm.data.store.storage import sha256
-from avllm.models.checkpoint import LORA, TRAINED, find_backbone, fingerprint, part_of, read_manifest_of
+from avllm.models.checkpoint_format import LORA, TRAINED, find_backbone, fingerprint, part_of, read_manifest_of
 from avllm.models.configuration_avllm import AVConfig
 from avllm.registry import UnknownPartError, choices, kinds, load, options, suggest
 

@@ -20,7 +20,7 @@ from avllm.evaluation.answering import connect_once
 from avllm.evaluation.benchmarks.manifest import spread
 from avllm.evaluation.clips import EncodedClip, Failure, encode_clips, in_chunks
 from avllm.evaluation.metrics import Interval, normalise, ranks, wilson
-from avllm.models.checkpoint import CheckpointError
+from avllm.models.checkpoint_format import CheckpointError
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 from avllm.objectives.contrastive import STREAMS_OF, Contrastive

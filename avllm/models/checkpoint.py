@@ -1,45 +1,38 @@
-"""A checkpoint is one folder: config, processor, trained weights, LoRA in PEFT's own form, and a manifest.
-
-    config.json, tokenizer and processor files
-    trained.safetensors       the connector, and every part whose own weights ever trained
-    lora/                     adapter_config.json, adapter_model.safetensors
-    manifest.json             name, revision and hash of each frozen backbone, the chain of stages with their settings
-
-Frozen backbones are not copied: they are loaded from where their names point, and their hash is checked.
-"""
+"""Write and read a checkpoint folder: the model's trained weights, LoRA, the processor, the manifest."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from avllm.config import LLMConfig
-from avllm.data.store.storage import sha256
-from avllm.errors import UserError
+from avllm.models.checkpoint_format import (
+    LORA,
+    MANIFEST,
+    TRAINED,
+    CheckpointError,
+    backbones,
+    find_backbone,
+    fingerprint,
+    part_of,
+    read_config,
+    read_manifest_of,
+    write_tensors,
+)
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.encoders import build_encoder, pretrained_encoder
 from avllm.models.llm import is_quantised, load_llm
 
-if TYPE_CHECKING:
-    from avllm.models.modeling_avllm import AVLLM
-    from avllm.models.processing_avllm import AVProcessor
-
-TRAINED, LORA, MANIFEST = "trained.safetensors", "lora", "manifest.json"
+Model = TypeVar("Model")
 
 
-class CheckpointError(UserError):
-    """A checkpoint folder that is incomplete or does not fit."""
-
-
-def mark_trained(model: AVLLM) -> None:
+def mark_trained(model: Any) -> None:
     """Note the parts in which something trains now: from here on the checkpoint holds them whole.
 
     Raises:
@@ -57,13 +50,7 @@ def mark_trained(model: AVLLM) -> None:
     model.config.trained = sorted(parts)
 
 
-def part_of(name: str) -> str:
-    """``encoders.audio.backbone...`` -> ``encoders.audio``; ``connector.0...`` -> ``connector``."""
-    pieces = name.split(".")
-    return ".".join(pieces[:2]) if pieces[0] == "encoders" else pieces[0]
-
-
-def trained_state(model: AVLLM) -> dict[str, Tensor]:
+def trained_state(model: Any) -> dict[str, Tensor]:
     """Every tensor of the parts that hold weights of their own, without LoRA's (they are saved in PEFT's form).
 
     PEFT wraps the LLM and the layers that it adapts; the names here are those without it.
@@ -76,7 +63,7 @@ def trained_state(model: AVLLM) -> dict[str, Tensor]:
     }
 
 
-def save_model(model: AVLLM, folder: str | Path) -> None:
+def save_model(model: Any, folder: str | Path) -> None:
     """Write config.json, trained.safetensors and lora/.
 
     Raises:
@@ -94,7 +81,7 @@ def save_model(model: AVLLM, folder: str | Path) -> None:
         model.llm.save_pretrained(folder / LORA)
 
 
-def _check_lora(model: AVLLM) -> None:
+def _check_lora(model: Any) -> None:
     wrapped = hasattr(model.llm, "peft_config")
     if bool(model.config.lora) != wrapped:
         raise CheckpointError(
@@ -109,14 +96,7 @@ def _check_lora(model: AVLLM) -> None:
         )
 
 
-def write_tensors(state: dict[str, Tensor], path: Path) -> None:
-    """Write tensors so that a kill leaves the old file or the new one, never half of one."""
-    partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata={"format": "pt"})
-    partial.replace(path)
-
-
-def save_checkpoint(model: AVLLM, processor: AVProcessor, folder: str | Path, stages: list[dict[str, Any]]) -> None:
+def save_checkpoint(model: Any, processor: Any, folder: str | Path, stages: list[dict[str, Any]]) -> None:
     """Write the whole folder.
 
     Args:
@@ -133,72 +113,15 @@ def save_checkpoint(model: AVLLM, processor: AVProcessor, folder: str | Path, st
     partial.replace(folder / MANIFEST)
 
 
-def read_manifest_of(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.
-
-    Raises:
-        CheckpointError: the folder has none.
-    """
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no {MANIFEST}; expected the folder of a finished avllm run")
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}; copy the checkpoint again") from error
-
-
-def backbones(config: AVConfig) -> dict[str, dict[str, Any]]:
-    """Name, revision and hash of each backbone whose weights stay where they are."""
-    records = {"llm": config.llm, **{f"encoders.{s}": r for s, r in config.encoders.items()}}
-    return {
-        part: {"name": r.get("name"), "revision": r.get("revision"), "sha256": fingerprint(r.get("name"))}
-        for part, r in records.items()
-        if part not in config.trained
-    }
-
-
-def find_backbone(name: str | None, folder: str | Path, expected: str | None) -> str | None:
-    """Where a backbone lies that a checkpoint names by a relative path: from here, or from a folder above it.
-
-    So a checkpoint is read from any folder. A name without a recorded hash is a hub's, and no folder stands for it.
-
-    Args:
-        name: as the checkpoint has it. folder: the checkpoint. expected: the backbone's hash; None = not recorded.
-    """
-    if name is None or expected is None or Path(name).is_absolute():
-        return name
-    here = [Path(name), *(parent / name for parent in Path(folder).resolve().parents)]
-    there = [str(place) for place in here if place.is_dir()]
-    return next((place for place in there if fingerprint(place) == expected), there[0] if there else name)
-
-
-_known: dict[tuple[str, int, int], str] = {}
-
-
-def fingerprint(name: str | None) -> str | None:
-    """SHA-256 over the weight files of a local folder; None for a hub name, whose revision says it."""
-    if name is None or not Path(name).is_dir():
-        return None
-    total = hashlib.sha256()
-    for path in sorted(p for p in Path(name).iterdir() if p.suffix in (".safetensors", ".bin")):
-        stat = path.stat()
-        key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-        if key not in _known:
-            _known[key] = sha256(path)
-        total.update(f"{path.name}:{_known[key]}\n".encode())
-    return total.hexdigest()
-
-
 def load_model(
-    cls: type[AVLLM],
+    cls: type[Model],
     folder: str | Path,
     *,
     device: str | torch.device = "cpu",
     dtype: str | None = None,
     quantize: str | None = None,
     backbones: dict[str, str] | None = None,
-) -> AVLLM:
+) -> Model:
     """Read a checkpoint folder: backbones from where their names point, then the trained weights, then LoRA.
 
     Args:
@@ -227,21 +150,6 @@ def load_model(
         model.llm = peft.PeftModel.from_pretrained(model.llm, folder / LORA, is_trainable=True)
         model.config.lora = lora
     return model.freeze().eval().to(device)
-
-
-def read_config(folder: Path) -> AVConfig:
-    """The config.json of a checkpoint.
-
-    Raises:
-        CheckpointError: there is none, or it is another model's.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no config.json; expected an avllm checkpoint folder")
-    kind = AVConfig.get_config_dict(folder)[0].get("model_type")
-    if kind != AVConfig.model_type:
-        raise CheckpointError(f"{path} is of a {kind} model; expected an avllm checkpoint folder")
-    return AVConfig.from_pretrained(folder)
 
 
 def _without_lora(config: AVConfig) -> AVConfig:
@@ -298,7 +206,7 @@ def _load_encoders(config: AVConfig) -> dict[str, Any]:
     return encoders
 
 
-def _load_trained(model: AVLLM, folder: Path) -> None:
+def _load_trained(model: Any, folder: Path) -> None:
     if not (folder / TRAINED).is_file():
         raise CheckpointError(f"{folder} has no {TRAINED}; expected the folder of a finished avllm run")
     try:
@@ -317,8 +225,3 @@ def _load_trained(model: AVLLM, folder: Path) -> None:
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(saved[name])
-
-
-def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a finished checkpoint."""
-    return (Path(folder) / TRAINED).is_file() and (Path(folder) / "config.json").is_file()

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from avllm.config import ModelConfig, RunConfig
 from avllm.errors import loading
-from avllm.models.checkpoint import is_checkpoint
+from avllm.models.checkpoint_format import is_checkpoint
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.encoders import load_encoder
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer

@@ -27,7 +27,7 @@ from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, loading
 from avllm.layouts.base import Layout
 from avllm.models.chat_text import MARK, ChatText
-from avllm.models.checkpoint import CheckpointError, read_config
+from avllm.models.checkpoint_format import CheckpointError, read_config
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, stream_names
 from avllm.registry import build

@@ -9,9 +9,9 @@ from typing import Literal
 
 from avllm.data.manifest import ManifestError, digest, iterate
 from avllm.data.media.open import MediaError
+from avllm.data.schema import ImagePart, Sample, resolve
 from avllm.recipes.frame import Drop
 from avllm.recipes.readers import EMPTY, MISSING, RecipeError
-from avllm.data.schema import ImagePart, Sample, resolve
 
 NAMES = frozenset({"i", "christmas", "english", "french", "german", "spanish", "chinese", "african", "american"})
 """First words of captions that keep their capital."""

@@ -36,10 +36,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from avllm import __version__
-from avllm.data.store.append_only import LockedError
 from avllm.data.manifest import describe
+from avllm.data.schema import Sample
+from avllm.data.store.append_only import LockedError
+from avllm.data.store.storage import StoreError, here
+from avllm.log import set_up
 from avllm.recipes.about import Dataset, check_layout
 from avllm.recipes.captions import caption_messages, caption_prompt, caption_samples
+from avllm.recipes.output import Output
 from avllm.recipes.readers import (
     EMPTY,
     MISSING,
@@ -54,11 +58,7 @@ from avllm.recipes.readers import (
     read_json,
     read_jsonl,
 )
-from avllm.recipes.output import Output
 from avllm.recipes.rows import Drop, Row, drops_of, rows_of
-from avllm.data.schema import Sample
-from avllm.data.store.storage import StoreError, here
-from avllm.log import set_up
 
 __all__ = [
     "SPLITS",

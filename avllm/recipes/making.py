@@ -36,13 +36,13 @@ from typing import Annotated, Any, Protocol, TypeVar
 import typer
 
 from avllm.data.store.append_only import AppendOnly, LockedError, write_whole
-from avllm.recipes.captioned import file_digest
+from avllm.log import logger
 from avllm.on_ray import Engine as Engine  # for the recipes' signatures
 from avllm.on_ray import Gpus as Gpus
 from avllm.on_ray import run_on_ray
+from avllm.recipes.captioned import file_digest
 from avllm.recipes.frame import MEDIA, Drop, Row
 from avllm.recipes.readers import EMPTY, MISSING, RecipeError, lacking
-from avllm.log import logger
 
 LOG = logger(__name__)
 SAY_EVERY = 10.0  # seconds

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from avllm.recipes.conversations import is_blank, question_messages
-from avllm.recipes.captions import wording
-from avllm.recipes.readers import SPLITS, RecipeError
 from avllm.data.schema import RowError
+from avllm.recipes.captions import wording
+from avllm.recipes.conversations import is_blank, question_messages
+from avllm.recipes.readers import SPLITS, RecipeError
 
 WHEN = (
     "When does this happen in the video: {}? Give its start and end in seconds.",

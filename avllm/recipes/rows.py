@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from avllm.recipes.readers import RecipeError, Record
 from avllm.data.schema import RowError
+from avllm.recipes.readers import RecipeError, Record
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from avllm.data.store.append_only import AppendOnly, LockedError
-from avllm.text_models.load import Answer, Prompt, TextModel, TextModelError
+from avllm.text_models.base import Answer, Prompt, TextModel, TextModelError
 
 
 def answer_key(model: TextModel, prompt: Prompt) -> str:

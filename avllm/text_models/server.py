@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import tenacity
 
-from avllm.text_models.load import Answer, Prompt, TextModelError, spoken
+from avllm.text_models.base import Answer, Prompt, TextModelError, spoken
 
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """States of a server that may be over soon."""
@@ -74,7 +74,7 @@ class ServerModel:
         return {"type": "server", "server": self.name, **self.fields}
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """See :class:`avllm.text_models.load.TextModel`."""
+        """See :class:`avllm.text_models.base.TextModel`."""
         with ThreadPoolExecutor(max(1, self.batch_size), thread_name_prefix="ask") as pool:
             futures = [pool.submit(self._ask, prompt) for prompt in prompts]
             try:

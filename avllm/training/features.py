@@ -13,8 +13,8 @@ from avllm.config import RunConfig
 from avllm.data.cache.fill import CacheEngine, CacheError, FeatureCache, account, fill, recipe
 from avllm.data.dataset import Places, SampleDataset
 from avllm.data.mixture import order_of, steps_of
-from avllm.on_ray import import_ray
 from avllm.log import logger
+from avllm.on_ray import import_ray
 from avllm.training.accelerator import precision_of
 from avllm.training.optim import apply_rules
 from avllm.training.start import Parts, build_datasets, build_parts

@@ -14,9 +14,9 @@ from torch import nn
 from avllm.config import RunConfig
 from avllm.data.cache.fill import CacheError, FeatureCache, Filled, encode_places
 from avllm.data.cache.store import place_name
-from avllm.on_ray import run_on_ray
 from avllm.data.reading import Place
 from avllm.models.processing_avllm import AVProcessor
+from avllm.on_ray import run_on_ray
 from avllm.training.accelerator import make_accelerator
 from avllm.training.start import Parts
 

@@ -23,7 +23,7 @@ from avllm.config import RunConfig
 from avllm.data.manifest import digest
 from avllm.data.store.storage import local_copy
 from avllm.errors import UserError
-from avllm.models.checkpoint import LORA, fingerprint
+from avllm.models.checkpoint_format import LORA, fingerprint
 
 FINISHED = "finished.json"
 FREE_KEYS = {

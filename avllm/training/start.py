@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,22 +18,17 @@ from avllm.data.dataset import SampleDataset
 from avllm.data.index import Manifest
 from avllm.data.items import read_quarantine, without_test_reasons
 from avllm.data.loader import Collate
-from avllm.data.manifest import digest
 from avllm.data.packing import fill_sequences
 from avllm.data.store.storage import url_of
 from avllm.errors import UserError
 from avllm.log import logger
 from avllm.models.attention import PackingError, check_packing
-from avllm.models.checkpoint import is_checkpoint, mark_trained, read_manifest_of, save_checkpoint
+from avllm.models.checkpoint_format import is_checkpoint, read_manifest_of
 from avllm.models.encoders import check_encoder
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 from avllm.registry import check
-from avllm.training.accelerator import precision_of
-from avllm.training.task import Task, save_objectives
-
-if TYPE_CHECKING:
-    from avllm.training.trainer import Trainer
+from avllm.training.task import Task
 
 LOG = logger(__name__)
 BEFORE = {"align": (), "caption": ("align",), "instruct": ("caption", "instruct")}
@@ -217,72 +210,3 @@ def padding(parts: Parts, *, blanks: bool, filled: int | None = None, max_tokens
     empty = Row("", ids, torch.full_like(ids, -100), [], torch.zeros(2, dtype=torch.bool), targets=[""])
     join = partial(fill_sequences, max_length=filled) if filled else None
     return Collate(partial(parts.processor.collate, blanks=blanks), empty, join, max_tokens)
-
-
-def export(trainer: Trainer, folder: Path) -> None:
-    """Write the checkpoint folder; under ZeRO-3 and FSDP the trained parts are brought together first."""
-    config, parts = trainer.config, trainer.parts
-    mark_trained(parts.model)
-    record = {
-        "stage": config.stage,
-        "init": config.init,
-        "steps": trainer.position.step,
-        "processes": distributed.world_size(),
-        "precision": precision_of(trainer.accelerator),
-        "settings": config.model_dump(mode="json"),
-        "data": {s.manifest: digest(s.manifest) for s in config.data.train},
-        "skipped": trainer.position.skipped,
-    }
-    with gathered(trainer):
-        if distributed.is_main():
-            save_checkpoint(parts.model, parts.processor, folder, [*parts.chain, record])
-            save_objectives(trainer.bare, folder)
-    distributed.barrier()
-
-
-def gathered(trainer: Trainer) -> AbstractContextManager[Any]:
-    """Whole parameters of everything that a checkpoint holds, for as long as the block lasts."""
-    sharded = trainer.points.kind == "FSDP"
-    if not sharded and not (trainer.is_deepspeed and trainer.task.zero_optimization_stage() == 3):
-        return nullcontext()
-    if sharded:
-        _reshard(trainer.bare)
-    model = trainer.parts.model
-    trained = tuple(model.config.trained)
-    held = [p for n, p in model.named_parameters() if n.startswith(trained) or "lora_" in n]
-    held += trainer.bare.objectives.parameters()
-    if sharded:
-        return _whole(trainer.bare, held)
-    from deepspeed.runtime.zero import GatheredParameters
-
-    return GatheredParameters(held)
-
-
-def _reshard(task: torch.nn.Module) -> None:
-    """Put FSDP's shards back in place: validation, which has no backward pass, leaves the outermost ones whole."""
-    from torch.distributed.fsdp import FSDPModule
-
-    for module in task.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
-@contextmanager
-def _whole(task: torch.nn.Module, held: list[torch.nn.Parameter]) -> Iterator[None]:
-    """Put whole tensors in the place of FSDP's shards (``unshard`` does not do: ``state_dict`` shards again)."""
-    from torch.distributed.tensor import DTensor
-
-    wanted = {id(p) for p in held}
-    places: list[tuple[torch.nn.Module, str, torch.nn.Parameter]] = [
-        (module, name, p)
-        for module in task.modules()
-        for name, p in module._parameters.items()
-        if p is not None and isinstance(p, DTensor) and id(p) in wanted
-    ]
-    for module, name, p in places:
-        module._parameters[name] = torch.nn.Parameter(p.full_tensor().detach(), requires_grad=p.requires_grad)  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        for module, name, p in places:
-            module._parameters[name] = p

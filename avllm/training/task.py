@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from avllm.models.checkpoint import CheckpointError, read_manifest_of, write_tensors
+from avllm.models.checkpoint_format import CheckpointError, read_manifest_of, write_tensors
 from avllm.registry import build
 
 if TYPE_CHECKING:

@@ -20,17 +20,19 @@ from avllm import distributed
 from avllm.config import ConfigError, RunConfig, dump_config
 from avllm.data.items import Bad
 from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, OncePerItem, build_loader
+from avllm.data.manifest import digest
 from avllm.data.mixture import order_of, steps_of
 from avllm.errors import UserError
 from avllm.log import logger, set_up
 from avllm.models.checkpoint import mark_trained
 from avllm.training import optim
 from avllm.training.accelerator import make_accelerator, precision_of
+from avllm.training.export import Sharding, export
 from avllm.training.features import use_cache
 from avllm.training.progress import Clock, Report
 from avllm.training.resume import FINISHED, Position, ResumePoints, check_same_run, inputs, latest, write_atomic
 from avllm.training.skipped import Skipped, in_quarantine
-from avllm.training.start import Parts, build_datasets, build_parts, check_rows, export, name_unclear, padding
+from avllm.training.start import Parts, build_datasets, build_parts, check_rows, name_unclear, padding
 from avllm.training.task import Task
 
 LOG = logger(__name__)
@@ -321,7 +323,28 @@ class Trainer:
         self.report.write(step, {f"validation/{k}": v for k, v in {**figures, "left_out": left_out}.items()})
         if self.position.best is None or figures["loss"] < self.position.best:
             self.position.best = figures["loss"]
-            export(self, self.run / "best")
+            self.export(self.run / "best")
+
+    def export(self, folder: Path) -> None:
+        """Write a checkpoint of the model as it is now."""
+        mark_trained(self.parts.model)
+        record = {
+            "stage": self.config.stage,
+            "init": self.config.init,
+            "steps": self.position.step,
+            "processes": distributed.world_size(),
+            "precision": precision_of(self.accelerator),
+            "settings": self.config.model_dump(mode="json"),
+            "data": {s.manifest: digest(s.manifest) for s in self.config.data.train},
+            "skipped": self.position.skipped,
+        }
+        export(folder, self.parts, self.bare, record, self._sharding())
+
+    def _sharding(self) -> Sharding:
+        if self.points.kind == "FSDP":
+            return "fsdp"
+        by_zero3 = self.is_deepspeed and self.task.zero_optimization_stage() == 3
+        return "zero3" if by_zero3 else "whole"
 
     def finish(self) -> None:
         """Write the checkpoint into the run's folder, the loss curve, and the mark that the run is done."""
@@ -331,7 +354,7 @@ class Trainer:
                 f"none of the {self.steps} steps of {self.run} had a row with a target, so nothing was trained. "
                 f"Left out: {self.skipped.summary()}. Look at the manifests, and at what the objectives ask for"
             )
-        export(self, self.run)
+        self.export(self.run)
         self.report.close()
         if distributed.is_main():
             LOG.info("left out: %s", self.skipped.summary())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
-from broken_media.classes import CONTAINERS, FRONT, SOUNDS, SPOILT, Part, Place, audio, image, odd, video
-from broken_media.writing import cut, flip, noise_packets, patch, wav_header
+from classes import CONTAINERS, FRONT, SOUNDS, SPOILT, Part, Place, audio, image, odd, video
 from PIL import Image
+from writing import cut, flip, noise_packets, patch, wav_header
 
 
 @odd("missing")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from broken_media.writing import write
+from writing import write
 
 FRONT = {"form": {"movflags": "faststart"}}
 CONTAINERS: list[tuple[str, dict[str, Any]]] = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from broken_media.classes import CONTAINERS, FRONT, SOUNDS, Part, Place, audio, image, odd, video
-from broken_media.writing import copy_from, patch
+from classes import CONTAINERS, FRONT, SOUNDS, Part, Place, audio, image, odd, video
 from PIL import Image
+from writing import copy_from, patch
 
 
 @odd()

@@ -30,7 +30,7 @@ from avllm.evaluation.runner import evaluate
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STAGES = {"stage1": "align", "stage2": "caption", "stage3": "instruct"}
 PHASES = ("data", "llm", *STAGES, "answers")
 

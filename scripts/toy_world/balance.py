@@ -9,11 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 
 import numpy as np
+from questions import CHOICES, WORDINGS
 from rich.table import Table
+from scripting import COLOURS, DIRECTIONS, KINDS, PITCHES, SHAPES, SIZES
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
-from toy.questions import CHOICES, WORDINGS
-from toy.scripting import COLOURS, DIRECTIONS, KINDS, PITCHES, SHAPES, SIZES
 
 BLIND_LIMIT, STREAM_LIMIT = 0.05, 0.08  # points above chance
 UNEVEN_LIMIT = 0.05  # share of the most frequent answer above an equal one

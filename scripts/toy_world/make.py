@@ -16,24 +16,13 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from balance import balance_report, balance_table, over_limits
+from questions import caption_rows, question_rows
+from rendering import render_clip
 from rich.console import Console
-from toy.balance import balance_report, balance_table, over_limits
-from toy.questions import caption_rows, question_rows
-from toy.rendering import render_clip
-from toy.scripting import SPLITS, script_split, split_sizes
+from scripting import SPLITS, script_split, split_sizes
 from tqdm import tqdm
 
-from avllm.recipes.about import Dataset
-
-ABOUT = Dataset(
-    title="the toy world: moving things and sounds, real mp4, wav and jpg files",
-    licence="Apache-2.0",
-    size="3,000 clips, 0.2 GB",
-    where="made on the spot",
-    layout="",
-    citation="",
-    command="python scripts/toy_world/make.py OUT",
-)
 VERSION = 5  # raise it when the same settings give another world
 UNFINISHED = "unfinished.json"
 

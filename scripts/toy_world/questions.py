@@ -4,7 +4,7 @@ import zlib
 from collections import defaultdict
 
 import numpy as np
-from toy.scripting import COLOURS, DIRECTIONS, KINDS, PITCHES, PULSES, SHAPES, SIZES, SPLITS
+from scripting import COLOURS, DIRECTIONS, KINDS, PITCHES, PULSES, SHAPES, SIZES, SPLITS
 
 REFUSAL = "unanswerable"
 CHOICES: dict[str, list[str]] = {

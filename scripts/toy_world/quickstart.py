@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUN = Path("runs/quickstart")  # relative to ROOT, as in the presets
 WORLD = RUN / "world"
 STAGE_SECONDS = RUN / "stage_seconds.json"
+WORLD_FILES = [f"scripts/toy_world/{name}.py" for name in ("make", "balance", "questions", "rendering", "scripting")]
 STAGES = {"stage1": "stage1_align", "stage2": "stage2_caption", "stage3": "stage3_instruct"}
 
 
@@ -52,19 +53,19 @@ def phases(clips: int, seed: int, cores: int) -> list[Phase]:
     python = sys.executable
     world = [python, "scripts/toy_world/make.py", str(WORLD), "--clips", str(clips), "--seed", str(seed)]
     pretrain = {
-        name: [python, f"scripts/toy_{name}.py", str(WORLD), str(RUN / name)] for name in ("llm", "vision", "audio")
+        name: [python, f"scripts/toy_world/backbones/{name}.py", str(WORLD), str(RUN / name)]
+        for name in ("llm", "vision", "audio")
     }
     report = [python, "scripts/toy_world/report.py", str(RUN)]
     return [
         Phase(
             "world", "real files: clips, sounds, pictures, questions", [[[*world, "--workers", str(cores)]]],
-            ["scripts/toy_world/make.py", "data_recipes/toy"], [WORLD],
+            WORLD_FILES, [WORLD],
         ),
         Phase(
             "backbones", "an eye, an ear and a language model, from scratch",
             [[command] for command in pretrain.values()],
-            [*(f"scripts/toy_{name}.py" for name in pretrain), "scripts/toy_language", "avllm/training/muon.py",
-             "avllm/precision.py"],
+            ["scripts/toy_world/backbones", "avllm/training/muon.py", "avllm/precision.py"],
             [RUN / name for name in pretrain],
         ),
         training_phase(cores),

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
-from toy.scripting import COLOURS, FPS, RATE, SIDE, SIZES, SPLITS
+from scripting import COLOURS, FPS, RATE, SIDE, SIZES, SPLITS
 
 AAC_FRAME = 1024
 LIT = 2  # frames for which a wall is lit after it was hit

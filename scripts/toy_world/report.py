@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ASKED = {"seen": "video", "heard": "audio"}  # the stream that a kind of question is about
 BARS: dict[str, float] = {  # share of right answers, or seconds of mean absolute error
     "seen.colour": 0.98, "seen.shape": 0.98, "seen.size": 0.98, "seen.number": 0.98,

@@ -1,4 +1,4 @@
-"""Several stages in one go, so that the libraries are loaded once. Called by scripts/toy_world/quickstart.py, under torchrun.
+"""Train several stages in one process, so that the libraries are loaded once. Called by quickstart.py, under torchrun.
 
     torchrun --nproc_per_node 2 scripts/toy_world/train.py SECONDS PRESET...
 

@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
-from data.checked_rows import about, words
+from data.check.checked_rows import about, words
 from tiny import World, make_world, row, settings, write_clip, write_preset, write_rows
 from typer.testing import CliRunner
 
 from avllm.cli.main import app
 from avllm.data.check.files import Looking
-from avllm.data.schema import Sample
 from avllm.data.check.stats import modality, stats
+from avllm.data.schema import Sample
 
 INVOKE = CliRunner().invoke
 

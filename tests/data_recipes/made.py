@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from avllm.data.manifest import read_manifest
-from avllm.recipes.frame import make
 from avllm.data.schema import Sample
+from avllm.recipes.frame import make
 
 
 class Made:

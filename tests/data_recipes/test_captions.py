@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from avllm.data.manifest import read_manifest
-from avllm.recipes.frame import RecipeError, make
-from avllm.recipes.captions import PROMPTS
 from avllm.data.schema import Sample
+from avllm.recipes.captions import PROMPTS
+from avllm.recipes.frame import RecipeError, make
 from data_recipes import sources_captions
 
 RECIPES = Path(__file__).resolve().parents[2] / "data_recipes"

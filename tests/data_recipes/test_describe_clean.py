@@ -18,11 +18,11 @@ import yaml
 from chat_server import Server, said, stop
 from making_fixtures import captioned_row, read_lines, recipe_module, write_lines
 
-from avllm.recipes import frame as recipe
 from avllm.data.manifest import read_manifest
-from avllm.recipes.captions import PROMPTS
 from avllm.data.schema import Sample
-from avllm.text_models.load import Answer
+from avllm.recipes import frame as recipe
+from avllm.recipes.captions import PROMPTS
+from avllm.text_models.base import Answer
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "data_recipes" / "describe_clean.py"

@@ -11,8 +11,8 @@ import pytest
 from data_recipes.made import Made
 
 from avllm.data.manifest import read_manifest
-from avllm.recipes.frame import RecipeError, make
 from avllm.data.schema import Sample
+from avllm.recipes.frame import RecipeError, make
 from data_recipes import avinstruct, avsd, sharegpt, sources_instructions, video_chatgpt, videochat
 
 Run = Callable[..., Made]

@@ -25,14 +25,14 @@ from making_fixtures import (
     write_lines,
 )
 
-from avllm.recipes import making
-from avllm.recipes import frame as recipe
-from avllm.data.store.append_only import AppendOnly
-from avllm.recipes.captioned import clause, licences, sentence
 from avllm.data.manifest import read_manifest
 from avllm.data.media.load import load_audio, probe
 from avllm.data.media.write import faster, fitted, write_wav
 from avllm.data.schema import resolve
+from avllm.data.store.append_only import AppendOnly
+from avllm.recipes import frame as recipe
+from avllm.recipes import making
+from avllm.recipes.captioned import clause, licences, sentence
 
 ROOT = Path(__file__).resolve().parents[2]
 HERTZ = {"v0": 700.0, "v1": 1300.0, "v2": 1900.0, "v3": 2500.0, "v4": 3100.0, "v5": 3700.0}

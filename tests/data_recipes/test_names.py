@@ -12,8 +12,8 @@ from making_fixtures import RATE, captioned_row, recipe_module, tone, write_clip
 
 from avllm.data.manifest import read_manifest
 from avllm.data.media.write import write_wav
-from avllm.recipes.frame import RecipeError, make
 from avllm.data.schema import Sample
+from avllm.recipes.frame import RecipeError, make
 
 NAMES = {"compose_audio": "sound", "pu_valor": "pu", "describe_clean": "clean"}
 OPTIONS: dict[str, dict[str, Any]] = {

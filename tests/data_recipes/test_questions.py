@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from data_recipes.made import Made
 
-from avllm.recipes.frame import make
 from avllm.data.schema import Sample
 from avllm.evaluation.benchmarks.base import score_by_form
+from avllm.recipes.frame import make
 from data_recipes import (
     activitynet_qa,
     avqa,

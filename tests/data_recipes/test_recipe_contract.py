@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from avllm.data.manifest import read_manifest
-from avllm.recipes.frame import Dataset, RecipeError, Report, make
-from avllm.recipes.about import layout_paths
-from avllm.recipes.table import page, read_about
 from avllm.data.schema import resolve
+from avllm.recipes.about import layout_paths
+from avllm.recipes.frame import Dataset, RecipeError, Report, make
+from avllm.recipes.table import page, read_about
 
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parents[1] / "data_recipes"

@@ -11,11 +11,11 @@ import pytest
 from chat_server import Server, said, stop
 from making_fixtures import RATE, captioned_row, recipe_module, tone, write_lines
 
-from avllm.recipes import frame as recipe
 from avllm.data.manifest import read_manifest
 from avllm.data.media.write import write_wav
 from avllm.data.schema import Sample
-from avllm.text_models.load import Answer
+from avllm.recipes import frame as recipe
+from avllm.text_models.base import Answer
 
 DOG, RAIN = "A dog barks loudly.", "Rain falls on leaves."
 TURNED = "Rain comes down on leaves, and a loudly barking dog is heard last."

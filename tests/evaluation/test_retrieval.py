@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from avllm.cli.main import app
 from avllm.errors import UserError
 from avllm.evaluation.retrieval import contrastive_of, distinct, recall, retrieval
-from avllm.models.checkpoint import CheckpointError
+from avllm.models.checkpoint_format import CheckpointError
 
 
 def test_recall_by_hand() -> None:

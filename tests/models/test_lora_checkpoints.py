@@ -11,7 +11,8 @@ from torch import Tensor
 
 from avllm.config import LoraConfig, ModelConfig
 from avllm.data.schema import Sample
-from avllm.models.checkpoint import CheckpointError, mark_trained, save_checkpoint
+from avllm.models.checkpoint import mark_trained, save_checkpoint
+from avllm.models.checkpoint_format import CheckpointError
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 

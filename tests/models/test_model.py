@@ -17,7 +17,8 @@ from avllm.data.media.load import Clip, Sound
 from avllm.data.schema import RowError, Sample
 from avllm.evaluation.listing import inspect_checkpoint
 from avllm.models.attention import block_mask
-from avllm.models.checkpoint import CheckpointError, find_backbone, mark_trained, save_checkpoint
+from avllm.models.checkpoint import mark_trained, save_checkpoint
+from avllm.models.checkpoint_format import CheckpointError, find_backbone
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 from avllm.tokens import Tokens

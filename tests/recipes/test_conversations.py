@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from avllm.recipes.conversations import chat_messages, question_messages, read_turns, without_leading_answers
 from avllm.data.schema import Message, RowError
+from avllm.recipes.conversations import chat_messages, question_messages, read_turns, without_leading_answers
 
 IMAGE = {"type": "image", "image": "a.jpg"}
 OTHER = {"type": "image", "image": "b.jpg"}

@@ -13,10 +13,13 @@ from typing import Annotated, Any, Literal
 import pytest
 import typer
 
+from avllm.data.manifest import read_manifest
+from avllm.data.schema import RowError, resolve
+from avllm.data.store.append_only import LockedError
 from avllm.recipes import frame as recipe
 from avllm.recipes import readers as recipe_files
-from avllm.data.store.append_only import LockedError
-from avllm.data.manifest import read_manifest
+from avllm.recipes.about import check_layout
+from avllm.recipes.captions import PROMPTS, caption_messages, caption_prompt, caption_samples
 from avllm.recipes.frame import (
     Dataset,
     Drop,
@@ -30,10 +33,7 @@ from avllm.recipes.frame import (
     read_jsonl,
     rows_of,
 )
-from avllm.recipes.about import check_layout
-from avllm.recipes.captions import PROMPTS, caption_messages, caption_prompt, caption_samples
 from avllm.recipes.table import page, read_about
-from avllm.data.schema import RowError, resolve
 
 ABOUT = Dataset(
     title="Clips",

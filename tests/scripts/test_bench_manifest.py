@@ -9,7 +9,7 @@ import pytest
 
 from avllm.data.manifest import read_manifest, write_manifest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_manifest.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "manifest.py"
 
 
 def test_it_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from avllm.data.collate import collate
 
-PATH = Path(__file__).resolve().parents[2] / "scripts" / "bench_step.py"
+PATH = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "step.py"
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-toy_audio = importlib.import_module("toy_audio")
+WORLD = ROOT / "scripts" / "toy_world"
+sys.path[:0] = [str(WORLD), str(WORLD / "backbones")]
+toy_audio = importlib.import_module("audio")
 
 FRAMES = 2 * toy_audio.STEPS
 
@@ -52,7 +53,7 @@ def test_labels_of_a_clip() -> None:
 
 def test_pitches_are_those_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "data_recipes")
-    scripting = importlib.import_module("toy.scripting")
+    scripting = importlib.import_module("scripting")
     assert tuple(scripting.PITCHES.values()) == toy_audio.PITCHES
     assert all(
         toy_audio.height_of(sound(hertz, name)) == n for n, (name, hertz) in enumerate(scripting.PITCHES.items(), 1)

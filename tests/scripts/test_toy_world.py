@@ -13,15 +13,15 @@ import av
 import numpy as np
 import pytest
 
-RECIPES = Path(__file__).resolve().parents[1] / "data_recipes"
-if str(RECIPES) not in sys.path:
-    sys.path.insert(0, str(RECIPES))
+WORLD = Path(__file__).resolve().parents[2] / "scripts" / "toy_world"
+if str(WORLD) not in sys.path:
+    sys.path.insert(0, str(WORLD))
 
-toy_world = importlib.import_module("toy_world")
-balance = importlib.import_module("toy.balance")
-questions = importlib.import_module("toy.questions")
-rendering = importlib.import_module("toy.rendering")
-scripting = importlib.import_module("toy.scripting")
+toy_world = importlib.import_module("make")
+balance = importlib.import_module("balance")
+questions = importlib.import_module("questions")
+rendering = importlib.import_module("rendering")
+scripting = importlib.import_module("scripting")
 
 CLIPS = 100
 

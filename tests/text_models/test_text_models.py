@@ -16,7 +16,10 @@ from tiny import make_llm
 
 from avllm.data.store.append_only import AppendOnly, LockedError
 from avllm.text_models.answers import Answers, answer_key
-from avllm.text_models.load import Answer, HFModel, Prompt, RuleModel, TextModelError, load_text_model, spoken
+from avllm.text_models.base import Answer, Prompt, TextModelError, spoken
+from avllm.text_models.load import load_text_model
+from avllm.text_models.local import HFModel
+from avllm.text_models.rules import RuleModel
 from avllm.text_models.server import ServerModel
 
 PROMPTS = [Prompt(text) for text in ("red", "is it a low sound ?", "describe the clip", "what colour is it and")]

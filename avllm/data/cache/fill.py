@@ -22,8 +22,8 @@ from rich.progress import track
 from torch import nn
 
 from avllm import distributed
-from avllm.data.cache.hashes import Hashes
 from avllm.data.cache.disk import CacheError, gigabytes, make_room, touch
+from avllm.data.cache.hashes import Hashes
 from avllm.data.cache.store import FeatureCache, Filled, place_name, recipe
 from avllm.data.collate import gather_stream
 from avllm.data.media.load import MediaError

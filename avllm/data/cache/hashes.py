@@ -13,8 +13,8 @@ from typing import IO
 
 from rich.progress import track
 
-from avllm.data.store.append_only import whole_rows
 from avllm.data.cache.disk import CacheError
+from avllm.data.store.append_only import whole_rows
 from avllm.data.store.storage import place_of, sha256, size_of, url_of
 from avllm.log import logger
 

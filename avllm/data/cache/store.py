@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from avllm.data.cache.hashes import file_hash
 from avllm.data.cache.disk import CacheError, Use, seconds_of, shards_of
+from avllm.data.cache.hashes import file_hash
 from avllm.data.media.load import MediaError
 from avllm.data.reading import Place, Prepared
 from avllm.data.schema import MediaPart, RowError, resolve

@@ -18,11 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from avllm.data.store.append_only import AppendOnly, whole_rows
 from avllm.data.check.file import Decode, Job, PlainReader, Reader, Use, examine, nothing_but
 from avllm.data.check.rows import Line
 from avllm.data.check.workers import Lost, run_guarded
 from avllm.data.schema import resolve_path
+from avllm.data.store.append_only import AppendOnly, whole_rows
 from avllm.data.store.storage import StoreError, place_of, sha256, size_of, url_of
 from avllm.errors import UserError
 

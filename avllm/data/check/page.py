@@ -5,15 +5,11 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from avllm.data.check.histogram import histogram
 from avllm.data.check.reasons import REASONS, Finding
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from avllm.data.check.run import Report
+from avllm.data.check.report import Report
 
 LONGEST_NAME, LONGEST_SEEN = 80, 400  # characters; check.json has the rest
 UNITS = {"seconds": "of a clip", "frames": "of a clip", "sound level": "dB of full scale", "tokens": "of a row"}

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from avllm.data.check.run import Tokens
 from avllm.data.check.file import Use, can_be_used
 from avllm.data.check.files import Files, Looking, Uses, gather, media_of
 from avllm.data.check.reasons import REASONS
 from avllm.data.check.rows import lines
+from avllm.data.check.run import Tokens
 from avllm.data.schema import RowError, Sample, VideoPart
 
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from avllm.data.check.run import Report
 from avllm.data.check.reasons import REASONS
-from avllm.data.mixture import Portion
+from avllm.data.check.report import Report
 from avllm.data.check.stats import Share, Stats
+from avllm.data.mixture import Portion
 
 
 def print_report(report: Report, output: Path | None, counted: bool) -> None:

@@ -37,8 +37,8 @@ from avllm.data.media.open import (
     require_file,
     stream_end,
 )
-from avllm.data.media.sound import read_sound
 from avllm.data.media.sampling import Sampling, centres
+from avllm.data.media.sound import read_sound
 from avllm.data.store.storage import open_bytes
 
 if TYPE_CHECKING:

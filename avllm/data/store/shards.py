@@ -22,8 +22,8 @@ from rich.progress import track
 
 from avllm.data.index import Manifest
 from avllm.data.manifest import digest
-from avllm.data.store.output_folder import OutputFolder
 from avllm.data.schema import Sample, TextPart, resolve
+from avllm.data.store.output_folder import OutputFolder
 from avllm.data.store.storage import open_bytes, size_of, url_of
 from avllm.errors import UserError
 

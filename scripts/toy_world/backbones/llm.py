@@ -27,11 +27,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from batches import Padded, Sequence, pad, visible
+from logs import LOG_WORDS, entries, facts
 from rich.progress import track
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from toy_language.batches import Padded, Sequence, pad, visible
-from toy_language.logs import LOG_WORDS, entries, facts
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from avllm.precision import has_fast_bfloat16, training_attention

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from avllm.data.cache import hashes as cache_hashes
 from avllm.data.cache import store as cache_store
+from avllm.data.cache.disk import Use, make_room, seconds_of
 from avllm.data.cache.fill import CacheError, FeatureCache, account, fill, recipe
 from avllm.data.cache.hashes import Hashes
-from avllm.data.cache.disk import Use, make_room, seconds_of
 from avllm.data.media.load import MediaError
 from avllm.data.schema import VideoPart
 from avllm.data.store.storage import sha256

@@ -7,7 +7,7 @@ from typing import Any
 
 from tiny import row, text
 
-from avllm.data.check.run import Report
+from avllm.data.check.report import Report
 
 
 def about(path: Path, id: str, answer: str = "red", **more: Any) -> dict[str, Any]:

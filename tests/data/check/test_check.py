@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data import media_files
-from data.checked_rows import about, reasons, words
-from data.odd_work import OddReader, square
+from data.check.checked_rows import about, reasons, words
+from data.check.odd_work import OddReader, square
+from data.media import media_files
 from PIL import Image
 from tiny import World, make_world, write_clip, write_rows
 from typer.testing import CliRunner
@@ -22,10 +22,10 @@ from avllm.cli.main import app
 from avllm.config import ModelConfig
 from avllm.data.check import file as check_file
 from avllm.data.check import files as check_files
-from avllm.data.check.run import check
 from avllm.data.check.file import Job, PlainReader, Use, examine
 from avllm.data.check.files import CheckError, Looking
 from avllm.data.check.reasons import REASONS
+from avllm.data.check.run import check
 from avllm.data.check.workers import Lost, run_guarded
 from avllm.data.collate import IGNORE, Row
 from avllm.data.items import read_quarantine

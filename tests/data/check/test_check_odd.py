@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.checked_rows import about, reasons, words
+from data.check.checked_rows import about, reasons, words
 from PIL import Image
 from tiny import row, text, write_clip, write_rows
 from typer.testing import CliRunner
 
 from avllm.cli.main import app
 from avllm.data.check import run as check_module
-from avllm.data.check.run import check
 from avllm.data.check.file import Job, PlainReader, Use, examine, thumbnail
 from avllm.data.check.files import Looking, gather
 from avllm.data.check.histogram import bin_edges, histogram, ticks
 from avllm.data.check.rows import Ids, lines
+from avllm.data.check.run import check
 from avllm.data.items import read_quarantine
 from avllm.data.manifest import ManifestError, read_manifest
 

@@ -13,8 +13,8 @@ from tiny import World, make_world, settings
 from tiny_runs import losses, run
 
 from avllm.config import RunConfig
-from avllm.data.check.run import check
 from avllm.data.check.files import Looking
+from avllm.data.check.run import check
 from avllm.inference.row_tokens import ProcessorTokens, reading
 from avllm.models.described import stage_processor
 

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from data.media_files import (
+from data.media.media_files import (
     FORMATS,
     HEIGHT,
     RATE,

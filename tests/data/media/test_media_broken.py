@@ -9,7 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.media_files import RATE, click_times, clicks, numbers, reason, video, write_audio, write_clip, write_format
+from data.media.media_files import (
+    RATE,
+    click_times,
+    clicks,
+    numbers,
+    reason,
+    video,
+    write_audio,
+    write_clip,
+    write_format,
+)
 from PIL import Image
 
 from avllm.data.media import open as media_open

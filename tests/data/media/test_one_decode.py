@@ -10,15 +10,15 @@ import av
 import numpy as np
 import pytest
 import torch
-from data.media_files import RATE, clicks, reason, write_clip
+from data.media.media_files import RATE, clicks, reason, write_clip
 from PIL import Image
 from tiny import World, make_world, settings, text, write_rows
 from tiny import row as chat
 
 from avllm.config import RunConfig
-from avllm.data.media import load as media
 from avllm.data.cache.fill import FeatureCache, encode, recipe
 from avllm.data.dataset import SampleDataset
+from avllm.data.media import load as media
 from avllm.data.media.load import Clip, Sampling
 from avllm.data.media.part import load_parts
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, VideoPart

@@ -22,8 +22,6 @@ from typer.testing import CliRunner
 
 from avllm.cli.main import app
 from avllm.config import RunConfig
-from avllm.data.store import shards
-from avllm.data.store.append_only import AppendOnly
 from avllm.data.cache.store import file_hash
 from avllm.data.check.run import check
 from avllm.data.dataset import SampleDataset
@@ -31,9 +29,11 @@ from avllm.data.index import Manifest
 from avllm.data.loader import Collate, Cut, MicroBatches, build_loader
 from avllm.data.manifest import digest, read_manifest, write_manifest
 from avllm.data.media.load import MediaError, load_video, probe
-from avllm.data.mixture import Order
 from avllm.data.media.sampling import Sampling
+from avllm.data.mixture import Order
 from avllm.data.schema import VideoPart, resolve
+from avllm.data.store import shards
+from avllm.data.store.append_only import AppendOnly
 from avllm.data.store.shards import ShardError, pack_shards, parse_size
 from avllm.data.store.storage import StoreError, open_bytes, place_of, size_of, url_of
 from avllm.training.start import Parts, build_parts
