@@ -12,7 +12,7 @@ import pytest
 from answering import KIND, REAL_MEDIA, WHY_NOT
 from tiny import row, text, write_rows
 
-from avllm.cli.main import main as cli
+from avllm.cli import main as cli
 from avllm.inference.chat import Chat
 
 ROOT = Path(__file__).resolve().parents[2]
