@@ -31,6 +31,7 @@ from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, stream_names
 from avllm.models.encoders import build_encoder, load_encoder
 from avllm.models.llm import add_lora, is_quantised, load_llm
+from avllm.models.merge import merge_media
 from avllm.tokens import StreamBatch, Tokens
 
 
@@ -169,41 +170,8 @@ class AVLLM(PreTrainedModel):
         return self.connector.steps({k: v.with_x(v.x.to(dtype)) for k, v in streams.items()}, prompt)
 
     def merge_media(self, input_ids: Tensor, streams: dict[str, Tokens], batch: Batch | None = None) -> Tensor:
-        """Embed the text and put the media tokens where their placeholders stand.
-
-        Within a stream the k-th placeholder of the batch is the k-th real token of the batch's clips, in time order;
-        how the streams alternate is the layout's business and already decided in ``input_ids``.
-
-        Args:
-            input_ids: ``(R, L)``.
-            streams: connector output, ``(B, T, P, D)`` each.
-            batch: names the row in the error message.
-
-        Returns:
-            ``(R, L, D)``.
-
-        Raises:
-            ValueError: more or fewer placeholders than tokens.
-        """
-        ids = self.config.media_token_ids
-        is_media = torch.isin(input_ids, torch.tensor(list(ids.values()), device=input_ids.device))
-        embeds = self.llm.get_input_embeddings()(input_ids.masked_fill(is_media, 0))  # (R, L, D)
-        places, found = [], []
-        for name, token_id in ids.items():
-            place = input_ids == token_id  # (R, L)
-            if name not in streams:
-                if bool(place.any()):
-                    raise ValueError(f"{int(place.sum())} <|{name}|> placeholders but no {name} in the batch")
-                continue
-            tokens = streams[name].x[streams[name].mask]  # (M, D)
-            if int(place.sum()) != tokens.shape[0] or (batch is not None and _misplaced(place, streams[name], batch)):
-                raise ValueError(_mismatch(name, place, streams[name], batch))
-            places.append(place.flatten().nonzero().squeeze(-1))  # (M,)
-            found.append(tokens.to(embeds.dtype))
-        if not places:
-            return embeds
-        merged = embeds.flatten(0, 1).index_copy(0, torch.cat(places), torch.cat(found))  # (R * L, D)
-        return merged.view_as(embeds)
+        """Embed the text and put the media tokens in their places: :func:`avllm.models.merge.merge_media`."""
+        return merge_media(self.llm.get_input_embeddings(), input_ids, self.config.media_token_ids, streams, batch)
 
     def media_tokens(self, batch: Batch) -> dict[str, Tokens]:
         """A batch -> the connector's output by stream, ``(B, T', P', D)``."""
@@ -311,25 +279,3 @@ class AVLLM(PreTrainedModel):
         from avllm.models.checkpoint import load_model
 
         return load_model(cls, folder, **kwargs)
-
-
-def _by_row(place: Tensor, tokens: Tokens, batch: Batch) -> Tensor:
-    made = tokens.mask.flatten(1).sum(1)  # (B,)
-    return torch.zeros_like(place.sum(1)).index_add_(0, batch.clip_row.to(made.device), made)  # (R,)
-
-
-def _misplaced(place: Tensor, tokens: Tokens, batch: Batch) -> bool:
-    """Whether a row has more and another fewer placeholders than tokens, so that the sums agree."""
-    return bool((_by_row(place, tokens, batch) != place.sum(1)).any())
-
-
-def _mismatch(name: str, place: Tensor, tokens: Tokens, batch: Batch | None) -> str:
-    made = tokens.mask.flatten(1).sum(1)  # (B,)
-    wanted = place.sum(1)  # (R,)
-    if batch is not None:
-        by_row = _by_row(place, tokens, batch)
-        row = int((by_row != wanted).nonzero()[0])
-        seen = f"row {batch.ids[row]!r}: {int(wanted[row])} <|{name}|> tokens but the connector made {int(by_row[row])}"
-    else:
-        seen = f"{int(wanted.sum())} <|{name}|> tokens but the connector made {int(made.sum())}"
-    return f"{seen}; was the processor saved with another connector?"

@@ -1,0 +1,82 @@
+"""Media tokens in their places among the embedded text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from avllm.data.collate import Batch
+from avllm.tokens import Tokens
+
+
+def merge_media(
+    table: nn.Module,
+    input_ids: Tensor,
+    token_ids: dict[str, int],
+    streams: dict[str, Tokens],
+    batch: Batch | None = None,
+) -> Tensor:
+    """Embed the text and put the media tokens in the places of their placeholders.
+
+    Within a stream the k-th placeholder of the batch is the k-th real token of the batch's clips, in time order;
+    how the streams alternate is decided by the layout and already written into ``input_ids``.
+
+    Args:
+        table: the LLM's input embeddings.
+        input_ids: ``(R, L)``.
+        token_ids: id of each stream's placeholder; a stream without one has no place in the sequence.
+        streams: connector output, ``(B, T, P, D)`` each.
+        batch: names the row in the error message.
+
+    Returns:
+        ``(R, L, D)``.
+
+    Raises:
+        ValueError: more or fewer placeholders than tokens.
+    """
+    is_media = is_placeholder(input_ids, token_ids)
+    embeds = table(input_ids.masked_fill(is_media, 0))  # (R, L, D)
+    places, tokens = [], []
+    for name, token_id in token_ids.items():
+        place = input_ids == token_id  # (R, L)
+        if name not in streams:
+            if bool(place.any()):
+                raise ValueError(f"{int(place.sum())} <|{name}|> placeholders but no {name} in the batch")
+            continue
+        _check_count(name, place, streams[name], batch)
+        places.append(place.flatten().nonzero().squeeze(-1))  # (M,)
+        tokens.append(streams[name].x[streams[name].mask].to(embeds.dtype))  # (M, D)
+    if not places:
+        return embeds
+    merged = embeds.flatten(0, 1).index_copy(0, torch.cat(places), torch.cat(tokens))  # (R * L, D)
+    return merged.view_as(embeds)
+
+
+def is_placeholder(input_ids: Tensor, token_ids: dict[str, int]) -> Tensor:
+    """Return ``(R, L)`` bool, True where a media token's placeholder stands."""
+    ids = torch.tensor(list(token_ids.values()), dtype=torch.long, device=input_ids.device)
+    return torch.isin(input_ids, ids)
+
+
+def _check_count(name: str, place: Tensor, tokens: Tokens, batch: Batch | None) -> None:
+    """Compare placeholders ``(R, L)`` with tokens, row by row where the rows are known.
+
+    Raises:
+        ValueError: a row has more or fewer placeholders than the connector made tokens for it.
+    """
+    made = tokens.mask.flatten(1).sum(1)  # (B,)
+    places = place.sum(1)  # (R,)
+    if batch is None:
+        if int(places.sum()) != int(made.sum()):
+            raise ValueError(_mismatch("", name, int(places.sum()), int(made.sum())))
+        return
+    by_row = torch.zeros_like(places).index_add_(0, batch.clip_row.to(made.device), made)  # (R,)
+    wrong = (by_row != places).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(_mismatch(f"row {batch.ids[row]!r}: ", name, int(places[row]), int(by_row[row])))
+
+
+def _mismatch(row: str, name: str, places: int, made: int) -> str:
+    seen = f"{row}{places} <|{name}|> tokens but the connector made {made}"
+    return f"{seen}; was the processor saved with another connector?"
