@@ -1,8 +1,14 @@
-"""The one value that flows through the model, features that know when they happened, and what encoders take in."""
+"""The one value that flows through the model, features that know when they happened, and what encoders take in.
+
+Side information (``extra``) travels beside the features by name: boxes of regions, text of frames, weights of steps.
+Of one clip it is ``(T, ...)`` or ``(T, P, ...)``, or ``(1, ...)`` for the clip as a whole; of a batch ``(B, ...)`` of
+that, padded with zeros (False) in every dimension: a producer whose entries may be absent adds a mask of its own.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -18,11 +24,13 @@ class Tokens:
         x: features, ``(B, T, P, D)``: clips, time steps, tokens of a step, width.
         mask: ``(B, T, P)`` bool, True where the token is real.
         span: ``(B, T, 2)`` float32, start and end of each step in seconds of the clip.
+        extra: side information by name, ``(B, T, ...)`` a step or ``(B, 1, ...)`` a clip.
     """
 
     x: Tensor
     mask: Tensor
     span: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.x.dim() != 4:
@@ -32,9 +40,13 @@ class Tokens:
             raise ValueError(f"Tokens.mask has shape {tuple(self.mask.shape)}; expected {(b, t, p)} to go with x")
         if tuple(self.span.shape) != (b, t, 2):
             raise ValueError(f"Tokens.span has shape {tuple(self.span.shape)}; expected {(b, t, 2)} to go with x")
+        for name, value in self.extra.items():
+            if value.dim() < 2 or value.shape[0] != b or value.shape[1] not in (1, t):
+                seen = f"Tokens.extra[{name!r}] has shape {tuple(value.shape)}"
+                raise ValueError(f"{seen}; expected ({b}, {t}, ...) a step or ({b}, 1, ...) a clip, to go with x")
 
     def with_x(self, x: Tensor) -> Tokens:
-        """The same clock and mask with other features ``(B, T, P, D')``."""
+        """Return the same clock, mask and side information with other features ``(B, T, P, D')``."""
         return replace(self, x=x)
 
     def flat(self) -> tuple[Tensor, Tensor]:
@@ -43,7 +55,13 @@ class Tokens:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Tokens:
         """Move to a device; only the features change their dtype, the clock stays float32."""
-        return Tokens(self.x.to(device, dtype), self.mask.to(device), self.span.to(device))
+        extra = {name: value.to(device) for name, value in self.extra.items()}
+        return Tokens(self.x.to(device, dtype), self.mask.to(device), self.span.to(device), extra)
+
+    def select(self, index: Tensor) -> Tokens:
+        """Return the clips ``index (B',)`` long, with all that belongs to them."""
+        extra = {name: value[index] for name, value in self.extra.items()}
+        return Tokens(self.x[index], self.mask[index], self.span[index], extra)
 
     def present(self) -> Tensor:
         """``(B,)`` bool: which clips have this stream at all."""
@@ -88,12 +106,17 @@ class EncoderInput:
             window of sound that lies behind the clip's end is cut off.
         features: the encoder's own output ``{layer: (T, P, D)}`` where it is already known (cache); then ``inputs`` is
             empty.
+        extra: side information by name, ``(T, ...)`` a step or ``(1, ...)`` for the clip.
+        duration: seconds of the clip as it was decoded, which the last span may fall short of; 0 for a picture, None
+            where the maker of this input did not say.
     """
 
     inputs: dict[str, Tensor]
     span: Tensor
     mask: Tensor
     features: dict[str, Tensor] | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    duration: float | None = None
 
     @property
     def grid(self) -> Grid:
@@ -110,6 +133,7 @@ class StreamBatch:
         units: ``(B,)`` how many units each clip has.
         span: ``(B, T, 2)``; mask: ``(B, T, P)``.
         features: ``{layer: (B, T, P, D)}`` where already known, else None.
+        extra: side information by name, ``(B, T, ...)`` a step or ``(B, 1, ...)`` a clip.
     """
 
     inputs: dict[str, Tensor]
@@ -117,19 +141,24 @@ class StreamBatch:
     span: Tensor
     mask: Tensor
     features: dict[str, Tensor] | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> StreamBatch:
         """Move every tensor (accelerate calls this on each batch); pinned ones while the CPU goes on."""
-
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
-
-        moved = None if self.features is None else {k: move(v) for k, v in self.features.items()}
-        inputs = {k: move(v) for k, v in self.inputs.items()}
-        return StreamBatch(inputs, move(self.units), move(self.span), move(self.mask), moved)
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> StreamBatch:
         """Page-locked copies, for the loader's pinning thread."""
-        feats = None if self.features is None else {k: v.pin_memory() for k, v in self.features.items()}
-        inputs = {k: v.pin_memory() for k, v in self.inputs.items()}
-        return StreamBatch(inputs, self.units.pin_memory(), self.span.pin_memory(), self.mask.pin_memory(), feats)
+        return self._each(lambda x: x.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> StreamBatch:
+        """Return a copy with ``change`` applied to every tensor."""
+        features = None if self.features is None else {k: change(v) for k, v in self.features.items()}
+        return StreamBatch(
+            inputs={k: change(v) for k, v in self.inputs.items()},
+            units=change(self.units),
+            span=change(self.span),
+            mask=change(self.mask),
+            features=features,
+            extra={k: change(v) for k, v in self.extra.items()},
+        )

@@ -35,12 +35,18 @@ class Adapter(nn.Module):
         widths: the width of each stream that comes in.
         llm_dim: the width of the LLM's embeddings, the default width to project to.
 
+    Side information (``Tokens.extra``) belongs to a grid. An adapter that keeps T and P hands it on, as
+    ``Tokens.with_x`` does; one that changes either makes new ``Tokens`` and thereby drops it, unless it knows how the
+    information follows to the new grid and says so in ``keeps_extra``.
+
     Attributes:
         out_widths: the width of each stream that goes out; a stream that is missing here is consumed.
         conditioned: True where :meth:`forward` needs the prompt.
+        keeps_extra: True where side information goes over to another grid.
     """
 
     conditioned: ClassVar[bool] = False
+    keeps_extra: ClassVar[bool] = False
 
     def __init__(self, widths: dict[str, int], llm_dim: int) -> None:
         super().__init__()

@@ -172,10 +172,40 @@ def gather_stream(name: str, items: list[EncoderInput | None]) -> StreamBatch:
             steps, tokens = item.mask.shape
             mask[i, :steps, :tokens], span[i, :steps] = item.mask, item.span
             units[i] = len(next(iter(item.inputs.values()))) if item.inputs else 0
+    extra = gather_extra(name, items, t)
     if known == {True}:
-        return StreamBatch({}, units, span, mask, _pad_features(items, present, (b, t, p)))
+        return StreamBatch({}, units, span, mask, _pad_features(items, present, (b, t, p)), extra)
     inputs = {k: torch.cat([item.inputs[k] for item in present]) for k in present[0].inputs}
-    return StreamBatch(inputs, units, span, mask)
+    return StreamBatch(inputs, units, span, mask, extra=extra)
+
+
+def gather_extra(stream: str, items: list[EncoderInput | None], steps: int) -> dict[str, Tensor]:
+    """Gather side information of B clips by name, ``(B, ...)``, padded with zeros in every dimension.
+
+    Args:
+        stream: for the message. items: the clips, None where one lacks the stream. steps: T of the batch.
+
+    Raises:
+        ValueError: one name has values of different kinds in two clips.
+    """
+    by_name: dict[str, dict[int, Tensor]] = {}
+    for clip, item in enumerate(items):
+        for name, value in (item.extra if item is not None else {}).items():
+            by_name.setdefault(name, {})[clip] = value
+    gathered = {}
+    for name, values in by_name.items():
+        kinds = {(value.dim(), value.dtype) for value in values.values()}
+        if len(kinds) > 1:
+            seen = f"stream {stream!r}: extra {name!r} has (dimensions, dtype) {sorted(map(str, kinds))}"
+            raise ValueError(f"{seen}; expected the same in every clip")
+        shape = [max(sizes) for sizes in zip(*(value.shape for value in values.values()), strict=True)]
+        if shape[0] > 1:  # a value a step: a longer clip without it has steps, too
+            shape[0] = steps
+        out = next(iter(values.values())).new_zeros(len(items), *shape)
+        for clip, value in values.items():
+            out[(clip, *(slice(0, size) for size in value.shape))] = value
+        gathered[name] = out
+    return gathered
 
 
 def _pad_features(

@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         """
         if batch.features is not None:
             dtype = next(self.parameters()).dtype
-            return {k: Tokens(v.to(dtype), batch.mask, batch.span) for k, v in batch.features.items()}
+            return {k: Tokens(v.to(dtype), batch.mask, batch.span, batch.extra) for k, v in batch.features.items()}
         units = next(iter(batch.inputs.values())).shape[0]
         starts = range(0, max(units, 1), UNITS)
         parts = [self(**{k: v[first : first + UNITS] for k, v in batch.inputs.items()}) for first in starts]
@@ -93,4 +93,4 @@ def lay_out(x: Tensor, batch: StreamBatch) -> Tokens:
     owned = step[None] < batch.units[:, None] * s  # (B, T)
     index = (first[:, None] * s + step[None])[owned]
     out[owned] = x.reshape(u * s, p, d)[index]
-    return Tokens(out, batch.mask, batch.span)
+    return Tokens(out, batch.mask, batch.span, batch.extra)

@@ -166,4 +166,4 @@ def connect_once(model: Any, rows: Sequence[Row]) -> dict[str, Tokens]:
     names = sorted({name for clip in distinct.values() for name in clip})
     media = {n: gather_stream(n, [c.get(n) for c in distinct.values()]).to(model.device) for n in names}
     made = model.connect(model.encode_media(media)) if media else {}
-    return {name: Tokens(t.x[index], t.mask[index], t.span[index]) for name, t in made.items()}
+    return {name: tokens.select(index) for name, tokens in made.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -244,7 +245,7 @@ class AVProcessor(ProcessorMixin):
             found["video"] = self.preprocessors["video"](clip.frames, clip.duration)
         if clip.sound is not None and "audio" in self.preprocessors:
             found["audio"] = self.preprocessors["audio"](clip.sound, clip.duration)
-        return found
+        return {stream: replace(item, duration=clip.duration) for stream, item in found.items()}
 
     def order(self, clip: dict[str, EncoderInput]) -> list[str]:
         """The streams' names in the order of the LLM's sequence, one a token: the run that the clip becomes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,23 @@ def test_an_absent_clip_gives_finite_numbers_and_gradients(name: str, options: d
         loss.backward()
         assert all(torch.isfinite(p.grad).all() for p in adapter.parameters() if p.grad is not None)
         adapter.zero_grad(set_to_none=True)
+
+
+@CASE
+def test_side_information_stays_with_its_grid(name: str, options: dict[str, Any]) -> None:
+    adapter = make(name, options)
+    given = {}
+    for key, tokens in streams(name).items():
+        b, t, p, _ = tokens.x.shape
+        extra = {"of_clip": torch.rand(b, 1, 2), "of_step": torch.rand(b, t), "of_token": torch.rand(b, t, p)}
+        given[key] = replace(tokens, extra=extra)
+    for key, made in run(adapter, given).items():
+        before = given.get(key)
+        if before is not None and made.mask.shape == before.mask.shape and torch.equal(made.span, before.span):
+            assert made.extra.keys() == before.extra.keys()
+            assert all(torch.equal(made.extra[n], before.extra[n]) for n in before.extra)
+        elif key in given and not adapter.keeps_extra:
+            assert made.extra == {}, "what belongs to another grid"
 
 
 @CASE

@@ -24,6 +24,7 @@ from avllm.data.schema import MediaPart, RowError, resolve
 from avllm.data.store.storage import here
 from avllm.tokens import EncoderInput
 
+FORMAT = 2  # of an entry: 2 holds a clip's duration and side information beside its features
 OPEN_SHARDS = 256  # of a process: each takes memory for its header, and one of the system's maps (65,530 of them)
 
 
@@ -73,6 +74,7 @@ def recipe(processor: Any, encoders: nn.ModuleDict, precision: str, dtype: str |
                 "freeze the encoder or leave out data.cache"
             )
     return {
+        "format": FORMAT,
         "preprocessing": {s: p.settings() for s, p in sorted(processor.preprocessors.items())},
         "sampling": repr(processor.sampling),
         "encoders": {s: encoder_recipe(e) for s, e in sorted(encoders.items())},
@@ -267,9 +269,13 @@ def part_field(part: MediaPart) -> str:
 def _pack(item: EncoderInput, dtype: str | None) -> dict[str, Tensor]:
     cast = getattr(torch, dtype) if dtype else None
     features = {f"layer/{k}": v.to(cast) if cast else v for k, v in (item.features or {}).items()}
-    return {"span": item.span, "mask": item.mask, **features}
+    extra = {f"extra/{k}": v for k, v in item.extra.items()}
+    duration = {} if item.duration is None else {"duration": torch.tensor(item.duration, dtype=torch.float64)}
+    return {"span": item.span, "mask": item.mask, **features, **extra, **duration}
 
 
 def _unpack(parts: dict[str, Tensor]) -> EncoderInput:
     features = {k.removeprefix("layer/"): v for k, v in parts.items() if k.startswith("layer/")}
-    return EncoderInput({}, parts["span"], parts["mask"], features)
+    extra = {k.removeprefix("extra/"): v for k, v in parts.items() if k.startswith("extra/")}
+    duration = float(parts["duration"]) if "duration" in parts else None
+    return EncoderInput({}, parts["span"], parts["mask"], features, extra, duration)

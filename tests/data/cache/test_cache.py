@@ -68,6 +68,28 @@ def made_by(**changes: object) -> dict[str, object]:
     return {"encoders": "abc", "dtype": None, **changes}
 
 
+def test_side_information_and_duration_are_kept_to_the_bit(tmp_path: Path) -> None:
+    extra = {"boxes": torch.rand(3, 2, 4), "real": torch.tensor([[True, False]])}
+    features = {"": torch.rand(3, 2, 6), "4": torch.rand(3, 2, 6)}
+    whole = EncoderInput({}, torch.rand(3, 2), torch.ones(3, 2, dtype=torch.bool), features, extra, 1.1)
+    plain = EncoderInput({}, torch.rand(3, 2), torch.ones(3, 2, dtype=torch.bool), features)
+    (tmp_path / "one").write_bytes(b"x")
+    place = (tmp_path, VideoPart(video="one"))
+    cache = FeatureCache(tmp_path / "cache", made_by(dtype="bfloat16"))
+    cache.put({cache.key(place): {"video": whole, "audio": plain}})
+    cache.read_index()
+    seen = cache.get(place)
+    assert seen["video"].duration == 1.1
+    assert seen["audio"].duration is None
+    assert seen["audio"].extra == {}
+    assert seen["video"].extra.keys() == extra.keys()
+    for name, value in extra.items():
+        assert torch.equal(seen["video"].extra[name], value)
+        assert seen["video"].extra[name].dtype == value.dtype
+    assert seen["video"].features is not None
+    assert seen["video"].features["4"].dtype == torch.bfloat16
+
+
 def test_a_filled_cache_gives_features_and_decodes_once(tmp_path: Path) -> None:
     names = ["one", "twoo", "nothing"]
     for name, size in zip(names, (3, 4, 0), strict=True):
