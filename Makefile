@@ -1,14 +1,10 @@
-.PHONY: check lint types test format
+.PHONY: check lint test format
 BIN := .venv/bin
 
-check: lint types test  ## what has to pass before a commit
+check: lint test  ## what has to pass before a commit
 
-lint:
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-
-types:
-	$(BIN)/mypy avllm
+lint:  ## style, format and types
+	bash scripts/lint.sh
 
 test:
 	bash scripts/test.sh

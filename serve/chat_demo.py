@@ -196,7 +196,7 @@ class Demo:
         }
         answer = ""
         try:
-            settings = {"temperature": temperature, "top_p": top_p, "max_new_tokens": int(most)}
+            settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": int(most)}
             pieces = chat.ask(question, **media, sound="auto" if sound else "off", **settings)
             drawn = 0.0
             for piece in pieces:

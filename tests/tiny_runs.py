@@ -46,8 +46,9 @@ def start(
     timeout: float = TIMEOUT,
     launcher: dict[str, str] | None = None,
 ) -> BaseProcess:
-    """Call a function in a child process that believes to be one of `ranks` started by torchrun, or by the launcher
-    whose environment variables are given.
+    """Call a function in a child process, as one of ``ranks`` processes of a launcher.
+
+    The launcher is torchrun, or the one whose environment variables are given.
     """
     child = FORK.Process(target=_child, args=(function, args, rank, ranks, port, timeout, launcher or {}))
     child.start()

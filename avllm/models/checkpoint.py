@@ -141,7 +141,8 @@ def load_model(
     settings = {k: v for k, v in config.llm.items() if k != "config"}
     settings |= {k: v for k, v in {"dtype": dtype, "quantize": quantize}.items() if v is not None}
     llm = _load_llm(config, LLMConfig(**settings))
-    model = cls(_without_lora(config), llm=llm, encoders=_load_encoders(config))
+    build: Any = cls  # AVLLM, whose module imports this one
+    model = build(_without_lora(config), llm=llm, encoders=_load_encoders(config))
     _load_trained(model, folder)
     lora = AVConfig.from_pretrained(folder).lora
     if lora:

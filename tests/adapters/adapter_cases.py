@@ -1,5 +1,7 @@
-"""Options under which each adapter is tested. A new one is tested with its defaults on ``video``; one that needs
-more gets a row here."""
+"""Options under which each adapter is tested.
+
+A new one is tested with its defaults on ``video``; one that needs more gets a row here.
+"""
 
 from __future__ import annotations
 

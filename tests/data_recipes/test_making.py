@@ -74,8 +74,10 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clip(folder / "mute.mp4", "red", None, 2.0)
     write_clip(folder / "brief.mp4", "red", 500.0, 0.5)
     (folder / "broken.mp4").write_bytes((folder / "v0.mp4").read_bytes()[:900])
-    for name in ("mute", "brief", "broken"):
-        rows.append(captioned_row(name, "video", f"{name}.mp4", f"Something {name}.", "CC BY"))
+    rows += [
+        captioned_row(name, "video", f"{name}.mp4", f"Something {name}.", "CC BY")
+        for name in ("mute", "brief", "broken")
+    ]
     rows.append(captioned_row("sound", "audio", "v0.mp4", "Only sound."))
     rows.append(captioned_row("empty", "video", "v0.mp4", " "))
     write_lines(folder / "train.jsonl", rows)

@@ -38,8 +38,10 @@ def stage(world: World, output: Path, terms: tuple[str, ...], size: int, **chang
 
 
 def apart(a: Path, b: Path) -> float:
-    """The largest difference of two runs' weights, but for biases of keys: these move all scores of a query alike, so
-    their gradient is rounding alone, which AdamW blows up."""
+    """Return the largest difference of two runs' weights, without the biases of keys.
+
+    Those move all scores of a query alike, so their gradient is rounding alone, which AdamW amplifies.
+    """
     first, second = ({n: w for n, w in weights(run).items() if not n.endswith("key.bias")} for run in (a, b))
     return difference(first, second)
 
