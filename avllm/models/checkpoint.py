@@ -150,6 +150,7 @@ def load_model(
 
         model.llm = peft.PeftModel.from_pretrained(model.llm, folder / LORA, is_trainable=True)
         model.config.lora = lora
+        model.attach_words()
     return model.freeze().eval().to(device)
 
 

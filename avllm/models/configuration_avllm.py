@@ -25,6 +25,7 @@ class AVConfig(PretrainedConfig):
             them whole.
         system: system prompt for chats that bring none.
         media_text: text around the run of a media part, by its type; ``{media}`` stands for the run.
+        words: token id of each added word, see :class:`~avllm.models.words.AddedWords`.
     """
 
     model_type = "avllm"
@@ -41,6 +42,7 @@ class AVConfig(PretrainedConfig):
         trained: list[str] | None = None,
         system: str | None = None,
         media_text: dict[str, str] | None = None,
+        words: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         self.llm = llm or {}
@@ -53,6 +55,7 @@ class AVConfig(PretrainedConfig):
         self.trained = trained or ["connector"]
         self.system = system
         self.media_text = media_text or {}
+        self.words = words or {}
         super().__init__(**kwargs)
 
     @classmethod

@@ -12,7 +12,7 @@ space), ``merge_media`` (tokens -> their places in the embedded text), then the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ from avllm.models.connector import Connector, stream_names
 from avllm.models.encoders import build_encoder, load_encoder
 from avllm.models.llm import add_lora, is_quantised, load_llm
 from avllm.models.merge import merge_media
+from avllm.models.words import AddedWords, checked_words
 from avllm.tokens import StreamBatch, Tokens
 
 
@@ -79,18 +80,23 @@ class AVLLM(PreTrainedModel):
             )
         if config.lora and not hasattr(self.llm, "peft_config"):
             self.llm = add_lora(self.llm, LoraConfig(**config.lora))
+        self.words: AddedWords | None = AddedWords.beside(self.llm, config.words) if config.words else None
+        self.attach_words()
         self.generation_config = self.llm.generation_config
         self._shared: dict[Batch, list[dict[str, Tokens]]] | None = None
 
     # ---- building -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_backbones(cls, description: ModelConfig, media_token_ids: dict[str, int]) -> AVLLM:
+    def from_backbones(
+        cls, description: ModelConfig, media_token_ids: dict[str, int], words: Mapping[str, int] | None = None
+    ) -> AVLLM:
         """Load each backbone by the name that the description gives it; the connector starts from scratch.
 
         Args:
             description: the ``model`` section of a preset.
             media_token_ids: placeholder ids by stream, from the processor.
+            words: token ids of the words that the time codec needs, from :func:`load_words`.
 
         Raises:
             UnknownPartError: an unknown encoder, adapter or option. UserError: parts that do not fit together, or a
@@ -105,6 +111,8 @@ class AVLLM(PreTrainedModel):
         model = cls(config, llm=llm, encoders=encoders)
         for adapter in model.connector.adapters:
             adapter.load_init()
+        if words:
+            model.add_words(words)
         return model.freeze()
 
     def freeze(self) -> AVLLM:
@@ -124,6 +132,7 @@ class AVLLM(PreTrainedModel):
             raise UserError("the LLM has LoRA adapters already; leave out lora: to go on training them")
         self.llm = add_lora(self.llm, settings)
         self.config.lora = settings.model_dump()
+        self.attach_words()
         return self
 
     def merge_lora(self) -> AVLLM:
@@ -138,7 +147,34 @@ class AVLLM(PreTrainedModel):
             raise UserError("the LLM is quantised, and adapters would be rounded into it; load it without quantize")
         self.llm = self.llm.merge_and_unload()
         self.config.lora, self.config.trained = None, sorted({*self.config.trained, "llm"})
+        self.attach_words()
         return self
+
+    def add_words(self, words: Mapping[str, int]) -> AVLLM:
+        """Add vocabulary entries that train (``words.`` in the trainable rules) while the LLM's own stay frozen.
+
+        Args:
+            words: token id by word, as ``AVProcessor.add_words`` or ``add_to_tokenizer`` gives them.
+
+        Raises:
+            UserError: a word or an id that is there already.
+        """
+        taken = {f"<|{name}|>": i for name, i in self.config.media_token_ids.items()} | self.config.words
+        words = self.config.words | checked_words(words, taken)
+        before = self.words
+        if before is not None:
+            before.detach()  # the new rows start from the LLM's own alone
+        self.words = AddedWords.beside(self.llm, words).to(self.device)
+        if before is not None:
+            self.words.take(before)
+        self.config.words, self.config.trained = words, sorted({*self.config.trained, "words"})
+        self.attach_words()
+        return self
+
+    def attach_words(self) -> None:
+        """Hook the added words into the LLM's embedding and head, where there are any."""
+        if self.words is not None:
+            self.words.attach(self.llm)
 
     def train(self, mode: bool = True) -> AVLLM:
         """As in torch, but an encoder in which nothing trains stays in eval mode: no dropout in what is frozen."""

@@ -31,6 +31,7 @@ from avllm.models.chat_text import MARK, ChatText
 from avllm.models.checkpoint_format import CheckpointError, read_config
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, stream_names
+from avllm.models.words import add_to_tokenizer
 from avllm.registry import build
 from avllm.tokens import EncoderInput, Grid
 
@@ -87,8 +88,26 @@ class AVProcessor(ProcessorMixin):
         self.sampling = Sampling(**config.sampling)
         self.chat_text = ChatText(tokenizer, config)
         self._orders: dict[tuple[Any, ...], list[str]] = {}
+        self._check_words()
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+
+    def _check_words(self) -> None:
+        for word, token_id in self.config.words.items():
+            seen = self.tokenizer.get_vocab().get(word)
+            if seen != token_id:
+                raise UserError(
+                    f"the tokenizer has {word!r} as id {seen}, the model was given id {token_id}; take the tokenizer "
+                    "that the words were added to (AVProcessor.add_words)"
+                )
+
+    def add_words(self, words: Sequence[str]) -> dict[str, int]:
+        """Add words to the tokenizer and return their ids, for ``AVLLM.add_words``.
+
+        Raises:
+            UserError: the tokenizer has one of them already.
+        """
+        return add_to_tokenizer(self.tokenizer, words)
 
     # ---- building -------------------------------------------------------------------------------------------------
 
