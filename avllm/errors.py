@@ -16,7 +16,14 @@ class UserError(ValueError):
     """Something that the user can mend: the message says what was seen, what was expected, and what to do.
 
     Errors of this kind have a class of their own where somebody tells them apart, and are plain ones elsewhere.
+
+    Attributes:
+        reason: one word for the kind of error, which programs and tests compare; "" where there is one kind.
     """
+
+    def __init__(self, *args: object, reason: str = "") -> None:
+        super().__init__(*args)
+        self.reason = reason
 
 
 @contextmanager

@@ -62,7 +62,6 @@ PENDING = (
     "avllm/data/packing.py",
     "avllm/data/reading.py",
     "avllm/data/schema.py",
-    "avllm/data/store",
     "avllm/distributed.py",
     "avllm/encoders",
     "avllm/errors.py",

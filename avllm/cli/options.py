@@ -19,11 +19,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, as la
 
 def output_file(path: Path | None) -> Path | None:
     """A file that will be written, in a folder that is there: before anything was computed for it."""
-    from avllm.data.store.storage import here
+    from avllm.data.store.storage import local_path
 
     if path is None:
         return None
-    path = here(path)
+    path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from avllm.data.schema import PARTS, PLAIN, Sample
-from avllm.data.store.storage import here, local_copy, sha256
+from avllm.data.store.storage import local_copy, local_path, sha256
 from avllm.errors import UserError
 
 
@@ -87,7 +87,7 @@ def write_manifest(path: str | Path, rows: Iterable[Sample | dict[str, Any]]) ->
     Raises:
         StoreError: the path is a URL.
     """
-    path = here(path)
+    path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     count = 0

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, field_validator, model_validator
 from pydantic_core import core_schema
 
-from avllm.data.store.storage import plain, url_of
+from avllm.data.store.storage import url_of, without_file_scheme
 from avllm.errors import UserError
 
 
@@ -164,9 +164,12 @@ def resolve(part: MediaPart, root: Path | None) -> Path:
 
 
 def resolve_path(path: str, root: Path | None) -> Path:
-    """The file that a part's path means, see :func:`resolve`."""
-    found = Path(os.path.expanduser(plain(path)))  # pathlib's own raises where ~NAME is no user, but a file's name
-    return found if found.is_absolute() or root is None or url_of(found) else plain(root / found)
+    """Return the file that a part's path denotes, see :func:`resolve`."""
+    # Not Path.expanduser: it raises where "~NAME" is a file's name and no user's.
+    file = Path(os.path.expanduser(without_file_scheme(path)))
+    if root is None or file.is_absolute() or url_of(file):
+        return file
+    return without_file_scheme(root / file)
 
 
 class RowError(UserError):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avllm.data.collate import IGNORE, Row
 from avllm.data.schema import RowError, Sample
-from avllm.data.store.storage import here
+from avllm.data.store.storage import local_path
 from avllm.inference.perceived import Perceived, perceive
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def save_pictures(shown: Shown, folder: Path) -> list[Path]:
     Returns:
         The files: ``frames-0.png``, ``sound-0.png``, ...
     """
-    folder = here(folder)
+    folder = local_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for number, media in enumerate(shown.media):

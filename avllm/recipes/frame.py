@@ -39,7 +39,7 @@ from avllm import __version__
 from avllm.data.manifest import describe
 from avllm.data.schema import Sample
 from avllm.data.store.append_only import LockedError
-from avllm.data.store.storage import StoreError, here
+from avllm.data.store.storage import StoreError, local_path
 from avllm.log import set_up
 from avllm.recipes.about import Dataset, check_layout
 from avllm.recipes.captions import caption_messages, caption_prompt, caption_samples
@@ -224,7 +224,7 @@ def make(
             why). LockedError: another run writes there.
         StoreError: ``output`` is a URL.
     """
-    output = here(output)
+    output = local_path(output)
     check_layout(about, source)
     lacking.cache_clear()
     name = name or Path(inspect.getfile(rows)).stem

@@ -14,8 +14,8 @@ from typing import IO
 from rich.progress import track
 
 from avllm.data.cache.disk import CacheError
-from avllm.data.store.append_only import whole_rows
-from avllm.data.store.storage import place_of, sha256, size_of, url_of
+from avllm.data.store.append_only import read_whole_rows
+from avllm.data.store.storage import byte_range_of, sha256, size_of, url_of
 from avllm.log import logger
 
 LOG = logger(__name__)
@@ -82,8 +82,9 @@ class Hashes:
 
     def _kept(self) -> Iterator[tuple[str, list[int], str]]:
         """(file, state, hash) of each whole line."""
-        problem = "is no hash of a file ({error!r}); delete the file, and the hashes are made anew"
-        yield from whole_rows(self.file, ("path", "state", "sha256"), CacheError, problem)
+        advice = "delete the file, and the hashes are made again"
+        for row in read_whole_rows(self.file, ("path", "state", "sha256"), CacheError, advice):
+            yield row["path"], row["state"], row["sha256"]
 
     def _keep(self, rows: list[dict[str, object]]) -> None:
         if not rows:
@@ -117,7 +118,7 @@ def state_of(path: Path) -> list[int] | None:
 
     The time of change (ctime) beside that of modification: copying with times kept sets the one and not the other.
     """
-    place = place_of(path)
+    place = byte_range_of(path)
     file = str(path) if place is None else place.file
     if url_of(file) or not os.path.isfile(file):
         return None

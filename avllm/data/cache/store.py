@@ -21,7 +21,7 @@ from avllm.data.cache.hashes import file_hash
 from avllm.data.media.load import MediaError
 from avllm.data.reading import Place, Prepared
 from avllm.data.schema import MediaPart, RowError, resolve
-from avllm.data.store.storage import here
+from avllm.data.store.storage import local_path
 from avllm.tokens import EncoderInput
 
 FORMAT = 2  # of an entry: 2 holds a clip's duration and side information beside its features
@@ -113,7 +113,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, made_by: dict[str, Any]) -> None:
-        self.folder = here(folder)
+        self.folder = local_path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.made_by = json.dumps(made_by, sort_keys=True)
         self.dtype = made_by["dtype"]

@@ -22,8 +22,8 @@ from avllm.data.check.file import Decode, Job, PlainReader, Reader, Use, examine
 from avllm.data.check.rows import Line
 from avllm.data.check.workers import Lost, run_guarded
 from avllm.data.schema import resolve_path
-from avllm.data.store.append_only import AppendOnly, whole_rows
-from avllm.data.store.storage import StoreError, place_of, sha256, size_of, url_of
+from avllm.data.store.append_only import AppendOnly, read_whole_rows
+from avllm.data.store.storage import StoreError, byte_range_of, sha256, size_of, url_of
 from avllm.errors import UserError
 
 Uses = Mapping[str, tuple[Use, ...]]
@@ -151,9 +151,11 @@ def journalled(journal: Path | None) -> Iterator[tuple[str, str, str]]:
     Raises:
         CheckError: a line is no entry.
     """
-    problem = "is no entry of a check's journal ({error!r}); delete the file, and all media are looked at anew"
-    if journal is not None:
-        yield from whole_rows(journal, ("path", "key", "found"), CheckError, problem)
+    if journal is None:
+        return
+    advice = "delete the file, and all media are examined again"
+    for row in read_whole_rows(journal, ("path", "key", "found"), CheckError, advice):
+        yield row["path"], row["key"], row["found"]
 
 
 class _Journal:
@@ -190,7 +192,7 @@ def _passing(found: Mapping[str, Any]) -> bool:
 
 def stamp(path: str) -> tuple[int, int]:
     """Size and time of change of a file (of its shard; 0 behind a URL); (-1, 0) of one that cannot be reached."""
-    place = place_of(path)
+    place = byte_range_of(path)
     file = path if place is None else place.file
     try:
         size = size_of(path)

@@ -24,7 +24,7 @@ from avllm.data.check.report import EXAMPLES, Report
 from avllm.data.check.rows import Ids, Line, TestRows, lines, listable, text_problems
 from avllm.data.manifest import ManifestError
 from avllm.data.schema import RowError, Sample
-from avllm.data.store.storage import here
+from avllm.data.store.storage import local_path
 
 SAME_FILE = 5  # examples before which rows about a file that is shown already are shown too
 SLOWEST = 5
@@ -69,7 +69,7 @@ def check(
     began, looking = time.monotonic(), looking or Looking()
     manifests = list(dict.fromkeys(manifests))
     if output is not None:
-        output = here(output)
+        output = local_path(output)
         output.mkdir(parents=True, exist_ok=True)
     ids, test = Ids(), TestRows()
     uses, test_uses = gather(ids.counting(lines(manifests))), gather(test.noting(lines(against)))

@@ -30,7 +30,7 @@ from avllm.data.media.frames import (
 )
 from avllm.data.media.open import MediaError, OpenMedia
 from avllm.data.media.sampling import Sampling
-from avllm.data.store.storage import open_bytes, place_of
+from avllm.data.store.storage import byte_range_of, open_bytes
 
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
 
@@ -108,7 +108,7 @@ def _torchcodec(media: OpenMedia, seconds: list[float], sampling: Sampling, thre
 
 def _source(path: str) -> Any:
     """What the decoder is given: a plain file by its name, what lies in a shard or behind a URL as an open file."""
-    return path if place_of(path) is None else open_bytes(path)
+    return path if byte_range_of(path) is None else open_bytes(path)
 
 
 def _resize(x: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -22,7 +22,7 @@ from av.stream import Discard
 from av.video.stream import VideoStream
 from PIL import Image
 
-from avllm.data.store.storage import open_bytes, place_of, size_of
+from avllm.data.store.storage import byte_range_of, open_bytes, size_of
 from avllm.errors import UserError
 
 REASONS = (
@@ -186,7 +186,7 @@ def require_file(path: str | Path) -> None:
         raise MediaError(path, "missing", f"{seen}; check the path")
     if size == 0:
         raise MediaError(path, "zero_byte", "the file is empty")
-    if place_of(path) is None and not os.access(path, os.R_OK):
+    if byte_range_of(path) is None and not os.access(path, os.R_OK):
         raise MediaError(path, "missing", "the file is there and may not be read; check its permissions")
 
 
@@ -294,7 +294,7 @@ def _stretch(media: OpenMedia) -> float:
 def _open_container(path: str | Path, timeout: float) -> Iterator[InputContainer]:
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     # libav reads a plain file by itself; what lies in a shard or behind a URL it reads through a Python file
-    source = nullcontext(f"file:{os.path.abspath(path)}") if place_of(path) is None else open_bytes(path)
+    source = nullcontext(f"file:{os.path.abspath(path)}") if byte_range_of(path) is None else open_bytes(path)
     with (
         source as file,
         av.open(file, "r", container_options=options, metadata_errors="ignore", timeout=timeout) as container,

@@ -1,17 +1,21 @@
-"""A JSONL file that survives a kill: rows are appended whole, a half-written last one is cut, one process writes."""
+"""Append rows to a JSONL file so that a killed process leaves only whole rows.
+
+A row counts when its line ends. A line that a kill cut short is passed over by readers and cut by
+the next writer. One process writes at a time.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from avllm.data.store.storage import here
+from avllm.data.store.storage import local_path
 from avllm.errors import UserError
 
 
@@ -19,11 +23,19 @@ class LockedError(UserError):
     """Another process is writing the file."""
 
 
-def whole_rows(path: Path, keys: tuple[str, ...], refusal: type[Exception], problem: str) -> Iterator[tuple[Any, ...]]:
-    """The values of ``keys`` in each whole row of a file that may not be there; one that was cut short is passed over.
+def read_whole_rows(
+    path: Path,
+    fields: Collection[str],
+    error_type: type[Exception],
+    advice: str,
+) -> Iterator[dict[str, Any]]:
+    """Yield each row of a file whose line is complete; yield none when there is no file.
 
-    Raises:
-        refusal: a row is no JSON or lacks a key; ``problem`` says what it should be, with ``{error!r}``.
+    Args:
+        path: JSONL file.
+        fields: each row must have them.
+        error_type: is raised for a row that is no JSON object with these fields.
+        advice: ends its message: what the user should do.
     """
     if not path.is_file():
         return
@@ -33,14 +45,17 @@ def whole_rows(path: Path, keys: tuple[str, ...], refusal: type[Exception], prob
                 continue
             try:
                 row = json.loads(line)
-                found = tuple(row[key] for key in keys)
-            except (ValueError, KeyError, TypeError) as error:
-                raise refusal(f"{path} line {number} {problem.format(error=error)}") from error
-            yield found
+                missing = set(fields) - row.keys()
+            except (ValueError, AttributeError) as error:
+                message = f"{path} line {number} is damaged ({error!r}); {advice}"
+                raise error_type(message) from error
+            if missing:
+                raise error_type(f"{path} line {number} lacks {sorted(missing)}; {advice}")
+            yield row
 
 
 class AppendOnly:
-    """Open a JSONL file to go on behind its last whole row.
+    """Open a JSONL file to append rows after its last whole row.
 
     Attributes:
         path: the file.
@@ -51,59 +66,67 @@ class AppendOnly:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = here(path)
+        self.path = local_path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as on_error:
             self._file = on_error.enter_context(self.path.open("ab+"))
             lock(self._file, self.path)
-            self.count, self._whole = self._measure()
+            self.count = 0
+            self._whole_size = 0  # bytes up to the end of the last whole row
+            self._measure()
             on_error.pop_all()
 
-    def _measure(self) -> tuple[int, int]:
-        """Whole rows, and the bytes that they take; nothing is cut before something is appended."""
+    def _measure(self) -> None:
+        """Count whole rows and their bytes; a torn line is cut only when something is appended."""
         self._file.seek(0)
-        count, size = 0, 0
         for line in self._file:
             if line.endswith(b"\n"):
-                count, size = count + 1, size + len(line)
-        return count, size
+                self.count += 1
+                self._whole_size += len(line)
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write rows, and come back when they are on the disk."""
+        """Write rows and return when they are on the disk."""
         lines = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
-        self._file.truncate(self._whole)
+        self._file.truncate(self._whole_size)
         self._file.write(lines)
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.count, self._whole = self.count + len(rows), self._whole + len(lines)
+        self.count += len(rows)
+        self._whole_size += len(lines)
 
     def close(self) -> None:
-        """Close the file and give back the lock."""
+        """Close the file and release the lock."""
         self._file.close()
 
     def __enter__(self) -> AppendOnly:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
 
 def lock(file: IO[Any], path: Path) -> None:
-    """Keep others from writing an open file until it is closed.
+    """Lock an open file against other writers until it is closed.
 
     Raises:
-        LockedError: somebody else has it.
+        LockedError: another process holds the lock.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it back when the process dies
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process dies
     except BlockingIOError as error:
-        raise LockedError(f"{path} is being written by another process; let it end, or stop it") from error
+        raise LockedError(
+            f"{path} is being written by another process; wait until it ends, or stop it",
+            reason="locked",
+        ) from error
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, and come back when it is on the disk."""
+    """Write a text file whole or not at all, and return when it is on the disk."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)

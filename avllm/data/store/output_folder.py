@@ -1,4 +1,4 @@
-"""A folder that files are written into, here or in a store that fsspec knows: each is there whole or not at all."""
+"""Write files into a local folder or a remote store, each of them whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from avllm.data.store.storage import file_system, plain, url_of
+from avllm.data.store.storage import file_system, url_of, without_file_scheme
 
 
 class OutputFolder:
-    """A folder, or a URL of one.
+    """Hold a folder, or an fsspec URL of one.
 
-    A store gets a file when it is finished here (in the system's folder for passing files, ``TMPDIR``): object stores
-    show it when its last byte has arrived. On this machine it is written beside its place and renamed.
+    A local file is written under a partial name and renamed. A file for a store is finished in the
+    system's temporary folder (``TMPDIR``) and then uploaded: object stores show a file when its
+    last byte has arrived.
 
     Args:
-        path: it is made where it is not there.
+        path: a local folder is created when it is missing.
 
     Raises:
-        StoreError: the URL cannot be opened from here.
+        StoreError: the URL cannot be opened from this machine.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.url = url_of(path)
-        self.path = plain(path)
+        self.path = without_file_scheme(path)
         if self.url is None:
             self.path.mkdir(parents=True, exist_ok=True)
         else:
@@ -35,21 +36,24 @@ class OutputFolder:
     def __str__(self) -> str:
         return self.url or str(self.path)
 
-    def place(self, name: str) -> Path | str:
-        """A file's path, or its URL."""
-        return self.path / name if self.url is None else f"{self.url.rstrip('/')}/{name}"
+    def location(self, name: str) -> Path | str:
+        """Return a file's path, or its URL."""
+        if self.url is None:
+            return self.path / name
+        return f"{self.url.rstrip('/')}/{name}"
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None when there is none."""
+        """Return the bytes of a file; None when there is none."""
         if self.url is None:
-            return os.path.getsize(self.path / name) if (self.path / name).is_file() else None
+            path = self.path / name
+            return os.path.getsize(path) if path.is_file() else None
         try:
             return int(self._store.info(self._in_store(name))["size"])
         except FileNotFoundError:
             return None
 
     def read(self, name: str) -> str:
-        """The text of a file."""
+        """Return the text of a file."""
         if self.url is None:
             return (self.path / name).read_text(encoding="utf-8")
         return str(self._store.cat_file(self._in_store(name)).decode())
@@ -61,7 +65,7 @@ class OutputFolder:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """A path to write to; at the end of the block the file has its name, and when it fails nothing has."""
+        """Yield a path to write to; the file gets its name when the block ends without an error."""
         if self.url is None:
             partial = self.path / f"{name}.partial"
             partial.parent.mkdir(parents=True, exist_ok=True)
@@ -70,26 +74,26 @@ class OutputFolder:
                 os.fsync(file.fileno())
             partial.replace(self.path / name)
             return
-        with tempfile.TemporaryDirectory() as passing:
-            partial = Path(passing) / Path(name).name
+        with tempfile.TemporaryDirectory() as temporary:
+            partial = Path(temporary) / Path(name).name
             yield partial
-            if "/" in name:  # object stores have no folders; others want them before the first file
+            if "/" in name:  # object stores have no folders; other stores need them first
                 self._store.makedirs(self._in_store(name).rpartition("/")[0], exist_ok=True)
             self._store.put_file(str(partial), self._in_store(name))
 
     def names(self, folder: str) -> list[str]:
-        """The files in a folder of this one, ``folder/file``, sorted; none when there is no such folder."""
+        """List the files of a subfolder as ``folder/file``, sorted; none when it is missing."""
         if self.url is None:
             return sorted(f"{folder}/{path.name}" for path in (self.path / folder).glob("*"))
         self._store.invalidate_cache()
         try:
-            found = self._store.ls(self._in_store(folder), detail=False)
+            paths = self._store.ls(self._in_store(folder), detail=False)
         except FileNotFoundError:
             return []
-        return sorted(f"{folder}/{path.rstrip('/').rpartition('/')[2]}" for path in found)
+        return sorted(f"{folder}/{path.rstrip('/').rpartition('/')[2]}" for path in paths)
 
     def remove(self, folder: str) -> None:
-        """Remove a folder of this one with its files."""
+        """Remove a subfolder with its files."""
         for name in self.names(folder):
             if self.url is None:
                 (self.path / name).unlink()

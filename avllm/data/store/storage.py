@@ -1,7 +1,7 @@
-"""Where a file's bytes are: a file of this machine, a URL that fsspec knows, or a member of a tar shard in either.
+"""Read bytes of local files, of URLs that fsspec opens, and of members of tar shards in either.
 
-A member is written ``SHARD.tar#OFFSET+SIZE/NAME``: the bytes are found without looking through the shard, so a row of a
-shard is read as any other row, in any order.
+A member is written ``SHARD.tar#OFFSET+SIZE/NAME``. Its bytes are read without a search through the
+shard, so that rows of a shard are read in any order, as rows with single files are.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 from avllm.errors import UserError
 
 MEMBER = re.compile(r"(?P<shard>.+\.tar)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>[^/]+)")
-URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)")  # one slash: what pathlib leaves of two
-FILE_URL = re.compile(r"(?:file|local):/{1,3}(?P<rest>[^/].*)")  # an absolute path: there is no other machine in it
+# One slash after the colon is enough: pathlib leaves one of two.
+URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)")
+# An absolute path of this machine: a file URL names no other machine here.
+FILE_URL = re.compile(r"(?:file|local):/{1,3}(?P<rest>[^/].*)")
 PACKAGES = {
     **dict.fromkeys(["s3", "s3a"], "s3fs"),
     **dict.fromkeys(["gs", "gcs"], "gcsfs"),
@@ -26,86 +28,100 @@ PACKAGES = {
     **dict.fromkeys(["http", "https"], "aiohttp requests"),
     **dict.fromkeys(["sftp", "ssh"], "paramiko"),
 }
-"""What fsspec needs beside itself for the stores that most media lie in. It has no say in versions: s3fs wants the
-fsspec of its own number, so pip has to choose both."""
+"""Packages that fsspec needs for each protocol. They are named without versions: s3fs requires the
+fsspec release with the same number, so pip has to choose both."""
 
 
 class StoreError(UserError):
-    """A URL of a store that cannot be reached from here, or that is no place for what shall be written."""
+    """A store's URL cannot be reached from this machine, or cannot be written to."""
 
 
-class Place(NamedTuple):
-    """Bytes that are no plain local file: ``size`` of them from ``offset`` of a file, or all of it when None."""
+class ByteRange(NamedTuple):
+    """Locate bytes that are no plain local file.
+
+    Attributes:
+        file: path or URL. offset: first byte. size: bytes; None = to the end.
+    """
 
     file: str
     offset: int
     size: int | None
 
 
-def place_of(path: str | Path) -> Place | None:
-    """Where a shard's member or a URL is; None for a plain file of this machine."""
-    text = url_of(path) or str(plain(path))
+def byte_range_of(path: str | Path) -> ByteRange | None:
+    """Locate a shard's member or a URL; return None for a plain local file."""
+    url = url_of(path)
+    text = url or str(without_file_scheme(path))
     member = MEMBER.fullmatch(text)
     if member:
-        return Place(member["shard"], int(member["offset"]), int(member["size"]))
-    return Place(text, 0, None) if url_of(path) else None
+        return ByteRange(member["shard"], int(member["offset"]), int(member["size"]))
+    return ByteRange(text, 0, None) if url else None
 
 
 def url_of(path: str | Path) -> str | None:
-    """The URL that a text or a path stands for, or None. ``Path("s3://a/b")`` has lost a slash; it is put back.
+    """Return the URL that a text or path denotes, or None when it is a path of this machine.
 
-    ``file:///a/b`` is none: it is a file of this machine, see :func:`plain`.
+    ``Path("s3://a/b")`` has lost a slash; it is put back. ``file:///a/b`` gives None: it is a file
+    of this machine, see :func:`without_file_scheme`.
     """
-    found = None if FILE_URL.fullmatch(str(path)) else URL.fullmatch(str(path))
-    return f"{found['protocol']}://{found['rest']}" if found else None
+    if FILE_URL.fullmatch(str(path)):
+        return None
+    url = URL.fullmatch(str(path))
+    return f"{url['protocol']}://{url['rest']}" if url else None
 
 
-def plain(path: str | Path) -> Path:
-    """``file:///a/b`` as ``/a/b``; any other path as it is."""
-    found = FILE_URL.fullmatch(str(path))
-    return Path(f"/{found['rest']}" if found else path)
+def without_file_scheme(path: str | Path) -> Path:
+    """Return ``file:///a/b`` as ``/a/b``, and any other path unchanged."""
+    file_url = FILE_URL.fullmatch(str(path))
+    return Path(f"/{file_url['rest']}") if file_url else Path(path)
 
 
-def here(path: str | Path) -> Path:
-    """A path of this machine for what is written here.
+def local_path(path: str | Path) -> Path:
+    """Return a path of this machine that may be written to.
 
     Raises:
         StoreError: it is a URL of a store, which pathlib would take for a folder named ``s3:``.
     """
-    if url_of(path):
+    url = url_of(path)
+    if url:
         raise StoreError(
-            f"{url_of(path)} is a URL of a store; expected a path of this machine (into stores writes `avllm data "
-            "pack` alone). Write here and copy it, or mount the store"
+            f"{url} is a URL of a store; expected a path of this machine (only `avllm data pack` "
+            "writes to stores). Write to a local folder and copy it, or mount the store",
+            reason="not_local",
         )
-    return plain(path)
+    return without_file_scheme(path)
 
 
 def parent_of(path: str | Path) -> Path:
-    """The folder of a file or URL."""
-    return plain(path).parent
+    """Return the folder of a file or URL."""
+    return without_file_scheme(path).parent
 
 
 def size_of(path: str | Path) -> int | None:
-    """Bytes of a file, member or URL; None when there is no such file.
+    """Return the bytes of a file, member or URL; None when there is no such file.
 
     Raises:
-        StoreError: it cannot be opened from here. OSError, or what the store raises: it did not answer, or refuses to.
+        StoreError: the URL cannot be opened from this machine. OSError, or what the store raises:
+            it did not answer, or refuses to.
     """
-    place = place_of(path)
-    if place is None:
-        path = plain(path)
-        return os.path.getsize(path) if os.path.isfile(path) else None
-    if url_of(place.file):
-        there = (_remote(place.file) or {}).get("size")
+    byte_range = byte_range_of(path)
+    if byte_range is None:
+        return _local_size(without_file_scheme(path))
+    if url_of(byte_range.file):
+        file_size = (_remote_info(byte_range.file) or {}).get("size")
     else:
-        there = os.path.getsize(place.file) if os.path.isfile(place.file) else None
-    if there is None or place.size is None:
-        return there
-    return max(0, min(place.size, there - place.offset))
+        file_size = _local_size(byte_range.file)
+    if file_size is None or byte_range.size is None:
+        return file_size
+    return max(0, min(byte_range.size, file_size - byte_range.offset))
+
+
+def _local_size(path: str | Path) -> int | None:
+    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of the bytes of a file, member or URL, in hex.
+    """Return the SHA-256 of the bytes of a file, member or URL, in hex.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -115,33 +131,35 @@ def sha256(path: str | Path) -> str:
 
 
 def open_bytes(path: str | Path) -> io.BufferedReader | io.BytesIO:
-    """Open a file, member or URL for reading; it has the name of the file, as far as decoders go by names.
+    """Open a file, member or URL for reading, with a ``name`` for decoders that read suffixes.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
-    place = place_of(path)
-    if place is None:
-        return open(plain(path), "rb")
-    if url_of(place.file):
-        return _Named(_fetch(place), str(path))
-    return io.BufferedReader(_Window(place, str(path)))
+    byte_range = byte_range_of(path)
+    if byte_range is None:
+        return open(without_file_scheme(path), "rb")
+    if url_of(byte_range.file):
+        return _NamedBytes(_fetch(byte_range), str(path))
+    return io.BufferedReader(_FileRange(byte_range, str(path)))
 
 
-class _Named(io.BytesIO):
+class _NamedBytes(io.BytesIO):
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
         self.name = name
 
 
-class _Window(io.RawIOBase):
-    """A range of a local file as a file of its own."""
+class _FileRange(io.RawIOBase):
+    """Present a range of a local file as a file."""
 
-    def __init__(self, place: Place, name: str) -> None:
+    def __init__(self, byte_range: ByteRange, name: str) -> None:
         self.name = name
-        self._file = open(place.file, "rb")  # noqa: SIM115 (closed in close)
-        self._first, self._at = place.offset, 0
-        self._size = max(0, min(place.size or 0, os.fstat(self._file.fileno()).st_size - place.offset))
+        self._file = open(byte_range.file, "rb")  # noqa: SIM115 (closed in close)
+        self._first = byte_range.offset
+        self._position = 0  # relative to the first byte of the range
+        available = os.fstat(self._file.fileno()).st_size - byte_range.offset
+        self._size = max(0, min(byte_range.size or 0, available))
 
     def readable(self) -> bool:
         return True
@@ -150,17 +168,19 @@ class _Window(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        found = os.pread(self._file.fileno(), min(len(buffer), max(0, self._size - self._at)), self._first + self._at)
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
+        count = min(len(buffer), max(0, self._size - self._position))
+        content = os.pread(self._file.fileno(), count, self._first + self._position)
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
+        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
+        self._position = max(0, offset + origins[whence])
+        return self._position
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def close(self) -> None:
         self._file.close()
@@ -168,63 +188,75 @@ class _Window(io.RawIOBase):
 
 
 @functools.lru_cache(maxsize=2)  # a decoder opens a file more than once: headers, then packets
-def _fetch(place: Place) -> bytes:
-    files, name = file_system(place.file)
-    if place.size is None:
+def _fetch(byte_range: ByteRange) -> bytes:
+    files, name = file_system(byte_range.file)
+    if byte_range.size is None:
         return files.cat_file(name)
-    return files.cat_file(name, start=place.offset, end=place.offset + place.size)
+    last = byte_range.offset + byte_range.size
+    return files.cat_file(name, start=byte_range.offset, end=last)
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """What fsspec reads and writes a URL with, and what it calls the file.
+    """Return fsspec's file system for a URL, and the name of the file in it.
 
     Raises:
-        StoreError: its package is not installed, or there is no such protocol.
+        StoreError: the protocol's package is not installed, or there is no such protocol.
     """
     import fsspec
 
-    # asked for each time: fsspec itself keeps file systems, one set a process, so that workers may be forked
+    # Not cached here: fsspec keeps one set of file systems a process, so that workers may fork.
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
         package = PACKAGES.get(url.partition(":")[0])
-        todo = f"expected: pip install {package}" if package else "install what it names"
-        raise StoreError(f"{url} cannot be opened: {error}; {todo}") from error
+        advice = f"run: pip install {package}" if package else "install the package that it names"
+        message = f"{url} cannot be opened: {error}; {advice}"
+        raise StoreError(message, reason="package_missing") from error
     except ValueError as error:
-        raise StoreError(f"{url} cannot be opened: {error}; expected a URL that fsspec knows, or a path") from error
+        raise StoreError(
+            f"{url} cannot be opened: {error}; expected a URL that fsspec knows, or a path",
+            reason="unknown_protocol",
+        ) from error
 
 
-def _remote(url: str) -> dict[str, Any] | None:
-    """What a store says of a file; None when there is no such file. Any other failure is no answer, and is raised."""
+def _remote_info(url: str) -> dict[str, Any] | None:
+    """Return a store's description of a file; None when there is no such file.
+
+    Any other failure is raised: a store that does not answer is no missing file.
+    """
     files, name = file_system(url)
     try:
-        found = files.info(name)
+        info = files.info(name)
     except FileNotFoundError:
         return None
-    return found if found["type"] == "file" else None
+    return info if info["type"] == "file" else None
 
 
 def cache_folder() -> Path:
-    """Where indexes and copies of remote manifests are kept: ``AVLLM_CACHE``, else ``~/.cache/avllm``."""
+    """Return the folder for indexes and copies of remote manifests.
+
+    It is ``AVLLM_CACHE``, else ``~/.cache/avllm``.
+    """
     if "AVLLM_CACHE" in os.environ:
         return Path(os.environ["AVLLM_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avllm"
 
 
 def local_copy(path: str | Path) -> Path:
-    """The file itself, or a copy of what a URL holds, fetched anew when that has changed.
+    """Return a local file unchanged, and a URL as a local copy that is fetched when it changed.
 
     Raises:
-        FileNotFoundError: the URL leads nowhere.
+        FileNotFoundError: there is no file at the URL.
     """
     url = url_of(path)
     if url is None:
-        return plain(path)
-    found = _remote(url)
-    if found is None:
-        raise FileNotFoundError(f"{url} is not there; expected a manifest (JSONL, one sample a line)")
-    # fsspec's own mark (``ukey``) takes what http serves for unchanging; where http leads may be another URL each time
-    marks = sorted((key, str(value)) for key, value in found.items() if key != "url")
+        return without_file_scheme(path)
+    info = _remote_info(url)
+    if info is None:
+        raise FileNotFoundError(f"{url} does not exist; expected a manifest (JSONL)")
+    # fsspec's own mark (``ukey``) takes what http serves for unchanging. The final URL is left out,
+    # since http may redirect to another one each time.
+    marks = sorted((key, str(value)) for key, value in info.items() if key != "url")
     state = hashlib.sha256(f"{url} {marks}".encode()).hexdigest()[:32]
     copy = cache_folder() / "remote" / f"{state}.jsonl"
     if not copy.is_file():
