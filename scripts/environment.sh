@@ -35,6 +35,6 @@ install_environment() {
     || "$VENV/bin/python" -m pip install --quiet uv || die "pip could not reach a package index"
   # Compiled once here: where Python may not write bytecode itself, each process would compile its imports for 20 s.
   "$VENV/bin/uv" pip install --quiet --compile-bytecode --python "$VENV/bin/python" --constraint "$ROOT/constraints.txt" \
-    --editable "$ROOT[train,serve,test,ray]" || die "the installation failed; the lines above say why"
+    --editable "$ROOT[train,serve,test,ray,docs]" || die "the installation failed; the lines above say why"
   echo "$wanted" >"$STAMP"
 }
