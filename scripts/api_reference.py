@@ -6,7 +6,6 @@ python scripts/api_reference.py OUTPUT
 from __future__ import annotations
 
 import argparse
-import re
 import warnings
 from pathlib import Path
 
@@ -14,16 +13,15 @@ import pdoc
 
 import avllm
 
+NAMED_TUPLE = r"Error parsing type annotation ForwardRef\('\w+'\) for [\w.]+\.__init__"
 PACKAGE = Path(avllm.__file__).parent
 
 
 def public_modules() -> list[str]:
-    """Return the dotted names of all modules without a leading underscore, the package first."""
-    files = sorted(PACKAGE.rglob("*.py"))
-    names = [file.relative_to(PACKAGE.parent).with_suffix("").parts for file in files]
-    private = {"__main__"}
-    public = [n for n in names if n[-1] not in private and not re.match("_[a-z]", n[-1])]
-    return sorted(".".join(n).removesuffix(".__init__") for n in public)
+    """Return the package and its files and folders; pdoc finds what is in the folders."""
+    names = {file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("_")}
+    names |= {folder.parent.name for folder in PACKAGE.glob("*/__init__.py")}
+    return ["avllm", *sorted(f"avllm.{name}" for name in names)]
 
 
 def build(output: Path) -> int:
@@ -37,6 +35,8 @@ def build(output: Path) -> int:
     pdoc.render.configure(docformat="google", footer_text=f"avllm {avllm.__version__}")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        # The constructor of a named tuple does not know the names of its module; its fields are shown all the same.
+        warnings.filterwarnings("ignore", NAMED_TUPLE)
         pdoc.pdoc(*public_modules(), output_directory=output)
     return len(list(output.rglob("*.html")))
 

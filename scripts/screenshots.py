@@ -24,7 +24,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-QUESTIONS = ["What kind of sound is it?", "How many things are there?"]
+QUESTIONS = ["Which colour does the ring have?", "Is there a click at every bounce?"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PATIENCE = 120_000  # milliseconds

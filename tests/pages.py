@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import click
 import pytest
 import typer
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL_PAGES = [*sorted(ROOT.glob("*.md")), *PAGES[1:], *sorted((ROOT / "avllm").rglob("README.md"))]
-ALL_PAGES += [ROOT / "data_recipes" / "README.md"]
+ALL_PAGES += [ROOT / folder / "README.md" for folder in ("data_recipes", "scripts")]
 FENCE = re.compile(r"^(?P<mark><!-- run -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -107,7 +106,7 @@ def parse_script(path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPat
         parse(self, *given, **options)
         raise _Parsed
 
-    def accept(self: click.Command, context: click.Context) -> NoReturn:
+    def accept(self: Any, context: Any) -> NoReturn:
         raise _Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
