@@ -7,7 +7,6 @@ against its constructor and stand nowhere a second time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,8 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from avllm.config_errors import explain
 from avllm.errors import UserError
-from avllm.registry import suggest
 from avllm.yaml_files import apply_override, read_mapping
 
 
@@ -60,12 +59,25 @@ PartSpec = Annotated[dict[str, Any], BeforeValidator(_numbers)]  # {"type": name
 
 
 class LoraConfig(_Section):
-    """Low-rank adapters on the LLM (arXiv 2106.09685), through PEFT."""
+    """A named set of low-rank adapters on the LLM (arXiv 2106.09685), through PEFT."""
 
+    name: str = Field("default", pattern=r"^[A-Za-z]\w*$", description="parameters are called lora_A.<name>.weight")
+    copy_of: str | None = Field(None, description="set to begin as a copy of, and to replace among the active ones")
+    active: bool = Field(True, description="takes part unless the code activates other sets")
     r: Whole = Field(16, gt=0)
     alpha: Number = 32
     dropout: Number = Field(0.0, ge=0, lt=1)
     targets: str | list[str] = "all-linear"
+
+    @model_validator(mode="after")
+    def _a_copy_has_the_size_of_its_source(self) -> LoraConfig:
+        fields = type(self).model_fields
+        given = [name for name in ("r", "alpha", "targets") if getattr(self, name) != fields[name].default]
+        if self.copy_of is not None and given:
+            raise ValueError(
+                f"{', '.join(given)} given beside copy_of; a copy has those of {self.copy_of!r}. Leave them out"
+            )
+        return self
 
 
 class LLMConfig(_Section):
@@ -162,6 +174,21 @@ class AugmentConfig(_Section):
     band_share: Number = Field(0.15, gt=0, le=1, description="widest such band, as a share of the mel scale")
     silences: Whole = Field(0, ge=0, description="stretches that fall silent")
     silence_seconds: Number = Field(0.5, gt=0, description="longest such stretch")
+
+
+def _named_apart(sets: list[LoraConfig]) -> list[LoraConfig]:
+    names = [one.name for one in sets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"sets are named {names}; expected a name each")
+    return sets
+
+
+LoraSets = Annotated[
+    list[LoraConfig],
+    BeforeValidator(lambda value: [] if value is None else _list(value)),
+    AfterValidator(_named_apart),
+]
+"""One set of LoRA adapters, a list of them, or none."""
 
 
 class DataConfig(_Section):
@@ -279,7 +306,7 @@ class RunConfig(_Section):
     model: ModelConfig | None = Field(None, description="stage 1 (or init_from_scratch) only; later stages take init's")
     init: str | None = Field(None, description="run folder of the stage before")
     init_from_scratch: bool = False
-    lora: LoraConfig | None = Field(None, description="adapters that this stage adds to the LLM")
+    lora: LoraSets = Field(default_factory=list, description="sets of adapters that this stage adds to the LLM")
     trainable: list[Rule] = Field(min_length=1, description="[regex, learning rate or null]; the first match wins")
     objectives: list[PartSpec] = Field(min_length=1)
     data: DataConfig
@@ -333,59 +360,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         return RunConfig.model_validate(data)
     except ValidationError as error:
         given = {override.partition("=")[0] for override in overrides or []}
-        raise ConfigError(f"{path}: {_explain(error, given)}") from error
-
-
-def _explain(error: ValidationError, given: set[str]) -> str:
-    """What is wrong with which key; ``given`` are those that the command line has set."""
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(k) for k in item["loc"]) or "preset"
-        if item["type"] == "extra_forbidden":
-            line = f"unknown key {where}; {_right_key(item['loc'])}"
-        elif item["type"] == "missing":
-            line = f"{where} is missing"
-        else:
-            line = f"{where}: {item['msg'].removeprefix('Value error, ')} (seen: {_short(item.get('input'))})"
-        lines.append(f"{line} [given on the command line]" if where in given else line)
-    return "; ".join(lines)
-
-
-def _right_key(place: tuple[int | str, ...]) -> str:
-    """What stands instead of a key that is not known: one of that name elsewhere, or the nearest beside it."""
-    name = str(place[-1])
-    if name in ("lr", "learning_rate"):
-        return "learning rates stand in trainable: [[regex, rate or null], ...]"
-    elsewhere = [path for path in _paths(RunConfig) if path.rpartition(".")[2] == name]
-    return f"it is {' or '.join(elsewhere)}" if elsewhere else suggest(name, _keys_at(place[:-1]))
-
-
-def _paths(section: type[BaseModel], before: str = "") -> Iterator[str]:
-    """The dotted names of all keys, ``train.batch_size``; a list's sections stand under its name."""
-    for name, field in section.model_fields.items():
-        yield before + name
-        for inner in _sections_in(field.annotation):
-            yield from _paths(inner, f"{before}{name}.")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _keys_at(place: tuple[int | str, ...]) -> list[str]:
-    """The keys that are known at a place of the settings."""
-    section: type[BaseModel] = RunConfig
-    for name in place:
-        for inner in _sections_in(section.model_fields[name].annotation) if name in section.model_fields else []:
-            section = inner
-    return list(section.model_fields)
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [s for arg in getattr(annotation, "__args__", ()) for s in _sections_in(arg)]
+        raise ConfigError(f"{path}: {explain(error, given, RunConfig)}") from error
 
 
 def dump_config(config: BaseModel, path: str | Path) -> None:

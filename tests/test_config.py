@@ -49,8 +49,7 @@ def test_numbers_without_a_dot_are_numbers(preset: Path) -> None:
     assert read(preset, "train.max_steps=2e4").train.max_steps == 20_000
     assert config.trainable[1] == (".*", None)
     assert config.train.weight_decay == 0.01
-    assert config.lora is not None
-    assert config.lora.alpha == 10.0
+    assert [lora.alpha for lora in config.lora] == [10.0]
     assert config.model is not None
     assert config.model.connector[1]["longest"] == 10_000.0
     config = read(preset, "objectives.0.temperature=7e-2", "model.encoders.video.layers=[1e0, 2]")
@@ -105,8 +104,7 @@ def test_overrides_reach_into_lists_and_new_sections(preset: Path) -> None:
     assert config.model is not None
     assert config.model.connector[0]["depth"] == 3
     assert config.objectives[0]["weight"] == 0.5
-    assert config.lora is not None
-    assert config.lora.r == 4
+    assert [(lora.name, lora.r) for lora in config.lora] == [("default", 4)]
     assert config.trainable[0][1] == 0.002
     assert read(preset, "train={epochs: 2}").train.epochs == 2.0  # YAML, whole sections too
     assert read(preset, "data.train=b.jsonl").data.train[0].manifest == "b.jsonl"

@@ -92,8 +92,8 @@ def test_preset_composes_and_its_rules_find_their_parameters(folder: Path, tmp_p
     model = AVLLM.from_backbones(description, ids)
     assert set(ids) == set(model.connector.out_streams), "each stream that reaches the LLM has its placeholder"
     for stage in stages:
-        if stage.lora is not None:
-            model.add_lora(stage.lora)
+        for lora in stage.lora:
+            model.add_lora(lora)
         shares = assign(named_parameters(Task(model, stage.objectives)), stage.trainable)
         assert any(share.lr for share in shares)
 

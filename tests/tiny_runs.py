@@ -155,8 +155,9 @@ def losses(run: Path) -> list[float]:
 def weights(run: Path) -> dict[str, Tensor]:
     """The trained weights of a run's checkpoint."""
     found = load_file(run / "trained.safetensors")
-    lora = run / "lora" / "adapter_model.safetensors"
-    return found | (load_file(lora) if lora.is_file() else {})
+    for path in sorted(run.glob("lora/*/adapter_model.safetensors")):
+        found |= {f"{path.parent.name}: {name}": tensor for name, tensor in load_file(path).items()}
+    return found
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

@@ -57,8 +57,8 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     for name, size in _tensors(folder / TRAINED):
         counts[part_of(name)] += size
-    for _, size in _tensors(folder / LORA / "adapter_model.safetensors"):
-        counts["llm (LoRA)"] += size
+    for path in sorted((folder / LORA).glob("*/adapter_model.safetensors")):
+        counts[f"llm (LoRA {path.parent.name})"] = sum(size for _, size in _tensors(path))
     return {
         "folder": str(folder),
         "format": manifest["format"],

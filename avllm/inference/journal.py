@@ -21,7 +21,7 @@ CHECKPOINT_FILES = (
     "trained.safetensors",
     "chat_template.jinja",
 )
-CHECKPOINT_PATTERNS = ("tokenizer*", "lora/*")
+CHECKPOINT_PATTERNS = ("tokenizer*", "lora/*/*")
 
 
 class JournalError(UserError):

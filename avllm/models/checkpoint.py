@@ -28,6 +28,7 @@ from avllm.models.checkpoint_format import (
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.encoders import build_encoder, pretrained_encoder
 from avllm.models.llm import is_quantised, load_llm
+from avllm.models.lora import activate, load_sets, save_sets, set_names
 
 Model = TypeVar("Model")
 
@@ -78,17 +79,17 @@ def save_model(model: Any, folder: str | Path) -> None:
     state = {k: v.detach().cpu().clone().contiguous() for k, v in trained_state(model).items()}
     write_tensors(state, folder / TRAINED)
     if model.config.lora:
-        model.llm.save_pretrained(folder / LORA)
+        save_sets(model.llm, folder / LORA)
 
 
 def _check_lora(model: Any) -> None:
-    wrapped = hasattr(model.llm, "peft_config")
-    if bool(model.config.lora) != wrapped:
+    sets = set_names(model.llm)
+    if sorted(model.config.lora) != sorted(sets):
         raise CheckpointError(
-            f"config.lora is {model.config.lora} and the LLM has {'' if wrapped else 'no '}adapters; "
+            f"config.lora names the sets {sorted(model.config.lora)} and the LLM has {sorted(sets)}; "
             "put them on with add_lora() and make them part of the LLM with merge_lora()"
         )
-    merged = wrapped and any(getattr(module, "merged", False) for module in model.llm.modules())
+    merged = any(getattr(module, "merged", False) for module in model.llm.modules()) if sets else False
     if merged and "llm" in model.config.trained:
         raise CheckpointError(
             "the LLM's own weights hold its adapters now (merge_adapter), and both would be saved; "
@@ -144,18 +145,16 @@ def load_model(
     build: Any = cls  # AVLLM, whose module imports this one
     model = build(_without_lora(config), llm=llm, encoders=_load_encoders(config))
     _load_trained(model, folder)
-    lora = AVConfig.from_pretrained(folder).lora
-    if lora:
-        import peft
-
-        model.llm = peft.PeftModel.from_pretrained(model.llm, folder / LORA, is_trainable=True)
-        model.config.lora = lora
+    model.config.lora = AVConfig.from_pretrained(folder).lora
+    if model.config.lora:
+        model.llm = load_sets(model.llm, folder / LORA, list(model.config.lora))
+        activate(model.llm, model.config.active_lora)
         model.attach_words()
     return model.freeze().eval().to(device)
 
 
 def _without_lora(config: AVConfig) -> AVConfig:
-    config.lora = None  # PEFT builds them out of its own folder
+    config.lora = {}  # they are built out of their own folders
     return config
 
 

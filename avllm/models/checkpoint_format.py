@@ -2,7 +2,7 @@
 
     config.json, tokenizer and processor files
     trained.safetensors       the connector, and every part whose own weights ever trained
-    lora/                     adapter_config.json, adapter_model.safetensors
+    lora/<set>/               adapter_config.json, adapter_model.safetensors (PEFT's form)
     manifest.json             name, revision and hash of each frozen backbone, the chain of stages with their settings
 
 Frozen backbones are not copied: they are loaded from where their names point, and their hash is checked.

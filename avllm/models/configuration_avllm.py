@@ -20,7 +20,7 @@ class AVConfig(PretrainedConfig):
         layout: ``{"type", **options}``.
         sampling: which frames are looked at (:class:`~avllm.config.SamplingConfig`).
         media_token_ids: the placeholder's token id of each stream that the connector hands to the LLM.
-        lora: settings of the LoRA adapters on the LLM, or None.
+        lora: ``{set: {"r", "alpha", "dropout", "targets", "active"}}`` of the LoRA sets on the LLM.
         trained: parts that hold weights of their own (``connector``, ``encoders.audio``, ``llm``): a checkpoint holds
             them whole.
         system: system prompt for chats that bring none.
@@ -38,7 +38,7 @@ class AVConfig(PretrainedConfig):
         layout: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
         media_token_ids: dict[str, int] | None = None,
-        lora: dict[str, Any] | None = None,
+        lora: dict[str, dict[str, Any]] | None = None,
         trained: list[str] | None = None,
         system: str | None = None,
         media_text: dict[str, str] | None = None,
@@ -51,12 +51,17 @@ class AVConfig(PretrainedConfig):
         self.layout = layout or {"type": "concat"}
         self.sampling = sampling or {"num_frames": 8}
         self.media_token_ids = media_token_ids or {}
-        self.lora = lora
+        self.lora = lora or {}
         self.trained = trained or ["connector"]
         self.system = system
         self.media_text = media_text or {}
         self.words = words or {}
         super().__init__(**kwargs)
+
+    @property
+    def active_lora(self) -> list[str]:
+        """The LoRA sets that take part unless :meth:`AVLLM.lora` says otherwise."""
+        return sorted(name for name, settings in self.lora.items() if settings["active"])
 
     @classmethod
     def of(

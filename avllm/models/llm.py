@@ -1,4 +1,4 @@
-"""The language model: load by name, quantise, put LoRA on."""
+"""Load the language model by name, quantised where asked."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from avllm.config import LLMConfig, LoraConfig
-from avllm.errors import UserError, loading
+from avllm.config import LLMConfig
+from avllm.errors import loading
 
 
 def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -60,25 +60,3 @@ def keep_quantised_layers_trainable(llm: PreTrainedModel) -> None:
     for module in llm.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def add_lora(llm: PreTrainedModel, settings: LoraConfig) -> PreTrainedModel:
-    """The LLM wrapped by PEFT with low-rank adapters; only they train in it.
-
-    Raises:
-        UserError: the LLM has no layers of these names.
-    """
-    import peft
-
-    targets = settings.targets
-    config = peft.LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
-        lora_dropout=settings.dropout,
-        target_modules=targets,
-        task_type=peft.TaskType.CAUSAL_LM,
-    )
-    try:
-        return peft.get_peft_model(llm, config)  # type: ignore[return-value]
-    except ValueError as error:
-        raise UserError(f"lora.targets is {targets!r}: {error}") from error

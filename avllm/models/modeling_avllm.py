@@ -12,7 +12,7 @@ space), ``merge_media`` (tokens -> their places in the embedded text), then the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -30,7 +30,8 @@ from avllm.models.attention import llm_inputs
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, stream_names
 from avllm.models.encoders import build_encoder, load_encoder
-from avllm.models.llm import add_lora, is_quantised, load_llm
+from avllm.models.llm import is_quantised, load_llm
+from avllm.models.lora import ActiveSets, activate, add_set, eval_frozen_sets, merge_sets, same_sets_again
 from avllm.models.merge import merge_media
 from avllm.models.words import AddedWords, checked_words
 from avllm.tokens import StreamBatch, Tokens
@@ -78,8 +79,10 @@ class AVLLM(PreTrainedModel):
                 f"the connector ends with streams {sorted(nameless)}, for which the tokenizer has no placeholder; "
                 f"it has {sorted(config.media_token_ids)}. Consume them in a fusion, or end with the encoders' streams"
             )
-        if config.lora and not hasattr(self.llm, "peft_config"):
-            self.llm = add_lora(self.llm, LoraConfig(**config.lora))
+        if not hasattr(self.llm, "peft_config"):
+            for name, settings in config.lora.items():
+                self.llm = add_set(self.llm, LoraConfig(name=name, **settings))
+            activate(self.llm, config.active_lora)
         self.words: AddedWords | None = AddedWords.beside(self.llm, config.words) if config.words else None
         self.attach_words()
         self.generation_config = self.llm.generation_config
@@ -123,30 +126,51 @@ class AVLLM(PreTrainedModel):
         return self
 
     def add_lora(self, settings: LoraConfig) -> AVLLM:
-        """Put low-rank adapters on the LLM, by PEFT.
+        """Put a named set of low-rank adapters on the LLM. A copy takes the place of its source among the active sets.
 
         Raises:
-            ValueError: there are some already.
+            UserError: the LLM has a set of this name, or the settings do not fit it.
         """
-        if self.config.lora:
-            raise UserError("the LLM has LoRA adapters already; leave out lora: to go on training them")
-        self.llm = add_lora(self.llm, settings)
-        self.config.lora = settings.model_dump()
+        self.llm = add_set(self.llm, settings)
+        recorded = settings.model_dump(exclude={"name", "copy_of"})
+        if settings.copy_of is not None:
+            source = self.config.lora[settings.copy_of]
+            recorded |= {key: source[key] for key in ("r", "alpha", "targets")}
+            source["active"] = source["active"] and not settings.active
+        self.config.lora[settings.name] = recorded
+        activate(self.llm, self.config.active_lora)
         self.attach_words()
         return self
 
-    def merge_lora(self) -> AVLLM:
-        """Make the adapters part of the LLM's own weights: faster answers, and a checkpoint that holds the LLM whole.
+    def lora(self, names: Sequence[str]) -> ActiveSets:
+        """Activate exactly these LoRA sets for a ``with`` block; several add up, ``()`` is the bare LLM.
+
+        What was active before is so again after the block, also after an exception. ``requires_grad`` is not touched.
+        Backward passes may follow outside the block: with gradient checkpointing, layers are recomputed with the sets
+        of the forward pass.
 
         Raises:
-            ValueError: there are none, or the LLM is quantised.
+            UserError: on entry, where the LLM has no set of a name.
         """
-        if not self.config.lora:
-            raise UserError("the LLM has no LoRA adapters to merge")
+        return ActiveSets(self.llm, names)
+
+    def merge_lora(self, names: Sequence[str] | None = None) -> AVLLM:
+        """Make LoRA sets part of the LLM's own weights: faster answers, and a checkpoint that holds the LLM whole.
+
+        Args:
+            names: the sets; the active ones where not given. The other sets are dropped: they were trained on the LLM
+                without these.
+
+        Raises:
+            UserError: there are none of these names, or the LLM is quantised.
+        """
+        names = self.config.active_lora if names is None else list(names)
+        if not names:
+            raise UserError(f"no LoRA set to merge is given; the LLM has {list(self.config.lora) or 'none'}")
         if is_quantised(self.llm):
             raise UserError("the LLM is quantised, and adapters would be rounded into it; load it without quantize")
-        self.llm = self.llm.merge_and_unload()
-        self.config.lora, self.config.trained = None, sorted({*self.config.trained, "llm"})
+        self.llm = merge_sets(self.llm, names)
+        self.config.lora, self.config.trained = {}, sorted({*self.config.trained, "llm"})
         self.attach_words()
         return self
 
@@ -177,11 +201,16 @@ class AVLLM(PreTrainedModel):
             self.words.attach(self.llm)
 
     def train(self, mode: bool = True) -> AVLLM:
-        """As in torch, but an encoder in which nothing trains stays in eval mode: no dropout in what is frozen."""
+        """Set the mode as in torch, but let what is frozen stay in eval mode: no dropout there.
+
+        That is said of each encoder, each adapter of the connector and each LoRA set. The LLM itself gets the mode: its
+        gradient checkpointing asks for it, and LLMs have no dropout of their own.
+        """
         super().train(mode)
-        for encoder in self.encoders.values():
-            if not any(p.requires_grad for p in encoder.parameters()):
-                encoder.eval()
+        for part in [*self.encoders.values(), *self.connector]:
+            if not any(p.requires_grad for p in part.parameters()):
+                part.eval()
+        eval_frozen_sets(self.llm)
         return self
 
     # ---- the way of a batch ---------------------------------------------------------------------------------------
@@ -296,8 +325,9 @@ class AVLLM(PreTrainedModel):
     def gradient_checkpointing_enable(  # type: ignore[override]
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
     ) -> None:
-        """Recompute the LLM's layers in the backward pass instead of keeping their activations."""
-        self.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs or {"use_reentrant": False})
+        """Recompute the LLM's layers in the backward pass, with the LoRA sets of the forward pass."""
+        settings = {"use_reentrant": False, "context_fn": same_sets_again(self.llm)}
+        self.llm.gradient_checkpointing_enable(settings | (gradient_checkpointing_kwargs or {}))
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 

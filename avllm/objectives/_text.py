@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,7 +78,7 @@ class TextSide(nn.Module):
             return masked_mean(model.llm.get_input_embeddings()(ids), mask)
         # a row without an answer still needs one visible token, or its softmax is empty
         seen = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)
-        with getattr(model.llm, "disable_adapter", nullcontext)() if _has_lora(model.llm) else nullcontext():
+        with model.lora(()):
             mask_of = {"attention_mask": seen.long(), "use_cache": False, "logits_to_keep": 1}
             out = model.llm(input_ids=ids, output_hidden_states=True, **mask_of)
         return masked_mean(out.hidden_states[-1], mask)  # (n, dim)
@@ -108,7 +107,3 @@ def load_text_encoder(name: str) -> tuple[nn.Module, int]:
     if model.get_input_embeddings() is None or not hasattr(model.config, "vocab_size"):
         raise ValueError(f"text: {name} is a {type(model).__name__}, which reads no text; expected a text encoder")
     return model.requires_grad_(False).eval(), int(model.config.hidden_size)
-
-
-def _has_lora(llm: nn.Module) -> bool:
-    return hasattr(llm, "peft_config")

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from avllm.errors import UserError
+from avllm.models.lora import set_of
 from avllm.training.muon import Muon
 
 Rules = Sequence[tuple[str, float | None]]
@@ -95,6 +96,21 @@ def apply_rules(task: nn.Module, rules: Rules) -> list[Share]:
                 raise RuleError(f"the rule {share.pattern!r} trains {name!r}, which is stored as {p.dtype}; freeze it")
             p.requires_grad_(share.lr is not None)
     return shares
+
+
+def check_lora_trains(shares: Sequence[Share], names: Sequence[str]) -> None:
+    """Make sure that the LoRA sets that a stage adds train.
+
+    Raises:
+        RuleError: one of them does not.
+    """
+    trained = {set_of(name) for share in shares if share.lr is not None for name in share.names}
+    idle = [name for name in names if name not in trained]
+    if idle:
+        raise RuleError(
+            f"lora is given (set {idle[0]!r}), but no rule of `trainable` trains it; add ['lora_', 1e-4], or "
+            f"['lora_[AB].{idle[0]}', 1e-4] for this set alone, in front"
+        )
 
 
 def rule_table(task: nn.Module, shares: Sequence[Share]) -> Table:

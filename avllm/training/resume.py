@@ -131,7 +131,8 @@ def inputs(config: RunConfig) -> dict[str, Any]:
     files |= {name: Path(name) for name in config.data.quarantine}
     found: dict[str, Any] = {name: digest(path) if path.is_file() else None for name, path in files.items()}
     if config.init is not None:
-        found[config.init] = [fingerprint(config.init), fingerprint(str(Path(config.init) / LORA))]
+        sets = sorted((Path(config.init) / LORA).glob("*"))
+        found[config.init] = [fingerprint(config.init), *(fingerprint(str(folder)) for folder in sets)]
     return found
 
 

@@ -112,8 +112,8 @@ def build_parts(config: RunConfig) -> Parts:
         tokenizer, media_token_ids = load_tokenizer(config.model)
         model = AVLLM.from_backbones(config.model, media_token_ids)
         processor = AVProcessor.from_model(model, tokenizer)
-    if config.lora is not None:
-        model.add_lora(config.lora)
+    for settings in config.lora:
+        model.add_lora(settings)
     processor.max_length, processor.timeout = config.data.max_length, config.data.timeout
     return Parts(model, processor, chain)
 

@@ -127,8 +127,7 @@ class Trainer:
         check_rows(config, task)
         self.shares = optim.apply_rules(task, config.trainable)
         mark_trained(self.parts.model)  # before it costs anything: what trains has to fit into a checkpoint
-        if config.lora is not None and not any("lora_" in n for s in self.shares if s.lr is not None for n in s.names):
-            raise optim.RuleError("lora is given, but no rule of `trainable` trains it; add ['lora_', 1e-4] in front")
+        optim.check_lora_trains(self.shares, [settings.name for settings in config.lora])
         if train.gradient_checkpointing:
             self.parts.model.gradient_checkpointing_enable({"use_reentrant": False})
         if distributed.is_main():

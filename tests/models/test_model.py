@@ -368,7 +368,7 @@ def test_checkpoint_round_trip(world: World, tmp_path: Path, lora: bool) -> None
     assert torch.equal(batch.input_ids, its_batch.input_ids)
     with torch.no_grad():
         assert torch.equal(model(batch).logits, again(its_batch).logits)
-    assert (tmp_path / "lora" / "adapter_model.safetensors").is_file() == lora
+    assert (tmp_path / "lora" / "default" / "adapter_model.safetensors").is_file() == lora
 
 
 def test_an_encoder_that_trained_is_kept_whole(world: World, tmp_path: Path) -> None:

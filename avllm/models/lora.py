@@ -1,0 +1,272 @@
+"""Named sets of low-rank adapters on the LLM (Hu et al. 2021, arXiv 2106.09685), in PEFT's layers.
+
+A set is what PEFT calls an adapter; its parameters are named ``...lora_A.<set>.weight``. Which sets
+are active is an attribute of each layer. It is set here directly: PEFT's ``set_adapter`` and
+``disable_adapter`` change ``requires_grad`` as well, so that a frozen set would begin to train in the
+middle of a run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from avllm.config import LoraConfig
+from avllm.errors import UserError
+from avllm.models.checkpoint_format import CheckpointError, write_tensors
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
+_LORA_NAME = re.compile(r"(\.lora_[A-Za-z_]+)\.(\w+)(?=\.|$)")
+
+
+def set_of(parameter: str) -> str | None:
+    """Return the LoRA set that a parameter belongs to by its name, or None."""
+    match = _LORA_NAME.search(parameter)
+    return match.group(2) if match else None
+
+
+def set_names(llm: nn.Module) -> list[str]:
+    """Return the names of the LLM's sets, oldest first."""
+    return list(getattr(llm, "peft_config", {}))
+
+
+# ---- which sets are active -----------------------------------------------------------------------
+
+
+def active_sets(llm: nn.Module) -> tuple[str, ...]:
+    """Return the names of the sets that take part in a forward pass."""
+    first = next(_layers(llm), None)
+    return () if first is None else tuple(first.active_adapters)
+
+
+def activate(llm: nn.Module, names: Sequence[str]) -> None:
+    """Let exactly these sets take part in forward passes; ``requires_grad`` stays what it is.
+
+    They are added up in the order of their names, so that the sum is the same before and after a save.
+
+    Raises:
+        UserError: a set that the LLM does not have, or sets that are merged into its weights.
+    """
+    unknown = [name for name in names if name not in set_names(llm)]
+    if unknown:
+        raise UserError(f"the LLM has no LoRA set {unknown[0]!r}; it has {set_names(llm) or 'none'}")
+    names = sorted(set(names))
+    if active_sets(llm) == tuple(names):
+        return
+    for layer in _layers(llm):
+        if layer.merged:
+            raise UserError("LoRA sets are merged into the LLM's weights; call llm.unmerge_adapter() first")
+        layer._active_adapter = names
+
+
+def _layers(llm: nn.Module) -> Iterator[Any]:
+    if not hasattr(llm, "peft_config"):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in llm.modules():
+        if isinstance(module, BaseTunerLayer):
+            yield module
+
+
+class ActiveSets(AbstractContextManager[None]):
+    """Activate exactly these sets for a block; after it those of before. Blocks nest.
+
+    Args:
+        llm: the LLM. names: the sets; their outputs add up, none of them is the bare LLM.
+    """
+
+    def __init__(self, llm: nn.Module, names: Sequence[str]) -> None:
+        self.llm, self.names = llm, tuple(names)
+        self._before: list[tuple[str, ...]] = []
+
+    def __enter__(self) -> None:
+        before = active_sets(self.llm)
+        activate(self.llm, self.names)
+        self._before.append(before)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        activate(self.llm, self._before.pop())
+
+
+Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+
+
+def same_sets_again(llm: nn.Module) -> Callable[[], Contexts]:
+    """Return a ``context_fn`` for ``torch.utils.checkpoint``: recompute with the forward pass's sets."""
+
+    def contexts() -> Contexts:
+        return nullcontext(), ActiveSets(llm, active_sets(llm))
+
+    return contexts
+
+
+def eval_frozen_sets(llm: nn.Module) -> None:
+    """Switch off the dropout of sets in which nothing trains."""
+    trained = {set_of(name) for name, p in llm.named_parameters() if p.requires_grad}
+    for layer in _layers(llm):
+        for name, dropout in layer.lora_dropout.items():
+            if name not in trained:
+                dropout.eval()
+
+
+# ---- adding, merging -----------------------------------------------------------------------------
+
+
+def add_set(llm: Any, settings: LoraConfig) -> Any:
+    """Put a set on the LLM and return the LLM, wrapped by PEFT if it was not; the new set trains.
+
+    The sets that were active stay so, the new one is not active yet (the first one is).
+
+    Raises:
+        UserError: the LLM has a set of this name, no layers of the names in ``targets``, or no set to
+            copy.
+    """
+    import peft
+
+    if settings.copy_of is not None:
+        if settings.copy_of not in set_names(llm):
+            raise UserError(
+                f"lora.copy_of is {settings.copy_of!r}, but the LLM has {set_names(llm) or 'no sets'};"
+                " expected the name of a set of the checkpoint that this stage starts from"
+            )
+        config = copy.deepcopy(llm.peft_config[settings.copy_of])
+        config.lora_dropout = settings.dropout
+    else:
+        config = peft.LoraConfig(
+            r=settings.r,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]
+            lora_dropout=settings.dropout,
+            target_modules=settings.targets,
+            task_type=peft.TaskType.CAUSAL_LM,
+        )
+    try:
+        llm = _wrap(llm, settings.name, config)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"lora set {settings.name!r}: lora.targets is {settings.targets!r}: {error}") from error
+    if settings.copy_of is not None:
+        _copy_set(llm, settings.copy_of, settings.name)
+    return llm
+
+
+def _wrap(llm: Any, name: str, config: Any) -> Any:
+    """Add PEFT's adapter; no other parameter of a wrapped LLM changes ``requires_grad``."""
+    import peft
+
+    if name in set_names(llm):
+        raise UserError(
+            f"the LLM has a LoRA set named {name!r} already; leave out lora: to go on training it, or "
+            "give the new set another name"
+        )
+    if not hasattr(llm, "peft_config"):
+        return peft.get_peft_model(llm, config, adapter_name=name)
+    trains = {key: p.requires_grad for key, p in llm.named_parameters()}
+    active = active_sets(llm)
+    llm.add_adapter(name, config)
+    for key, p in llm.named_parameters():
+        p.requires_grad_(trains.get(key, set_of(key) == name))
+    activate(llm, active)
+    return llm
+
+
+@torch.no_grad()
+def _copy_set(llm: Any, source: str, target: str) -> None:
+    values = set_state(llm, source)
+    for name, tensor in set_state(llm, target).items():
+        tensor.copy_(values[name])
+
+
+def merge_sets(llm: Any, names: Sequence[str]) -> Any:
+    """Return the bare LLM with these sets added to its weights; the other sets are dropped."""
+    activate(llm, names)
+    return llm.merge_and_unload(adapter_names=list(names))
+
+
+# ---- on the disk ---------------------------------------------------------------------------------
+
+
+def set_state(llm: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return a set's tensors under the names of PEFT's files, which leave out the set's."""
+    own = {key: tensor for key, tensor in llm.state_dict().items() if set_of(key) == name}
+    return {_LORA_NAME.sub(r"\1", key): tensor for key, tensor in own.items()}
+
+
+def save_sets(llm: Any, folder: Path) -> None:
+    """Write each set into ``folder/<name>`` in PEFT's form, and remove sets that the LLM no longer has."""
+    for name in set_names(llm):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        state = {key: x.detach().cpu().contiguous() for key, x in set_state(llm, name).items()}
+        write_tensors(state, folder / name / WEIGHTS_FILE)
+        config = copy.deepcopy(llm.peft_config[name])
+        config.inference_mode = True
+        config.save_pretrained(str(folder / name))
+    for other in _set_folders(folder):
+        if other not in set_names(llm):
+            shutil.rmtree(folder / other)
+
+
+def _set_folders(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
+
+
+def load_sets(llm: Any, folder: Path, names: Sequence[str]) -> Any:
+    """Put the sets of a checkpoint on the LLM and return it.
+
+    Args:
+        llm: without sets. folder: holds a folder a set. names: the sets that config.json names.
+
+    Raises:
+        CheckpointError: a set is missing or not named, or its tensors do not fit the LLM's layers.
+    """
+    if sorted(names) != _set_folders(folder):
+        raise CheckpointError(
+            f"{folder} holds the LoRA sets {_set_folders(folder)}, but config.json names "
+            f"{sorted(names)}; copy the checkpoint again"
+        )
+    for name in names:
+        llm = _load_set(llm, folder / name, name)
+    return llm
+
+
+def _load_set(llm: Any, folder: Path, name: str) -> Any:
+    import peft
+
+    try:
+        saved = load_file(folder / WEIGHTS_FILE)
+        config = peft.LoraConfig.from_pretrained(str(folder))
+    except (OSError, SafetensorError, json.JSONDecodeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} is damaged: {error}; copy the checkpoint again") from error
+    config.inference_mode = False
+    try:
+        llm = _wrap(llm, name, config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} does not fit the LLM: {error}") from error
+    expected = set_state(llm, name)
+    missing = sorted(expected.keys() - saved.keys())
+    unexpected = sorted(saved.keys() - expected.keys())
+    common = expected.keys() & saved.keys()
+    shapes = sorted(key for key in common if saved[key].shape != expected[key].shape)
+    if missing or unexpected or shapes:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE} does not fit the LLM: missing {missing[:3]}, unexpected "
+            f"{unexpected[:3]}, other shape {shapes[:3]}; expected what {CONFIG_FILE} says for every "
+            "layer. Copy the checkpoint again"
+        )
+    with torch.no_grad():
+        for key, tensor in expected.items():
+            tensor.copy_(saved[key])
+    return llm
