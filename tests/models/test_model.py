@@ -505,3 +505,15 @@ def test_frozen_encoders_stay_in_eval_mode(built: tuple[AVLLM, AVProcessor]) -> 
     assert model.connector.training
     assert not model.encoders["video"].training
     model.eval()
+
+
+def test_adapters_in_which_nothing_trains_stay_in_eval_mode(world: World) -> None:
+    connector = [{"type": "qformer", "stream": "video", "num_queries": 2, "dim": 8, "layers": 1, "heads": 2}]
+    model, _ = compose(description(world, connector=[*connector, {"type": "linear", "stream": "audio"}]))
+    frozen, trained = model.connector
+    frozen.requires_grad_(False)
+    model.train()
+    assert not any(module.training for module in frozen.modules())
+    assert all(module.training for module in trained.modules())
+    frozen.requires_grad_(True)
+    assert model.train().connector[0].training
