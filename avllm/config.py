@@ -25,6 +25,7 @@ from pydantic import (
 
 from avllm.config_errors import explain
 from avllm.errors import UserError
+from avllm.streams import check_stream
 from avllm.yaml_files import apply_override, read_mapping
 
 
@@ -105,11 +106,21 @@ class SamplingConfig(_Section):
         return self
 
 
+def _encoders(value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    for stream, spec in value.items():
+        check_stream(stream, spec)
+    return value
+
+
+Encoders = Annotated[dict[str, PartSpec], Field(min_length=1), AfterValidator(_encoders)]
+"""By stream; one that is not called ``video`` or ``audio`` says its ``medium``."""
+
+
 class ModelConfig(_Section):
     """What the model is made of."""
 
     llm: LLMConfig
-    encoders: dict[Literal["video", "audio"], PartSpec] = Field(min_length=1)
+    encoders: Encoders
     connector: list[PartSpec] = Field(min_length=1)
     layout: PartSpec = Field(default_factory=lambda: {"type": "concat"})
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig.model_validate({"num_frames": 8}))

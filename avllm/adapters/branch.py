@@ -7,22 +7,31 @@ from avllm.tokens import Grid, Tokens
 
 
 class Branch(Adapter):
-    """Copy a stream. A later ``join`` (or any fusion) has to consume the copy.
+    """Copy a stream, once or several times. A later ``join`` (or any fusion) may consume the copies.
 
     Args:
         stream: the stream to copy.
-        to: name of the copy, for example ``video.grid``.
+        to: name of the copy, for example ``video.grid``, or of several. One without a dot reaches the LLM as a stream
+            under its own placeholder.
     """
 
-    def __init__(self, widths: dict[str, int], llm_dim: int, *, stream: str, to: str) -> None:
+    def __init__(self, widths: dict[str, int], llm_dim: int, *, stream: str, to: str | list[str]) -> None:
         super().__init__(widths, llm_dim)
-        self.stream, self.made = stream, to  # `to` is torch's
-        if to in widths:
-            raise ValueError(f"branch cannot make {to!r}: a stream of that name is there already")
-        self.out_widths[to] = self.require(stream)
+        self.stream = stream
+        self.copies = [to] if isinstance(to, str) else list(to)  # `to` is torch's
+        for name in self.copies:
+            if name in self.out_widths:
+                raise ValueError(f"branch cannot make {name!r}: there is a stream of that name already")
+            self.out_widths[name] = self.require(stream)
 
     def forward(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
-        return {**streams, self.made: streams[self.stream]} if self.stream in streams else streams
+        """Add the copies; nothing where the stream is absent."""
+        if self.stream not in streams:
+            return streams
+        return {**streams, **dict.fromkeys(self.copies, streams[self.stream])}
 
     def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
-        return {**grids, self.made: grids[self.stream]} if self.stream in grids else grids
+        """Add the copies' grids."""
+        if self.stream not in grids:
+            return grids
+        return {**grids, **dict.fromkeys(self.copies, grids[self.stream])}

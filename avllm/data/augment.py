@@ -66,7 +66,8 @@ class Augment:
         x = x * 10.0 ** (loud * settings.gain / 20.0)
         x = mute_bands(x, clip.sound.rate, settings.bands, settings.band_share, rng)
         x = silence(x, clip.sound.rate, settings.silences, settings.silence_seconds, rng)
-        return replace(clip, sound=Sound(x, clip.sound.rate, clip.sound.start), duration=duration)
+        sound = Sound(x, clip.sound.rate, clip.sound.start)
+        return replace(clip, sound=sound, more_sounds=(), duration=duration)  # other rates follow from it
 
 
 def mix(x: torch.Tensor, behind: torch.Tensor, start: float, decibels: float) -> torch.Tensor:

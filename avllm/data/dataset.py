@@ -199,7 +199,7 @@ class SampleDataset:
         new = [part for part in dict.fromkeys(parts) if (root, part) not in self._kept]
         decoded = dict(zip(new, self.processor.load_clips(new, root), strict=True)) if new else {}
         for part, clip in decoded.items():
-            size = sum(x.numel() * x.element_size() for s in (clip.frames, clip.sound) if s for x in [s.x]) / 1e6
+            size = clip.size / 1e6
             if self._kept_mb + size <= self.keep_decoded:
                 self._kept[root, part] = clip
                 self._kept_mb += size

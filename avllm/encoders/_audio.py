@@ -37,7 +37,7 @@ class SoundPreprocessor:
     unit_samples: int
     steps: int
     tokens: int
-    stream: ClassVar[str] = "audio"
+    medium: ClassVar[str] = "audio"
 
     @property
     def reach(self) -> int:

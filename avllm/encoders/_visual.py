@@ -43,7 +43,7 @@ class VisualPreprocessor:
     scale: float = 1 / 255
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
-    stream: ClassVar[str] = "video"
+    medium: ClassVar[str] = "video"
 
     def __post_init__(self) -> None:
         if self.shortest is not None and self.shortest < max(self.size):
@@ -142,7 +142,7 @@ class VisualBackbone(Backbone):
         ValueError: a feature that the family does not have; a side finer than the grid, or with another feature.
     """
 
-    stream = "video"
+    medium = "video"
     prefix: ClassVar[int] = 1  # tokens before the grid
     features: ClassVar[tuple[str, ...]] = FEATURES
     default_feature: ClassVar[str] = "patch"

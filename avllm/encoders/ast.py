@@ -30,7 +30,7 @@ class AST(Backbone):
         ValueError: an unknown feature, or pooled with inner layers.
     """
 
-    stream = "audio"
+    medium = "audio"
     config_class = ASTConfig
     model_class = ASTModel
     other_keys = (r"classifier\.",)

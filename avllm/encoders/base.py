@@ -19,7 +19,7 @@ UNITS = 64  # frames or windows encoded at a time: more are hardly faster on a G
 class Preprocessor(Protocol):
     """Media of one clip -> EncoderInput. Picklable, deterministic, without weights."""
 
-    stream: str  # "video" or "audio"
+    medium: str  # "video" or "audio"
 
     def __call__(self, media: Any, duration: float) -> EncoderInput:
         """``media`` is data.media.Frames or data.media.Sound; ``duration`` the clip's length in seconds."""
@@ -51,13 +51,13 @@ def preprocessor_from_settings(settings: dict[str, Any]) -> Preprocessor:
 
 
 class Encoder(nn.Module):
-    """A backbone. Subclasses set ``stream`` and implement :meth:`forward` and :meth:`preprocessor`.
+    """A backbone: subclasses set ``medium``, ``video`` or ``audio``, and implement `forward` and `preprocessor`.
 
     Constructing never reads weights: ``__init__`` takes the backbone's config (and options); :meth:`from_pretrained`
     takes a hub name or a folder.
     """
 
-    stream: ClassVar[str]
+    medium: ClassVar[str]
     out_dim: int
     layer_names: list[str]
 

@@ -29,7 +29,7 @@ class CLAP(Backbone):
         ValueError: an unknown feature, or pooled with inner layers.
     """
 
-    stream = "audio"
+    medium = "audio"
     config_class = ClapAudioConfig
     model_class = ClapAudioModel
     tower = "audio_config"

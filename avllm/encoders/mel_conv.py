@@ -129,7 +129,7 @@ class MelConv(Backbone):
         window: seconds of sound in a window; None means ``max_frames``.
     """
 
-    stream = "audio"
+    medium = "audio"
     config_class = MelConvConfig
     model_class = MelConvModel
 

@@ -35,7 +35,7 @@ class NaFlexPreprocessor:
     scale: float = 1 / 255
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
-    stream: ClassVar[str] = "video"
+    medium: ClassVar[str] = "video"
 
     def __call__(self, media: Any, duration: float) -> EncoderInput:
         """Frames ``x`` uint8 (T, H, W, 3) -> ``pixel_values`` (T, P, 3 * patch * patch), their mask and grid shape."""
@@ -102,7 +102,7 @@ class SigLIP2(Backbone):
         ValueError: an unknown feature, or pooled with inner layers or without the head.
     """
 
-    stream = "video"
+    medium = "video"
     config_class = Siglip2VisionConfig
     model_class = Siglip2VisionModel
     tower = "vision_config"

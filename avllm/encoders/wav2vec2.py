@@ -29,7 +29,7 @@ class Wav2Vec2(Backbone):
         ValueError: the config has an adapter behind the transformer (``add_adapter``), which changes the clock.
     """
 
-    stream = "audio"
+    medium = "audio"
     config_class: ClassVar[type[PretrainedConfig]] = Wav2Vec2Config
     model_class: ClassVar[type[PreTrainedModel]] = Wav2Vec2Model
     other_keys: ClassVar[tuple[str, ...]] = (

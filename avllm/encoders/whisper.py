@@ -24,7 +24,7 @@ class Whisper(Backbone):
         window: seconds of sound in a window; None means all that the backbone takes.
     """
 
-    stream = "audio"
+    medium = "audio"
     config_class = WhisperConfig
     model_class = WhisperEncoder
     key_mapping: ClassVar[dict[str, str]] = {r"^(model\.)?encoder\.": ""}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from avllm.data.schema import MediaPart
 from avllm.errors import UserError
+from avllm.streams import MEDIA
 from avllm.tokens import EncoderInput
 
 Streams = dict[str, EncoderInput]
 Partners = dict[tuple[str, MediaPart], MediaPart]
-STREAMS = ("audio", "video")
 NEIGHBOURS = 8  # files of about one length, among which the order is random
 DRAWS = 200  # of the order; the fairest is taken
 
@@ -25,17 +25,17 @@ class Condition:
     """How the media of a row is changed before it is asked; the text never is.
 
     Attributes:
-        without: a stream that is removed (no token of it is left), or ``both``.
-        swap: a stream that is exchanged for another clip's.
+        without: a medium that is removed (no token of its streams is left), or ``both``.
+        swap: a medium whose streams are exchanged for another clip's.
     """
 
     without: Literal["audio", "video", "both"] | None = None
     swap: Literal["audio", "video"] | None = None
 
     def __post_init__(self) -> None:
-        if self.without not in (None, "both", *STREAMS):
+        if self.without not in (None, "both", *MEDIA):
             raise UserError(f"without is {self.without!r}; expected 'audio', 'video' or 'both'")
-        if self.swap not in (None, *STREAMS):
+        if self.swap not in (None, *MEDIA):
             raise UserError(f"swap is {self.swap!r}; expected 'audio' or 'video'")
         if self.without and self.swap:
             raise UserError(f"both without={self.without!r} and swap={self.swap!r}; one change at a time")
@@ -49,10 +49,10 @@ class Condition:
 
     @property
     def removed(self) -> tuple[str, ...]:
-        """The streams that this condition takes away."""
+        """The media that this condition takes away, with all their streams."""
         if self.without is None:
             return ()
-        return STREAMS if self.without == "both" else (self.without,)
+        return MEDIA if self.without == "both" else (self.without,)
 
 
 AS_IS = Condition()
@@ -85,9 +85,9 @@ def remove(clip: Streams, streams: Iterable[str]) -> Streams:
     return {name: item for name, item in clip.items() if name not in gone}
 
 
-def exchange(clip: Streams, other: Streams, stream: str) -> Streams:
-    """The clip with one stream of another; whatever else it has stays, at its place in the dict."""
-    return {name: other[name] if name == stream else item for name, item in clip.items()}
+def exchange(clip: Streams, other: Streams, streams: Collection[str]) -> Streams:
+    """The clip with some streams of another; whatever else it has stays, at its place in the dict."""
+    return {name: other[name] if name in streams else item for name, item in clip.items()}
 
 
 def partners(units: Iterable[Unit], seed: int) -> Partners:

@@ -219,13 +219,19 @@ class _Run:
 
     def _warn_of_own(self, condition: Condition, places: list[int], clips: dict[MediaPart, EncodedClip]) -> None:
         """Rows of a swap that keep what they have, since no other clip is asked their kind of question."""
-        kept = [i for i in places if any(condition.swap in clips[p].streams for p in self.prompts[i].media)]
+        kept = [i for i in places if any(self._swapped(condition, clips[p]) for p in self.prompts[i].media)]
         if condition.swap and kept:
             kinds = sorted({self.prompts[i].kind or "none" for i in kept})
             LOG.warning(
                 "%s: %d rows keep their own %s, no other clip is asked their kind (%s); see `touched`",
                 *(condition.name, len(kept), condition.swap, ", ".join(kinds)),
             )
+
+    def _swapped(self, condition: Condition, clip: EncodedClip) -> bool:
+        """Whether a clip has streams of the medium that the condition exchanges."""
+        return condition.swap is not None and any(
+            stream in clip.streams for stream in self.processor.streams_of(condition.swap)
+        )
 
     def _partners(self, condition: Condition, places: list[int], clips: dict[MediaPart, EncodedClip]) -> Partners:
         if condition.swap is None:
@@ -237,7 +243,7 @@ class _Run:
             truth = "" if sample.seconds is not None else normalise(truths(sample)[0])
             for part in self.prompts[place].media:
                 asked.setdefault(part, []).append((self.prompts[place].kind or "", truth))
-        having = [part for part in asked if condition.swap in clips[part].streams]
+        having = [part for part in asked if self._swapped(condition, clips[part])]
         units = [replace(clips[part].unit, asked=tuple(sorted(asked[part]))) for part in having]
         return partners(units, self.settings.seed)
 
@@ -292,9 +298,10 @@ class _Variants:
 
     def _make(self, part: MediaPart, partner: MediaPart | None) -> _Variant:
         clip, swap = self.clips[part].streams, self.condition.swap
-        streams = remove(clip, self.condition.removed)
+        gone = [stream for medium in self.condition.removed for stream in self.processor.streams_of(medium)]
+        streams = remove(clip, gone)
         if partner is not None and swap is not None:
-            streams = exchange(clip, self.clips[partner].streams, swap)
+            streams = exchange(clip, self.clips[partner].streams, self.processor.streams_of(swap))
         return _Variant(streams, self.processor.order(streams), partner is not None or len(streams) < len(clip))
 
 

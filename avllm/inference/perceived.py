@@ -53,15 +53,21 @@ def perceive(
         preprocessors: the processor's, by stream.
         order: the stream of each of its tokens.
     """
-    seen, heard = inputs.get("video"), inputs.get("audio")
-    frames = None if seen is None else picture(seen, preprocessors["video"], clip)
+    # of several streams of a medium the first is shown: it overwrites the others
+    by_medium = {preprocessors[s].medium: s for s in sorted(inputs, reverse=True)}
+    video, audio = by_medium.get("video"), by_medium.get("audio")
+    frames = None if video is None else picture(inputs[video], preprocessors[video], clip)
+    sound = spectrogram = None
+    if audio is not None and clip.sound is not None:
+        sound = clip.sound_at(preprocessors[audio].rate)
+        spectrogram = bands(inputs[audio], preprocessors[audio], sound)
     return Perceived(
         part=part,
         duration=clip.duration,
         frames=frames,
         span=None if clip.frames is None or frames is None else clip.frames.span,
-        sound=clip.sound if heard is not None else None,
-        spectrogram=None if heard is None or clip.sound is None else bands(heard, preprocessors["audio"], clip.sound),
+        sound=sound,
+        spectrogram=spectrogram,
         tokens={stream: order.count(stream) for stream in sorted(set(order))},
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from avllm.config import ModelConfig
+from avllm.streams import medium_of
 
 
 class AVConfig(PretrainedConfig):
@@ -15,7 +16,7 @@ class AVConfig(PretrainedConfig):
     Args:
         llm: ``{"name", "revision", "config", "dtype", "quantize", "attention"}``; ``config`` is the LLM's own config
             as a dict, ``name`` where its weights come from.
-        encoders: ``{stream: {"type", "name", "revision", "config", "options"}}``.
+        encoders: ``{stream: {"medium", "type", "name", "revision", "config", "options"}}``.
         connector: adapters in order, ``[{"type", **options}]``.
         layout: ``{"type", **options}``.
         sampling: which frames are looked at (:class:`~avllm.config.SamplingConfig`).
@@ -62,6 +63,11 @@ class AVConfig(PretrainedConfig):
     def active_lora(self) -> list[str]:
         """The LoRA sets that take part unless :meth:`AVLLM.lora` says otherwise."""
         return sorted(name for name, settings in self.lora.items() if settings["active"])
+
+    @property
+    def media(self) -> dict[str, str]:
+        """The medium of each encoder's stream."""
+        return {stream: medium_of(stream, record) for stream, record in self.encoders.items()}
 
     @classmethod
     def of(

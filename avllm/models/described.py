@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from avllm.config import ModelConfig, RunConfig
 from avllm.errors import loading
 from avllm.models.checkpoint_format import is_checkpoint
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.encoders import load_encoder
+from avllm.models.placeholders import embedding_width
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 
 
@@ -43,7 +43,6 @@ def described_processor(description: ModelConfig) -> AVProcessor:
     config = AVConfig.of(
         description, {**description.llm.model_dump(), "config": llm.to_dict()}, records, media_token_ids
     )
-    with torch.device("meta"):
-        width = AutoModelForCausalLM.from_config(llm).get_input_embeddings().embedding_dim
+    width = embedding_width(llm)
     encoders = {stream: encoder for stream, (encoder, _) in loaded.items()}
     return AVProcessor.from_encoders(encoders, tokenizer, config, width)

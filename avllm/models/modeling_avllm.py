@@ -28,8 +28,8 @@ from avllm.encoders.base import Encoder
 from avllm.errors import UserError
 from avllm.models.attention import llm_inputs
 from avllm.models.configuration_avllm import AVConfig
-from avllm.models.connector import Connector, stream_names
-from avllm.models.encoders import build_encoder, load_encoder
+from avllm.models.connector import Connector
+from avllm.models.encoders import build_encoder, load_encoder, widths_of
 from avllm.models.llm import is_quantised, load_llm
 from avllm.models.lora import ActiveSets, activate, add_set, eval_frozen_sets, merge_sets, same_sets_again
 from avllm.models.merge import merge_media
@@ -67,12 +67,7 @@ class AVLLM(PreTrainedModel):
         parts: dict[str, Any] = encoders or {s: build_encoder(spec) for s, spec in config.encoders.items()}
         parts = dict(sorted(parts.items()))  # config.json sorts them too: one order before and after a save
         self.encoders = nn.ModuleDict(parts)
-        widths = {
-            name: encoder.out_dims[layer]
-            for stream, encoder in parts.items()
-            for layer, name in zip(encoder.layer_names, stream_names(stream, encoder.layer_names), strict=True)
-        }
-        self.connector = Connector(config.connector, widths, self.llm.get_input_embeddings().weight.shape[-1])
+        self.connector = Connector(config.connector, widths_of(parts), self.llm.get_input_embeddings().weight.shape[-1])
         nameless = set(self.connector.out_streams) - set(config.media_token_ids)
         if nameless:
             raise UserError(

@@ -30,7 +30,9 @@ from avllm.layouts.base import Layout
 from avllm.models.chat_text import MARK, ChatText
 from avllm.models.checkpoint_format import CheckpointError, read_config
 from avllm.models.configuration_avllm import AVConfig
-from avllm.models.connector import Connector, stream_names
+from avllm.models.connector import Connector
+from avllm.models.encoders import widths_of
+from avllm.models.placeholders import placeholder_streams
 from avllm.models.words import add_to_tokenizer
 from avllm.registry import build
 from avllm.tokens import EncoderInput, Grid
@@ -122,12 +124,7 @@ class AVProcessor(ProcessorMixin):
     ) -> AVProcessor:
         """The processor of encoders by stream and of an LLM whose embeddings are ``llm_dim`` wide."""
         preprocessors = {s: e.preprocessor() for s, e in encoders.items()}
-        widths = {
-            name: encoder.out_dims[layer]
-            for s, encoder in encoders.items()
-            for layer, name in zip(encoder.layer_names, stream_names(s, encoder.layer_names), strict=True)
-        }
-        return cls(tokenizer, preprocessors, config, widths, llm_dim)
+        return cls(tokenizer, preprocessors, config, widths_of(encoders), llm_dim)
 
     def to_dict(self) -> dict[str, Any]:
         """What ``processor_config.json`` holds. The tokenizer has files of its own, the config is the model's."""
@@ -233,17 +230,23 @@ class AVProcessor(ProcessorMixin):
         Raises:
             MediaError: a file that cannot be decoded. RowError: media that the model has no encoder for.
         """
-        audio = self.preprocessors.get("audio")
-        sees = "video" in self.preprocessors
+        rates = sorted({self.preprocessors[s].rate for s in self.streams_of("audio")}, reverse=True)
+        sees, hears = bool(self.streams_of("video")), bool(rates)
         for part in parts:
             if isinstance(part, ImagePart):
                 self._needs(sees, "picture", "visual")
             elif isinstance(part, AudioPart):
-                self._needs(audio is not None, "sound", "audio")
+                self._needs(hears, "sound", "audio")
             elif part.sound == "on":
-                self._needs(audio is not None, "video whose sound is to be heard", "audio")
-        sampling, rate = self.sampling if sees else None, None if audio is None else audio.rate
-        clips = load_parts(parts, root, sampling=sampling, rate=rate, timeout=self.timeout)
+                self._needs(hears, "video whose sound is to be heard", "audio")
+        clips = load_parts(
+            parts,
+            root,
+            sampling=self.sampling if sees else None,
+            rate=rates[0] if hears else None,
+            more_rates=rates[1:],
+            timeout=self.timeout,
+        )
         for clip in clips:
             self._needs(clip.frames is not None or clip.sound is not None, "video without sound", "visual")
         return clips
@@ -259,12 +262,17 @@ class AVProcessor(ProcessorMixin):
 
     def prepare(self, clip: Clip) -> dict[str, EncoderInput]:
         """Each stream of a clip as its encoder takes it; an absent stream is absent here too."""
-        found = {}
-        if clip.frames is not None and "video" in self.preprocessors:
-            found["video"] = self.preprocessors["video"](clip.frames, clip.duration)
-        if clip.sound is not None and "audio" in self.preprocessors:
-            found["audio"] = self.preprocessors["audio"](clip.sound, clip.duration)
-        return {stream: replace(item, duration=clip.duration) for stream, item in found.items()}
+        inputs = {}
+        for stream, preprocessor in self.preprocessors.items():
+            if preprocessor.medium == "video" and clip.frames is not None:
+                inputs[stream] = preprocessor(clip.frames, clip.duration)
+            if preprocessor.medium == "audio" and clip.sound is not None:
+                inputs[stream] = preprocessor(clip.sound_at(preprocessor.rate), clip.duration)
+        return {stream: replace(item, duration=clip.duration) for stream, item in inputs.items()}
+
+    def streams_of(self, medium: str) -> list[str]:
+        """The encoders' streams of a medium, ``video`` or ``audio``."""
+        return [stream for stream, part in self.preprocessors.items() if part.medium == medium]
 
     def order(self, clip: dict[str, EncoderInput]) -> list[str]:
         """The streams' names in the order of the LLM's sequence, one a token: the run that the clip becomes."""
@@ -336,7 +344,7 @@ class AVProcessor(ProcessorMixin):
                 "video": lambda p: p(Frames(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.zeros(1, 2)), 0.0),
                 "audio": lambda p: p(Sound(torch.zeros(p.rate // 10), p.rate, 0.0), 0.1),
             }
-            self._blanks = {s: moment[s](p) for s, p in self.preprocessors.items()}
+            self._blanks = {s: moment[p.medium](p) for s, p in self.preprocessors.items()}
         return self._blanks
 
     def decode(self, ids: Tensor) -> list[str]:
@@ -364,8 +372,6 @@ def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, d
         raise UserError(
             f"the tokenizer of {description.llm.name!r} has no end-of-sequence token; answers could not end"
         )
-    # An adapter that makes a stream of its own names it in its option `to`.
-    made = [spec["to"] for spec in description.connector if "to" in spec and "." not in spec["to"]]
-    names = [*description.encoders, *made]
+    names = placeholder_streams(description)
     tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{n}|>" for n in names]})
     return tokenizer, {n: cast(int, tokenizer.convert_tokens_to_ids(f"<|{n}|>")) for n in names}

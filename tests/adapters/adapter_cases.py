@@ -11,7 +11,7 @@ from avllm.registry import choices
 
 QFORMER = {"num_queries": 3, "dim": 8, "layers": 2, "heads": 2, "cross_every": 1}
 CASES: dict[str, list[dict[str, Any]]] = {
-    "branch": [{"to": "video.copy"}],
+    "branch": [{"to": "video.copy"}, {"to": ["video.a", "video.b"]}],
     "join": [{"first": "video.4"}],
     "linear": [{"dim": 5}, {"norm": True}],
     "mlp": [{"depth": 1}, {"depth": 3, "hidden": 7, "norm": True}],

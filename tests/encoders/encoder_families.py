@@ -150,7 +150,7 @@ def build(key: str, **options) -> Encoder:
 
 def some_media(encoder: Encoder, size: int):
     """Media of two to four units, of another length and shape for each size."""
-    if encoder.stream == "video":
+    if encoder.medium == "video":
         return frames(size, 40 + 10 * size, 60, seed=size)
     return sound(0.45 * size, encoder.preprocessor().rate, seed=size)
 

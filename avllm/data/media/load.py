@@ -6,12 +6,14 @@ The clip's second 0 is the interval's start. ``media_open.py``, ``media_frames.p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+import torchaudio
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from avllm.data.media.backends import BACKENDS, read_with
@@ -94,11 +96,39 @@ class Sound:
 
 @dataclass(frozen=True)
 class Clip:
-    """What was read of one file; ``duration`` in seconds."""
+    """Frames and sound of one interval of a file.
+
+    Attributes:
+        duration: seconds.
+        more_sounds: the same sound at further rates, for a model whose audio encoders hear at several.
+    """
 
     frames: Frames | None
     sound: Sound | None
     duration: float
+    more_sounds: tuple[Sound, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes that the decoded tensors take."""
+        parts = [part for part in (self.frames, self.sound, *self.more_sounds) if part is not None]
+        return sum(part.x.numel() * part.x.element_size() for part in parts)
+
+    def sound_at(self, rate: int) -> Sound:
+        """Return the sound at one of the rates that were read.
+
+        Where only ``sound`` is left, since it was changed after decoding, the others follow from it.
+
+        Raises:
+            ValueError: the clip has no sound.
+        """
+        if self.sound is None:
+            raise ValueError(f"the clip has no sound; expected one to be heard at {rate} Hz")
+        for sound in (self.sound, *self.more_sounds):
+            if sound.rate == rate:
+                return sound
+        x = torchaudio.functional.resample(self.sound.x, self.sound.rate, rate)
+        return Sound(x, rate, self.sound.start)
 
 
 @dataclass(frozen=True)
@@ -131,6 +161,7 @@ def load_video(
     end: float | None = None,
     sampling: Sampling | None,
     rate: int | None,
+    more_rates: Sequence[int] = (),
     sound: Literal["auto", "on", "off"] = "auto",
     backend: str = "auto",
     timeout: float = 60.0,
@@ -144,6 +175,7 @@ def load_video(
         end: seconds of the file; None, or later than the file's end = its end.
         sampling: which frames; None = no frames.
         rate: samples a second of the sound; None = no sound.
+        more_rates: further ones, for ``Clip.more_sounds``.
         sound: ``auto`` = when the file has any in the interval, ``on`` = must have, ``off`` = not decoded.
         backend: one of ``BACKENDS``; all give the same frames, ``auto`` is the fastest.
         timeout: seconds, looked at between packets, or between frames where another back end decodes them; what hangs
@@ -162,12 +194,19 @@ def load_video(
             raise no_track(path, "no_video", "the file has no video track; give it as an audio part")
         first, last = media.interval(start, end)
         frames = None if sampling is None else _frames(media, first, last, sampling, backend, threads)
-        heard = None if rate is None or sound == "off" else _sound(media, first, last, rate, sound == "on")
-    return Clip(frames, heard, last - first)
+        rates = [] if rate is None or sound == "off" else [rate, *more_rates]
+        sounds = _sounds(media, first, last, rates, required=sound == "on")
+    return Clip(frames, sounds[0] if sounds else None, last - first, sounds[1:])
 
 
 def load_audio(
-    path: str | Path, *, rate: int, start: float | None = None, end: float | None = None, timeout: float = 60.0
+    path: str | Path,
+    *,
+    rate: int,
+    more_rates: Sequence[int] = (),
+    start: float | None = None,
+    end: float | None = None,
+    timeout: float = 60.0,
 ) -> Clip:
     """Read the sound of a file or of an interval of it (seconds of the file); ``frames`` is None.
 
@@ -176,7 +215,8 @@ def load_audio(
     """
     with open_media(path, timeout) as media:
         first, last = media.interval(start, end)
-        return Clip(None, _sound(media, first, last, rate, required=True), last - first)
+        sounds = _sounds(media, first, last, [rate, *more_rates], required=True)
+        return Clip(None, sounds[0], last - first, sounds[1:])
 
 
 def load_image(path: str | Path) -> Clip:
@@ -233,14 +273,18 @@ def _frames(media: OpenMedia, first: float, last: float, sampling: Sampling, bac
     return Frames(torch.from_numpy(pixels), torch.tensor(spans, dtype=torch.float32))
 
 
-def _sound(media: OpenMedia, first: float, last: float, rate: int, required: bool) -> Sound | None:
-    found = None if media.audio is None else read_sound(media, first, last, rate)
-    if found is None:
-        if required:
-            what = "the file has no sound track" if media.audio is None else "the sound track is empty"
-            raise no_track(media.path, "no_audio", f"{what} between {first:.3f} and {last:.3f} s")
-        return None
-    return Sound(found[0], rate, max(0.0, found[1] - first))
+def _sounds(media: OpenMedia, first: float, last: float, rates: Sequence[int], required: bool) -> tuple[Sound, ...]:
+    """Return the interval's sound at each rate; nothing where there is none."""
+    if not rates:
+        return ()
+    read = [] if media.audio is None else read_sound(media, first, last, rates)
+    if required and not read:
+        what = "the file has no sound track" if media.audio is None else "the sound track is empty"
+        raise no_track(media.path, "no_audio", f"{what} between {first:.3f} and {last:.3f} s")
+    if len(read) < len(rates):  # less than one sample at the lowest rate: no sound at all
+        return ()
+    begins = [max(0.0, start - first) for _, start in read]
+    return tuple(Sound(x, rate, begin) for (x, _), rate, begin in zip(read, rates, begins, strict=True))
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

@@ -34,6 +34,7 @@ def load_parts(
     *,
     sampling: Sampling | None,
     rate: int | None,
+    more_rates: Sequence[int] = (),
     timeout: float = 60.0,
 ) -> list[Clip]:
     """Decode media parts; those that show the same interval of a file share one open of it and one decode.
@@ -45,6 +46,7 @@ def load_parts(
         root: the folder that a relative path is relative to.
         sampling: which frames of a video; None = no frames.
         rate: samples a second of the sound; None = a video's sound is not read.
+        more_rates: further ones, for ``Clip.more_sounds``.
         timeout: seconds for each file.
 
     Returns:
@@ -56,12 +58,17 @@ def load_parts(
     wanted: dict[Stretch, list[MediaPart]] = {}
     for part in parts:
         wanted.setdefault(Stretch.of(part, root), []).append(part)
-    read = {s: _read(s, asked, sampling, rate, timeout) for s, asked in wanted.items()}
+    read = {s: _read(s, asked, sampling, rate, more_rates, timeout) for s, asked in wanted.items()}
     return [_tracks(read[Stretch.of(part, root)], part) for part in parts]
 
 
 def _read(
-    stretch: Stretch, parts: Sequence[MediaPart], sampling: Sampling | None, rate: int | None, timeout: float
+    stretch: Stretch,
+    parts: Sequence[MediaPart],
+    sampling: Sampling | None,
+    rate: int | None,
+    more_rates: Sequence[int],
+    timeout: float,
 ) -> Clip:
     """All that any of the parts wants of a file."""
     path, start, end, still = stretch
@@ -72,9 +79,18 @@ def _read(
     if rate is None and any(isinstance(part, AudioPart) for part in parts):
         raise ValueError(f"{path} is to be heard, but rate is None; expected samples a second")
     if rate is not None and not any(isinstance(part, VideoPart) for part in parts):
-        return load_audio(path, rate=rate, start=start, end=end, timeout=timeout)
+        return load_audio(path, rate=rate, more_rates=more_rates, start=start, end=end, timeout=timeout)
     asked = None if sound == "off" else rate
-    return load_video(path, start=start, end=end, sampling=sampling, rate=asked, sound=sound, timeout=timeout)
+    return load_video(
+        path,
+        start=start,
+        end=end,
+        sampling=sampling,
+        rate=asked,
+        more_rates=more_rates,
+        sound=sound,
+        timeout=timeout,
+    )
 
 
 def _tracks(clip: Clip, part: MediaPart) -> Clip:
@@ -82,5 +98,5 @@ def _tracks(clip: Clip, part: MediaPart) -> Clip:
     if isinstance(part, AudioPart):
         return replace(clip, frames=None)
     if isinstance(part, VideoPart) and part.sound == "off":
-        return replace(clip, sound=None)
+        return replace(clip, sound=None, more_sounds=())
     return clip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -84,22 +84,29 @@ class Placed:
         return whole
 
 
-def read_sound(media: OpenMedia, first: float, last: float, rate: int) -> tuple[Tensor, float] | None:
-    """The sound of the seconds ``first`` to ``last`` of the file.
+def read_sound(media: OpenMedia, first: float, last: float, rates: Sequence[int]) -> list[tuple[Tensor, float]]:
+    """Read the sound of the seconds ``first`` to ``last`` of the file, once, at each of some rates.
 
     The samples are those that a resampling of the whole file would give: the grid starts at second 0 of the file. In
     Matroska and FLV, whose timestamps are whole milliseconds, what is sought beyond ``SEEK_FROM`` may stand off by one.
 
     Returns:
-        float32 ``(S,)`` at ``rate`` Hz and the second of the file at which it starts (later than ``first`` when the
-        track starts late; the track is never padded); None when the track has no sample in the interval.
+        for each rate float32 ``(S,)`` at so many Hz and the second of the file at which it starts (later than
+        ``first`` when the track starts late; the track is never padded); nothing when the track has no sample in
+        the interval.
 
     Raises:
         MediaError: undecodable, truncated, timeout.
     """
     placed = _decode_interval(media, first, last)
     if placed is None or not placed.pieces:
-        return None
+        return []
+    read = [_resample(placed, first, last, rate) for rate in rates]
+    return [sound for sound in read if sound is not None]
+
+
+def _resample(placed: Placed, first: float, last: float, rate: int) -> tuple[Tensor, float] | None:
+    """Give decoded sound another rate; None where no sample of the interval is left."""
     ratio = Fraction(placed.rate, rate).limit_denominator(1000)  # exact for all usual rates; within 1e-6 for odd ones
     convert, start = resampler(ratio), placed.begin
     pad = start % ratio.numerator  # begin on a sample that both grids share; what is padded is cut off again below

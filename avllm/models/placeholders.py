@@ -1,0 +1,34 @@
+"""Which streams need a placeholder in the LLM's vocabulary: asked of a connector without weights."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from avllm.config import ModelConfig
+from avllm.errors import loading
+from avllm.models.connector import Connector
+from avllm.models.encoders import output_widths
+
+
+def placeholder_streams(description: ModelConfig) -> list[str]:
+    """Return the encoders' streams, then those that adapters make and hand to the LLM.
+
+    Raises:
+        UserError: parts that do not exist or do not fit together, or a backbone that is not where its name says.
+    """
+    widths: dict[str, int] = {}
+    for stream, spec in sorted(description.encoders.items()):
+        widths |= output_widths(stream, spec)
+    with loading("the LLM's config", description.llm.name):
+        llm = AutoConfig.from_pretrained(description.llm.name, revision=description.llm.revision)
+    with torch.device("meta"):
+        connector = Connector(description.connector, widths, embedding_width(llm))
+    made = [s for s in connector.out_streams if s not in description.encoders and "." not in s]
+    return [*description.encoders, *made]
+
+
+def embedding_width(llm: PretrainedConfig) -> int:
+    """Return the width of an LLM's input embeddings, by its config."""
+    with torch.device("meta"):
+        return int(AutoModelForCausalLM.from_config(llm).get_input_embeddings().embedding_dim)
