@@ -23,7 +23,7 @@ from avllm.evaluation.metrics import Interval, normalise, ranks, wilson
 from avllm.models.checkpoint_format import CheckpointError
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
-from avllm.objectives.contrastive import STREAMS_OF, Contrastive
+from avllm.objectives.contrastive import Contrastive, parse_pair
 from avllm.precision import choose_precision
 from avllm.training.task import load_objectives
 
@@ -181,9 +181,10 @@ def pair_for(row: Row, pairs: Sequence[str]) -> str:
         ValueError: none of the pairs does.
     """
     streams = {name for clip in row.clips for name in clip}
-    fitting = [p for p in pairs if set(STREAMS_OF[p]) <= streams]
+    with_text = {p: parse_pair(p).left for p in pairs if not parse_pair(p).right}
+    fitting = [p for p, left in with_text.items() if set(left) <= streams]
     if not fitting:
         raise UserError(
             f"row {row.id!r} has {sorted(streams) or 'no media'}; the objective was trained on {pairs} only"
         )
-    return max(fitting, key=lambda p: len(STREAMS_OF[p]))
+    return max(fitting, key=lambda p: len(with_text[p]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,69 @@ if TYPE_CHECKING:
     from avllm.data.collate import Batch
     from avllm.tokens import Tokens
 
-STREAMS_OF = {"video-text": ("video",), "audio-text": ("audio",), "av-text": ("video", "audio")}
+JOINS = {"av": ("video", "audio")}
+"""Short names of streams that are taken together."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sides that belong together.
+
+    Attributes:
+        left: the streams whose tokens are pooled for the one side.
+        right: those of the other side; empty where that is the text.
+    """
+
+    left: tuple[str, ...]
+    right: tuple[str, ...] = ()
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """All streams that a row has to have."""
+        return (*self.left, *self.right)
+
+
+def parse_pair(name: str) -> Pair:
+    """Read the name of a pair: ``audio-text``, ``speech+video-text``, ``video-audio``; ``av`` is ``video+audio``.
+
+    Raises:
+        ValueError: it is no name of two sides.
+    """
+    sides = [JOINS.get(side, tuple(side.split("+"))) for side in name.split("-")]
+    names = [stream for side in sides for stream in side]
+    is_pair = len(sides) == 2 and all(names) and sides[0] != ("text",) and len(set(names)) == len(names)
+    if not is_pair or (sides[1] != ("text",) and "text" in names):
+        raise ValueError(
+            f"objectives: {name!r} is no pair; expected two sides, of streams or, the second, of the text: "
+            "audio-text, speech+video-text, video-audio"
+        )
+    return Pair(sides[0], () if sides[1] == ("text",) else sides[1])
+
+
+def check_pairs(names: Sequence[str], model: Any) -> list[str]:
+    """Check that pairs are of the model's streams and name each once; return them.
+
+    Raises:
+        ValueError: a name that is no pair, or a stream that no encoder of the model gives.
+    """
+    for name in names:
+        unknown = [s for s in parse_pair(name).streams if s not in model.encoders]
+        if unknown:
+            raise ValueError(
+                f"objectives: pair {name!r} reads stream {unknown[0]!r}; rows are counted by the encoders' streams, "
+                f"so expected some of {sorted(model.encoders)}"
+            )
+    if len(set(names)) < len(names):
+        raise ValueError(f"objectives: pairs are {list(names)}; expected each once")
+    return list(names)
+
+
+def default_pairs(model: Any) -> list[str]:
+    """Return each stream with the text, and all of them together with it."""
+    streams = sorted(model.encoders, reverse=True)
+    together = "av" if streams == ["video", "audio"] else "+".join(streams)
+    alone = [f"{stream}-text" for stream in streams]
+    return [*alone, f"{together}-text"] if len(streams) > 1 else alone
 
 
 def pool_rows(streams: dict[str, Tokens], names: tuple[str, ...], clip_row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -68,9 +132,12 @@ def text_ids(batch: Batch, same: str = "text") -> Tensor:
 
 
 def rows_of(batch: Batch, pair: str) -> Tensor:
-    """``(R,)`` bool: rows with a text and with every stream of the pair, told from the encoders' masks."""
-    rows = (batch.labels >= 0).any(1)
-    for name in STREAMS_OF[pair]:
+    """``(R,)`` bool: rows with every stream of the pair, by the encoders' masks, and with a text where it is a side."""
+    sides = parse_pair(pair)
+    rows = torch.ones_like(batch.labels[:, 0], dtype=torch.bool)
+    if not sides.right:
+        rows = (batch.labels >= 0).any(1)
+    for name in sides.streams:
         rows = rows & has_stream(batch, name)
     return rows
 

@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avllm.distributed import gather_with_grad
-from avllm.objectives._pairs import STREAMS_OF, chosen_rows, pool_rows, rows_of, text_ids
+from avllm.objectives._pairs import (
+    check_pairs,
+    chosen_rows,
+    default_pairs,
+    parse_pair,
+    pool_rows,
+    rows_of,
+    text_ids,
+)
 from avllm.objectives._text import TextSide
 from avllm.objectives.base import Objective
 
@@ -80,7 +88,10 @@ class Contrastive(Objective):
 
     Args:
         model: an AVLLM; only its widths are read here.
-        pairs: of ``video-text``, ``audio-text``, ``av-text``. A row takes part in a pair when it has all its streams.
+        pairs: two sides each, of streams that encoders give or, the second, of the text: ``audio-text``,
+            ``speech+video-text``, ``video-audio``; ``av`` is ``video+audio``. None takes each stream with the text
+            and all together with it. A row takes part in a pair when it has all its streams; equal texts are no
+            negatives of each other in pairs without text, too.
         text: ``llm`` (last hidden states of the frozen LLM), ``llm_embeddings`` (its input embeddings), or the name
             or folder of any HF text encoder.
         dim: width of the common space.
@@ -104,10 +115,8 @@ class Contrastive(Objective):
     ) -> None:
         super().__init__(model)
         self.captions_only = captions_only
-        self.pairs = list(pairs or STREAMS_OF)
-        unknown = [p for p in self.pairs if p not in STREAMS_OF]
-        if unknown:
-            raise ValueError(f"objectives: contrastive: unknown pair {unknown[0]!r}; choose among {list(STREAMS_OF)}")
+        self.pairs = check_pairs(pairs or default_pairs(model), model)
+        between_media = [p for p in self.pairs if parse_pair(p).right]
         if same not in ("text", "kind"):
             raise ValueError(f"objectives: contrastive: same is {same!r}; expected 'text' or 'kind'")
         self.same = same
@@ -115,6 +124,7 @@ class Contrastive(Objective):
         self.text_projection = nn.Linear(self.text.dim, dim)
         width = model.llm.get_input_embeddings().embedding_dim
         self.media_projection = nn.ModuleDict({p: nn.Linear(width, dim) for p in self.pairs})
+        self.key_projection = nn.ModuleDict({p: nn.Linear(width, dim) for p in between_media})
         self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
         self.min_temperature = min_temperature
 
@@ -135,11 +145,12 @@ class Contrastive(Objective):
         loss = text.sum() * 0.0
         found = torch.zeros_like(loss)
         for pair in self.pairs:
-            if any(name not in streams for name in STREAMS_OF[pair]):
+            if any(name not in streams for name in parse_pair(pair).streams):
                 continue  # single process only: with several, the model lets absent streams pass as masked dummies
             keep = self._rows(batch, pair)
             media = self.embed_media(streams, batch, pair)[keep]  # (n, dim)
-            term, hits = symmetric_info_nce(media, text[keep], ids[keep], self.scale)
+            keys = self.embed_keys(streams, batch, pair) if pair in self.key_projection else text
+            term, hits = symmetric_info_nce(media, keys[keep], ids[keep], self.scale)
             loss, found = loss + term, found + hits
         return loss, {"hits": found}
 
@@ -154,5 +165,12 @@ class Contrastive(Objective):
 
     def embed_media(self, streams: dict[str, Tokens], batch: Batch, pair: str) -> Tensor:
         """``(R, dim)`` unit vectors of the rows' clips by the connector's output; only those of ``rows_of`` mean it."""
-        pooled, _ = pool_rows(streams, STREAMS_OF[pair], batch.clip_row, batch.input_ids.shape[0])  # (R, D)
-        return F.normalize(self.media_projection[pair](pooled).float(), dim=-1)
+        return self._pool(streams, batch, parse_pair(pair).left, self.media_projection[pair])
+
+    def embed_keys(self, streams: dict[str, Tokens], batch: Batch, pair: str) -> Tensor:
+        """``(R, dim)`` unit vectors of the second side of a pair without text."""
+        return self._pool(streams, batch, parse_pair(pair).right, self.key_projection[pair])
+
+    def _pool(self, streams: dict[str, Tokens], batch: Batch, names: tuple[str, ...], projection: nn.Module) -> Tensor:
+        pooled, _ = pool_rows(streams, names, batch.clip_row, batch.input_ids.shape[0])  # (R, D)
+        return F.normalize(projection(pooled).float(), dim=-1)

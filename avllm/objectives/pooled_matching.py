@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avllm.distributed import gather_with_grad
-from avllm.objectives._pairs import STREAMS_OF, matching_loss, pool_rows, rows_of, sample_negatives, text_ids
+from avllm.objectives._pairs import (
+    check_pairs,
+    default_pairs,
+    matching_loss,
+    parse_pair,
+    pool_rows,
+    rows_of,
+    sample_negatives,
+    text_ids,
+)
 from avllm.objectives._text import TextSide
 from avllm.objectives.base import Objective
 
@@ -26,15 +35,16 @@ class PooledMatching(Objective):
 
     Args:
         model: an AVLLM; only its widths are read here.
-        pair: ``video-text``, ``audio-text`` or ``av-text``.
+        pair: streams and the text: ``video-text``, ``speech+video-text``, ``av-text``; None takes all streams together.
         text: as in the objective ``contrastive``.
         dim: width of the head.
     """
 
-    def __init__(self, model: Any, *, pair: str = "av-text", text: str = "llm", dim: int = 256) -> None:
+    def __init__(self, model: Any, *, pair: str | None = None, text: str = "llm", dim: int = 256) -> None:
         super().__init__(model)
-        if pair not in STREAMS_OF:
-            raise ValueError(f"objectives: pooled_matching: unknown pair {pair!r}; choose among {list(STREAMS_OF)}")
+        pair = check_pairs([pair or default_pairs(model)[-1]], model)[0]
+        if parse_pair(pair).right:
+            raise ValueError(f"objectives: pooled_matching: pair is {pair!r}; expected a text as its second side")
         self.pair, self.text = pair, TextSide(model, text)
         self.text_projection = nn.Linear(self.text.dim, dim)
         self.media_projection = nn.Linear(model.llm.get_input_embeddings().embedding_dim, dim)
@@ -48,10 +58,10 @@ class PooledMatching(Objective):
         """Summed loss over rows; ``hits``: matching pairs that were called matching."""
         streams = model.media_tokens(batch)
         texts = self.text_projection(self.text(model, batch)).float()  # (R, dim)
-        if any(name not in streams for name in STREAMS_OF[self.pair]):
+        if any(name not in streams for name in parse_pair(self.pair).streams):
             return texts.sum() * 0.0, {"hits": texts.new_zeros(())}
         keep = rows_of(batch, self.pair)
-        pooled, _ = pool_rows(streams, STREAMS_OF[self.pair], batch.clip_row, len(texts))  # (R, D)
+        pooled, _ = pool_rows(streams, parse_pair(self.pair).left, batch.clip_row, len(texts))  # (R, D)
         media, texts = self.media_projection(pooled).float()[keep], texts[keep]  # (n, dim)
         return self._loss(media, texts, text_ids(batch)[keep])
 
