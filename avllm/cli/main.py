@@ -83,7 +83,10 @@ def ask(
 @app.command(name="eval")
 def evaluate(
     checkpoint: Checkpoint,
-    manifest: Annotated[Path, typer.Argument(help="Rows with their answers (JSONL).")],
+    manifest: Annotated[Path | None, typer.Argument(help="Rows with their answers (JSONL).")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="Instead: a benchmark, see `avllm parts benchmarks`.")] = None,
+    data: Annotated[Path | None, typer.Option(help="What the benchmark reads, as its authors distribute it.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Of the benchmark: key=value.")] = None,
     without: Annotated[list[str] | None, typer.Option(help="Ask again without audio, video or both.")] = None,
     swap: Annotated[list[str] | None, typer.Option(help="Ask again with audio or video of another clip.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = 128,
@@ -110,6 +113,9 @@ def evaluate(
     found = run_eval(
         checkpoint,
         manifest,
+        benchmark=benchmark,
+        data=data,
+        options=option or [],
         without=without or [],
         swap=swap or [],
         limit=limit,

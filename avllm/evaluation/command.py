@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from avllm.data.manifest import digest
-from avllm.evaluation.benchmarks.manifest import Manifest
+from avllm.errors import UserError
+from avllm.evaluation.benchmarks.base import Benchmark, benchmark_of
 from avllm.evaluation.conditions import AS_IS, Condition
 from avllm.evaluation.environment import environment
 from avllm.evaluation.results import Result, table
@@ -31,8 +32,11 @@ WIDE = 140
 
 def run_eval(
     checkpoint: str | Path,
-    manifest: str | Path,
+    manifest: str | Path | None = None,
     *,
+    benchmark: str | None = None,
+    data: str | Path | None = None,
+    options: Sequence[str] = (),
     without: Sequence[str] = (),
     swap: Sequence[str] = (),
     limit: int | None = None,
@@ -46,23 +50,27 @@ def run_eval(
 
     Args:
         checkpoint: folder of a trained model.
-        manifest: rows with their answers.
+        manifest: rows with their answers; or instead of it
+        benchmark: a benchmark's name or ``pkg.module:Class``, with
+        data: the folder that it reads, and
+        options: its further options, ``key=value``.
         without, swap: streams to remove, and to exchange for another clip's: each is one more condition.
         limit: at most so many rows.
-        refusal: the answer by which a question is refused.
+        refusal: the answer by which a question of a manifest is refused.
         predictions: file for one JSON object a row and condition.
         device, quantize: how the model is loaded.
         settings: see :class:`avllm.evaluation.runner.Settings`.
 
     Returns:
-        ``{"checkpoint", "manifest", "settings", "conditions": {name: figures}, "environment", "seconds"}``, JSON-able.
+        ``{"checkpoint", "manifest" or "benchmark", "settings", "conditions": {name: figures}, "environment",
+        "seconds"}``, JSON-able.
     """
     changed = [*(Condition(without=w) for w in without), *(Condition(swap=s) for s in swap)]  # type: ignore[arg-type]
     conditions = list(dict.fromkeys([AS_IS, *changed]))
     began, console = time.perf_counter(), _console()
     check_device(device)  # this and the next two lines: before a model is loaded
     Settings(**settings)
-    rows = Manifest(path=str(manifest), limit=limit, refusal=refusal)
+    rows = _chosen(manifest, benchmark, data, options, refusal)
     rows.samples()
     model = AVLLM.from_pretrained(str(checkpoint), device=device, quantize=quantize)
     processor = AVProcessor.from_pretrained(checkpoint)
@@ -72,14 +80,38 @@ def run_eval(
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        results = evaluate_all(model, processor, rows, conditions, progress=show, **settings)
+        results = evaluate_all(model, processor, rows, conditions, limit=limit, progress=show, **settings)
     for result in results.values():
         console.print(table(result))
     if predictions is not None:
         write_predictions(predictions, results.values())
     given = {"refusal": refusal, "quantize": quantize, **settings}
     figures = {"conditions": {name: result.to_dict() for name, result in results.items()}}
-    return _stamped(checkpoint, manifest, limit, given, figures, device, began)
+    if manifest is not None:
+        figures |= {"manifest": _file(manifest, limit)}
+    else:
+        figures |= {"benchmark": {"name": benchmark, "data": str(data), "options": list(options), "limit": limit}}
+    return _stamped(checkpoint, given, figures, device, began)
+
+
+def _chosen(
+    manifest: str | Path | None, benchmark: str | None, data: str | Path | None, options: Sequence[str], refusal: str
+) -> Benchmark:
+    """Build the benchmark that the arguments of :func:`run_eval` name.
+
+    Raises:
+        UserError: none or two are named, or options without a benchmark.
+    """
+    if (manifest is None) == (benchmark is None):
+        raise UserError(
+            f"the manifest is {manifest} and the benchmark {benchmark}; expected exactly one of the two: a JSONL file, "
+            "or --benchmark NAME --data DIR"
+        )
+    if benchmark is None:
+        if data is not None or options:
+            raise UserError("--data and --option belong to --benchmark; a manifest is given alone")
+        return benchmark_of("manifest", path=str(manifest), refusal=refusal)
+    return benchmark_of(benchmark, data, options)
 
 
 def run_retrieval(
@@ -101,7 +133,12 @@ def run_retrieval(
     check_device(device)
     found = retrieval(checkpoint, manifest, limit=limit, device=device, **settings)
     _console().print(recall_table(found))
-    return _stamped(checkpoint, manifest, limit, settings, {"retrieval": found}, device, began)
+    figures = {"manifest": _file(manifest, limit), "retrieval": found}
+    return _stamped(checkpoint, settings, figures, device, began)
+
+
+def _file(manifest: str | Path, limit: int | None) -> dict[str, Any]:
+    return {"file": str(manifest), "sha256": digest(manifest), "limit": limit}
 
 
 def _console() -> Console:
@@ -113,8 +150,6 @@ def _console() -> Console:
 
 def _stamped(
     checkpoint: str | Path,
-    manifest: str | Path,
-    limit: int | None,
     settings: dict[str, Any],
     figures: dict[str, Any],
     device: str,
@@ -123,7 +158,6 @@ def _stamped(
     """Figures with what they are of, and what they were measured with."""
     return {
         "checkpoint": {"folder": str(checkpoint), "manifest": read_manifest_of(checkpoint)},
-        "manifest": {"file": str(manifest), "sha256": digest(manifest), "limit": limit},
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
         | {"precision": choose_precision(settings.get("precision", "fp32"), torch.device(device).type)},
         **figures,

@@ -169,3 +169,44 @@ def ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     """
     best = np.where(own, scores, -np.inf).max(1, keepdims=True)
     return 1 + ((scores >= best) & ~own).sum(1)
+
+
+def edit_distance(answer: Sequence[str], reference: Sequence[str]) -> int:
+    """Return the fewest words to insert, delete or replace that make one sequence the other (Levenshtein 1966)."""
+    row = list(range(len(reference) + 1))  # distances of the words of the answer so far to each beginning
+    for count, word in enumerate(answer, start=1):
+        before, row = row, [count]
+        for place, expected in enumerate(reference):
+            replaced = before[place] + (word != expected)
+            row.append(min(replaced, before[place + 1] + 1, row[place] + 1))
+    return row[-1]
+
+
+def corpus_bleu(answers: Sequence[str], references: Sequence[Sequence[str]], longest: int = 4) -> float:
+    """Return BLEU over a corpus (Papineni et al. 2002): clipped n-gram precisions, without smoothing.
+
+    Args:
+        answers: one a row. references: one or several a row.
+        longest: n of the longest n-grams.
+    """
+    hits, counts = [0] * longest, [0] * longest
+    said = expected = 0
+    for answer, texts in zip(answers, references, strict=True):
+        given, targets = words(answer), [words(text) for text in texts]
+        said += len(given)
+        expected += min((abs(len(t) - len(given)), len(t)) for t in targets)[1]  # the nearest length, the shorter first
+        for n in range(1, longest + 1):
+            grams = _ngrams(given, n)
+            most: Counter[tuple[str, ...]] = Counter()
+            for target in targets:
+                most |= _ngrams(target, n)
+            hits[n - 1] += (grams & most).total()
+            counts[n - 1] += grams.total()
+    if not all(hits):
+        return 0.0
+    precision = sum(math.log(h / c) for h, c in zip(hits, counts, strict=True)) / longest
+    return math.exp(precision + min(0.0, 1.0 - expected / said))
+
+
+def _ngrams(text: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1))

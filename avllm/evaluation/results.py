@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from avllm.data.schema import Sample
-from avllm.evaluation.benchmarks.base import Score
+from avllm.evaluation.benchmarks.base import Prediction
 from avllm.evaluation.conditions import Condition
 from avllm.evaluation.metrics import bootstrap_mean, constant_accuracy, constant_error, wilson
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """One row's answer.
-
-    Attributes:
-        touched: the condition took a stream of this row away or exchanged one.
-        changed: the answer is another one than to the row as it is; None where that was not asked.
-    """
-
-    sample: Sample
-    answer: str
-    score: Score
-    touched: bool
-    changed: bool | None = None
-
-    def to_dict(self, condition: str) -> dict[str, Any]:
-        """One line of a predictions file."""
-        row = {"id": self.sample.id, "source": self.sample.source, "kind": self.sample.kind, "condition": condition}
-        said = {"answer": self.answer, "truth": self.sample.answer, "seconds": self.sample.seconds}
-        return {**row, **said, **asdict(self.score), "touched": self.touched, "changed": self.changed}
+Figures = Callable[[Sequence[Prediction]], dict[str, float]]
+"""Figures over a set of answers: ``Benchmark.figures``."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +24,19 @@ class Result:
 
     Attributes:
         skipped: rows that could not be asked, each ``{"id", "reason", "detail"}``; they are in no figure.
+        corpus: gives figures over all rows, and over those of a kind or source.
     """
 
     condition: Condition
     predictions: list[Prediction]
     seed: int = 0
     skipped: list[dict[str, str]] = field(default_factory=list)
+    corpus: Figures | None = None
 
     @property
     def overall(self) -> dict[str, Any]:
         """Figures over all rows."""
-        return figures(self.predictions, self.seed)
+        return figures(self.predictions, self.seed, self.corpus)
 
     @property
     def kinds(self) -> dict[str, dict[str, Any]]:
@@ -69,7 +52,7 @@ class Result:
         groups: dict[str, list[Prediction]] = {}
         for prediction in self.predictions:
             groups.setdefault(key(prediction.sample), []).append(prediction)
-        return {name: figures(groups[name], self.seed) for name in sorted(groups)}
+        return {name: figures(groups[name], self.seed, self.corpus) for name in sorted(groups)}
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, JSON-able."""
@@ -77,7 +60,7 @@ class Result:
         return {**groups, "skipped": self.skipped}
 
 
-def figures(predictions: Sequence[Prediction], seed: int = 0) -> dict[str, Any]:
+def figures(predictions: Sequence[Prediction], seed: int = 0, corpus: Figures | None = None) -> dict[str, Any]:
     """Figures of a group of rows.
 
     Returns:
@@ -86,7 +69,9 @@ def figures(predictions: Sequence[Prediction], seed: int = 0) -> dict[str, Any]:
         ``chance_constant`` (the one answer that is right most often) and ``chance_uniform`` (1 / choices), and ``f1``
         over rows without choices; for rows whose answer is a time ``mae_s`` with the interval ``mae_low`` to
         ``mae_high`` (bootstrap), ``mae_chance`` (the best constant answer) and ``no_number``, the share of
-        answers that were no number: each of those counts with the length of its clip as its error.
+        answers that were no number: each of those counts with the length of its clip as its error. Where the
+        benchmark has them, ``values``: ``{name: {n, mean, low, high}}`` of the rows' further figures (bootstrap),
+        and ``corpus``: ``{name: figure}`` over these rows together.
     """
     found: dict[str, Any] = {
         "n": len(predictions),
@@ -97,7 +82,25 @@ def figures(predictions: Sequence[Prediction], seed: int = 0) -> dict[str, Any]:
     found |= {"changed": _mean(compared)} if compared else {}
     judged = [p for p in predictions if p.score.correct is not None]
     timed = [p for p in predictions if p.score.error is not None]
-    return found | (_accuracy(judged) if judged else {}) | (_errors(timed, seed) if timed else {})
+    found |= _accuracy(judged) if judged else {}
+    found |= _errors(timed, seed) if timed else {}
+    values = _values(predictions, seed)
+    found |= {"values": values} if values else {}
+    over_all = corpus(predictions) if corpus and predictions else {}
+    return found | ({"corpus": over_all} if over_all else {})
+
+
+def _values(rows: Sequence[Prediction], seed: int) -> dict[str, dict[str, float]]:
+    """Average each further figure over the rows that have it."""
+    by_name: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.score.values.items():
+            by_name.setdefault(name, []).append(float(value))
+    averaged = {}
+    for name, values in sorted(by_name.items()):
+        interval = bootstrap_mean(values, seed)
+        averaged[name] = {"n": len(values), "mean": _mean(values), "low": interval.low, "high": interval.high}
+    return averaged
 
 
 def _accuracy(rows: Sequence[Prediction]) -> dict[str, Any]:
@@ -141,10 +144,16 @@ COLUMNS = ("", "n", "accuracy", "95%", "chance", "F1", "error", "95% ", "chance 
 
 def table(result: Result) -> Table:
     """The figures of a condition for the terminal, by kind, by source, and over all rows; no column without figures."""
-    kinds = [(name, *_cells(row)) for name, row in result.kinds.items()]
-    sources = [(f"source {name}", *_cells(row)) for name, row in result.sources.items()]
-    total = ("all", *_cells(result.overall))
-    filled = [i for i in range(len(COLUMNS)) if any(row[i] for row in (*kinds, *sources, total))]
+    overall = result.overall
+    values, corpus = list(overall.get("values", {})), list(overall.get("corpus", {}))
+    columns = [*COLUMNS]
+    for name in values:
+        columns += [name, "95%  "]
+    columns += corpus
+    kinds = [(name, *_cells(row), *_further(row, values, corpus)) for name, row in result.kinds.items()]
+    sources = [(f"source {name}", *_cells(row), *_further(row, values, corpus)) for name, row in result.sources.items()]
+    total = ("all", *_cells(overall), *_further(overall, values, corpus))
+    filled = [i for i in range(len(columns)) if any(row[i] for row in (*kinds, *sources, total))]
     made = Table(
         title=result.condition.name.replace("_", " "),
         title_justify="left",
@@ -154,12 +163,24 @@ def table(result: Result) -> Table:
         caption_justify="left",
     )
     for i in filled:  # a figure too wide for the terminal goes on in the next line; half of one would be another one
-        made.add_column(COLUMNS[i], justify="right" if i else "left", overflow="fold")
+        made.add_column(columns[i], justify="right" if i else "left", overflow="fold")
     for rows in (kinds, sources, [total]):
         for row in rows:
             made.add_row(*(row[i] for i in filled), style="bold" if row is total else None)
         made.add_section()
     return made
+
+
+def _further(row: dict[str, Any], values: Sequence[str], corpus: Sequence[str]) -> list[str]:
+    """Cells of the benchmark's own figures: a mean and its interval each, then the figures over a corpus."""
+    cells = []
+    for name in values:
+        value = row.get("values", {}).get(name)
+        cells += ["", ""] if value is None else [f"{value['mean']:.3f}", f"{value['low']:.3f}-{value['high']:.3f}"]
+    for name in corpus:
+        figure = row.get("corpus", {}).get(name)
+        cells.append("" if figure is None else f"{figure:.3f}")
+    return cells
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

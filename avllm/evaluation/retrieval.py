@@ -17,7 +17,7 @@ from avllm.data.manifest import read_manifest
 from avllm.data.schema import MediaPart, Sample
 from avllm.errors import UserError
 from avllm.evaluation.answering import connect_once
-from avllm.evaluation.benchmarks.manifest import spread
+from avllm.evaluation.benchmarks.base import spread
 from avllm.evaluation.clips import EncodedClip, Failure, encode_clips, in_chunks
 from avllm.evaluation.metrics import Interval, normalise, ranks, wilson
 from avllm.models.checkpoint_format import CheckpointError

@@ -14,12 +14,11 @@ from avllm.data.collate import Row
 from avllm.data.schema import MediaPart, RowError, Sample
 from avllm.errors import UserError
 from avllm.evaluation.answering import answer_rows
-from avllm.evaluation.benchmarks.base import Benchmark, truths
-from avllm.evaluation.benchmarks.manifest import Manifest
+from avllm.evaluation.benchmarks.base import Benchmark, Prediction, benchmark_of, spread, truths
 from avllm.evaluation.clips import EncodedClip, Failure, encode_clips, in_chunks
 from avllm.evaluation.conditions import AS_IS, Condition, Partners, Streams, exchange, partners, remove
 from avllm.evaluation.metrics import normalise
-from avllm.evaluation.results import Prediction, Result
+from avllm.evaluation.results import Result
 from avllm.log import logger
 from avllm.precision import choose_precision
 
@@ -73,10 +72,10 @@ def evaluate(
 
     Args:
         model, processor: of one checkpoint.
-        rows: a manifest or a benchmark.
+        rows: a manifest, or a benchmark (see :func:`avllm.evaluation.benchmarks.base.benchmark_of`).
         without: ``audio``, ``video`` or ``both``: no token of that stream is left.
         swap: ``audio`` or ``video``: that stream comes from another clip.
-        limit: at most so many rows of a manifest.
+        limit: at most so many rows, spread over them all.
         refusal: the answer by which a question of a manifest is refused, where a row's ``meta.refusal`` says no other.
         settings: see :class:`Settings`.
 
@@ -114,13 +113,15 @@ def evaluate_all(
         ValueError: a swap for which no clip has a partner.
     """
     chosen = Settings(**settings)
-    benchmark = rows if isinstance(rows, Benchmark) else Manifest(path=str(rows), limit=limit, refusal=refusal)
+    benchmark = rows
+    if not isinstance(benchmark, Benchmark):
+        benchmark = benchmark_of("manifest", path=str(rows), refusal=refusal)
     was_training = model.training
     model.eval()
     try:
         precision = choose_precision(chosen.precision, model.device.type)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return _Run(model, processor, benchmark, list(conditions), chosen, progress).results()
+            return _Run(model, processor, benchmark, list(conditions), chosen, progress, limit).results()
     finally:
         model.train(was_training)
 
@@ -136,11 +137,12 @@ class _Run:
         conditions: list[Condition],
         settings: Settings,
         progress: Callable[[int, int], None] | None,
+        limit: int | None = None,
     ) -> None:
         self.model, self.processor, self.benchmark = model, processor, benchmark
         self.conditions = sorted(conditions, key=lambda c: c != AS_IS)  # first, so that the others can be compared
         self.settings = settings
-        self.samples = benchmark.samples()
+        self.samples = spread(benchmark.samples(), limit)
         self.prompts = [benchmark.prompt(sample) for sample in self.samples]
         self.max_new_tokens = settings.max_new_tokens or _longest_answer(processor, self.samples)
         self.found: dict[str, dict[int, Prediction]] = {c.name: {} for c in conditions}
@@ -160,7 +162,7 @@ class _Run:
                 )
         skipped = [self.skipped[i] for i in sorted(self.skipped)]
         return {
-            c.name: Result(c, [rows[i] for i in sorted(rows)], self.settings.seed, skipped)
+            c.name: Result(c, [rows[i] for i in sorted(rows)], self.settings.seed, skipped, self.benchmark.figures)
             for c in self.conditions
             for rows in [self.found[c.name]]
         }

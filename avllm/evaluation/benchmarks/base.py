@@ -1,12 +1,17 @@
-"""What a benchmark is: samples, the prompt that they are asked with, and how an answer is scored."""
+"""What a benchmark is: samples, the prompt that they are asked with, a score for each answer, figures over all."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from avllm.data.schema import Sample
+from avllm.errors import UserError
 from avllm.evaluation.metrics import exact_match, normalise, pick_choice, time_error, token_f1
+from avllm.registry import build
+from avllm.yaml_files import apply_override
 
 
 @dataclass(frozen=True)
@@ -14,25 +19,52 @@ class Score:
     """One answer's score.
 
     Attributes:
-        correct: right or wrong; None where the answer is a time.
+        correct: right or wrong; None where the answer is a time, or is not judged so.
         f1: token F1; None where there are choices or a time.
         error: seconds off; None where the answer is no time.
         is_number: False where a time was asked and the answer was none (``error`` is then the worst case).
         refused: the answer is the refusal.
+        values: further figures of this answer by name; the results hold their means, with intervals.
     """
 
-    correct: bool | None
-    f1: float | None
-    error: float | None
-    is_number: bool
-    refused: bool
+    correct: bool | None = None
+    f1: float | None = None
+    error: float | None = None
+    is_number: bool = True
+    refused: bool = False
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row's answer.
+
+    Attributes:
+        touched: the condition took a stream of this row away or exchanged one.
+        changed: the answer is another one than to the unchanged row; None where that was not asked.
+    """
+
+    sample: Sample
+    answer: str
+    score: Score
+    touched: bool = False
+    changed: bool | None = None
+
+    def to_dict(self, condition: str) -> dict[str, Any]:
+        """Return one line of a predictions file."""
+        row = {"id": self.sample.id, "source": self.sample.source, "kind": self.sample.kind, "condition": condition}
+        said = {"answer": self.answer, "truth": self.sample.answer, "seconds": self.sample.seconds}
+        return {**row, **said, **asdict(self.score), "touched": self.touched, "changed": self.changed}
 
 
 class Benchmark:
-    """Samples + prompt + score. A new one is one file; its keyword arguments are its options."""
+    """Samples, a prompt and a score: one file each; its keyword arguments are its options.
+
+    By convention ``data`` is the folder (or file) that the benchmark reads, as its authors distribute it.
+    """
 
     def samples(self) -> list[Sample]:
-        """The rows, with their answers."""
+        """Return the rows, with their answers."""
         raise NotImplementedError(f"{type(self).__name__}.samples")
 
     @property
@@ -41,7 +73,7 @@ class Benchmark:
         return None
 
     def prompt(self, sample: Sample) -> Sample:
-        """The row as it is put to the model; by default as it stands."""
+        """Return the row that is put to the model; by default the sample itself."""
         return sample
 
     def score(self, sample: Sample, answer: str, duration: float) -> Score:
@@ -53,6 +85,34 @@ class Benchmark:
             duration: seconds of the clip: the error of a time that is no number.
         """
         raise NotImplementedError(f"{type(self).__name__}.score")
+
+    def figures(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Return figures by name that only a whole set of answers has: a word error rate, BLEU, a macro F1.
+
+        Args:
+            predictions: at least one: all rows, or those of one kind or source.
+        """
+        return {}
+
+
+def benchmark_of(name: str, data: str | Path | None = None, options: Sequence[str] = (), **further: Any) -> Benchmark:
+    """Build a benchmark by its name, or by ``pkg.module:Class``.
+
+    Args:
+        data: its option of that name.
+        options: further ones, ``key=value`` with the value in YAML.
+        further: options by keyword.
+
+    Raises:
+        UserError: no such benchmark or option, or data that it cannot read.
+    """
+    spec: dict[str, Any] = {"type": name, **further}
+    if data is not None:
+        spec["data"] = str(data)
+    for option in options:
+        apply_override(spec, option, UserError)
+    benchmark: Benchmark = build("benchmarks", spec)
+    return benchmark
 
 
 def truths(sample: Sample) -> list[str]:
@@ -72,9 +132,18 @@ def score_by_form(sample: Sample, answer: str, duration: float, refusal: str) ->
     refused = normalise(answer) == normalise(str(sample.meta.get("refusal", refusal)))
     if sample.seconds is not None:
         error, is_number = time_error(answer, sample.seconds, max(duration, sample.seconds))
-        return Score(None, None, error, is_number, refused)
+        return Score(error=error, is_number=is_number, refused=refused)
     accepted = truths(sample)
     if sample.choices:
         meant, *right = (_choice(text, sample.choices) for text in (answer, *accepted))
-        return Score(exact_match(meant, right), None, None, True, refused)
-    return Score(exact_match(answer, accepted), token_f1(answer, accepted), None, True, refused)
+        return Score(correct=exact_match(meant, right), refused=refused)
+    return Score(correct=exact_match(answer, accepted), f1=token_f1(answer, accepted), refused=refused)
+
+
+def spread(rows: list[Sample], limit: int | None) -> list[Sample]:
+    """Return ``limit`` rows at even distances, so that a sorted file still gives a fair picture."""
+    if limit is None or limit >= len(rows):
+        return rows
+    if limit < 1:
+        raise UserError(f"limit is {limit}; expected at least 1 row")
+    return [rows[i * len(rows) // limit] for i in range(limit)]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from avllm.data.manifest import ManifestError, read_manifest
 from avllm.data.schema import Sample
-from avllm.errors import UserError
 from avllm.evaluation.benchmarks.base import Benchmark, Score, score_by_form
 
 
@@ -15,15 +14,14 @@ class Manifest(Benchmark):
 
     Args:
         path: the file.
-        limit: at most so many rows, spread evenly over the file.
         refusal: the answer by which a question is refused; a row's ``meta.refusal`` goes before it.
     """
 
-    def __init__(self, *, path: str, limit: int | None = None, refusal: str = "unanswerable") -> None:
-        self.path, self.limit, self.refusal = Path(path), limit, refusal
+    def __init__(self, *, path: str, refusal: str = "unanswerable") -> None:
+        self.path, self.refusal = Path(path), refusal
 
     def samples(self) -> list[Sample]:
-        """All rows, or ``limit`` of them.
+        """Return all rows.
 
         Raises:
             ManifestError: malformed, or a row without an answer to score against.
@@ -32,7 +30,7 @@ class Manifest(Benchmark):
         mute = next((r.id for r in rows if not (r.answer or "").strip()), None)
         if mute is not None:
             raise ManifestError(f"{self.path}: row {mute!r} has no answer; evaluation needs the truth as last turn")
-        return spread(rows, self.limit)
+        return rows
 
     @property
     def root(self) -> Path:
@@ -42,12 +40,3 @@ class Manifest(Benchmark):
     def score(self, sample: Sample, answer: str, duration: float) -> Score:
         """By the row's form."""
         return score_by_form(sample, answer, duration, self.refusal)
-
-
-def spread(rows: list[Sample], limit: int | None) -> list[Sample]:
-    """``limit`` rows at even distances, so that a sorted file still gives a fair picture."""
-    if limit is None or limit >= len(rows):
-        return rows
-    if limit < 1:
-        raise UserError(f"limit is {limit}; expected at least 1 row")
-    return [rows[i * len(rows) // limit] for i in range(limit)]

@@ -1,0 +1,38 @@
+"""What was said: word error rate over a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from avllm.data.schema import Sample
+from avllm.evaluation.benchmarks.base import Prediction, Score
+from avllm.evaluation.benchmarks.manifest import Manifest
+from avllm.evaluation.metrics import edit_distance, words
+
+
+class Transcripts(Manifest):
+    """Rows of a manifest whose answers are transcripts.
+
+    Words are compared without case, punctuation and articles, and ``two`` is ``2``; see
+    :func:`avllm.evaluation.metrics.words`.
+
+    Args:
+        data: the manifest (JSONL).
+    """
+
+    def __init__(self, *, data: str) -> None:
+        super().__init__(path=data)
+
+    def score(self, sample: Sample, answer: str, duration: float) -> Score:
+        """Score one transcript: ``word_errors``, words to change."""
+        return Score(values={"word_errors": float(_errors(sample, answer))})
+
+    def figures(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Return ``wer``: all words to change by all words of the references; above 1 where much is made up."""
+        errors = sum(_errors(p.sample, p.answer) for p in predictions)
+        spoken = sum(len(words(p.sample.answer or "")) for p in predictions)
+        return {"wer": errors / max(1, spoken)}
+
+
+def _errors(sample: Sample, answer: str) -> int:
+    return edit_distance(words(answer), words(sample.answer or ""))
