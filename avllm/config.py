@@ -124,6 +124,7 @@ class ModelConfig(_Section):
     connector: list[PartSpec] = Field(min_length=1)
     layout: PartSpec = Field(default_factory=lambda: {"type": "concat"})
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig.model_validate({"num_frames": 8}))
+    selector: PartSpec | None = Field(None, description="chooses frames by the question, before they are encoded")
     system: str | None = Field(None, description="system prompt put before chats that bring none")
     media_text: dict[Literal["video", "audio", "image"], str] = Field(
         default_factory=dict, description="text around the tokens of a media part, for example '<Video>{media}</Video>'"
@@ -207,6 +208,9 @@ class DataConfig(_Section):
 
     train: Sources
     validation: Sources = Field(default_factory=list)
+    rows: PartSpec = Field(
+        default_factory=lambda: {"type": "whole"}, description="row maker: how a sample becomes rows"
+    )
     max_length: Whole = Field(2048, gt=0, description="longest sequence; a row whose answer would be cut is a bad row")
     pack: bool | Literal["media", "sequences", "both"] = Field(
         False, description="rows that share a sequence, blind to each other: about the same media (true), any, or both"

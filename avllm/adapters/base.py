@@ -7,6 +7,9 @@ that loader workers can lay out the LLM's sequence. Its own keyword arguments ar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -15,17 +18,41 @@ from torch import Tensor, nn
 
 from avllm.tokens import Grid, Tokens
 
+_VARIANT: ContextVar[str | None] = ContextVar("variant", default=None)
+
+
+def variant() -> str | None:
+    """Return the variant in which the connector runs now, for adapters that have several (rates of tokens, ...).
+
+    Row makers name it (``Row.variant``); rows of one variant share a micro batch. None is an adapter's default.
+    """
+    return _VARIANT.get()
+
+
+@contextmanager
+def in_variant(name: str | None) -> Iterator[None]:
+    """Run the connector, or count its tokens, in a variant for as long as the block lasts."""
+    before = _VARIANT.set(name)
+    try:
+        yield
+    finally:
+        _VARIANT.reset(before)
+
 
 class Prompt(NamedTuple):
-    """The embedded text of the request that each clip belongs to, for conditioned adapters.
+    """The question that is asked about each clip, for conditioned adapters: its text alone, without the template.
 
     Attributes:
-        x: ``(B, L, D_llm)`` the LLM's embeddings of the text before the first answer.
-        mask: ``(B, L)`` bool.
+        x: ``(B, A, D_llm)`` the LLM's embeddings of the question's tokens.
+        mask: ``(B, A)`` bool.
+        ids: ``(B, A)`` long, the LLM's token ids.
+        texts: the questions, for adapters with a tokenizer.
     """
 
     x: Tensor
     mask: Tensor
+    ids: Tensor
+    texts: list[str]
 
 
 class Adapter(nn.Module):

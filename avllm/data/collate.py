@@ -2,46 +2,118 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from avllm.data.row import IGNORE, Part, Row
 from avllm.tokens import EncoderInput, StreamBatch
-
-IGNORE = -100  # label of a position that is not trained on; the value that torch and transformers skip
 
 
 @dataclass(frozen=True)
-class Row:
-    """One sequence, ready for a batch.
+class Places:
+    """Which places belong to which owner, as pairs; a place may belong to several owners.
 
     Attributes:
-        input_ids: ``(L,)`` long, placeholders where media tokens will stand.
-        labels: ``(L,)`` long, ``-100`` where not trained on.
-        clips: the media parts in order, each ``{stream: EncoderInput}``.
-        is_media: ``(L,)`` bool, True where a placeholder stands.
-        segments: ``(L, 2)`` long (group, part) of packed rows or None: see :class:`Batch`.
-        position_ids: ``(L,)`` of packed rows or None for 0, 1, 2, ...
-        targets: texts of the answers (one a packed question), for objectives that need them.
+        owner: ``(k,)`` long, ascending. at: ``(k,)`` long, the places.
+        count: number of owners; some may own nothing.
     """
 
-    id: str
-    input_ids: Tensor
-    labels: Tensor
-    clips: list[dict[str, EncoderInput]]
-    is_media: Tensor
-    source: str = "unknown"
-    kind: str | None = None
-    segments: Tensor | None = None
-    position_ids: Tensor | None = None
-    targets: list[str] = field(default_factory=list)
+    owner: Tensor
+    at: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[int] | Tensor]) -> Places:
+        """Return the places of each owner, given as one list an owner."""
+        owners = [torch.full((len(places),), number) for number, places in enumerate(lists)]
+        places = [torch.as_tensor(places, dtype=torch.long) for places in lists]
+        nothing = torch.zeros(0, dtype=torch.long)
+        return cls(torch.cat([nothing, *owners]), torch.cat([nothing, *places]), len(lists))
+
+    def to(self, device: torch.device | str) -> Places:
+        """Move both tensors."""
+        return Places(self.owner.to(device, non_blocking=True), self.at.to(device, non_blocking=True), self.count)
+
+    def sizes(self) -> Tensor:
+        """Return how many places each owner has, ``(count,)``."""
+        return self.owner.bincount(minlength=self.count)
+
+    def sums(self, x: Tensor) -> Tensor:
+        """Add up what lies at each owner's places: ``x (N, ...)`` -> ``(count, ...)``."""
+        return x.new_zeros(self.count, *x.shape[1:]).index_add(0, self.owner, x[self.at])
+
+    def means(self, x: Tensor) -> Tensor:
+        """Average what lies at each owner's places: ``x (N, D)`` -> ``(count, D)``, zero where there are none."""
+        return self.sums(x) / self.sizes().clamp(min=1).to(x.dtype)[:, None]
+
+    def any(self, true: Tensor) -> Tensor:
+        """Return whether one of each owner's places is True: ``(N,)`` bool -> ``(count,)`` bool."""
+        return self.sums(true.long()) > 0
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Return the places side by side, ``(count, M)`` with M >= 1, and which are real, ``(count, M)`` bool."""
+        sizes = self.sizes()
+        width = max(1, int(sizes.max())) if self.count else 1
+        real = torch.arange(width, device=sizes.device) < sizes[:, None]  # (count, M)
+        places = torch.zeros_like(real, dtype=torch.long)
+        places[real] = self.at  # pairs are sorted by owner, as the rows of `real` are
+        return places, real
+
+    def pick(self, chosen: Tensor) -> Places:
+        """Return the places of the chosen owners, ``(count,)`` bool, numbered from 0."""
+        number = chosen.cumsum(0) - 1
+        mine = chosen[self.owner]
+        return Places(number[self.owner[mine]], self.at[mine], int(chosen.sum()))
+
+
+@dataclass(frozen=True)
+class BatchParts:
+    """The n parts of a batch's rows in order, as objectives read them.
+
+    Attributes:
+        row: ``(n,)`` long, the row of each.
+        items: the parts with their texts; their places are those of single rows: use the fields below.
+        asked, trained: places of each part's question and answer in the flattened ``(R * L)`` positions.
+        clip_set: ``(n,)`` long, the number of the set of clips that the part can see; parts of a packed row share one.
+        set_clips: the clips of each set, by their place among the batch's B clips.
+    """
+
+    row: Tensor
+    items: list[Part]
+    asked: Places
+    trained: Places
+    clip_set: Tensor
+    set_clips: Places
+
+    def __len__(self) -> int:
+        return len(self.items)
 
     @property
-    def num_targets(self) -> int:
-        """Positions whose next token is trained on; the first position has no predecessor."""
-        return int((self.labels[1:] != IGNORE).sum())
+    def ids(self) -> list[str]:
+        """Return the id of each part's sample."""
+        return [part.id for part in self.items]
+
+    @property
+    def has_target(self) -> Tensor:
+        """Return which parts have an answer, ``(n,)`` bool."""
+        return self.trained.sizes() > 0
+
+    def is_true(self, of: Sequence[bool]) -> Tensor:
+        """Return one bool a part as a tensor ``(n,)`` beside the others."""
+        return torch.tensor(of, dtype=torch.bool, device=self.row.device)
+
+    def role_is(self, *roles: str) -> Tensor:
+        """Return which parts have one of these roles, ``(n,)`` bool."""
+        return self.is_true([part.role in roles for part in self.items])
+
+    def to(self, device: torch.device | str) -> BatchParts:
+        """Move every tensor."""
+        moved: dict[str, Any] = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, eq=False)  # a batch is itself and equals no other
@@ -52,9 +124,11 @@ class Batch:
         input_ids, labels, position_ids: ``(R, L)`` long.
         attention_mask: ``(R, L)`` bool, True = real.
         segments: ``(R, L, 2)`` long or None. Position j is seen from i when j <= i, both are of one group, and j is
-            of i's part or of part 0 (what all parts of a group share). Group -1 is padding.
+            of i's segment or of segment 0 (what all segments of a group share). Group -1 is padding.
         streams: one stream of all B clips each.
         clip_row: ``(B,)`` long, the row of each clip.
+        parts: the questions and answers of all rows.
+        variant: of the rows, see :class:`~avllm.data.row.Row`.
     """
 
     input_ids: Tensor
@@ -66,12 +140,12 @@ class Batch:
     clip_row: Tensor
     ids: list[str]
     sources: list[str]
-    kinds: list[str | None]
-    targets: list[list[str]]
+    parts: BatchParts
+    variant: str | None = None
 
     @property
     def num_targets(self) -> int:
-        """Positions that the next-token loss counts."""
+        """Count the positions that the next-token loss counts."""
         return int((self.labels[:, 1:] != IGNORE).sum())
 
     def to(self, device: torch.device | str) -> Batch:
@@ -80,7 +154,7 @@ class Batch:
         return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
-        """Page-locked tensors, for asynchronous copies to a GPU."""
+        """Return page-locked tensors, for asynchronous copies to a GPU."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         pinned: dict[str, Any] = {k: v.pin_memory() for k, v in plain.items() if isinstance(v, Tensor)}
         return replace(self, **pinned, streams={k: v.pin_memory() for k, v in self.streams.items()})
@@ -89,6 +163,8 @@ class Batch:
 def _move(value: object, device: torch.device | str) -> object:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
+    if isinstance(value, Places | BatchParts):
+        return value.to(device)
     if isinstance(value, dict):
         return {k: v.to(device) for k, v in value.items()}
     return value
@@ -100,42 +176,88 @@ def collate(
     """Pad rows to one length and gather their clips stream by stream.
 
     Args:
-        rows: at least one.
+        rows: at least one, of one variant.
         pad_id: token id of padding.
-        padding_side: ``right`` in training, ``left`` where text is generated behind the rows.
+        padding_side: ``right`` in training, ``left`` where text is generated after the rows.
         blanks: a unit for each stream that no row has (its mask is all False), so that with several processes every one
             runs every module; None leaves such streams out.
 
     Raises:
-        ValueError: no rows, or rows of which some bring features and some media for one stream.
+        ValueError: no rows, rows of several variants, or rows of which some bring features and some media for one
+            stream.
     """
-    if not rows:
-        raise ValueError("no rows to collate; expected at least one")
-    length = max(len(r.input_ids) for r in rows)
-    clips = [(i, clip) for i, row in enumerate(rows) for clip in row.clips]
+    variants = {row.variant for row in rows}
+    if len(variants) != 1:
+        raise ValueError(f"{len(rows)} rows of variants {sorted(map(str, variants))}; expected rows of one variant")
+    return Batch(
+        **_pad_rows(rows, pad_id, padding_side),
+        **_gather_clips(rows, blanks),
+        ids=[row.id for row in rows],
+        sources=[row.source for row in rows],
+        parts=gather_parts(rows, padding_side),
+        variant=variants.pop(),
+    )
+
+
+def _pad_rows(rows: list[Row], pad_id: int, side: str) -> dict[str, Any]:
+    """Return the tensors ``(R, L, ...)`` of a batch that have one entry a position."""
+    length = max(len(row.input_ids) for row in rows)
+    real = [torch.ones(len(row.input_ids), dtype=torch.bool) for row in rows]
+    packed = any(row.segments is not None for row in rows)
+    segments = [_segments(row) for row in rows] if packed else []
+    return {
+        "input_ids": _pad([row.input_ids for row in rows], length, pad_id, side),
+        "attention_mask": _pad(real, length, False, side),
+        "labels": _pad([row.labels for row in rows], length, IGNORE, side),
+        "position_ids": _pad([_positions(row) for row in rows], length, 0, side),
+        "segments": _pad(segments, length, -1, side) if packed else None,
+    }
+
+
+def _gather_clips(rows: list[Row], blanks: dict[str, EncoderInput] | None) -> dict[str, Any]:
+    """Return the streams of all clips of a batch, and the row of each clip."""
+    clips = [clip for row in rows for clip in row.clips]
+    owners = [number for number, row in enumerate(rows) for _ in row.clips]
     if not clips and blanks:
-        clips = [(0, {})]
+        clips, owners = [{}], [0]
+    names = {name for clip in clips for name in clip} | set(blanks or {})
     streams = {}
-    for name in sorted({s for _, clip in clips for s in clip} | set(blanks or {})):
-        items = [clip.get(name) for _, clip in clips]
+    for name in sorted(names):
+        items = [clip.get(name) for clip in clips]
         if all(item is None for item in items) and blanks:
             items[0] = replace(blanks[name], mask=torch.zeros_like(blanks[name].mask))
         streams[name] = gather_stream(name, items)
-    packed = any(r.segments is not None for r in rows)
-    return Batch(
-        input_ids=_pad([r.input_ids for r in rows], length, pad_id, padding_side),
-        attention_mask=_pad(
-            [torch.ones(len(r.input_ids), dtype=torch.bool) for r in rows], length, False, padding_side
-        ),
-        labels=_pad([r.labels for r in rows], length, IGNORE, padding_side),
-        position_ids=_pad([_positions(r) for r in rows], length, 0, padding_side),
-        segments=_pad([_segments(r) for r in rows], length, -1, padding_side) if packed else None,
-        streams=streams,
-        clip_row=torch.tensor([i for i, _ in clips], dtype=torch.long),
-        ids=[r.id for r in rows],
-        sources=[r.source for r in rows],
-        kinds=[r.kind for r in rows],
-        targets=[r.targets for r in rows],
+    return {"streams": streams, "clip_row": torch.tensor(owners, dtype=torch.long)}
+
+
+def gather_parts(rows: Sequence[Row], padding_side: str = "right") -> BatchParts:
+    """Gather the parts of rows, with the places that they have in the padded batch."""
+    length = max(len(row.input_ids) for row in rows)
+    items: list[Part] = []
+    owners: list[int] = []
+    asked: list[Tensor] = []
+    trained: list[Tensor] = []
+    set_numbers: dict[tuple[int, ...], int] = {}  # of each distinct set of clips
+    clip_sets: list[int] = []
+    first_clip = 0
+    for number, row in enumerate(rows):
+        padding = length - len(row.input_ids) if padding_side == "left" else 0
+        start = number * length + padding
+        for part in row.parts:
+            items.append(part)
+            owners.append(number)
+            asked.append(part.asked + start)
+            trained.append(part.trained + start)
+            clips = tuple(first_clip + clip for clip in part.clips)
+            clip_sets.append(set_numbers.setdefault(clips, len(set_numbers)))
+        first_clip += len(row.clips)
+    return BatchParts(
+        row=torch.tensor(owners, dtype=torch.long),
+        items=items,
+        asked=Places.of(asked),
+        trained=Places.of(trained),
+        clip_set=torch.tensor(clip_sets, dtype=torch.long),
+        set_clips=Places.of(list(set_numbers)),
     )
 
 
@@ -148,17 +270,18 @@ def _segments(row: Row) -> Tensor:
 
 
 def _pad(items: list[Tensor], length: int, value: int | bool, side: str) -> Tensor:
-    out = items[0].new_full((len(items), length, *items[0].shape[1:]), value)
+    padded = items[0].new_full((len(items), length, *items[0].shape[1:]), value)
     for i, item in enumerate(items):
-        out[i, slice(0, len(item)) if side == "right" else slice(length - len(item), length)] = item
-    return out
+        start = length - len(item) if side == "left" else 0
+        padded[i, start : start + len(item)] = item
+    return padded
 
 
 def gather_stream(name: str, items: list[EncoderInput | None]) -> StreamBatch:
-    """One stream of B clips; clips without it have no units and an all-False mask."""
+    """Gather one stream of B clips; clips without it have no units and an all-False mask."""
     present = [item for item in items if item is not None]
-    known = {item.features is not None for item in present}
-    if len(known) > 1:
+    has_features = {item.features is not None for item in present}
+    if len(has_features) > 1:
         raise ValueError(
             f"stream {name!r}: some clips bring features and some bring media; expected one of the two for all"
         )
@@ -170,10 +293,11 @@ def gather_stream(name: str, items: list[EncoderInput | None]) -> StreamBatch:
     for i, item in enumerate(items):
         if item is not None:
             steps, tokens = item.mask.shape
-            mask[i, :steps, :tokens], span[i, :steps] = item.mask, item.span
+            mask[i, :steps, :tokens] = item.mask
+            span[i, :steps] = item.span
             units[i] = len(next(iter(item.inputs.values()))) if item.inputs else 0
     extra = gather_extra(name, items, t)
-    if known == {True}:
+    if has_features == {True}:
         return StreamBatch({}, units, span, mask, _pad_features(items, present, (b, t, p)), extra)
     inputs = {k: torch.cat([item.inputs[k] for item in present]) for k in present[0].inputs}
     return StreamBatch(inputs, units, span, mask, extra=extra)
@@ -213,10 +337,10 @@ def _pad_features(
 ) -> dict[str, Tensor]:
     padded = {}
     for layer, first in (present[0].features or {}).items():
-        out = first.new_zeros(*shape, first.shape[-1])
+        whole = first.new_zeros(*shape, first.shape[-1])
         for i, item in enumerate(items):
             if item is not None and item.features is not None:
                 x = item.features[layer]
-                out[i, : x.shape[0], : x.shape[1]] = x
-        padded[layer] = out
+                whole[i, : x.shape[0], : x.shape[1]] = x
+        padded[layer] = whole
     return padded

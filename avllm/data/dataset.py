@@ -15,44 +15,58 @@ import numpy as np
 
 from avllm.data.augment import Augment
 from avllm.data.cache.fill import FeatureCache
-from avllm.data.collate import Row
 from avllm.data.items import Bad, Items
 from avllm.data.media.load import Clip, MediaError, Sound
-from avllm.data.packing import pack_rows
-from avllm.data.reading import Place, Prepared
+from avllm.data.packing import share_media
+from avllm.data.reading import MediaReader, Place, Prepared
+from avllm.data.row import Row
+from avllm.data.row_makers.base import RowMaker
+from avllm.data.row_makers.whole import Whole
 from avllm.data.schema import MediaPart, RowError, Sample
-from avllm.tokens import EncoderInput
 
 KEPT_TEXTS = 5_000  # items whose token rows each loader process remembers, about 10 kB each
 
 
 @dataclass
 class Loaded:
-    """What one item became: token rows (fewer than ``seen`` where rows were packed), and the rows left out of it."""
+    """Token rows of an item (fewer than ``seen`` where rows were packed), and the rows left out of it."""
 
     rows: list[Row]
     bad: list[Bad]
     seen: int
 
 
-class Reader(Protocol):
-    """What the dataset wants of a processor (AVProcessor has it)."""
+class RowProcessor(Protocol):
+    """What the dataset needs of a processor (AVProcessor has it)."""
 
     max_length: int
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether clips are chosen by the question, so that none can be shared between questions."""
+        ...
 
     def load_clips(self, parts: Sequence[MediaPart], root: Path | None) -> list[Clip]:
         """Decode the media parts of a row, each interval of a file once."""
         ...
 
-    def prepare(self, clip: Clip) -> dict[str, EncoderInput]:
-        """Each stream of a clip as its encoder takes it."""
+    def prepare(self, clip: Clip, question: str = "") -> Prepared:
+        """Prepare each stream of a clip for its encoder."""
         ...
 
-    def order(self, clip: dict[str, EncoderInput]) -> list[str]:
-        """The streams' names in the order of the LLM's sequence, one a token."""
+    def order(self, clip: Prepared, variant: str | None = None) -> list[str]:
+        """Return the streams' names in the order of the LLM's sequence, one a token."""
         ...
 
-    def row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]], *, runs: Sequence[list[str]]) -> Row:
+    def row(
+        self,
+        sample: Sample,
+        clips: Sequence[Prepared],
+        *,
+        runs: Sequence[list[str]] | None = None,
+        last_only: bool = False,
+        variant: str | None = None,
+    ) -> Row:
         """Tokenize a sample; ``runs`` is :meth:`order` of each clip."""
         ...
 
@@ -84,20 +98,38 @@ class Places(Sequence[Place]):
         return self.items[which].root(place), self.items[which].sample(place).media[part]
 
 
+@dataclass
+class _Media:
+    """The media of an item: decoded, prepared, and laid out as runs of tokens.
+
+    Attributes:
+        decoded: empty where the features come from a cache.
+        runs: the streams' names of each clip's tokens.
+    """
+
+    parts: list[MediaPart]
+    root: Path
+    decoded: list[Clip]
+    clips: list[Prepared]
+    runs: list[list[str]]
+
+
 class SampleDataset:
     """Items of several manifests, numbered one after the other.
 
     Attributes:
+        reader: decodes and prepares media.
         cache: where features come from instead of files, once it was filled.
         augment: changes to the clips of items that are asked for with their place in the run.
-        keep_decoded: MB of decoded clips that are kept in memory instead of being decoded again.
 
     Args:
         manifests: JSONL files, or URLs of them.
         processor: decodes and tokenizes; picklable and without weights, since it travels to the loader's workers.
+        maker: turns a sample into rows; one row with all turns without it.
         pack: group rows with the same media behind one copy of it.
         max_packed: most rows in one group.
         quarantine: reason by id of rows that are left out.
+        keep_decoded: megabytes of decoded clips that are kept in memory instead of being decoded again.
 
     Raises:
         ManifestError: a manifest is missing or malformed.
@@ -106,107 +138,127 @@ class SampleDataset:
     def __init__(
         self,
         manifests: Sequence[str | Path],
-        processor: Reader,
+        processor: RowProcessor,
         *,
+        maker: RowMaker | None = None,
         pack: bool = False,
         max_packed: int = 32,
         quarantine: Mapping[str, str] | None = None,
+        keep_decoded: float = 0.0,
     ) -> None:
         self.items = Items(manifests, pack=pack, max_packed=max_packed, quarantine=quarantine)
         self.processor = processor
+        self.reader = MediaReader(processor, keep_decoded)
+        self.maker = maker or Whole()
+        self.pack = pack
         self.cache: FeatureCache | None = None
         self.augment: Augment | None = None
-        self.keep_decoded = 0.0
-        self._kept: dict[Place, Clip] = {}
-        self._kept_mb = 0.0
-        # an item's token rows without their clips, and the runs of media tokens in them, which may change with the clip
+        # An item's token rows without their clips, and the runs in them, which may change with the clip.
         self._texts: dict[int, tuple[list[list[str]], Loaded]] = {}
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, item: int | tuple[int, int]) -> Loaded:
-        """Decode the item's media once, make its rows, and pack them when they are several.
+        """Decode the item's media once, make its rows, and pack them when that is asked for.
 
         Args:
-            item: its number, or its number and its place in the run, which augmentation follows from.
+            item: its number, or its number and its place in the run, which random choices follow from.
         """
-        item, drawn = item if isinstance(item, tuple) else (item, None)
-        places = self.items[item]
+        number, drawn = item if isinstance(item, tuple) else (item, None)
+        places = self.items[number]
         try:
-            clips = self.clips(places[0], drawn)
-            runs = [self.processor.order(clip) for clip in clips]
+            media = self._media(places[0], drawn)
         except (MediaError, RowError) as error:
             return Loaded([], [self.items.bad(i, error.reason, str(error)) for i in places], len(places))
-        known, kept = self._texts.get(item, (None, None))
-        if kept is None or known != runs:
-            kept = self._rows(places, clips, runs)
-            if len(self._texts) < KEPT_TEXTS or item in self._texts:
-                self._texts[item] = runs, replace(kept, rows=[replace(row, clips=[]) for row in kept.rows])
-        return replace(kept, rows=[replace(row, clips=clips) for row in kept.rows])
+        if self.maker.varies or self.processor.reads_question:
+            return self._rows(places, media, drawn)
+        runs, loaded = self._texts.get(number, (None, None))
+        if loaded is None or runs != media.runs:
+            loaded = self._rows(places, media, drawn)
+            if len(self._texts) < KEPT_TEXTS or number in self._texts:
+                without_clips = [replace(row, clips=[{}] * len(row.clips)) for row in loaded.rows]
+                self._texts[number] = media.runs, replace(loaded, rows=without_clips)
+        rows = [replace(row, clips=media.clips[: len(row.clips)]) for row in loaded.rows]
+        return replace(loaded, rows=rows)
 
-    def _rows(self, places: list[int], clips: list[dict[str, EncoderInput]], runs: list[list[str]]) -> Loaded:
-        """The rows of an item, packed when they are several, and those that cannot be made."""
-        rows, bad = [], []
-        shown = self.items.sample(places[0]).media
-        for place in places:
-            sample = self.items.sample(place)
-            # rows are grouped by a hash; the media themselves have the last word
-            assert sample.media == shown, f"{sample.id}: its media have the hash of other media"
-            try:
-                rows.append(self._row(sample, clips, runs))
-            except RowError as error:
-                bad.append(self.items.bad(place, error.reason, str(error)))
-        rows = pack_rows(rows, self.processor.max_length) if len(rows) > 1 else rows
-        return Loaded(rows, bad, len(places))
+    def _media(self, place: int, drawn: int | None) -> _Media:
+        """Read the media of a sample."""
+        parts, root = self.items.sample(place).media, self.items.root(place)
+        decoded = [] if self.cache is not None else self.decode(place, drawn)
+        clips: list[Prepared] = []
+        if self.cache is not None:
+            clips = [self.cache.get((root, part)) for part in parts]
+        elif not self.processor.reads_question:
+            clips = [self.processor.prepare(clip) for clip in decoded]
+        return _Media(parts, root, decoded, clips, [self.processor.order(clip) for clip in clips])
 
-    def clips(self, place: int, drawn: int | None = None) -> list[dict[str, EncoderInput]]:
-        """The media of a sample, decoded and prepared for the encoders, or as the cache has them.
+    def decode(self, place: int, drawn: int | None = None) -> list[Clip]:
+        """Decode the media of a sample, changed as ``augment`` says.
 
         Args:
-            place: of the sample. drawn: its item's place in the run; None leaves the clips as they are.
+            place: of the sample. drawn: its item's place in the run; None leaves the clips unchanged.
 
         Raises:
             MediaError: a file cannot be decoded. RowError: the model has no encoder for it.
         """
-        parts, root = self.items.sample(place).media, self.items.root(place)
-        if self.cache is not None:
-            return [self.cache.get((root, part)) for part in parts]
-        decoded = self.decode(parts, root)
-        if self.augment is not None and drawn is not None:
-            decoded = [self.augment(clip, drawn, n, self._some_sound) for n, clip in enumerate(decoded)]
-        return [self.processor.prepare(clip) for clip in decoded]
+        decoded = self.reader.clips(self.items.sample(place).media, self.items.root(place))
+        if self.augment is None or drawn is None:
+            return decoded
+        return [self.augment(clip, drawn, n, self._some_sound) for n, clip in enumerate(decoded)]
 
     def _some_sound(self, which: float) -> Sound | None:
-        """The first sound of a row, chosen by a number from 0 to 1; None where it has none.
+        """Return the first sound of a row, chosen by a number from 0 to 1; None where it has none.
 
-        A file that cannot be decoded is none either: it is counted as bad when its own row comes.
+        A file that cannot be decoded gives none either: it is counted as bad when its own row comes.
         """
         place = int(self.items.rows[int(which * len(self.items.rows))])
-        root = self.items.root(place)
         try:
-            clips = self.decode(self.items.sample(place).media[:1], root)
+            clips = self.reader.clips(self.items.sample(place).media[:1], self.items.root(place))
         except (MediaError, RowError):
             return None
         return clips[0].sound if clips else None
 
-    def read(self, parts: Sequence[MediaPart], root: Path) -> list[Prepared]:
-        """Decode media parts and prepare them for the encoders."""
-        return [self.processor.prepare(clip) for clip in self.decode(parts, root)]
+    def _rows(self, places: list[int], media: _Media, drawn: int | None) -> Loaded:
+        """Make the rows of an item, packed where that is asked for, and name those that cannot be made."""
+        rows: list[Row] = []
+        bad: list[Bad] = []
+        for place in places:
+            sample = self.items.sample(place)
+            # Rows are grouped by a hash; the media themselves have the last word.
+            assert sample.media == media.parts, f"{sample.id}: its media have the hash of other media"
+            make = _MakeRow(self.processor, self.reader, media)
+            try:
+                rows += self.maker.rows(sample, make, drawn)
+            except (MediaError, RowError) as error:
+                bad.append(self.items.bad(place, error.reason, str(error)))
+        if self.pack and len(rows) > 1:
+            packed = []
+            for variant in dict.fromkeys(row.variant for row in rows):
+                alike = [row for row in rows if row.variant == variant]
+                packed += share_media(alike, self.processor.max_length)
+            rows = packed
+        return Loaded(rows, bad, len(places))
 
-    def decode(self, parts: Sequence[MediaPart], root: Path) -> list[Clip]:
-        """Decode media parts, those of a row together, or take them from memory."""
-        new = [part for part in dict.fromkeys(parts) if (root, part) not in self._kept]
-        decoded = dict(zip(new, self.processor.load_clips(new, root), strict=True)) if new else {}
-        for part, clip in decoded.items():
-            size = clip.size / 1e6
-            if self._kept_mb + size <= self.keep_decoded:
-                self._kept[root, part] = clip
-                self._kept_mb += size
-        return [decoded[part] if part in decoded else self._kept[root, part] for part in parts]
 
-    def _row(self, sample: Sample, clips: Sequence[dict[str, EncoderInput]], runs: Sequence[list[str]]) -> Row:
-        row = self.processor.row(sample, clips, runs=runs)
+class _MakeRow:
+    """Makes rows about an item's media, and about other clips where a row maker names some."""
+
+    def __init__(self, processor: RowProcessor, reader: MediaReader, media: _Media) -> None:
+        self.processor, self.reader, self.media = processor, reader, media
+
+    def __call__(self, sample: Sample, *, last_only: bool = False, variant: str | None = None) -> Row:
+        runs = None
+        own = self.media.parts[: len(sample.media)] == sample.media
+        if self.processor.reads_question:
+            decoded = self.media.decoded if own else self.reader.clips(sample.media, self.media.root)
+            clips = [self.processor.prepare(clip, sample.last_question) for clip in decoded[: len(sample.media)]]
+        elif own:
+            clips = self.media.clips[: len(sample.media)]
+            runs = self.media.runs[: len(sample.media)] if variant is None else None
+        else:
+            clips = self.reader.inputs(sample.media, self.media.root)
+        row = self.processor.row(sample, clips, runs=runs, last_only=last_only, variant=variant)
         if row.num_targets == 0:
             raise RowError("no_answer", "no token of this row is trained on")
         return row

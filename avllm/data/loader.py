@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from avllm.data.collate import Batch
 from avllm.data.dataset import Loaded, SampleDataset
 from avllm.data.items import Bad
 from avllm.data.mixture import Order
-
-if TYPE_CHECKING:
-    from avllm.data.collate import Batch
+from avllm.data.row import Row
 
 
 @dataclass(frozen=True)
@@ -99,33 +98,46 @@ class MicroBatch:
 
 @dataclass
 class Collate:
-    """Picklable: items that were loaded -> the micro batches that they make, one if nothing limits its tokens.
+    """Picklable: items that were loaded -> the micro batches that they make, one if nothing splits them.
+
+    Rows of several variants, and more tokens than the limit, make several.
 
     Args:
         collate: ``collate(rows) -> Batch``.
         empty: a row without targets and media, used when no row is left.
         join: ``join(rows) -> rows``, fewer and longer ones that share sequences; None gives each its own.
-        max_tokens: most tokens of a micro batch, padding included; None for one micro batch of whatever size.
+        max_tokens: most tokens of a micro batch, padding included; None for no limit.
     """
 
-    collate: Callable[[list[Any]], Any]
-    empty: Any
-    join: Callable[[list[Any]], list[Any]] | None = None
+    collate: Callable[[list[Row]], Batch]
+    empty: Row
+    join: Callable[[list[Row]], list[Row]] | None = None
     max_tokens: int | None = None
 
     def __call__(self, loaded: list[Loaded]) -> list[MicroBatch]:
-        """Join what is good; carry along, with the first, what is not."""
+        """Join the good rows; the bad ones are carried along with the first micro batch."""
         rows = [row for item in loaded for row in item.rows]
-        rows = self.join(rows) if self.join and rows else rows
-        lengths = [len(row.input_ids) for row in rows]
-        parts = by_tokens(lengths, self.max_tokens) if self.max_tokens and rows else [list(range(len(rows)))]
-        micros = [
-            MicroBatch(self.collate([rows[i] for i in part] or [self.empty]), [], 0, sum(lengths[i] for i in part))
-            for part in parts
-        ]
-        micros[0].bad = [b for item in loaded for b in item.bad]
+        if self.join and rows:
+            rows = self.join(rows)
+        micros = []
+        for group in self._split(rows) or [[self.empty]]:
+            tokens = 0 if group[0] is self.empty else sum(len(row.input_ids) for row in group)
+            micros.append(MicroBatch(self.collate(group), [], 0, tokens))
+        micros[0].bad = [bad for item in loaded for bad in item.bad]
         micros[0].seen = sum(item.seen for item in loaded)
         return micros
+
+    def _split(self, rows: list[Row]) -> list[list[Row]]:
+        """Return the rows by variant, and within the limit of tokens."""
+        groups = []
+        for variant in dict.fromkeys(row.variant for row in rows):
+            alike = [row for row in rows if row.variant == variant]
+            if self.max_tokens is None:
+                groups.append(alike)
+                continue
+            lengths = [len(row.input_ids) for row in alike]
+            groups += [[alike[i] for i in places] for places in by_tokens(lengths, self.max_tokens)]
+        return groups
 
 
 def by_tokens(lengths: Sequence[int], most: int) -> list[list[int]]:

@@ -1,11 +1,14 @@
 """Several rows in one sequence, blind to each other: loss and gradients are those of the rows one by one.
 
-``pack_rows`` (questions about one clip): one copy of the media in front, the questions behind it. Part 0 is the shared
-beginning; part k is what follows of row k. A token sees part 0 and what stands before it in its own part (see
-``Batch.segments``), and positions restart behind part 0; the media passes through the LLM once.
+``share_media`` (questions about one clip): one copy of the media in front, the questions after it. Segment 0 is the
+shared beginning; segment k is the rest of row k. A token sees segment 0 and the earlier tokens of its own segment (see
+``Batch.segments``), and positions restart after segment 0. So the media passes through the LLM once.
 
-``fill_sequences`` (any rows): one behind the other, each a group of its own in which positions start at 0. Nothing is
-computed twice or less by it; what it saves is padding.
+``fill_sequences`` (any rows): rows end to end, each a group by itself with positions from 0. It saves padding, and
+computes everything that the rows one by one would.
+
+Parts (:class:`~avllm.data.row.Part`) move with their tokens and clips, so that an objective finds in a packed row what
+it finds in single ones.
 """
 
 from __future__ import annotations
@@ -13,104 +16,113 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from avllm.data.collate import IGNORE
-
-if TYPE_CHECKING:
-    from avllm.data.collate import Row
+from avllm.data.row import IGNORE, Part, Row
 
 
-def pack_rows(rows: Sequence[Row], max_length: int) -> list[Row]:
+def share_media(rows: Sequence[Row], max_length: int) -> list[Row]:
     """Pack rows with the same clips into as few sequences as ``max_length`` allows, in order.
 
     Args:
-        rows: of one and the same media, each within ``max_length`` tokens.
+        rows: about the same media, each within ``max_length`` tokens.
         max_length: of a packed row.
 
     Returns:
-        packed rows; the rows themselves where their common beginning does not hold all the media (a question that
-        stands before its clip).
+        packed rows; the rows themselves where their common beginning does not hold all the media (a question that comes
+        before its clip).
     """
-    packed: list[Row] = []
     shared = shared_length(rows)
     if shared == 0:
         return list(rows)
+    packed: list[Row] = []
     pending: list[Row] = []
     length = shared
     for row in rows:
         extra = len(row.input_ids) - shared
         if pending and length + extra > max_length:
-            packed.append(_join(pending, shared))
+            packed.append(share_beginning(pending, shared))
             pending, length = [], shared
         pending.append(row)
         length += extra
-    packed.append(_join(pending, shared))
+    packed.append(share_beginning(pending, shared))
     return packed
 
 
 def shared_length(rows: Sequence[Row]) -> int:
-    """Tokens that the rows begin with in common and that can stand once; 0 when the media would not all be among them.
+    """Return how many tokens the rows begin with in common; 0 when not all of the media is among them.
 
-    It ends one token before the first trained-on token at the latest: each segment has to bring the token that its
+    It ends one token before the first token of any answer at the latest: each segment has to bring the token that its
     first target is predicted from.
     """
     length = min(len(row.input_ids) for row in rows)
     first = rows[0].input_ids[:length]
     for row in rows:
-        differs = (row.input_ids[:length] != first[:length]).nonzero()
-        length = int(differs[0]) if len(differs) else length
-        targets = (row.labels >= 0).nonzero()
-        length = min(length, int(targets[0]) - 1 if len(targets) else len(row.input_ids))
-    media_end = max(media_end_of(row) for row in rows)
+        differing = (row.input_ids[:length] != first[:length]).nonzero()
+        if len(differing):
+            length = int(differing[0])
+        if row.first_trained < len(row.input_ids):
+            length = min(length, row.first_trained - 1)
+    media_end = max(row.media_end for row in rows)
     return length if length >= media_end else 0
 
 
-def media_end_of(row: Row) -> int:
-    """The place behind the last media token of a row."""
-    places = row.is_media.nonzero()
-    return int(places[-1]) + 1 if len(places) else 0
-
-
-def _join(rows: Sequence[Row], shared: int) -> Row:
+def share_beginning(rows: Sequence[Row], shared: int) -> Row:
+    """Put rows after one copy of their first ``shared`` tokens, each in a segment that sees no other."""
     if len(rows) == 1:
         return rows[0]
-    tails = [len(row.input_ids) - shared for row in rows]
-    parts = [torch.zeros(shared, dtype=torch.long)]
+    first = rows[0]
+    segments = [torch.zeros(shared, dtype=torch.long)]
     positions = [torch.arange(shared)]
-    for number, tail in enumerate(tails, start=1):
-        parts.append(torch.full((tail,), number))
-        positions.append(torch.arange(shared, shared + tail))
+    parts: list[Part] = []
+    length = shared
+    for number, row in enumerate(rows, start=1):
+        rest = len(row.input_ids) - shared
+        segments.append(torch.full((rest,), number))
+        positions.append(torch.arange(shared, shared + rest))
+        parts += [part.moved(length - shared, after=shared) for part in row.parts]
+        length += rest
+    segment = torch.cat(segments)  # (L,)
     return replace(
-        rows[0],
-        input_ids=torch.cat([rows[0].input_ids[:shared], *(r.input_ids[shared:] for r in rows)]),
-        labels=torch.cat([rows[0].labels[:shared], *(r.labels[shared:] for r in rows)]),
-        is_media=torch.cat([rows[0].is_media[:shared], *(r.is_media[shared:] for r in rows)]),
-        segments=torch.stack([torch.zeros(shared + sum(tails), dtype=torch.long), torch.cat(parts)], dim=1),  # (L, 2)
+        first,
+        input_ids=_after_beginning([row.input_ids for row in rows], shared),
+        labels=_after_beginning([row.labels for row in rows], shared),
+        is_media=_after_beginning([row.is_media for row in rows], shared),
+        parts=tuple(parts),
+        segments=torch.stack([torch.zeros_like(segment), segment], dim=1),  # (L, 2)
         position_ids=torch.cat(positions),
-        targets=[text for r in rows for text in r.targets],
     )
 
 
-def fill_sequences(rows: Sequence[Row], max_length: int) -> list[Row]:
-    """Put rows one behind the other into few sequences of nearly equal length.
+def _after_beginning(items: Sequence[Tensor], shared: int) -> Tensor:
+    """Return the beginning once, then the rest of each item, ``(L, ...)``."""
+    return torch.cat([items[0][:shared], *(item[shared:] for item in items)])
 
-    Rows stay whole, media runs with them. The result is a function of the rows' lengths and order alone.
+
+def fill_sequences(rows: Sequence[Row], max_length: int) -> list[Row]:
+    """Put rows end to end into few sequences of nearly equal length.
+
+    Rows stay whole. The result follows from the rows' lengths, variants and order alone.
 
     Args:
         rows: of any media, packed ones among them; at least one.
         max_length: of a sequence, or the longest row where that is longer.
     """
-    return [_chain([rows[i] for i in places]) for places in level_bins([len(r.input_ids) for r in rows], max_length)]
+    sequences = []
+    for variant in dict.fromkeys(row.variant for row in rows):
+        alike = [row for row in rows if row.variant == variant]
+        bins = level_bins([len(row.input_ids) for row in alike], max_length)
+        sequences += [end_to_end([alike[i] for i in places]) for places in bins]
+    return sequences
 
 
 def level_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Places of ``lengths`` in bins: as few bins as first fit decreasing needs, levelled.
+    """Return places of ``lengths`` in bins: as few bins as first fit decreasing needs, levelled.
 
-    A batch is padded to its longest sequence, so the bins are filled again with the smallest capacity at which their
-    number stays the same (MULTIFIT; Coffman, Garey and Johnson 1978, doi:10.1137/0207001).
+    A batch is padded to its longest sequence, so the bins are filled a second time with the smallest capacity at which
+    their number stays the same (MULTIFIT; Coffman, Garey and Johnson 1978, doi:10.1137/0207001).
     """
     capacity = max(capacity, *lengths)
     count = len(first_fit(lengths, capacity))
@@ -120,44 +132,55 @@ def level_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """First fit decreasing: the longest first, each into the first bin with room. Bins and what is in them keep the
-    order of ``lengths``.
+    """Return places of ``lengths`` in bins: the longest first, each into the first bin with room for it.
+
+    Bins, and the places in them, keep the order of ``lengths``.
     """
     bins: list[list[int]] = []
     room: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        at = next((n for n, free in enumerate(room) if free >= lengths[place]), len(bins))
-        if at == len(bins):
+        with_room = (number for number, free in enumerate(room) if free >= lengths[place])
+        number = next(with_room, len(bins))
+        if number == len(bins):
             bins.append([])
             room.append(capacity)
-        bins[at].append(place)
-        room[at] -= lengths[place]
+        bins[number].append(place)
+        room[number] -= lengths[place]
     return sorted(sorted(places) for places in bins)
 
 
-def _chain(rows: Sequence[Row]) -> Row:
-    """Rows one behind the other, the group of each its number in the sequence."""
+def end_to_end(rows: Sequence[Row]) -> Row:
+    """Put rows one after the other; each is a group, numbered by its place in the sequence."""
     if len(rows) == 1:
         return rows[0]
     segments, positions = [], []
+    parts: list[Part] = []
+    length = clips = 0
     for group, row in enumerate(rows):
-        length = len(row.input_ids)
-        part = torch.zeros(length, dtype=torch.long) if row.segments is None else row.segments[:, 1]
-        segments.append(torch.stack([torch.full((length,), group), part], dim=1))  # (L, 2)
-        positions.append(torch.arange(length) if row.position_ids is None else row.position_ids)
-    # the first token of a sequence is nobody's next one, and so it has to be behind another row
-    labels = [torch.cat([r.labels.new_full((1,), IGNORE), r.labels[1:]]) for r in rows]
-    sources, kinds = {r.source for r in rows}, {r.kind for r in rows}
+        segments.append(_as_group(row, group))
+        positions.append(row.position_ids if row.position_ids is not None else torch.arange(len(row.input_ids)))
+        parts += [part.moved(length, clips=clips) for part in row.parts]
+        length += len(row.input_ids)
+        clips += len(row.clips)
+    # The first token of a row follows no token of its row, also where another row lies before it.
+    labels = [torch.cat([row.labels.new_full((1,), IGNORE), row.labels[1:]]) for row in rows]
+    sources = {row.source for row in rows}
     return replace(
         rows[0],
-        id=", ".join(r.id for r in rows),
+        id=", ".join(row.id for row in rows),
         source=sources.pop() if len(sources) == 1 else "several",
-        kind=kinds.pop() if len(kinds) == 1 else None,
-        input_ids=torch.cat([r.input_ids for r in rows]),
+        input_ids=torch.cat([row.input_ids for row in rows]),
         labels=torch.cat(labels),
-        is_media=torch.cat([r.is_media for r in rows]),
-        clips=[clip for r in rows for clip in r.clips],
+        is_media=torch.cat([row.is_media for row in rows]),
+        clips=[clip for row in rows for clip in row.clips],
+        parts=tuple(parts),
         segments=torch.cat(segments),
         position_ids=torch.cat(positions),
-        targets=[text for r in rows for text in r.targets],
     )
+
+
+def _as_group(row: Row, group: int) -> Tensor:
+    """Return the segments ``(L, 2)`` of a row that becomes a group of a sequence."""
+    number = torch.full((len(row.input_ids),), group)
+    part = torch.zeros_like(number) if row.segments is None else row.segments[:, 1]
+    return torch.stack([number, part], dim=1)

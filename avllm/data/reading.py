@@ -1,4 +1,4 @@
-"""Media parts for a loader: decoded, and prepared for the encoders; those that show one stretch of a file together."""
+"""One reader of media: decodes the parts of one file together, remembers clips, prepares them for the encoders."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from avllm.data.media.load import MediaError
+from avllm.data.media.load import Clip, MediaError
 from avllm.data.media.part import Stretch
 from avllm.data.schema import MediaPart, RowError
 from avllm.tokens import EncoderInput
@@ -20,20 +21,81 @@ Place = tuple[Path, MediaPart]
 Prepared = dict[str, EncoderInput]
 """A clip by stream, as its encoders take it or with their features."""
 Prepare = Callable[[Sequence[MediaPart], Path], list[Prepared]]
-"""Decodes media parts, their paths relative to a folder, and prepares them: ``AVProcessor.read``."""
+"""Decodes media parts, their paths relative to a folder, and prepares them: :meth:`MediaReader.inputs`."""
+
+
+class Decoder(Protocol):
+    """What a reader needs of a processor (AVProcessor has it)."""
+
+    def load_clips(self, parts: Sequence[MediaPart], root: Path | None) -> list[Clip]:
+        """Decode media parts, each interval of a file once."""
+        ...
+
+    def prepare(self, clip: Clip, question: str = "") -> Prepared:
+        """Prepare each stream of a clip for its encoder."""
+        ...
+
+
+class MediaReader:
+    """Decodes media parts and prepares them; picklable where the processor is.
+
+    Args:
+        processor: decodes and prepares.
+        keep_mb: megabytes of decoded clips that are remembered; what does not fit is decoded each time.
+    """
+
+    def __init__(self, processor: Decoder, keep_mb: float = 0.0) -> None:
+        self.processor, self.keep_mb = processor, keep_mb
+        self._clips: dict[tuple[Path | None, MediaPart], Clip] = {}
+        self._mb = 0.0
+
+    def clips(self, parts: Sequence[MediaPart], root: Path | None) -> list[Clip]:
+        """Decode media parts, those of one file together, or take them from memory.
+
+        Args:
+            parts: of a row or of several. root: the folder that relative paths start from.
+
+        Raises:
+            MediaError: a file cannot be decoded. RowError: the model has no encoder for it.
+        """
+        new = [part for part in dict.fromkeys(parts) if (root, part) not in self._clips]
+        decoded = dict(zip(new, self.processor.load_clips(new, root), strict=True)) if new else {}
+        for part, clip in decoded.items():
+            size = clip.size / 1e6
+            if self._mb + size <= self.keep_mb:
+                self._clips[root, part] = clip
+                self._mb += size
+        return [decoded[part] if part in decoded else self._clips[root, part] for part in parts]
+
+    def inputs(self, parts: Sequence[MediaPart], root: Path | None, question: str = "") -> list[Prepared]:
+        """Decode media parts and prepare them for the encoders; raises as :meth:`clips` does.
+
+        Args:
+            question: of the row, for models that choose frames by it.
+        """
+        return [self.processor.prepare(clip, question) for clip in self.clips(parts, root)]
+
+    def forget(self, but: Sequence[MediaPart] = ()) -> None:
+        """Drop the remembered clips, except those of the given parts."""
+        self._clips = {key: clip for key, clip in self._clips.items() if key[1] in but}
+        self._mb = sum(clip.size / 1e6 for clip in self._clips.values())
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What became of a media part: its prepared streams, or what is wrong with it; and the seconds that took."""
+    """What became of a media part: its prepared streams, or the error; and the seconds that it took.
+
+    Attributes:
+        number: the part's place among those that were asked for.
+    """
 
     number: int
     found: Prepared | MediaError | RowError
     seconds: float
 
 
-class _Media(Dataset[Reading]):
-    """Map-style, and picklable where ``prepare`` is."""
+class _Parts(Dataset[Reading]):
+    """Media parts by number, for a loader."""
 
     def __init__(self, places: Sequence[Place], prepare: Prepare) -> None:
         self.places, self.prepare = places, prepare
@@ -45,35 +107,37 @@ class _Media(Dataset[Reading]):
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: list[int]) -> list[Reading]:
-        together: dict[tuple[Path, Stretch], dict[int, MediaPart]] = {}
+        by_stretch: dict[tuple[Path, Stretch], dict[int, MediaPart]] = {}
         for number in numbers:
             root, part = self.places[number]
-            together.setdefault((root, Stretch.of(part, root)), {})[number] = part
-        read = {one.number: one for (root, _), parts in together.items() for one in self._read(parts, root)}
-        return [read[number] for number in numbers]
+            by_stretch.setdefault((root, Stretch.of(part, root)), {})[number] = part
+        readings: dict[int, Reading] = {}
+        for (root, _), parts in by_stretch.items():
+            readings |= {reading.number: reading for reading in self._read(parts, root)}
+        return [readings[number] for number in numbers]
 
     def _read(self, parts: dict[int, MediaPart], root: Path) -> list[Reading]:
-        found: Sequence[Prepared | MediaError | RowError]
+        results: Sequence[Prepared | MediaError | RowError]
         began = time.perf_counter()
         try:
-            found = self.prepare(list(parts.values()), root)
+            results = self.prepare(list(parts.values()), root)
         except (MediaError, RowError) as error:
-            if len(parts) > 1:  # what one of them cannot have, another may not ask for
+            if len(parts) > 1:  # one part of the file may ask for a stream that another does not need
                 return [reading for number, part in parts.items() for reading in self._read({number: part}, root)]
-            found = [error]
+            results = [error]
         seconds = (time.perf_counter() - began) / len(parts)
-        return [Reading(number, clip, seconds) for number, clip in zip(parts, found, strict=True)]
+        return [Reading(number, result, seconds) for number, result in zip(parts, results, strict=True)]
 
 
 def read_batches(
     places: Sequence[Place], prepare: Prepare, batch_size: int, num_workers: int = 0
 ) -> DataLoader[list[Reading]]:
-    """Media parts in order, ``batch_size`` at a time, read by ``num_workers`` processes (0 = by this one).
+    """Read media parts in order, ``batch_size`` at a time, in ``num_workers`` processes (0 = in this one).
 
     Parts of a batch that show the same stretch of a file share one decode.
     """
     return DataLoader(
-        _Media(places, prepare),  # type: ignore[arg-type]
+        _Parts(places, prepare),  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=list,

@@ -73,7 +73,7 @@ class ImagePart(_Strict):
 
 
 MediaPart = VideoPart | AudioPart | ImagePart
-Part = Annotated[TextPart | VideoPart | AudioPart | ImagePart, Field(discriminator="type")]
+ContentPart = Annotated[TextPart | VideoPart | AudioPart | ImagePart, Field(discriminator="type")]
 PARTS, PLAIN = "<parts>", "<plain text>"  # the two forms of a turn's content, as validation errors call them
 
 
@@ -96,7 +96,7 @@ class Message(_Strict):
     """One turn: a role and content parts; a plain string stands for one text part."""
 
     role: Literal["system", "user", "assistant"]
-    content: Annotated[list[Part], _PlainText]
+    content: Annotated[list[ContentPart], _PlainText]
 
     @model_validator(mode="after")
     def _media_is_asked_about(self) -> Message:
@@ -148,6 +148,11 @@ class Sample(_Strict):
         """The text of the last turn when it is the assistant's, else None."""
         last = self.messages[-1]
         return last.text if last.role == "assistant" else None
+
+    @property
+    def last_question(self) -> str:
+        """The text of the last user turn."""
+        return next(m.text for m in reversed(self.messages) if m.role == "user")
 
     def question(self) -> Sample:
         """The same row without its last answer: what a model is asked."""

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from avllm.data.collate import Row, gather_stream
-from avllm.data.packing import media_end_of, shared_length
+from avllm.data.collate import gather_stream
+from avllm.data.packing import shared_length
+from avllm.data.row import Row
 from avllm.inference.generation import Generation
 from avllm.tokens import Tokens
 
@@ -72,7 +73,7 @@ def group_rows(rows: Sequence[Row]) -> list[Group]:
     for places in by_media.values():
         members = [rows[i] for i in places]
         shared = min(shared_length(members), *(len(r.input_ids) - 1 for r in members))
-        if shared >= max(media_end_of(row) for row in members):
+        if shared >= max(row.media_end for row in members):
             groups.append(Group(places, members, shared))
         else:  # questions that stand before their clip share nothing
             groups += [Group([i], [rows[i]], len(rows[i].input_ids) - 1) for i in places]

@@ -11,7 +11,7 @@ import torch
 
 from avllm.data.cache.fill import FeatureCache, encode, fill
 from avllm.data.media.load import MediaError
-from avllm.data.reading import read_batches
+from avllm.data.reading import MediaReader, read_batches
 from avllm.data.schema import MediaPart, resolve
 from avllm.evaluation.conditions import Streams, Unit
 
@@ -57,12 +57,13 @@ def encode_clips(
     """
     places = [(root or Path(), part) for part in parts]
     num_workers = min(num_workers, len(parts))
+    reader = MediaReader(processor)
     if cache is not None:
         how: dict[str, Any] = {"device": model.device, "num_workers": num_workers, "batch_size": batch_size}
-        fill(cache, places, processor.read, model.encoders, **how)
+        fill(cache, places, reader.inputs, model.encoders, **how)
         return {part: _from_cache(cache, part, root) for part in parts}
     found: dict[MediaPart, EncodedClip | Failure] = {}
-    for batch in read_batches(places, processor.read, batch_size, num_workers):
+    for batch in read_batches(places, reader.inputs, batch_size, num_workers):
         good: dict[MediaPart, Streams] = {}
         for one in batch:
             if isinstance(one.found, dict):

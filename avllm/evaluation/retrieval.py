@@ -12,8 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
-from avllm.data.collate import Row
 from avllm.data.manifest import read_manifest
+from avllm.data.row import Row
 from avllm.data.schema import MediaPart, Sample
 from avllm.errors import UserError
 from avllm.evaluation.answering import connect_once

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from avllm.data.cache.fill import FeatureCache, recipe
-from avllm.data.collate import Row
+from avllm.data.row import Row
 from avllm.data.schema import MediaPart, RowError, Sample
 from avllm.errors import UserError
 from avllm.evaluation.answering import answer_rows

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from avllm.data.collate import Row
 from avllm.data.manifest import ManifestError, digest, parse_row
+from avllm.data.reading import MediaReader
+from avllm.data.row import Row
 from avllm.data.schema import RowError, Sample
 from avllm.inference.generation import Generation, answer_rows
 from avllm.inference.journal import Journal, checkpoint_digest
@@ -151,7 +152,7 @@ def prepare(processor: AVProcessor, request: Request, root: Path | None) -> Prep
     if request.sample is None:
         return Prepared(request.id, error=request.error)
     try:
-        clips = processor.read(request.sample.media, root)
+        clips = MediaReader(processor).inputs(request.sample.media, root, request.sample.last_question)
         return Prepared(request.id, processor.row(request.sample, clips, answer=False))
     except (ValueError, OSError) as error:  # MediaError, RowError, a folder that may not be read
         reason = f"{error.reason}: " if isinstance(error, RowError) else ""

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import mimetypes
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from avllm.data.cache.fill import encode
 from avllm.data.media.load import SOUND_MODES, Clip, MediaError, is_picture, probe
-from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, Part, Sample, TextPart, VideoPart
+from avllm.data.reading import MediaReader, Prepared
+from avllm.data.schema import AudioPart, ContentPart, ImagePart, MediaPart, Message, Sample, TextPart, VideoPart
 from avllm.errors import UserError
 from avllm.inference.generation import Generation
 from avllm.inference.perceived import Perceived, perceive
 from avllm.inference.stream import stream_text
-from avllm.tokens import EncoderInput
 
 if TYPE_CHECKING:
     from avllm.models.modeling_avllm import AVLLM
     from avllm.models.processing_avllm import AVProcessor
 
 Files = str | Path | Sequence[str | Path] | None
+
+
+@dataclass
+class _Media:
+    """A media part of the chat: decoded, prepared, and once it was asked about, encoded."""
+
+    clip: Clip
+    inputs: Prepared
+    features: Prepared | None = None
 
 
 class Chat:
@@ -38,7 +52,8 @@ class Chat:
         self.model, self.processor = model, processor
         self.messages: list[Message] = []
         self._stop = Event()
-        self._media: dict[MediaPart, tuple[Clip, dict[str, EncoderInput]]] = {}
+        self._reader = MediaReader(processor, keep_mb=math.inf)
+        self._media: dict[MediaPart, _Media] = {}
 
     @classmethod
     def load(cls, checkpoint: str | Path, device: str = "cpu", **options: Any) -> Chat:
@@ -101,16 +116,27 @@ class Chat:
 
     def _batch(self, messages: list[Message]) -> Any:
         sample = Sample.model_validate({"id": "chat", "messages": messages}).question()
-        self._read(sample.media)
-        row = self.processor.row(sample, [self._media[p][1] for p in sample.media], answer=False)
-        self._media = {p: self._media[p] for p in sample.media}  # forget what is not talked about any more
+        self._read(sample.media, sample.last_question)
+        self._media = {part: self._media[part] for part in sample.media}  # what the chat is about no more is forgotten
+        self._reader.forget(but=sample.media)
+        row = self.processor.row(sample, self._encoded(sample.media), answer=False)
         return self.processor.collate([row], padding_side="left").to(self.model.device)
 
-    def _read(self, parts: Sequence[MediaPart]) -> None:
-        """Read the media that are not there yet, those of one file together."""
-        new = [part for part in dict.fromkeys(parts) if part not in self._media]
-        clips = self.processor.load_clips(new, None)
-        self._media |= {part: (clip, self.processor.prepare(clip)) for part, clip in zip(new, clips, strict=True)}
+    def _read(self, parts: Sequence[MediaPart], question: str = "") -> None:
+        """Read and prepare the media that are new, or all where frames are chosen by the question."""
+        again = self.processor.reads_question
+        new = [part for part in dict.fromkeys(parts) if again or part not in self._media]
+        for part, clip in zip(new, self._reader.clips(new, None), strict=True):
+            self._media[part] = _Media(clip, self.processor.prepare(clip, question))
+
+    def _encoded(self, parts: Sequence[MediaPart]) -> list[Prepared]:
+        """Return the encoders' features of media; a clip passes them once, however often it is asked about."""
+        new = [media for part, media in self._media.items() if part in parts and media.features is None]
+        with torch.no_grad():
+            features = encode([media.inputs for media in new], self.model.encoders, self.model.device)
+        for media, streams in zip(new, features, strict=True):
+            media.features = streams
+        return [self._media[part].features or {} for part in parts]
 
     def _answer(self, messages: list[Message], batch: Any, generation: Generation) -> Iterator[str]:
         self._stop = stop = Event()
@@ -167,6 +193,7 @@ class Chat:
         """Forget all turns and media."""
         self.stop()
         self.messages, self._media, self._stop = [], {}, Event()
+        self._reader.forget()
 
     @property
     def perceived(self) -> list[Perceived]:
@@ -175,8 +202,11 @@ class Chat:
 
     def _perceive(self, parts: Sequence[MediaPart]) -> list[Perceived]:
         preprocessors, order = self.processor.preprocessors, self.processor.order
-        found = [(part, *self._media[part]) for part in parts]
-        return [perceive(part, clip, inputs, preprocessors, order(inputs)) for part, clip, inputs in found]
+        perceived = []
+        for part in parts:
+            media = self._media[part]
+            perceived.append(perceive(part, media.clip, media.inputs, preprocessors, order(media.inputs)))
+        return perceived
 
 
 def check_device(device: str) -> None:
@@ -229,7 +259,7 @@ def _check_sound(sound: str) -> None:
         raise UserError(f"sound={sound!r}; expected one of {', '.join(SOUND_MODES)}")
 
 
-def _with_sound(part: Part, sound: str) -> Part:
+def _with_sound(part: ContentPart, sound: str) -> ContentPart:
     return part.model_copy(update={"sound": sound}) if isinstance(part, VideoPart) else part
 
 

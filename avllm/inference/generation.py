@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from avllm.data.collate import Row
+from avllm.data.row import Row
 from avllm.errors import UserError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from rich.text import Text
 from torch import Tensor
 
-from avllm.data.collate import IGNORE, Row
+from avllm.data.row import IGNORE, Row
 from avllm.data.schema import RowError, Sample
 from avllm.data.store.storage import local_path
 from avllm.inference.perceived import Perceived, perceive

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avllm.data.collate import IGNORE, Batch, Row, collate
+from avllm.data.collate import Batch, collate
 from avllm.data.packing import fill_sequences
+from avllm.data.row import text_row
 from avllm.errors import UserError
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # as transformers names the kinds of layers
@@ -94,21 +95,22 @@ def block_mask(
     return allowed.unsqueeze(1)  # (R, 1, L, L)
 
 
-def check_packing(model: Any) -> None:
+def check_packing(model: Any, shares_media: bool = True) -> None:
     """Make sure that packed rows are to a model what single rows are: by its parts, and by trying.
 
     Args:
         model: an AVLLM.
+        shares_media: whether several questions share one copy of their clip.
 
     Raises:
         PackingError: what cannot be packed, and why.
     """
     config, kind = model.llm.config, model.llm.config.model_type
     conditioned = [type(a).__name__ for a in model.connector.adapters if a.conditioned]
-    if conditioned:
+    if conditioned and shares_media:
         raise PackingError(
-            f"data.pack is set, but {', '.join(conditioned)} in the connector reads the question of each row, and a "
-            "packed row has several. Leave out data.pack, or the conditioned adapter"
+            f"data.pack puts several questions after one copy of their clip, but {', '.join(conditioned)} in the "
+            "connector makes another copy for each question. Take pack: sequences, or leave out data.pack"
         )
     if config._attn_implementation not in MASKED:
         raise PackingError(
@@ -135,9 +137,7 @@ def _trial(model: Any) -> tuple[float, float]:
     """Largest difference between the hidden states of two texts packed and by themselves, and the largest number."""
     table, training = model.llm.get_input_embeddings(), model.llm.training
     ids = torch.arange(1, 2 * PROBE + 1).remainder(table.num_embeddings).view(2, PROBE)
-    rows = [
-        Row(str(i), x, torch.full_like(x, IGNORE), [], torch.zeros(PROBE, dtype=torch.bool)) for i, x in enumerate(ids)
-    ]
+    rows = [text_row(x) for x in ids]
     model.llm.eval()
     found = []
     for given in (rows, fill_sequences(rows, 2 * PROBE)):

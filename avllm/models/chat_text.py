@@ -1,8 +1,9 @@
-"""Messages as token ids and labels: the tokenizer's chat template, with media runs in place."""
+"""Messages as token ids: the tokenizer's chat template, with media runs in place."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -11,11 +12,11 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from avllm.data.collate import IGNORE
 from avllm.data.schema import Message, RowError, TextPart
 from avllm.models.configuration_avllm import AVConfig
 
-MARK = "\u0001"  # stands for a media part while the chat template is rendered; no text holds this control character
+MARK = "\u0001"  # takes a media part's place while the chat template is rendered; no text holds this control character
+PROBE = "\u0002"  # takes a whole turn's place, to learn where the template puts it
 MOST_PIECES = 4096  # texts and chats whose form is remembered
 DEFAULT_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + '\n' }}"
@@ -23,6 +24,72 @@ DEFAULT_TEMPLATE = (
     "{% else %}{{ 'ASSISTANT: ' + m['content'] + eos_token + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
 )
+
+Range = tuple[int, int]
+"""First character and the one after the last."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """A message as one string, with a mark for each media part.
+
+    Attributes:
+        ranges: where the text parts lie in ``text``; what is around media is no part of them.
+        words: the text parts alone, joined.
+    """
+
+    role: str
+    text: str
+    ranges: tuple[Range, ...]
+    words: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A user's message and the answer to it, in a rendered chat.
+
+    Attributes:
+        question: the text of the user's message.
+        asked: where it lies; empty where the template does not write it as given.
+        target: the answer's text; empty in a prompt.
+        trained: where the answer lies, its end marker included; None in a prompt.
+        media: how many of the chat's media parts come up to here.
+    """
+
+    question: str
+    asked: tuple[Range, ...]
+    target: str
+    trained: Range | None
+    media: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A chat as the template writes it."""
+
+    text: str
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A rendered chat as token ids.
+
+    Attributes:
+        ids: ``(L,)`` long. asked, trained: of each turn, the places of the question's and the answer's tokens.
+    """
+
+    ids: Tensor
+    asked: list[Tensor]
+    trained: list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Token ids of a piece of text, and the characters of the piece that each came from."""
+
+    ids: list[int]
+    offsets: list[Range]
 
 
 class ChatText:
@@ -35,113 +102,193 @@ class ChatText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: AVConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
-        self._encoded: dict[str, list[int]] = {}
-        self._chats: dict[tuple[Any, ...], tuple[str, list[tuple[int, int]]]] = {}
+        self._pieces: dict[str, _Piece] = {}
+        self._chats: dict[tuple[Any, ...], Rendered] = {}
         if tokenizer.chat_template is None:
             tokenizer.chat_template = DEFAULT_TEMPLATE
 
     def check(self, message: Message) -> None:
-        """Refuse text that stands for media tokens.
+        """Refuse text that means media tokens.
 
         Raises:
-            RowError: it does.
+            RowError: ``reserved_text``.
         """
-        for token in [MARK, *(f"<|{s}|>" for s in self.config.media_token_ids)]:
+        for token in [MARK, PROBE, *(f"<|{s}|>" for s in self.config.media_token_ids)]:
             if token in message.text:
                 raise RowError("reserved_text", f"the text holds {token!r}, which stands for media tokens")
 
-    def render(self, messages: Sequence[Message], answer: bool) -> tuple[str, list[tuple[int, int]]]:
-        """The chat as text, with a mark for each media part, and the character ranges of the assistant's turns.
+    # ---- text -----------------------------------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[Message], answer: bool) -> Rendered:
+        """Write the chat as text, with a mark for each media part.
 
         Args:
             messages: the turns. answer: False ends the text where the next answer begins.
 
         Raises:
-            RowError: the template refuses the roles, or rewrites earlier turns when more follow.
+            RowError: ``chat_template``: the template refuses the roles, or rewrites earlier turns when more follow.
         """
-        plain = [(m.role, self._flatten(m)) for m in messages]
-        if self.config.system and plain[0][0] != "system":
-            plain.insert(0, ("system", self.config.system))
-        key = (answer, *plain)
+        contents = [self._flatten(message) for message in messages]
+        if self.config.system and contents[0].role != "system":
+            contents.insert(0, Content("system", self.config.system, (), ""))
+        key = (answer, *contents)
         if key not in self._chats:  # the same few chats come back row after row
             if len(self._chats) >= MOST_PIECES:
                 self._chats.clear()
-            self._chats[key] = self._render([{"role": r, "content": c} for r, c in plain], answer)
+            self._chats[key] = self._render(contents, answer)
         return self._chats[key]
 
-    def _render(self, plain: list[dict[str, str]], answer: bool) -> tuple[str, list[tuple[int, int]]]:
-        whole = self._template(plain, generation=not answer)
-        ranges = []
-        for place, message in enumerate(plain):
-            if message["role"] != "assistant":
-                continue
-            before, after = self._template(plain[:place], True), self._template(plain[: place + 1], False)
-            end = min(len(after), len(whole))
-            if not whole.startswith(after.rstrip()):  # Qwen3 drops the empty thoughts of earlier turns
-                turn = message["content"] + after.rpartition(message["content"])[2]
-                end = len(before) + len(turn) if whole.startswith(turn, len(before)) else -1
-            if end < 0 or not whole.startswith(before):
-                raise RowError(
-                    "chat_template",
-                    f"the chat template rewrites turn {place} when more turns follow; use one that only appends",
-                )
-            ranges.append((len(before), end))
-        return whole, ranges
+    def _flatten(self, message: Message) -> Content:
+        text, ranges, words = "", [], ""
+        for part in message.content:
+            if isinstance(part, TextPart):
+                ranges.append((len(text), len(text) + len(part.text)))
+                text += part.text
+                words += part.text
+            else:
+                text += self.config.media_text.get(part.type, "{media}").replace("{media}", MARK)
+        return Content(message.role, text, tuple(ranges), words)
 
-    def _template(self, messages: list[dict[str, str]], generation: bool) -> str:
+    def _render(self, contents: list[Content], answer: bool) -> Rendered:
+        whole = self._template(contents, generation=not answer)
+        turns: list[Turn] = []
+        media = 0
+        for place, content in enumerate(contents):
+            if content.role == "user":
+                media += content.text.count(MARK)
+                asked = self._question_ranges(contents, place, whole)
+                turns.append(Turn(content.words, asked, "", None, media))
+            elif content.role == "assistant":
+                trained = self._answer_range(contents, place, whole)
+                asked_turn = turns.pop()
+                turns.append(Turn(asked_turn.question, asked_turn.asked, content.words, trained, media))
+        return Rendered(whole, tuple(turns))
+
+    def _question_ranges(self, contents: list[Content], place: int, whole: str) -> tuple[Range, ...]:
+        """Return where the text parts of a user's message lie in the chat; nothing where the template changes them."""
+        content = contents[place]
+        probe = Content(content.role, PROBE, (), "")
+        start = self._template([*contents[:place], probe], generation=False).find(PROBE)
+        written = content.text.strip()  # many templates strip a message
+        stripped = len(content.text) - len(content.text.lstrip())
+        if whole.startswith(content.text, start):
+            written, stripped = content.text, 0
+        if start < 0 or not whole.startswith(written, start):
+            return ()
+        ranges = []
+        for low, high in content.ranges:
+            first = max(low - stripped, 0)
+            last = min(high - stripped, len(written))
+            if last > first:
+                ranges.append((start + first, start + last))
+        return tuple(ranges)
+
+    def _answer_range(self, contents: list[Content], place: int, whole: str) -> Range:
+        """Return where an assistant's message lies in the chat, with what the template ends it with."""
+        before = self._template(contents[:place], generation=True)
+        after = self._template(contents[: place + 1], generation=False)
+        end = min(len(after), len(whole))
+        if not whole.startswith(after.rstrip()):  # Qwen3 drops the empty thoughts of earlier turns
+            text = contents[place].text
+            turn = text + after.rpartition(text)[2]
+            end = len(before) + len(turn) if whole.startswith(turn, len(before)) else -1
+        if end < 0 or not whole.startswith(before):
+            raise RowError(
+                "chat_template",
+                f"the chat template rewrites turn {place} when more turns follow; use one that only appends",
+            )
+        return len(before), end
+
+    def _template(self, contents: Sequence[Content], generation: bool) -> str:
+        messages = [{"role": content.role, "content": content.text} for content in contents]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
         except TemplateError as error:
-            raise RowError(
-                "chat_template", f"the LLM's chat template refuses roles {[m['role'] for m in messages]}: {error}"
-            ) from error
+            roles = [content.role for content in contents]
+            raise RowError("chat_template", f"the LLM's chat template refuses roles {roles}: {error}") from error
         return str(text)
 
-    def _flatten(self, message: Message) -> str:
-        pieces = []
-        for part in message.content:
-            around = "{media}" if isinstance(part, TextPart) else self.config.media_text.get(part.type, "{media}")
-            pieces.append(part.text if isinstance(part, TextPart) else around.replace("{media}", MARK))
-        return "".join(pieces)
+    # ---- tokens ---------------------------------------------------------------------------------------------------
 
-    def tokenise(self, text: str, trained: list[tuple[int, int]], runs: Sequence[list[str]]) -> tuple[Tensor, Tensor]:
-        """Token ids ``(L,)`` of a rendered chat, and labels ``(L,)`` on the assistant's turns.
+    def tokenize(self, chat: Rendered, runs: Sequence[list[str]]) -> Tokenized:
+        """Turn a rendered chat into token ids, with the tokens of media in place of their marks.
 
         Text is cut at the borders of media and answers, so that a prompt is exactly the beginning of its row.
 
         Args:
-            text, trained: of :meth:`render`. runs: the streams' names of each media part's tokens, in order.
+            chat: of :meth:`render`. runs: the streams' names of each media part's tokens, in order.
 
         Raises:
-            RowError: the template wrote a media part never, or twice.
+            RowError: ``chat_template``: the template wrote a media part never, or twice.
         """
-        marks = [i for i, c in enumerate(text) if c == MARK]
+        text = chat.text
+        marks = [i for i, character in enumerate(text) if character == MARK]
         if len(marks) != len(runs):
             raise RowError(
                 "chat_template",
                 f"the chat template writes {len(marks)} media parts, the chat has {len(runs)}; use one that writes "
-                "each turn once, as it is",
+                "each turn once, as given",
             )
-        cuts = sorted({0, len(text), *marks, *(m + 1 for m in marks), *(c for r in trained for c in r)})
-        spans = [(a, b) for a, b in pairwise(cuts) if b > a]
-        plain = [text[a:b] for a, b in spans if text[a] != MARK]
-        encoded = iter(self._encode(plain))
-        pending, media = iter(runs), self.config.media_token_ids  # looked up once: a config's attributes are slow
-        ids: list[int] = []
-        labels: list[int] = []
-        for a, _ in spans:
-            is_run = text[a] == MARK
-            piece = [media[name] for name in next(pending)] if is_run else next(encoded)
-            on = not is_run and any(low <= a < high for low, high in trained)
-            ids += piece
-            labels += piece if on else [IGNORE] * len(piece)
-        return torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long)
+        borders = {0, len(text), *marks, *(mark + 1 for mark in marks)}
+        for turn in chat.turns:
+            borders.update(turn.trained or ())
+        spans = [(a, b) for a, b in pairwise(sorted(borders)) if b > a]
+        pieces = self._encode([text[a:b] for a, b in spans if text[a] != MARK])
+        return _put_together(chat, spans, pieces, [self._placeholders(run) for run in runs])
 
-    def _encode(self, pieces: list[str]) -> list[list[int]]:
-        """Token ids of pieces of text; the same few (turn markers, questions) come back row after row."""
-        new = [p for p in dict.fromkeys(pieces) if p not in self._encoded]
-        if len(self._encoded) + len(new) > MOST_PIECES:
-            self._encoded, new = {}, list(dict.fromkeys(pieces))
+    def _placeholders(self, run: list[str]) -> list[int]:
+        ids = self.config.media_token_ids  # looked up once: a config's attributes are slow
+        return [ids[stream] for stream in run]
+
+    def _encode(self, texts: list[str]) -> list[_Piece]:
+        """Encode pieces of text; the same few (turn markers, questions) come back row after row."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._pieces]
+        if len(self._pieces) + len(new) > MOST_PIECES:
+            self._pieces, new = {}, list(dict.fromkeys(texts))
         if new:
-            self._encoded |= zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"], strict=True)
-        return [self._encoded[p] for p in pieces]
+            has_offsets = self.tokenizer.is_fast
+            encoded = self.tokenizer(new, add_special_tokens=False, return_offsets_mapping=has_offsets)
+            for number, (text, ids) in enumerate(zip(new, encoded["input_ids"], strict=True)):
+                # Without offsets a token is taken to come from the whole piece.
+                offsets = encoded["offset_mapping"][number] if has_offsets else [(0, len(text))] * len(ids)
+                self._pieces[text] = _Piece(ids, offsets)
+        return [self._pieces[text] for text in texts]
+
+
+def _put_together(
+    chat: Rendered, spans: Sequence[Range], pieces: Sequence[_Piece], runs: Sequence[list[int]]
+) -> Tokenized:
+    """Return the ids of text pieces and media runs in the order of the chat, and the places of its turns."""
+    ids: list[int] = []
+    asked: list[list[int]] = [[] for _ in chat.turns]
+    trained: list[list[int]] = [[] for _ in chat.turns]
+    next_piece, next_run = iter(pieces), iter(runs)
+    for start, _ in spans:
+        if chat.text[start] == MARK:
+            ids += next(next_run)
+            continue
+        piece = next(next_piece)
+        for number, turn in enumerate(chat.turns):
+            if turn.trained is not None and turn.trained[0] <= start < turn.trained[1]:
+                trained[number] += range(len(ids), len(ids) + len(piece.ids))
+            else:
+                asked[number] += [len(ids) + i for i in _tokens_in(piece, start, turn.asked)]
+        ids += piece.ids
+    return Tokenized(
+        torch.tensor(ids, dtype=torch.long),
+        [torch.tensor(places, dtype=torch.long) for places in asked],
+        [torch.tensor(places, dtype=torch.long) for places in trained],
+    )
+
+
+def _tokens_in(piece: _Piece, start: int, ranges: Sequence[Range]) -> list[int]:
+    """Return the tokens of a piece that begins at character ``start`` which overlap one of the ranges."""
+    last = start + piece.offsets[-1][1] if piece.offsets else start
+    near = [(low - start, high - start) for low, high in ranges if low < last and high > start]
+    if not near:
+        return []
+    overlapping = []
+    for number, (first, end) in enumerate(piece.offsets):
+        if any(first < high and end > low for low, high in near):
+            overlapping.append(number)
+    return overlapping

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,8 +29,6 @@ from avllm.models.configuration_avllm import AVConfig
 from avllm.models.encoders import build_encoder, pretrained_encoder
 from avllm.models.llm import is_quantised, load_llm
 from avllm.models.lora import activate, load_sets, save_sets, set_names
-
-Model = TypeVar("Model")
 
 
 def mark_trained(model: Any) -> None:
@@ -115,14 +113,14 @@ def save_checkpoint(model: Any, processor: Any, folder: str | Path, stages: list
 
 
 def load_model(
-    cls: type[Model],
+    cls: Any,
     folder: str | Path,
     *,
     device: str | torch.device = "cpu",
     dtype: str | None = None,
     quantize: str | None = None,
     backbones: dict[str, str] | None = None,
-) -> Model:
+) -> Any:
     """Read a checkpoint folder: backbones from where their names point, then the trained weights, then LoRA.
 
     Args:

@@ -20,6 +20,7 @@ class AVConfig(PretrainedConfig):
         connector: adapters in order, ``[{"type", **options}]``.
         layout: ``{"type", **options}``.
         sampling: which frames are looked at (:class:`~avllm.config.SamplingConfig`).
+        selector: ``{"type", **options}`` of the part that chooses frames by the question, or None.
         media_token_ids: the placeholder's token id of each stream that the connector hands to the LLM.
         lora: ``{set: {"r", "alpha", "dropout", "targets", "active"}}`` of the LoRA sets on the LLM.
         trained: parts that hold weights of their own (``connector``, ``encoders.audio``, ``llm``): a checkpoint holds
@@ -38,6 +39,7 @@ class AVConfig(PretrainedConfig):
         connector: list[dict[str, Any]] | None = None,
         layout: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
+        selector: dict[str, Any] | None = None,
         media_token_ids: dict[str, int] | None = None,
         lora: dict[str, dict[str, Any]] | None = None,
         trained: list[str] | None = None,
@@ -51,6 +53,7 @@ class AVConfig(PretrainedConfig):
         self.connector = connector or []
         self.layout = layout or {"type": "concat"}
         self.sampling = sampling or {"num_frames": 8}
+        self.selector = selector
         self.media_token_ids = media_token_ids or {}
         self.lora = lora or {}
         self.trained = trained or ["connector"]
@@ -84,6 +87,7 @@ class AVConfig(PretrainedConfig):
             connector=description.connector,
             layout=description.layout,
             sampling=description.sampling.model_dump(),
+            selector=description.selector,
             media_token_ids=media_token_ids,
             # An encoder that was made from a config alone exists nowhere else.
             trained=["connector", *(f"encoders.{s}" for s, r in encoders.items() if r["name"] is None)],

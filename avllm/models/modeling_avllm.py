@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from avllm.adapters.base import Prompt
+from avllm.adapters.base import Prompt, in_variant
 from avllm.config import LoraConfig, ModelConfig
-from avllm.data.collate import IGNORE, Batch
+from avllm.data.collate import Batch
 from avllm.encoders.base import Encoder
 from avllm.errors import UserError
+from avllm.models.asked import prompt_of
 from avllm.models.attention import llm_inputs
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
@@ -245,7 +246,9 @@ class AVLLM(PreTrainedModel):
         if self._shared is not None and batch in self._shared:
             return self._shared[batch]
         features = self.encode_media(batch.streams)
-        steps = self._connect_in_steps(features, self._prompt(batch) if self.connector.conditioned else None)
+        prompt = prompt_of(batch, self.llm.get_input_embeddings()) if self.connector.conditioned else None
+        with in_variant(batch.variant):
+            steps = self._connect_in_steps(features, prompt)
         if self._shared is not None:
             self._shared[batch] = steps
         return steps
@@ -262,15 +265,6 @@ class AVLLM(PreTrainedModel):
             yield
         finally:
             self._shared = None
-
-    def _prompt(self, batch: Batch) -> Prompt:
-        """The text before each row's first target, without media: what a conditioned adapter may read."""
-        media = torch.tensor(list(self.config.media_token_ids.values()), device=batch.input_ids.device)
-        is_media = torch.isin(batch.input_ids, media)
-        unanswered = (batch.labels != IGNORE).cumsum(1) == 0
-        keep = batch.attention_mask & unanswered & ~is_media  # (R, L)
-        x = self.llm.get_input_embeddings()(batch.input_ids.masked_fill(is_media, 0))
-        return Prompt(x[batch.clip_row], keep[batch.clip_row])
 
     def forward(self, batch: Batch, keep: Tensor | None = None) -> CausalLMOutputWithPast:
         """Logits of a batch.

@@ -19,10 +19,13 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
+from avllm.adapters.base import in_variant
 from avllm.config import ModelConfig
-from avllm.data.collate import Batch, Row, collate
+from avllm.data.collate import Batch, collate
 from avllm.data.media.load import Clip, Frames, Sampling, Sound
 from avllm.data.media.part import load_parts
+from avllm.data.reading import MediaReader
+from avllm.data.row import IGNORE, Part, Row
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, loading
@@ -35,6 +38,7 @@ from avllm.models.encoders import widths_of
 from avllm.models.placeholders import placeholder_streams
 from avllm.models.words import add_to_tokenizer
 from avllm.registry import build
+from avllm.selectors.base import Selector
 from avllm.tokens import EncoderInput, Grid
 
 OLD_NAME = "avllm_processor.json"  # before it was a ProcessorMixin
@@ -87,6 +91,7 @@ class AVProcessor(ProcessorMixin):
                 f"layout: stream {unknown[0]!r} does not come out of the connector; choose among "
                 f"{self.connector.out_streams}"
             )
+        self.selector: Selector | None = build("selectors", config.selector) if config.selector else None
         self.sampling = Sampling(**config.sampling)
         self.chat_text = ChatText(tokenizer, config)
         self._orders: dict[tuple[Any, ...], list[str]] = {}
@@ -188,9 +193,11 @@ class AVProcessor(ProcessorMixin):
         Raises:
             MediaError: a file cannot be read. RowError: a row cannot be made.
         """
+        reader = MediaReader(self)
         rows = []
         for sample in map(Sample.model_validate, samples):
-            rows.append(self.row(sample, self.read(sample.media, None if root is None else Path(root)), answer))
+            clips = reader.inputs(sample.media, None if root is None else Path(root), sample.last_question)
+            rows.append(self.row(sample, clips, answer))
         return self.collate(rows, "right" if answer else "left")
 
     def apply_chat_template(  # type: ignore[override]
@@ -217,7 +224,7 @@ class AVProcessor(ProcessorMixin):
         if tokenize:
             return self([sample], answer=not add_generation_prompt)
         shown = sample.question() if add_generation_prompt else sample
-        text, _ = self.chat_text.render(shown.messages, answer=not add_generation_prompt)
+        text = self.chat_text.render(shown.messages, answer=not add_generation_prompt).text
         for part in shown.media:
             text = text.replace(MARK, f"<|{part.type}|>", 1)
         return text
@@ -251,17 +258,24 @@ class AVProcessor(ProcessorMixin):
             self._needs(clip.frames is not None or clip.sound is not None, "video without sound", "visual")
         return clips
 
-    def read(self, parts: Sequence[MediaPart], root: Path | None) -> list[dict[str, EncoderInput]]:
-        """Decode media parts and prepare them for the encoders; raises as :meth:`load_clips` does."""
-        return [self.prepare(clip) for clip in self.load_clips(parts, root)]
-
     @staticmethod
     def _needs(there: bool, what: str, encoder: str) -> None:
         if not there:
             raise RowError("no_encoder", f"it holds a {what}, but the model has no {encoder} encoder")
 
-    def prepare(self, clip: Clip) -> dict[str, EncoderInput]:
-        """Each stream of a clip as its encoder takes it; an absent stream is absent here too."""
+    @property
+    def reads_question(self) -> bool:
+        """Whether clips are chosen by the question, so that none can be shared between questions."""
+        return self.selector is not None
+
+    def prepare(self, clip: Clip, question: str = "") -> dict[str, EncoderInput]:
+        """Prepare each stream of a clip for its encoder; an absent stream is absent here too.
+
+        Args:
+            clip: as decoded. question: what is asked about it, for models with a selector.
+        """
+        if self.selector is not None:
+            clip = self.selector.select(clip, question)
         inputs = {}
         for stream, preprocessor in self.preprocessors.items():
             if preprocessor.medium == "video" and clip.frames is not None:
@@ -271,21 +285,27 @@ class AVProcessor(ProcessorMixin):
         return {stream: replace(item, duration=clip.duration) for stream, item in inputs.items()}
 
     def streams_of(self, medium: str) -> list[str]:
-        """The encoders' streams of a medium, ``video`` or ``audio``."""
+        """Return the encoders' streams of a medium, ``video`` or ``audio``."""
         return [stream for stream, part in self.preprocessors.items() if part.medium == medium]
 
-    def order(self, clip: dict[str, EncoderInput]) -> list[str]:
-        """The streams' names in the order of the LLM's sequence, one a token: the run that the clip becomes."""
+    def order(self, clip: dict[str, EncoderInput], variant: str | None = None) -> list[str]:
+        """Return the streams' names in the order of the LLM's sequence, one a token: the run that the clip becomes.
+
+        Args:
+            clip: of :meth:`prepare`. variant: the one in which the connector runs.
+        """
         # in the order of the model's streams, not of the clip's: features out of a cache make the same row
         grids: dict[str, Grid] = {n: clip[n.split(".")[0]].grid for n in self.widths if n.split(".")[0] in clip}
         if not grids:
             return []
         # clocks and masks alone decide it, and many questions ask about one clip
-        key = tuple((n, g.mask.shape, g.span.numpy().tobytes(), g.mask.numpy().tobytes()) for n, g in grids.items())
+        clocks = ((n, g.mask.shape, g.span.numpy().tobytes(), g.mask.numpy().tobytes()) for n, g in grids.items())
+        key = (variant, *clocks)
         if key not in self._orders:
             if len(self._orders) >= MOST_ORDERS:
                 self._orders.clear()
-            self._orders[key] = self.layout.order(self.connector.output_grid(grids))
+            with in_variant(variant):
+                self._orders[key] = self.layout.order(self.connector.output_grid(grids))
         return self._orders[key]
 
     # ---- text -----------------------------------------------------------------------------------------------------
@@ -296,14 +316,19 @@ class AVProcessor(ProcessorMixin):
         clips: Sequence[dict[str, EncoderInput]],
         answer: bool = True,
         runs: Sequence[list[str]] | None = None,
+        last_only: bool = False,
+        variant: str | None = None,
     ) -> Row:
-        """Token ids with the media runs in place, and labels on the assistant's turns only.
+        """Make token ids with the media runs in place, and labels on the assistant's turns only.
 
         Args:
             sample: the messages.
             clips: :meth:`prepare`'s result for each media part, in order.
             answer: True for training; False ends the row where the last answer begins.
             runs: :meth:`order` of each clip, where it is already known from another row about the same clips.
+            last_only: train the last answer alone; the turns before it are given. A connector that reads the question
+                needs it, since it reads one question a row.
+            variant: the one in which the connector runs, see :class:`~avllm.data.row.Row`.
 
         Raises:
             RowError: an empty answer, reserved text, more media than parts, or a row longer than ``max_length``.
@@ -312,17 +337,28 @@ class AVProcessor(ProcessorMixin):
             raise RowError("media_count", f"{len(sample.media)} media parts but {len(clips)} clips were given")
         self._check(sample, answer)
         messages = sample.messages if answer else sample.question().messages
-        text, trained = self.chat_text.render(messages, answer)
-        ids, labels = self.chat_text.tokenise(text, trained, [self.order(c) for c in clips] if runs is None else runs)
+        chat = self.chat_text.render(messages, answer)
+        tokens = self.chat_text.tokenize(chat, [self.order(c, variant) for c in clips] if runs is None else runs)
+        ids = tokens.ids
         if len(ids) > self.max_length:
             raise RowError(
                 "too_long",
                 f"{len(ids)} tokens; the longest row is {self.max_length} and answers are never cut. "
                 "Raise data.max_length (max_length of the processor), take a shorter clip, fewer frames or queries",
             )
-        media = torch.isin(ids, torch.tensor(list(self.config.media_token_ids.values())))
-        targets = [m.text for m in messages if m.role == "assistant"]
-        return Row(sample.id, ids, labels, list(clips), media, sample.source, sample.kind, targets=targets)
+        parts = []
+        for turn, asked, trained in zip(chat.turns, tokens.asked, tokens.trained, strict=True):
+            clips_before = tuple(range(turn.media))
+            parts.append(
+                Part(sample.id, sample.kind, "answer", turn.question, turn.target, asked, trained, clips_before)
+            )
+        if last_only or not answer:
+            parts = parts[-1:]
+        labels = torch.full_like(ids, IGNORE)
+        for part in parts:
+            labels[part.trained] = ids[part.trained]
+        is_media = torch.isin(ids, torch.tensor(list(self.config.media_token_ids.values())))
+        return Row(sample.id, ids, labels, list(clips), is_media, sample.source, tuple(parts), variant=variant)
 
     def _check(self, sample: Sample, answer: bool) -> None:
         if answer and not (sample.answer or "").strip():

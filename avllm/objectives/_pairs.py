@@ -1,4 +1,4 @@
-"""Pairs of a clip's streams and its text: which rows have them, their tokens, whose texts are equal, and mismatches."""
+"""Pairs of a clip's streams and its text: the parts that have them, their tokens, equal texts, and mismatches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from avllm.data.collate import Batch
+    from avllm.data.collate import Batch, BatchParts, Places
     from avllm.tokens import Tokens
 
 JOINS = {"av": ("video", "audio")}
@@ -80,41 +80,38 @@ def default_pairs(model: Any) -> list[str]:
     return [*alone, f"{together}-text"] if len(streams) > 1 else alone
 
 
-def pool_rows(streams: dict[str, Tokens], names: tuple[str, ...], clip_row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Mean of the real tokens of the named streams over all clips of each row; streams weigh the same.
+def pool_clip_sets(streams: dict[str, Tokens], names: tuple[str, ...], sets: Places) -> tuple[Tensor, Tensor]:
+    """Average the real tokens of the named streams over the clips of each set; streams weigh the same.
 
     Args:
         streams: connector output, Tokens with x ``(B, T, P, D)``.
-        clip_row: ``(B,)`` the row of each clip.
-        rows: R.
+        sets: the clips of each of S sets.
 
     Returns:
-        ``(R, D)``, zero where nothing is real, and ``(R,)`` bool, True where **every** named stream is there.
+        ``(S, D)``, zero where nothing is real, and ``(S,)`` bool, True where **every** named stream is present.
     """
-    sums, there = [], []
+    means, present = [], []
     for name in names:
         x, mask = streams[name].flat()  # (B, N, D), (B, N)
-        total = x.new_zeros(rows, x.shape[-1]).index_add(0, clip_row, (x * mask[..., None]).sum(1))  # (R, D)
-        count = x.new_zeros(rows).index_add(0, clip_row, mask.sum(1).to(x.dtype))  # (R,)
-        sums.append(total / count.clamp(min=1)[:, None])
-        there.append(count > 0)
-    return torch.stack(sums).mean(0), torch.stack(there).all(0)
+        total = sets.sums((x * mask[..., None]).sum(1))  # (S, D)
+        count = sets.sums(mask.sum(1).to(x.dtype))  # (S,)
+        means.append(total / count.clamp(min=1)[:, None])
+        present.append(count > 0)
+    return torch.stack(means).mean(0), torch.stack(present).all(0)
 
 
-def tokens_by_row(streams: dict[str, Tokens], clip_row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """All connector tokens of all clips of each row, ``(R, M, D)``, and which are real, ``(R, M)``.
+def tokens_by_clip_set(streams: dict[str, Tokens], sets: Places) -> tuple[Tensor, Tensor]:
+    """Return all connector tokens of the clips of each set, ``(S, M, D)``, and which are real, ``(S, M)``.
 
     Args:
-        streams: connector output of B clips. clip_row: ``(B,)`` the row of each clip. rows: R.
+        streams: connector output of B clips. sets: the clips of each of S sets.
     """
     flat = [tokens.flat() for tokens in streams.values()]
-    x, mask = torch.cat([f[0] for f in flat], 1), torch.cat([f[1] for f in flat], 1)  # (B, N, D), (B, N)
-    same = clip_row[:, None] == clip_row[None]  # (B, B)
-    place = same.tril(-1).sum(1)  # (B,) clips of the same row before this one
-    most = int(place.max()) + 1 if len(place) else 1
-    out = x.new_zeros(rows, most, *x.shape[1:])
-    real = mask.new_zeros(rows, most, mask.shape[1])
-    return out.index_put((clip_row, place), x).flatten(1, 2), real.index_put((clip_row, place), mask).flatten(1, 2)
+    x = torch.cat([features for features, _ in flat], 1)  # (B, N, D)
+    mask = torch.cat([real for _, real in flat], 1)  # (B, N)
+    clips, is_clip = sets.padded()  # (S, C)
+    real = mask[clips] & is_clip[..., None]  # (S, C, N)
+    return x[clips].flatten(1, 2), real.flatten(1, 2)
 
 
 def text_id(text: str) -> int:
@@ -122,39 +119,42 @@ def text_id(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "little") >> 1
 
 
-def text_ids(batch: Batch, same: str = "text") -> Tensor:
-    """``(R,)`` the id of each row's answer; with ``same="kind"`` that of its kind, where it has one."""
-    texts = ["\n".join(row) for row in batch.targets]
+def text_ids(parts: BatchParts, same: str = "text") -> Tensor:
+    """Return the id of each part's answer ``(n,)``; with ``same="kind"`` that of its kind, where it has one."""
+    texts = [part.target for part in parts.items]
     if same == "kind":
-        texts = [t if kind is None else f"kind {kind}" for t, kind in zip(texts, batch.kinds, strict=True)]
-    ids = [text_id(t) for t in texts]
-    return torch.tensor(ids, dtype=torch.long, device=batch.labels.device)
+        texts = [part.target if part.kind is None else f"kind {part.kind}" for part in parts.items]
+    return torch.tensor([text_id(text) for text in texts], dtype=torch.long, device=parts.row.device)
 
 
-def rows_of(batch: Batch, pair: str) -> Tensor:
-    """``(R,)`` bool: rows with every stream of the pair, by the encoders' masks, and with a text where it is a side."""
+def parts_with(batch: Batch, pair: str) -> Tensor:
+    """Return which parts have every stream of the pair, and a text where it is a side, ``(n,)`` bool.
+
+    Streams count by the encoders' masks, before anything is computed.
+    """
     sides = parse_pair(pair)
-    rows = torch.ones_like(batch.labels[:, 0], dtype=torch.bool)
-    if not sides.right:
-        rows = (batch.labels >= 0).any(1)
+    chosen = torch.ones_like(batch.parts.row, dtype=torch.bool) if sides.right else batch.parts.has_target
     for name in sides.streams:
-        rows = rows & has_stream(batch, name)
-    return rows
+        chosen = chosen & has_stream(batch, name)
+    return chosen
 
 
 def has_stream(batch: Batch, name: str) -> Tensor:
-    """``(R,)`` bool: rows of which a clip has the stream."""
-    rows = torch.zeros(batch.labels.shape[0], dtype=torch.bool, device=batch.labels.device)
-    if name in batch.streams:
-        present = batch.streams[name].mask.flatten(1).any(1)  # (B,)
-        rows[batch.clip_row[present]] = True
-    return rows
+    """Return which parts see a clip that has the stream, ``(n,)`` bool."""
+    parts = batch.parts
+    if name not in batch.streams:
+        return torch.zeros_like(parts.row, dtype=torch.bool)
+    present = batch.streams[name].mask.flatten(1).any(1)  # (B,)
+    return parts.set_clips.any(present)[parts.clip_set]
 
 
-def chosen_rows(batch: Batch, captions_only: bool) -> Tensor:
-    """``(R,)`` bool: all rows, or those that are no questions (that have no ``kind``)."""
-    chosen = [not captions_only or kind in (None, "caption") for kind in batch.kinds]
-    return torch.tensor(chosen, device=batch.labels.device)
+def chosen_parts(batch: Batch, captions_only: bool) -> Tensor:
+    """Return the parts whose answer is right, ``(n,)`` bool: all, or those that are no questions."""
+    parts = batch.parts
+    chosen = parts.role_is("answer", "chosen")
+    if captions_only:
+        chosen = chosen & ~parts.is_true([part.is_question for part in parts.items])
+    return chosen
 
 
 def sample_negatives(similarity: Tensor, same: Tensor, scale: float = 10.0) -> tuple[Tensor, Tensor]:

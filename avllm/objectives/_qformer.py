@@ -1,4 +1,4 @@
-"""BLIP-2's three terms share this: the Q-Former of the connector that reads text, the rows it has, and their texts."""
+"""BLIP-2's three terms share this: the Q-Former of the connector that reads text, the parts it has, and their texts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from avllm.adapters._qformer_text import READ, QFormerText, Text
 from avllm.adapters.qformer import QFormer
 from avllm.distributed import gather_sizes, gather_with_grad
-from avllm.objectives._pairs import chosen_rows, has_stream, tokens_by_row
+from avllm.objectives._pairs import chosen_parts, has_stream, tokens_by_clip_set
 from avllm.objectives._text import answer_tokens
 from avllm.objectives.base import Objective
 
 if TYPE_CHECKING:
-    from avllm.data.collate import Batch
+    from avllm.data.collate import Batch, Places
 
 
 class Words(NamedTuple):
@@ -35,21 +35,23 @@ class Words(NamedTuple):
 
 
 class Units(NamedTuple):
-    """What a Q-Former's queries read at a time, frames, windows or clips, of all rows.
+    """The frames, windows or clips that a Q-Former's queries read one at a time, of all clips of the batch.
 
     Attributes:
-        x: ``(K, M, D)``. keep: ``(K, M)`` bool. row: ``(K,)`` the row of each.
+        x: ``(K, M, D)``. keep: ``(K, M)`` bool. clip: ``(K,)`` the clip of each.
+        sets: the clips of each set, see :class:`~avllm.data.collate.BatchParts`.
     """
 
     x: Tensor
     keep: Tensor
-    row: Tensor
+    clip: Tensor
+    sets: Places
 
 
 class QFormerTerm(Objective):
-    """A term on a Q-Former with a text side (its option ``text``), and on the rows that have its stream and an answer.
+    """A term on a Q-Former with a text side (its option ``text``), and on the parts that have its stream and an answer.
 
-    The answer is the row's text. Per frame or per window, a row has several units; what the Q-Former says of each is
+    The answer is the text. Per frame or per window, a clip has several units; what the Q-Former says of each is
     averaged: logits over units, similarities by the best query of any.
 
     Args:
@@ -72,7 +74,7 @@ class QFormerTerm(Objective):
         self.source, self.captions_only, self.max_length = self.stream.partition(".")[0], captions_only, max_length
         if self.source not in model.encoders:
             raise ValueError(
-                f"the Q-Former reads stream {self.stream!r}, which adapters make; rows are counted by an encoder's "
+                f"the Q-Former reads stream {self.stream!r}, which adapters make; parts are counted by an encoder's "
                 f"stream before they run, so expected one of {sorted(model.encoders)}"
             )
         text = self.side(model)
@@ -90,27 +92,28 @@ class QFormerTerm(Objective):
         assert text is not None
         return text
 
-    def rows(self, batch: Batch) -> Tensor:
-        """``(R,)`` bool: the rows that take part."""
-        has_text = (batch.labels >= 0).any(1)
-        return has_text & has_stream(batch, self.source) & chosen_rows(batch, self.captions_only)
+    def chosen(self, batch: Batch) -> Tensor:
+        """Return the parts that are counted, ``(n,)`` bool."""
+        with_media = batch.parts.has_target & has_stream(batch, self.source)
+        return with_media & chosen_parts(batch, self.captions_only)
 
     def weight(self, batch: Batch) -> float:
-        """The number of rows that take part."""
-        return float(self.rows(batch).sum())
+        """Count these parts."""
+        return float(self.chosen(batch).sum())
 
-    def words(self, batch: Batch, rows: Tensor) -> Words:
-        """The texts of the chosen rows."""
+    def words(self, batch: Batch, chosen: Tensor) -> Words:
+        """Return the texts of the chosen parts."""
         if self.tokenizer is None:
-            ids, mask = answer_tokens(batch.labels)  # (R, M)
-            return Words(ids[rows, : self.max_length], mask[rows, : self.max_length])
-        texts = [" ".join(t) for t, keep in zip(batch.targets, rows.tolist(), strict=True) if keep]
-        found = [self._tokenize(text) for text in texts]
-        ids = torch.zeros(len(found), max([1, *map(len, found)]), dtype=torch.long)
+            ids, mask = answer_tokens(batch, chosen)  # (k, M)
+            return Words(ids[:, : self.max_length], mask[:, : self.max_length])
+        pairs = zip(batch.parts.items, chosen.tolist(), strict=True)
+        texts = [self._tokenize(part.target) for part, keep in pairs if keep]
+        ids = torch.zeros(len(texts), max([1, *map(len, texts)]), dtype=torch.long)
         mask = torch.zeros_like(ids, dtype=torch.bool)
-        for i, tokens in enumerate(found):
-            ids[i, : len(tokens)], mask[i, : len(tokens)] = torch.tensor(tokens), True
-        return Words(ids.to(rows.device), mask.to(rows.device))
+        for i, tokens in enumerate(texts):
+            ids[i, : len(tokens)] = torch.tensor(tokens)
+            mask[i, : len(tokens)] = True
+        return Words(ids.to(chosen.device), mask.to(chosen.device))
 
     def _tokenize(self, text: str) -> list[int]:
         """Ids with the end in the end ([SEP] in BLIP-2); the beginning is the Q-Former's business."""
@@ -126,47 +129,52 @@ class QFormerTerm(Objective):
         return text.embed(given, words.mask, begin)
 
     def units(self, model: Any, batch: Batch) -> Units:
-        """What the Q-Former reads of the batch; nothing where no row has its stream."""
+        """Return what the Q-Former reads of the batch; nothing where no clip has its stream."""
         tokens = model.media_steps(batch)[self.place].get(self.stream)
         if tokens is None:
             x = next(self.qformer(model).parameters()).new_zeros(0, 1, self.qformer(model).in_dim)
-            return Units(x, x.new_ones(0, 1, dtype=torch.bool), batch.labels.new_zeros(0))
+            return Units(x, x.new_ones(0, 1, dtype=torch.bool), batch.labels.new_zeros(0), batch.parts.set_clips)
         x, keep, clip = self.qformer(model).units(tokens)
-        return Units(x, keep, batch.clip_row[clip])
+        return Units(x, keep, clip, batch.parts.set_clips)
 
-    def similarity(self, model: Any, batch: Batch, rows: Tensor) -> tuple[Tensor, int]:
-        """How like are the media of this process's rows and the texts of all processes?
+    def similarity(self, model: Any, batch: Batch, chosen: Tensor) -> tuple[Tensor, int]:
+        """Compare the media of this process's parts with the texts of all processes.
 
         BLIP-2's measure: cosine of the text's first output, read by itself, and the query output that is most like it.
 
         Args:
-            rows: ``(R,)`` bool, n of them True.
+            chosen: ``(n,)`` bool, k of them True.
 
         Returns:
-            ``(n, N)`` with gradients, and the place of this process's first row among the N.
+            ``(k, K)`` with gradients, and the place of this process's first part among the K of all.
         """
         text = self.side(model)
-        read = self.qformer(model).read_text(self.embed(model, self.words(batch, rows), READ))[:, 0]  # (n, D)
-        texts, first = gather_with_grad(F.normalize(text.text_projection(read).float(), dim=-1))  # (N, E)
+        read = self.qformer(model).read_text(self.embed(model, self.words(batch, chosen), READ))[:, 0]  # (k, D)
+        texts, first = gather_with_grad(F.normalize(text.text_projection(read).float(), dim=-1))  # (K, E)
         tokens = model.media_steps(batch)[self.place + 1].get(self.stream)
         if tokens is None:
             return texts.new_zeros(0, len(texts)) + 0.0 * texts.sum(), first
-        made, there = tokens_by_row({self.stream: tokens}, batch.clip_row, len(rows))  # (R, M, D), (R, M)
-        queries = F.normalize(text.query_projection(made[rows]).float(), dim=-1)  # (n, M, E)
-        like = torch.einsum("nme,te->ntm", queries, texts).masked_fill(~there[rows][:, None], -1.0)  # (n, N, M)
+        made, real = tokens_by_clip_set({self.stream: tokens}, batch.parts.set_clips)  # (S, M, D), (S, M)
+        sets = batch.parts.clip_set[chosen]  # (k,)
+        queries = F.normalize(text.query_projection(made[sets]).float(), dim=-1)  # (k, M, E)
+        like = torch.einsum("nme,te->ntm", queries, texts).masked_fill(~real[sets][:, None], -1.0)  # (k, K, M)
         return like.amax(-1), first
 
 
 def pairs_of(media: Tensor, units: Units) -> tuple[Tensor, Tensor]:
-    """Pairs of a row's media and a text, unit by unit.
+    """List the units that each of p pairs of media and a text reads.
 
     Args:
-        media: ``(p,)`` the row whose media stand in each pair.
+        media: ``(p,)`` the set of clips of each pair.
 
     Returns:
         ``(k,)`` each, the pair and the unit of every reading that the pairs take.
     """
-    pair, unit = (media[:, None] == units.row[None]).nonzero().unbind(1)
+    sets = units.sets
+    clips = int(max(units.clip.max(), sets.at.max())) + 1 if len(units.clip) and len(sets.at) else 1
+    in_set = torch.zeros(sets.count, clips, dtype=torch.bool, device=media.device)
+    in_set[sets.owner, sets.at] = True  # (S, B)
+    pair, unit = in_set[media][:, units.clip].nonzero().unbind(1)
     return pair, unit
 
 

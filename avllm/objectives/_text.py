@@ -1,4 +1,4 @@
-"""The text side of an alignment: one vector for each row's answer, by the frozen LLM or a frozen text encoder."""
+"""The text side of an alignment: one vector for each part's answer, by the frozen LLM or a frozen text encoder."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def answer_tokens(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The trained-on tokens of each row moved to the front: ids ``(R, M)`` (0 where none), mask ``(R, M)``, M >= 1."""
-    real = labels >= 0
-    count = real.sum(1)  # (R,)
-    width = max(1, int(count.max()))
-    mask = torch.arange(width, device=labels.device) < count[:, None]  # (R, M)
-    ids = torch.zeros_like(mask, dtype=torch.long)
-    ids[mask] = labels[real]
-    return ids, mask
+def answer_tokens(batch: Batch, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the answers' tokens of the chosen parts: ids ``(n, M)`` (0 where none), mask ``(n, M)``, M >= 1.
+
+    Args:
+        chosen: bool, one a part of the batch.
+    """
+    places, mask = batch.parts.trained.pick(chosen).padded()  # (n, M)
+    return batch.input_ids.flatten()[places].masked_fill(~mask, 0), mask
 
 
 class TextSide(nn.Module):
-    """Texts -> ``(R, dim)``, without gradients.
+    """Texts -> ``(n, dim)``, without gradients.
 
     Args:
         model: an AVLLM, whose LLM gives the width.
@@ -55,40 +54,40 @@ class TextSide(nn.Module):
             self._frozen = (encoder,)
 
     @torch.no_grad()
-    def forward(self, model: Any, batch: Batch, rows: Tensor | None = None) -> Tensor:
-        """``(R, dim)``; a row without an answer gives a vector that nobody reads.
+    def forward(self, model: Any, batch: Batch, chosen: Tensor | None = None) -> Tensor:
+        """Embed the parts' answers, ``(n, dim)``; a part without an answer gets a vector without meaning.
 
         Args:
             model, batch: as an objective gets them.
-            rows: ``(R,)`` bool, those that are read; the others are spared the LLM and stay zero.
+            chosen: ``(n,)`` bool, the parts that are read; the others stay zero and cost nothing.
         """
-        if rows is None:
-            rows = torch.ones_like(batch.labels[:, 0], dtype=torch.bool)
-        out = torch.zeros(len(rows), self.dim, device=batch.labels.device)
-        if bool(rows.any()):
-            out[rows] = self._embed(model, batch, rows).to(out.dtype)
+        if chosen is None:
+            chosen = torch.ones_like(batch.parts.row, dtype=torch.bool)
+        out = torch.zeros(len(chosen), self.dim, device=batch.labels.device)
+        if bool(chosen.any()):
+            out[chosen] = self._embed(model, batch, chosen).to(out.dtype)
         return out
 
-    def _embed(self, model: Any, batch: Batch, rows: Tensor) -> Tensor:
-        """``(n, dim)`` of the chosen rows."""
+    def _embed(self, model: Any, batch: Batch, chosen: Tensor) -> Tensor:
+        """Embed the chosen parts, ``(k, dim)``."""
         if self._frozen:
-            return self._by_encoder([t for t, keep in zip(batch.targets, rows.tolist(), strict=True) if keep], rows)
-        ids, mask = answer_tokens(batch.labels[rows])  # (n, M)
+            pairs = zip(batch.parts.items, chosen.tolist(), strict=True)
+            return self._by_encoder([part.target for part, keep in pairs if keep], chosen.device)
+        ids, mask = answer_tokens(batch, chosen)  # (k, M)
         if self.kind == "llm_embeddings":
             return masked_mean(model.llm.get_input_embeddings()(ids), mask)
-        # a row without an answer still needs one visible token, or its softmax is empty
+        # a part without an answer still needs one visible token, or its softmax is empty
         seen = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)
         with model.lora(()):
             mask_of = {"attention_mask": seen.long(), "use_cache": False, "logits_to_keep": 1}
             out = model.llm(input_ids=ids, output_hidden_states=True, **mask_of)
         return masked_mean(out.hidden_states[-1], mask)  # (n, dim)
 
-    def _by_encoder(self, targets: list[list[str]], rows: Tensor) -> Tensor:
-        texts = [" ".join(row) for row in targets]
-        encoder = self._frozen[0].to(rows.device)
+    def _by_encoder(self, texts: list[str], device: torch.device) -> Tensor:
+        encoder = self._frozen[0].to(device)
         longest = min(self.tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", 512))
         options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
-        tokens = self.tokenizer(texts, **options).to(rows.device)
+        tokens = self.tokenizer(texts, **options).to(device)
         return masked_mean(encoder(**tokens).last_hidden_state, tokens["attention_mask"].bool())
 
 

@@ -15,14 +15,17 @@ class Objective(nn.Module):
 
     The trainer divides the sums of all micro batches and processes by their total weight, so that 8 rows at once,
     8 times 1 row, and 2 processes with 4 give one and the same gradient. An objective therefore never takes a mean.
-    (One that compares rows with each other sees those of one micro-step: accumulation brings it no further ones.)
+    (One that compares parts with each other sees those of one micro-step: accumulation brings it no further ones.)
+
+    What it counts are tokens (``batch.labels``) or parts (``batch.parts``), never rows: packing puts the parts of
+    several rows into one, and the loss has to be the same.
 
     Attributes:
-        by_row: True where it takes a row of the batch for one sample (its clips, its text); False where only tokens
-            count, so that unrelated samples may stand in one row.
+        compares: True where the loss of a part depends on the others of its micro batch (negatives in the batch), so
+            that it matters which rows share one.
     """
 
-    by_row: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from avllm.distributed import gather_with_grad
 from avllm.objectives._pairs import (
     check_pairs,
-    chosen_rows,
+    chosen_parts,
     default_pairs,
     parse_pair,
-    pool_rows,
-    rows_of,
+    parts_with,
+    pool_clip_sets,
     text_ids,
 )
 from avllm.objectives._text import TextSide
@@ -81,23 +81,23 @@ def symmetric_info_nce(media: Tensor, text: Tensor, ids: Tensor, scale: Tensor |
 
 
 class Contrastive(Objective):
-    """Align pooled connector tokens with the caption (the row's answer).
+    """Align pooled connector tokens with the caption (the answer of each part of a row).
 
-    The negatives of a row are the other rows of its micro-step, of all processes: ``train.accumulate`` adds none, and a
-    batch of a single row has nothing to learn from.
+    The negatives of a part are the other parts of its micro-step, of all processes: ``train.accumulate`` adds none, and
+    a batch of a single part has nothing to learn from.
 
     Args:
         model: an AVLLM; only its widths are read here.
         pairs: two sides each, of streams that encoders give or, the second, of the text: ``audio-text``,
             ``speech+video-text``, ``video-audio``; ``av`` is ``video+audio``. None takes each stream with the text
-            and all together with it. A row takes part in a pair when it has all its streams; equal texts are no
+            and all together with it. A part is in a pair when its clips have all its streams; equal texts are no
             negatives of each other in pairs without text, too.
         text: ``llm`` (last hidden states of the frozen LLM), ``llm_embeddings`` (its input embeddings), or the name
             or folder of any HF text encoder.
         dim: width of the common space.
-        same: which rows are no negatives of each other: those of equal ``text``, or those of equal ``kind`` (a class
+        same: which parts are no negatives of each other: those of equal ``text``, or those of equal ``kind`` (a class
             whose captions are worded in several ways).
-        captions_only: leave out rows that have a ``kind``: questions, whose answers say little of their clip.
+        captions_only: leave out questions (parts with a ``kind``), whose answers say little of their clip.
         temperature: at the start; learned, and clamped to ``[min_temperature, 1]``.
     """
 
@@ -134,43 +134,44 @@ class Contrastive(Objective):
         return self.log_temperature.clamp(math.log(self.min_temperature), 0.0).neg().exp().squeeze()
 
     def weight(self, batch: Batch) -> float:
-        """The number of (row, pair) terms that the batch has."""
-        return float(sum(int(self._rows(batch, pair).sum()) for pair in self.pairs))
+        """Count the (part, pair) terms that the batch has."""
+        return float(sum(int(self._chosen(batch, pair).sum()) for pair in self.pairs))
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over (row, pair) of the symmetric loss; ``hits``: how many of them found their own text first."""
+        """Sum the symmetric loss over (part, pair); ``hits``: how many of them found their own text first."""
         streams = model.media_tokens(batch)
-        text = self.embed_text(model, batch)  # (R, dim)
-        ids = text_ids(batch, self.same)
+        text = self.embed_text(model, batch)  # (n, dim)
+        ids = text_ids(batch.parts, self.same)
         loss = text.sum() * 0.0
-        found = torch.zeros_like(loss)
+        all_hits = torch.zeros_like(loss)
         for pair in self.pairs:
             if any(name not in streams for name in parse_pair(pair).streams):
                 continue  # single process only: with several, the model lets absent streams pass as masked dummies
-            keep = self._rows(batch, pair)
-            media = self.embed_media(streams, batch, pair)[keep]  # (n, dim)
+            chosen = self._chosen(batch, pair)
+            media = self.embed_media(streams, batch, pair)[chosen]  # (k, dim)
             keys = self.embed_keys(streams, batch, pair) if pair in self.key_projection else text
-            term, hits = symmetric_info_nce(media, keys[keep], ids[keep], self.scale)
-            loss, found = loss + term, found + hits
-        return loss, {"hits": found}
+            term, hits = symmetric_info_nce(media, keys[chosen], ids[chosen], self.scale)
+            loss = loss + term
+            all_hits = all_hits + hits
+        return loss, {"hits": all_hits}
 
-    def _rows(self, batch: Batch, pair: str) -> Tensor:
-        """``(R,)`` bool: the rows that take part in a pair."""
-        return rows_of(batch, pair) & chosen_rows(batch, self.captions_only)
+    def _chosen(self, batch: Batch, pair: str) -> Tensor:
+        """Return the parts that are in a pair, ``(n,)`` bool."""
+        return parts_with(batch, pair) & chosen_parts(batch, self.captions_only)
 
     def embed_text(self, model: Any, batch: Batch) -> Tensor:
-        """``(R, dim)`` unit vectors of the rows' answers; of rows that take no part they mean nothing."""
-        text = self.text(model, batch, chosen_rows(batch, self.captions_only))  # (R, D)
+        """Embed the parts' answers as unit vectors ``(n, dim)``; those of parts that are not chosen mean nothing."""
+        text = self.text(model, batch, chosen_parts(batch, self.captions_only))  # (n, D)
         return F.normalize(self.text_projection(text).float(), dim=-1)
 
     def embed_media(self, streams: dict[str, Tokens], batch: Batch, pair: str) -> Tensor:
-        """``(R, dim)`` unit vectors of the rows' clips by the connector's output; only those of ``rows_of`` mean it."""
+        """Embed the parts' clips as unit vectors ``(n, dim)``; those of parts without all streams mean nothing."""
         return self._pool(streams, batch, parse_pair(pair).left, self.media_projection[pair])
 
     def embed_keys(self, streams: dict[str, Tokens], batch: Batch, pair: str) -> Tensor:
-        """``(R, dim)`` unit vectors of the second side of a pair without text."""
+        """Embed the second side of a pair without text as unit vectors ``(n, dim)``."""
         return self._pool(streams, batch, parse_pair(pair).right, self.key_projection[pair])
 
     def _pool(self, streams: dict[str, Tokens], batch: Batch, names: tuple[str, ...], projection: nn.Module) -> Tensor:
-        pooled, _ = pool_rows(streams, names, batch.clip_row, batch.input_ids.shape[0])  # (R, D)
-        return F.normalize(projection(pooled).float(), dim=-1)
+        pooled, _ = pool_clip_sets(streams, names, batch.parts.set_clips)  # (S, D)
+        return F.normalize(projection(pooled)[batch.parts.clip_set].float(), dim=-1)  # (n, dim)

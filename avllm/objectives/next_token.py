@@ -72,7 +72,7 @@ def head_is_plain(llm: Any) -> bool:
 class NextToken(Objective):
     """Cross-entropy of each target given what stands before it; its weight is the number of targets."""
 
-    by_row = False
+    compares = False
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)

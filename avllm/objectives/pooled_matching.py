@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from avllm.distributed import gather_with_grad
 from avllm.objectives._pairs import (
     check_pairs,
+    chosen_parts,
     default_pairs,
     matching_loss,
     parse_pair,
-    pool_rows,
-    rows_of,
+    parts_with,
+    pool_clip_sets,
     sample_negatives,
     text_ids,
 )
@@ -51,19 +52,22 @@ class PooledMatching(Objective):
         self.head = nn.Sequential(nn.Linear(3 * dim, dim), nn.GELU(), nn.Linear(dim, 1))
 
     def weight(self, batch: Batch) -> float:
-        """Rows that have a text and all streams of the pair."""
-        return float(rows_of(batch, self.pair).sum())
+        """Count the parts that have a text and all streams of the pair."""
+        return float(self._chosen(batch).sum())
+
+    def _chosen(self, batch: Batch) -> Tensor:
+        return parts_with(batch, self.pair) & chosen_parts(batch, captions_only=False)
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed loss over rows; ``hits``: matching pairs that were called matching."""
+        """Sum the loss over parts; ``hits``: matching pairs that were called matching."""
         streams = model.media_tokens(batch)
-        texts = self.text_projection(self.text(model, batch)).float()  # (R, dim)
+        texts = self.text_projection(self.text(model, batch)).float()  # (n, dim)
         if any(name not in streams for name in parse_pair(self.pair).streams):
             return texts.sum() * 0.0, {"hits": texts.new_zeros(())}
-        keep = rows_of(batch, self.pair)
-        pooled, _ = pool_rows(streams, parse_pair(self.pair).left, batch.clip_row, len(texts))  # (R, D)
-        media, texts = self.media_projection(pooled).float()[keep], texts[keep]  # (n, dim)
-        return self._loss(media, texts, text_ids(batch)[keep])
+        chosen = self._chosen(batch)
+        pooled, _ = pool_clip_sets(streams, parse_pair(self.pair).left, batch.parts.set_clips)  # (S, D)
+        media = self.media_projection(pooled).float()[batch.parts.clip_set]  # (n, dim)
+        return self._loss(media[chosen], texts[chosen], text_ids(batch.parts)[chosen])
 
     def _loss(self, media: Tensor, texts: Tensor, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         all_media, _ = gather_with_grad(media)  # (N, dim)

@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 class QFormerCaptioning(QFormerTerm):
-    """Next-token cross-entropy on the row's text; its weight is the number of tokens.
+    """Next-token cross-entropy on the part's text; its weight is the number of tokens.
 
     Args:
         model: an AVLLM. stream, tokenizer, max_length, captions_only: as in the objective ``qformer_contrastive``.
     """
 
     def weight(self, batch: Batch) -> float:
-        """Tokens of the texts of the rows that take part."""
-        return float(self.words(batch, self.rows(batch)).mask.sum())
+        """Count the tokens of the chosen parts' texts."""
+        return float(self.words(batch, self.chosen(batch)).mask.sum())
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed cross-entropy over tokens; ``hits``: tokens that were the likeliest."""
-        rows = self.rows(batch)
-        words = self.words(batch, rows)
-        states = self.write(model, self.units(model, batch), rows.nonzero().squeeze(1), words)  # (n, L, D)
+        chosen = self.chosen(batch)
+        words = self.words(batch, chosen)
+        states = self.write(model, self.units(model, batch), batch.parts.clip_set[chosen], words)  # (n, L, D)
         head = model.llm.get_output_embeddings()
         logits = self.side(model).to_words(states[words.mask], head)  # (tokens, V)
         loss, hits = next_token_loss(logits, words.ids[words.mask])
@@ -43,7 +43,7 @@ class QFormerCaptioning(QFormerTerm):
         """States ``(n, L, D)``, each from the place before its token.
 
         Args:
-            units: of all rows. media: ``(n,)`` the row whose media each text tells of.
+            units: of all clips. media: ``(n,)`` the set of clips that each text is about.
             words: the n texts.
         """
         qformer = self.qformer(model)

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 def similarity_loss(similarity: Tensor, first: int, ids: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Symmetric InfoNCE on similarities, over all processes, summed over this process's rows.
+    """Symmetric InfoNCE on similarities, over all processes, summed over this process's parts.
 
     Args:
         similarity: ``(n, N)`` of this process's media and the texts of all; every process has to call, n may be 0.
-        first: the place of this process's first row among the N.
+        first: the place of this process's first part among the N.
         ids: ``(n,)`` long; equal ids = equal texts, which are not negatives of each other.
         scale: inverse temperature.
 
     Returns:
-        The sum over rows of the mean of both directions, and how many rows found their own text (or an equal one)
+        The sum over parts of the mean of both directions, and how many found their own text (or an equal one)
         first: both scalars.
     """
     n = len(similarity)
@@ -39,7 +39,7 @@ def similarity_loss(similarity: Tensor, first: int, ids: Tensor, scale: Tensor |
     all_ids, _ = gather_with_grad(ids)  # (N,)
     own = first + torch.arange(n, device=ids.device)  # (n,)
     same = ids[:, None] == all_ids[None]  # (n, N)
-    zero = 0.0 * whole.sum() * scale  # a process without rows stays on the graph, for the others' backward
+    zero = 0.0 * whole.sum() * scale  # a process without parts stays on the graph, for the others' backward
     if not n:
         return zero, zero.detach()
     to_text = pick_own(scale * similarity, own, same)
@@ -49,21 +49,21 @@ def similarity_loss(similarity: Tensor, first: int, ids: Tensor, scale: Tensor |
 
 
 class QFormerContrastive(QFormerTerm):
-    """Each clip finds its text, and each text its clip, among the rows of the micro-step, of all processes.
+    """Each clip finds its text, and each text its clip, among the parts of the micro-step, of all processes.
 
-    It needs a ``qformer`` with the option ``text`` in the connector. The text is the row's answer.
+    It needs a ``qformer`` with the option ``text`` in the connector. The text is the part's answer.
 
     Args:
         model: an AVLLM.
         stream: of the Q-Former, where several have a text side.
         tokenizer: hub name or folder, for a Q-Former with a vocabulary of its own; the LLM's tokens need none.
         max_length: tokens of a text; what is longer is cut.
-        captions_only: leave out rows that have a ``kind``: questions, whose answers say little of their clip.
+        captions_only: leave out questions (parts with a ``kind``), whose answers say little of their clip.
     """
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over rows of the symmetric loss; ``hits``: rows that found their own text first."""
-        rows = self.rows(batch)
-        similarity, first = self.similarity(model, batch, rows)
-        loss, hits = similarity_loss(similarity, first, text_ids(batch)[rows], self.side(model).scale)
+        """Sum the symmetric loss over parts; ``hits``: parts that found their own text first."""
+        chosen = self.chosen(batch)
+        similarity, first = self.similarity(model, batch, chosen)
+        loss, hits = similarity_loss(similarity, first, text_ids(batch.parts)[chosen], self.side(model).scale)
         return loss, {"hits": hits}

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class QFormerMatching(QFormerTerm):
-    """Tell each row's own pair from two hard mismatches: its clip with another text, its text with another clip.
+    """Tell each part's own pair from two hard mismatches: its clip with another text, its text with another clip.
 
-    Wrong texts are drawn among the rows of all processes, whose token ids are exchanged. Wrong clips are drawn among
+    Wrong texts are drawn among the parts of all processes, whose token ids are exchanged. Wrong clips are drawn among
     this process's: features of a clip are megabytes, and would have to be sent whole. Each frame or window is read
     three times, once a pair: with many of them it is this term that limits the batch.
 
@@ -33,13 +33,14 @@ class QFormerMatching(QFormerTerm):
     """
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed loss over rows; ``hits``: the share of a row's pairs that are told right (who says no: 2/3)."""
-        rows = self.rows(batch)
-        words, units = self.words(batch, rows), self.units(model, batch)
-        ids = text_ids(batch)[rows]
-        text_key, has_text, clip_key, has_clip = self.draw(model, batch, rows, ids)
+        """Sum the loss over parts; ``hits``: the share of a part's pairs that are told right (who says no: 2/3)."""
+        chosen = self.chosen(batch)
+        words, units = self.words(batch, chosen), self.units(model, batch)
+        ids = text_ids(batch.parts)[chosen]
+        text_key, has_text, clip_key, has_clip = self.draw(model, batch, chosen, ids)
         everyones, first = gather_words(words)
-        n, own = len(ids), rows.nonzero().squeeze(1)  # (n,)
+        n = len(ids)
+        own = batch.parts.clip_set[chosen]  # (n,)
         mine = first + torch.arange(n, device=own.device)
         media = torch.cat([own, own, own[clip_key]])  # (3n,)
         texts = everyones.pick(torch.cat([mine, text_key, mine]))
@@ -50,11 +51,14 @@ class QFormerMatching(QFormerTerm):
         return loss, {"hits": (right / (1.0 + has_text.float() + has_clip.float())).sum()}
 
     @torch.no_grad()
-    def draw(self, model: Any, batch: Batch, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hard negatives of the n rows: ``(n,)`` the wrong text among all processes' and whether there is one, ``(n,)``
-        the wrong clip among this process's n and whether there is one. Equal texts are no negatives.
+    def draw(self, model: Any, batch: Batch, chosen: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw hard negatives of the n parts; equal texts are no negatives.
+
+        Returns:
+            ``(n,)`` each: the wrong text among all processes', whether there is one, the wrong clip among this
+            process's n, whether there is one.
         """
-        similarity, first = self.similarity(model, batch, rows)  # (n, N)
+        similarity, first = self.similarity(model, batch, chosen)  # (n, N)
         same = ids[:, None] == gather_with_grad(ids)[0][None]  # (n, N)
         here, scale = slice(first, first + len(ids)), float(self.side(model).scale)
         texts = sample_negatives(similarity, same, scale)
@@ -65,7 +69,7 @@ class QFormerMatching(QFormerTerm):
         """Logits ``(p, 2)``, no and yes, of p pairs.
 
         Args:
-            units: of all rows. media: ``(p,)`` the row whose media stand in each pair.
+            units: of all clips. media: ``(p,)`` the set of clips of each pair.
             words: the p texts.
         """
         qformer, side = self.qformer(model), self.side(model)

@@ -51,7 +51,7 @@ def use_cache(
     fill(
         cache,
         places,
-        training.read,
+        training.reader.inputs,
         parts.model.encoders,
         device=accelerator.device,
         num_workers=data.num_workers,

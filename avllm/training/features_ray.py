@@ -14,7 +14,7 @@ from torch import nn
 from avllm.config import RunConfig
 from avllm.data.cache.fill import CacheError, FeatureCache, Filled, encode_places
 from avllm.data.cache.store import place_name
-from avllm.data.reading import Place
+from avllm.data.reading import MediaReader, Place
 from avllm.models.processing_avllm import AVProcessor
 from avllm.on_ray import run_on_ray
 from avllm.training.accelerator import make_accelerator
@@ -78,6 +78,6 @@ class _Encode:
     def __call__(self, task: Task) -> Filled:
         places, self.cache.keys = task
         (done,) = encode_places(
-            self.cache, places, self.processor.read, self.encoders, batch_size=len(places), **self.how
+            self.cache, places, MediaReader(self.processor).inputs, self.encoders, batch_size=len(places), **self.how
         )
         return done

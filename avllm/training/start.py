@@ -13,12 +13,15 @@ import torch
 from avllm import distributed
 from avllm.config import DataConfig, RunConfig, SourceConfig
 from avllm.data.augment import Augment
-from avllm.data.collate import Row
 from avllm.data.dataset import SampleDataset
 from avllm.data.index import Manifest
 from avllm.data.items import read_quarantine, without_test_reasons
 from avllm.data.loader import Collate
 from avllm.data.packing import fill_sequences
+from avllm.data.row import text_row
+from avllm.data.row_makers.base import RowMaker
+from avllm.data.row_makers.each_turn import EachTurn
+from avllm.data.row_makers.whole import Whole
 from avllm.data.store.storage import url_of
 from avllm.errors import UserError
 from avllm.log import logger
@@ -27,7 +30,7 @@ from avllm.models.checkpoint_format import is_checkpoint, read_manifest_of
 from avllm.models.encoders import check_encoder
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
-from avllm.registry import check
+from avllm.registry import build, check
 from avllm.training.task import Task
 
 LOG = logger(__name__)
@@ -95,6 +98,9 @@ def check_settings(config: RunConfig) -> None:
         for spec in config.model.connector:
             check("adapters", spec)
         check("layouts", config.model.layout)
+        if config.model.selector is not None:
+            check("selectors", config.model.selector)
+    check("row_makers", config.data.rows)
     with distributed.main_first():
         for source in [*config.data.train, *config.data.validation]:
             Manifest(source.manifest)
@@ -145,15 +151,18 @@ def _place(manifest: str) -> str:
 def _dataset(
     data: DataConfig, sources: Sequence[SourceConfig], parts: Parts, quarantine: Mapping[str, str]
 ) -> SampleDataset:
-    dataset = SampleDataset(
+    maker: RowMaker = build("row_makers", data.rows)
+    if isinstance(maker, Whole) and (parts.model.connector.conditioned or parts.processor.reads_question):
+        maker = EachTurn()  # such a model reads one question a row
+    return SampleDataset(
         [source.manifest for source in sources],
         parts.processor,
+        maker=maker,
         pack=data.shares_media,
         max_packed=data.max_packed,
         quarantine=quarantine,
+        keep_decoded=data.keep_decoded,
     )
-    dataset.keep_decoded = data.keep_decoded
-    return dataset
 
 
 def name_unclear(config: RunConfig, datasets: Sequence[SampleDataset]) -> None:
@@ -175,24 +184,19 @@ def _some(ids: Sequence[str]) -> str:
     return ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
 
 
-def check_rows(config: RunConfig, task: Task) -> None:
-    """Make sure that rows that share a sequence, or lie in another micro batch, are what they are by themselves.
+def check_rows(config: RunConfig, task: Task, maker: RowMaker) -> None:
+    """Check that answers that share a sequence, or a micro batch with others, are trained as if they were alone.
 
     Raises:
-        PackingError: to the model or an objective they are not.
+        PackingError: to the model or an objective they are not the same.
     """
-    if config.data.pack:
-        check_packing(task.model)
-    by_row = [name for name, objective in task.objectives.items() if objective.by_row]
-    if config.train.max_tokens and by_row:
+    if config.data.pack or maker.shares_sequences:
+        check_packing(task.model, shares_media=config.data.shares_media)
+    comparing = [name for name, objective in task.objectives.items() if objective.compares]
+    if config.train.max_tokens and comparing:
         raise PackingError(
-            f"train.max_tokens puts rows of similar length into one micro batch, and objective {', '.join(by_row)} may "
-            "compare the rows of a micro batch with each other; it goes where only tokens count (next_token)"
-        )
-    if config.data.filled_length and by_row:
-        raise PackingError(
-            f"data.pack is {config.data.pack!r}, but objective {', '.join(by_row)} takes each row for one sample; "
-            "unrelated samples can share a row where only tokens count (next_token). Expected pack: media or false"
+            f"train.max_tokens puts rows of similar length into one micro batch, and objective {', '.join(comparing)} "
+            "compares the rows of a micro batch with each other; it goes where only tokens count (next_token)"
         )
 
 
@@ -207,6 +211,6 @@ def padding(parts: Parts, *, blanks: bool, filled: int | None = None, max_tokens
     """
     pad = int(parts.processor.tokenizer.pad_token_id)
     ids = torch.tensor([pad, pad])
-    empty = Row("", ids, torch.full_like(ids, -100), [], torch.zeros(2, dtype=torch.bool), targets=[""])
+    empty = text_row(ids)
     join = partial(fill_sequences, max_length=filled) if filled else None
     return Collate(partial(parts.processor.collate, blanks=blanks), empty, join, max_tokens)

@@ -124,7 +124,7 @@ class Trainer:
     def _build_task(self) -> None:
         config, train = self.config, self.config.train
         task = Task(self.parts.model, config.objectives)
-        check_rows(config, task)
+        check_rows(config, task, self.dataset.maker)
         self.shares = optim.apply_rules(task, config.trainable)
         mark_trained(self.parts.model)  # before it costs anything: what trains has to fit into a checkpoint
         optim.check_lora_trains(self.shares, [settings.name for settings in config.lora])
@@ -192,8 +192,9 @@ class Trainer:
         return self.evened(fetched)
 
     def evened(self, micros: list[MicroBatch]) -> list[MicroBatch]:
-        """As many micro batches as every other process has: where tokens limit them, their number differs."""
-        if self.config.train.max_tokens is None or distributed.world_size() == 1:
+        """Return as many micro batches as every other process has: a limit on tokens, or variants, may differ."""
+        may_differ = self.config.train.max_tokens is not None or self.dataset.maker.has_variants
+        if not may_differ or distributed.world_size() == 1:
             return micros
         most = max(distributed.gather_objects(len(micros)))
         return micros + [self.collate([])[0] for _ in range(most - len(micros))]

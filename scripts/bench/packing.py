@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from avllm.config import LoraConfig
-from avllm.data.collate import IGNORE, Batch, Row, collate
+from avllm.data.collate import Batch, collate
 from avllm.data.packing import fill_sequences
+from avllm.data.row import IGNORE, Row
 from avllm.evaluation.environment import environment
 from avllm.log import hush_libraries
 from avllm.models.attention import check_packing

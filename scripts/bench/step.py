@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from avllm.config import LoraConfig
-from avllm.data.collate import IGNORE, Batch, Row, collate
+from avllm.data.collate import Batch, collate
+from avllm.data.row import IGNORE, Row
 from avllm.evaluation.environment import environment
 from avllm.log import hush_libraries
 from avllm.models.configuration_avllm import AVConfig

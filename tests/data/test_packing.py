@@ -9,8 +9,8 @@ import torch
 from tiny import World, make_world, settings
 
 from avllm.config import RunConfig
-from avllm.data.collate import Row
-from avllm.data.packing import fill_sequences, first_fit, level_bins, pack_rows, shared_length
+from avllm.data.packing import fill_sequences, first_fit, level_bins, share_media, shared_length
+from avllm.data.row import Row
 from avllm.models.attention import PackingError, block_mask
 from avllm.training.start import build_datasets, build_parts, check_rows, padding
 from avllm.training.task import Task
@@ -26,7 +26,7 @@ def test_the_shared_part_ends_before_the_token_that_predicts_a_target() -> None:
     one = bare_row([9, 9, 4, 5, 6], [-100, -100, -100, -100, 6], 2)
     two = bare_row([9, 9, 4, 5, 7, 8], [-100, -100, -100, -100, 7, 8], 2)
     assert shared_length([one, two]) == 3
-    (packed,) = pack_rows([one, two], 20)
+    (packed,) = share_media([one, two], 20)
     assert packed.input_ids.tolist() == [9, 9, 4, 5, 6, 5, 7, 8]
     assert packed.labels.tolist() == [-100, -100, -100, -100, 6, -100, 7, 8]
     assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 4, 5]
@@ -37,9 +37,9 @@ def test_the_shared_part_ends_before_the_token_that_predicts_a_target() -> None:
 
 def test_packs_are_no_longer_than_asked_and_media_is_never_behind_the_shared_part() -> None:
     rows = [bare_row([9, 9, 4, n, 6], [-100] * 4 + [6], 2) for n in (1, 2, 3)]
-    assert [len(r.input_ids) for r in pack_rows(rows, 7)] == [7, 5]
+    assert [len(r.input_ids) for r in share_media(rows, 7)] == [7, 5]
     apart = [bare_row([n, 9, 4, 6], [-100] * 3 + [6], 2) for n in (1, 2)]
-    assert pack_rows(apart, 50) == apart
+    assert share_media(apart, 50) == apart
 
 
 def test_rows_stand_one_behind_the_other_in_groups_of_their_own() -> None:

@@ -12,8 +12,8 @@ from tiny import RATE, World, make_tokenizer, make_world
 from transformers import AutoProcessor
 
 from avllm.config import LoraConfig, ModelConfig
-from avllm.data.collate import IGNORE
 from avllm.data.media.load import Clip, Sound
+from avllm.data.row import IGNORE
 from avllm.data.schema import RowError, Sample
 from avllm.evaluation.listing import inspect_checkpoint
 from avllm.models.attention import block_mask

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from avllm.config import LoraConfig
-from avllm.data.collate import IGNORE, Batch, Row, collate
-from avllm.data.packing import fill_sequences, pack_rows
+from avllm.data.collate import Batch, collate
+from avllm.data.packing import fill_sequences, share_media
+from avllm.data.row import IGNORE, Row
 from avllm.models.attention import PackingError, check_packing
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.modeling_avllm import AVLLM
@@ -124,7 +125,7 @@ def test_questions_about_one_clip_and_other_rows_share_sequences(name: str) -> N
         labels = torch.full_like(ids, IGNORE)
         labels[-4:] = ids[-4:]
         asked.append(Row(f"q{number}", ids, labels, [media], ids >= VOCAB, targets=["x"]))
-    (packed,) = pack_rows(asked, 200)
+    (packed,) = share_media(asked, 200)
     filled = fill_sequences([*rows(), packed], 200)
     assert len(filled) == 1
     assert_same(model, collate([*rows(), *asked], pad_id=0), collate(filled, pad_id=0))

@@ -12,7 +12,7 @@ from tiny import World, make_world
 
 from avllm.config import ModelConfig
 from avllm.data.manifest import read_manifest
-from avllm.data.packing import pack_rows
+from avllm.data.packing import share_media
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 from avllm.objectives._pairs import tokens_by_row
@@ -63,7 +63,7 @@ def rows_of(processor: AVProcessor, manifest: Path, count: int) -> list:
 def test_packed_questions_are_the_questions(parts: tuple[AVLLM, AVProcessor], world: World) -> None:
     model, processor = parts
     rows = rows_of(processor, world.questions, 4)  # two clips, two questions each
-    packed = [r for i in (0, 2) for r in pack_rows(rows[i : i + 2], 512)]
+    packed = [r for i in (0, 2) for r in share_media(rows[i : i + 2], 512)]
     assert len(packed) == 2
     torch.manual_seed(1)
     objective = AnswerMatch(model, dim=8, hidden=16)

@@ -27,10 +27,10 @@ from avllm.data.check.files import CheckError, Looking
 from avllm.data.check.reasons import REASONS
 from avllm.data.check.run import check
 from avllm.data.check.workers import Lost, run_guarded
-from avllm.data.collate import IGNORE, Row
 from avllm.data.items import read_quarantine
 from avllm.data.media.load import REASONS as MEDIA_REASONS
 from avllm.data.media.whole import Whole
+from avllm.data.row import IGNORE, Row
 from avllm.data.schema import RowError, Sample
 from avllm.inference.row_tokens import ProcessorTokens, TextTokens, reading
 from avllm.inference.shown import check_row, sheet, show

@@ -1,0 +1,1 @@
+"""How a sample becomes rows, one row maker a file."""

@@ -1,0 +1,63 @@
+"""The question that is asked about each clip of a batch: what a conditioned connector reads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from avllm.adapters.base import Prompt
+from avllm.data.collate import Batch, BatchParts
+
+
+def prompt_of(batch: Batch, table: nn.Module) -> Prompt:
+    """Return the question about each of the B clips of a batch; an empty one where nothing is asked.
+
+    Args:
+        batch: rows, of which each asks one question about a clip.
+        table: the LLM's input embeddings.
+
+    Raises:
+        ValueError: two different questions are asked about one copy of a clip.
+    """
+    parts = batch.parts
+    part = part_of_clip(parts, batch)  # (B,)
+    places, real = parts.asked.padded()  # (n, A)
+    if not len(parts):
+        places = part.new_zeros(1, 1)
+        real = torch.zeros_like(places, dtype=torch.bool)
+    ids = batch.input_ids.flatten()[places].masked_fill(~real, 0)  # (n, A)
+    asks = part >= 0
+    ids = ids[part.clamp(min=0)]  # (B, A)
+    mask = real[part.clamp(min=0)] & asks[:, None]
+    texts = [parts.items[number].question if number >= 0 else "" for number in part.tolist()]
+    return Prompt(table(ids), mask, ids, texts)
+
+
+def part_of_clip(parts: BatchParts, batch: Batch) -> Tensor:
+    """Return the part that asks about each clip, ``(B,)`` long; -1 where none does.
+
+    Several parts may see a clip if they ask the same (two answers to one question).
+
+    Raises:
+        ValueError: they ask different things.
+    """
+    first_of_set: dict[int, int] = {}
+    for number, clip_set in enumerate(parts.clip_set.tolist()):
+        first = first_of_set.setdefault(clip_set, number)
+        if parts.items[first].question != parts.items[number].question:
+            raise ValueError(_two_questions(parts, first, number))
+    part = [-1] * len(batch.clip_row)
+    for clip_set, clip in zip(parts.set_clips.owner.tolist(), parts.set_clips.at.tolist(), strict=True):
+        number = first_of_set[clip_set]
+        if part[clip] >= 0 and parts.items[part[clip]].question != parts.items[number].question:
+            raise ValueError(_two_questions(parts, part[clip], number))
+        part[clip] = number
+    return torch.tensor(part, dtype=torch.long, device=parts.row.device)
+
+
+def _two_questions(parts: BatchParts, one: int, other: int) -> str:
+    first, second = parts.items[one], parts.items[other]
+    return (
+        f"row {second.id!r} asks {second.question!r} about a clip of which row {first.id!r} asks {first.question!r}; "
+        "the connector reads the question, so each needs a copy of the clip: rows: {type: each_turn}, not pack: media"
+    )
