@@ -171,7 +171,8 @@ def pairs_of(media: Tensor, units: Units) -> tuple[Tensor, Tensor]:
         ``(k,)`` each, the pair and the unit of every reading that the pairs take.
     """
     sets = units.sets
-    clips = int(max(units.clip.max(), sets.at.max())) + 1 if len(units.clip) and len(sets.at) else 1
+    numbers = torch.cat([units.clip, sets.at])
+    clips = int(numbers.max()) + 1 if len(numbers) else 1
     in_set = torch.zeros(sets.count, clips, dtype=torch.bool, device=media.device)
     in_set[sets.owner, sets.at] = True  # (S, B)
     pair, unit = in_set[media][:, units.clip].nonzero().unbind(1)

@@ -73,7 +73,7 @@ def test_batches_within_a_budget_hold_everything_once_and_waste_little() -> None
 
 def row_of(length: int) -> Row:
     ids = torch.arange(length)
-    return Row(f"r{length}", ids, ids, [], torch.zeros(length, dtype=torch.bool), targets=["x"])
+    return Row(f"r{length}", ids, ids, [], torch.zeros(length, dtype=torch.bool))
 
 
 def test_a_limit_in_tokens_cuts_a_micro_batch_and_loses_nothing() -> None:

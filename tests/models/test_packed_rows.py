@@ -66,7 +66,7 @@ def make_row(number: int, length: int, media: dict[str, EncoderInput] | None = N
     ids = torch.cat([words[:4], run, words[4:]])
     labels = torch.where((torch.arange(length) >= 2 * length // 3) & (ids < VOCAB), ids, IGNORE)
     labels[0] = ids[0]
-    return Row(f"row {number}", ids, labels, [media] if media else [], ids >= VOCAB, targets=["x"])
+    return Row(f"row {number}", ids, labels, [media] if media else [], ids >= VOCAB)
 
 
 def rows() -> list[Row]:
@@ -124,7 +124,7 @@ def test_questions_about_one_clip_and_other_rows_share_sequences(name: str) -> N
         ids = torch.cat([start.input_ids, words])
         labels = torch.full_like(ids, IGNORE)
         labels[-4:] = ids[-4:]
-        asked.append(Row(f"q{number}", ids, labels, [media], ids >= VOCAB, targets=["x"]))
+        asked.append(Row(f"q{number}", ids, labels, [media], ids >= VOCAB))
     (packed,) = share_media(asked, 200)
     filled = fill_sequences([*rows(), packed], 200)
     assert len(filled) == 1
@@ -134,7 +134,7 @@ def test_questions_about_one_clip_and_other_rows_share_sequences(name: str) -> N
 def test_what_cannot_be_packed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llama")
     monkeypatch.setattr(model.connector[0], "conditioned", True, raising=False)
-    with pytest.raises(PackingError, match="reads the question of each row"):
+    with pytest.raises(PackingError, match="several questions after one copy"):
         check_packing(model)
     monkeypatch.undo()
     monkeypatch.setattr(model.llm.config, "_attn_implementation_internal", "flash_attention_2")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -11,11 +10,12 @@ import torch
 from tiny import World, make_world
 
 from avllm.config import ModelConfig
+from avllm.data.collate import Places
 from avllm.data.manifest import read_manifest
-from avllm.data.packing import share_media
+from avllm.data.packing import fill_sequences, share_media
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
-from avllm.objectives._pairs import tokens_by_row
+from avllm.objectives._pairs import tokens_by_clip_set
 from avllm.objectives.answer_match import AnswerMatch, Questions, find_questions, match_loss
 from avllm.tokens import Tokens
 
@@ -60,33 +60,42 @@ def rows_of(processor: AVProcessor, manifest: Path, count: int) -> list:
     ]
 
 
-def test_packed_questions_are_the_questions(parts: tuple[AVLLM, AVProcessor], world: World) -> None:
+def test_packed_questions_have_the_loss_and_gradients_of_single_ones(
+    parts: tuple[AVLLM, AVProcessor], world: World
+) -> None:
     model, processor = parts
     rows = rows_of(processor, world.questions, 4)  # two clips, two questions each
-    packed = [r for i in (0, 2) for r in share_media(rows[i : i + 2], 512)]
+    packed = [row for first in (0, 2) for row in share_media(rows[first : first + 2], 512)]
     assert len(packed) == 2
     torch.manual_seed(1)
-    objective = AnswerMatch(model, dim=8, hidden=16)
-    plain, joined = processor.collate(rows), processor.collate(packed)
-    assert objective.weight(plain) == objective.weight(joined) == 4
-    found = find_questions(joined)
-    assert found.row.tolist() == [0, 0, 1, 1]
-    by_number = {n: [i for i, a in enumerate(found.answer.tolist()) if a == n] for n in range(len(found.first))}
-    assert all(by_number[n][0] == int(found.first[n]) for n in by_number)
-    # the template before a question is shared when packed, so the question's mean differs by those words alone
-    loss, figures = objective(model, joined)
-    assert torch.isfinite(loss)
-    assert 0 <= float(figures["hits"]) <= 4
+    objective = AnswerMatch(model, dim=8, hidden=16, words=0.5)
+    questions = find_questions(processor.collate(packed).parts)
+    assert questions.clip_set.tolist() == [0, 0, 1, 1]
+    assert questions.place.tolist() == [0, 1, 0, 1]
+    losses, gradients = [], []
+    for given in (rows, packed, fill_sequences(packed, 512)):
+        batch = processor.collate(given)
+        assert objective.weight(batch) == 4
+        objective.zero_grad()
+        model.zero_grad()
+        loss, _ = objective(model, batch)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        trained = [*objective.parameters(), *model.connector.parameters()]
+        gradients.append(torch.cat([p.grad.flatten() for p in trained]))
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        assert loss == pytest.approx(losses[0], rel=1e-6)
+        assert float((gradient - gradients[0]).norm()) <= 1e-5 * max(1.0, float(gradients[0].norm()))
 
 
-def test_captions_take_no_part(parts: tuple[AVLLM, AVProcessor], world: World) -> None:
+def test_captions_are_left_out(parts: tuple[AVLLM, AVProcessor], world: World) -> None:
     model, processor = parts
     batch = processor.collate(rows_of(processor, world.captions, 2))
     objective = AnswerMatch(model, dim=8, hidden=16)
+    assert [part.kind for part in batch.parts.items] == [None, None]
     assert objective.weight(batch) == 0
     loss, _ = objective(model, batch)
     assert float(loss) == 0.0
-    assert all(json.dumps(k) == "null" for k in batch.kinds)
 
 
 def test_the_gradient_reaches_the_connector(parts: tuple[AVLLM, AVProcessor], world: World) -> None:
@@ -99,16 +108,16 @@ def test_the_gradient_reaches_the_connector(parts: tuple[AVLLM, AVProcessor], wo
     assert all(p.grad is not None for p in objective.parameters())
 
 
-def test_tokens_of_several_clips_stand_in_their_row() -> None:
+def test_tokens_of_several_clips_lie_in_their_set() -> None:
     span = torch.zeros(3, 1, 2)
     video = Tokens(
         torch.arange(6.0).view(3, 1, 2, 1), torch.tensor([[[True, True]], [[True, False]], [[True, True]]]), span
     )
     audio = Tokens(10 + torch.arange(3.0).view(3, 1, 1, 1), torch.ones(3, 1, 1, dtype=torch.bool), span)
-    x, there = tokens_by_row({"video": video, "audio": audio}, torch.tensor([1, 0, 1]), 3)
+    x, there = tokens_by_clip_set({"video": video, "audio": audio}, Places.of([[1], [0, 2], []]))
     assert x[0][there[0]].flatten().tolist() == [2.0, 11.0]
     assert x[1][there[1]].flatten().tolist() == [0.0, 1.0, 10.0, 4.0, 5.0, 12.0]
-    assert not there[2].any(), "a row of text alone has none"
+    assert not there[2].any(), "a part without media has none"
 
 
 def test_a_token_that_is_the_sum_of_words_is_read(parts: tuple[AVLLM, AVProcessor]) -> None:
@@ -121,7 +130,7 @@ def test_a_token_that_is_the_sum_of_words_is_read(parts: tuple[AVLLM, AVProcesso
     there = torch.tensor(
         [[True, True, True], [False, True, True]]
     )  # the second row lacks the token that is asked about
-    asked = Questions(*(torch.tensor(v) for v in ([0, 1], [0, 0], [[0]], [0, 0], [0])))
+    asked = about_sets([0, 1], [0, 0], sets=2)
     with torch.no_grad():
         objective.gate.weight.zero_()
         objective.gate.bias.zero_()
@@ -146,9 +155,15 @@ def test_the_second_reading_trains_the_connector(parts: tuple[AVLLM, AVProcessor
     assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.connector.parameters())
 
 
-def test_questions_stand_side_by_side_in_their_row() -> None:
-    questions = Questions(*(torch.tensor(v) for v in ([0, 0, 2], [0, 1, 0], [[0]], [0, 0, 0], [0])))
+def about_sets(clip_set: list[int], place: list[int], sets: int) -> Questions:
+    nothing = Places.of([[]] * len(clip_set))
+    zeros = torch.zeros(len(clip_set), dtype=torch.long)
+    return Questions(torch.tensor(clip_set), torch.tensor(place), sets, nothing, nothing, zeros, zeros[:1])
+
+
+def test_questions_lie_side_by_side_in_their_set() -> None:
+    questions = about_sets([0, 0, 2], [0, 1, 0], sets=3)
     x = torch.arange(1.0, 4.0)[:, None]
-    side = questions.by_row(x, 3)
+    side = questions.by_set(x)
     assert side.squeeze(-1).tolist() == [[1.0, 2.0], [0.0, 0.0], [3.0, 0.0]]
-    torch.testing.assert_close(side[questions.row, questions.place], x)
+    torch.testing.assert_close(side[questions.clip_set, questions.place], x)

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from tiny_runs import together
 
+from avllm.data.collate import Places
 from avllm.distributed import gather_with_grad, world_size
-from avllm.objectives._pairs import matching_loss, pool_rows, sample_negatives, text_id
+from avllm.objectives._pairs import matching_loss, pool_clip_sets, sample_negatives, text_id
 from avllm.objectives.contrastive import info_nce, symmetric_info_nce
 from avllm.tokens import Tokens
 
@@ -50,7 +51,7 @@ def test_pooling_takes_real_tokens_of_every_clip_of_a_row() -> None:
     x = torch.arange(8.0).view(2, 2, 2, 1)
     mask = torch.tensor([[[1, 0], [1, 0]], [[1, 1], [0, 0]]]).bool()
     streams = {"video": Tokens(x, mask, torch.zeros(2, 2, 2))}
-    pooled, there = pool_rows(streams, ("video",), torch.tensor([1, 1]), 3)
+    pooled, there = pool_clip_sets(streams, ("video",), Places.of([[], [0, 1], []]))
     assert pooled.flatten().tolist() == pytest.approx([0.0, (0 + 2 + 4 + 5) / 4, 0.0])
     assert there.tolist() == [False, True, False]
 

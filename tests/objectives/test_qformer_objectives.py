@@ -15,7 +15,7 @@ from tiny import World, make_world
 from torch import Tensor
 
 from avllm.adapters._qformer_text import READ, WRITE
-from avllm.data.collate import Batch
+from avllm.data.collate import Batch, Places
 from avllm.models.modeling_avllm import AVLLM
 from avllm.objectives._pairs import text_ids
 from avllm.objectives._qformer import QFormerTerm, Units, mean_by_pair, pairs_of
@@ -50,7 +50,8 @@ def test_similarity_loss_by_hand() -> None:
 
 
 def test_pairs_and_their_means_by_hand() -> None:
-    units = Units(torch.zeros(3, 1, 1), torch.ones(3, 1, dtype=torch.bool), torch.tensor([0, 2, 2]))
+    sets = Places.of([[0], [1], [2]])
+    units = Units(torch.zeros(3, 1, 1), torch.ones(3, 1, dtype=torch.bool), torch.tensor([0, 2, 2]), sets)
     pair, unit = pairs_of(torch.tensor([2, 0, 1]), units)
     assert pair.tolist() == [0, 0, 1]
     assert unit.tolist() == [1, 2, 0]
@@ -61,7 +62,7 @@ def frames_of(parts: Parts, objective: QFormerTerm, batch: Batch) -> Iterator[tu
     """What the Q-Former reads of each row, one row at a time."""
     units = objective.units(parts.model, batch)
     for row in range(len(batch.ids)):
-        mine = units.row == row
+        mine = units.clip == row
         assert int(mine.sum()) == (1 if parts.model.connector[0].per == "clip" else 2)
         yield units.x[mine], units.keep[mine]
 
@@ -72,7 +73,7 @@ def test_matching_by_hand_and_a_clip_is_the_mean_of_its_units(world: World, kind
     parts.model.eval()
     objective = term(world, parts, "qformer_matching")
     batch = batch_of(parts, world, [0, 1])  # of two rows each has but one mismatch of either kind
-    words = objective.words(batch, objective.rows(batch))
+    words = objective.words(batch, objective.chosen(batch))
     qformer = parts.model.connector[0]
     texts = [objective.embed(parts.model, words.pick(torch.tensor([t])), READ) for t in range(2)]
     margin = torch.zeros(2, 2)  # clip by text
@@ -96,7 +97,7 @@ def test_captioning_by_hand_and_a_clip_is_the_mean_of_its_units(world: World, ki
     parts.model.eval()
     objective = term(world, parts, "qformer_captioning")
     batch = batch_of(parts, world, [0, 2, 3])
-    words = objective.words(batch, objective.rows(batch))
+    words = objective.words(batch, objective.chosen(batch))
     assert not words.mask.all(), "captions of different length"
     qformer, head = parts.model.connector[0], parts.model.llm.get_output_embeddings()
     total = torch.zeros(())
@@ -118,7 +119,7 @@ def test_the_similarity_is_that_of_the_best_query_of_any_frame(world: World) -> 
     parts.model.eval()
     objective = term(world, parts, "qformer_contrastive")
     batch = batch_of(parts, world, [0, 1, 2])
-    rows = objective.rows(batch)
+    rows = objective.chosen(batch)
     similarity, first = objective.similarity(parts.model, batch, rows)
     qformer = parts.model.connector[0]
     read = qformer.read_text(objective.embed(parts.model, objective.words(batch, rows), READ))[:, 0]
@@ -127,7 +128,7 @@ def test_the_similarity_is_that_of_the_best_query_of_any_frame(world: World) -> 
         queries = F.normalize(qformer.text.query_projection(qformer.read(x, keep)).flatten(0, 1), dim=-1)
         torch.testing.assert_close(similarity[row], (queries @ texts.T).amax(0))
     loss, _ = objective(parts.model, batch)
-    expected, _ = similarity_loss(similarity, first, text_ids(batch), qformer.text.scale)
+    expected, _ = similarity_loss(similarity, first, text_ids(batch.parts), qformer.text.scale)
     torch.testing.assert_close(loss, expected)
     assert float(qformer.text.scale.detach()) == pytest.approx(1 / 0.07)
 

@@ -73,7 +73,7 @@ def _wrong_texts_of_the_other_process(world: World) -> None:
     objective = term(world, parts, "qformer_matching")
     both, places = batch_of(parts, world, [0, 2]), [0, 2]  # captions of different length
     loss, _ = objective(parts.model, batch_of(parts, world, [places[rank]]))
-    words = objective.words(both, objective.rows(both))
+    words = objective.words(both, objective.chosen(both))
     units = objective.units(parts.model, both)
     mine = torch.tensor([rank, rank])
     own, other = objective.judge(parts.model, units, mine, words.pick(torch.tensor([rank, 1 - rank]))).diff(dim=1)[:, 0]
@@ -128,7 +128,8 @@ def test_two_processes_are_one_with_the_rows_of_both(world: World, name: str, pl
 
 
 def kinds(batch: Batch, *names: str | None) -> Batch:
-    return replace(batch, kinds=list(names))
+    items = [replace(part, kind=name) for part, name in zip(batch.parts.items, names, strict=True)]
+    return replace(batch, parts=replace(batch.parts, items=items))
 
 
 def test_rows_that_take_part(world: World) -> None:
@@ -137,8 +138,8 @@ def test_rows_that_take_part(world: World) -> None:
     for name in TERMS:
         asked = kinds(batch, None, "caption", "seen.colour")
         objective = term(world, parts, name, captions_only=True)
-        assert objective.rows(asked).tolist() == [True, True, False]
-        assert term(world, parts, name).rows(asked).all()
+        assert objective.chosen(asked).tolist() == [True, True, False]
+        assert term(world, parts, name).chosen(asked).all()
         assert torch.isfinite(objective(parts.model, asked)[0])
         dropped = replace(batch, streams={"audio": batch.streams["audio"]})
         assert objective.weight(dropped) == 0
@@ -152,7 +153,7 @@ def test_long_texts_are_cut_and_those_of_a_vocabulary_of_its_own_keep_their_end(
     assert whole.weight(batch) == int((batch.labels >= 0).sum()) == 10
     assert term(world, by_llm, "qformer_captioning", max_length=4).weight(batch) == 8
     cut = term(world, own, "qformer_captioning", max_length=3)
-    words = cut.words(batch, cut.rows(batch))
+    words = cut.words(batch, cut.chosen(batch))
     tokenizer = cut.tokenizer
     assert tokenizer.convert_ids_to_tokens(words.ids[0].tolist()) == ["red", "and", "</s>"]
 
