@@ -58,7 +58,8 @@ def prompt(clips: int) -> Prompt:
     generator = torch.Generator().manual_seed(9)
     mask = torch.ones(clips, 5, dtype=torch.bool)
     mask[0, 3:] = False
-    return Prompt(torch.randn(clips, 5, LLM, generator=generator), mask)
+    ids = torch.randint(0, 9, (clips, 5), generator=generator)
+    return Prompt(torch.randn(clips, 5, LLM, generator=generator), mask, ids, ["what colour is it ?"] * clips)
 
 
 def run(adapter: Adapter, given: dict[str, Tokens]) -> dict[str, Tokens]:

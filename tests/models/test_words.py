@@ -10,6 +10,7 @@ from tiny import World, make_llm, make_world
 from torch import Tensor
 
 from avllm.config import LoraConfig, ModelConfig
+from avllm.data.reading import MediaReader
 from avllm.data.schema import Sample
 from avllm.errors import UserError
 from avllm.inference.generation import Generation
@@ -151,7 +152,7 @@ def test_a_loop_that_calls_the_llm_itself_knows_them(world: World) -> None:
     with torch.no_grad():
         model.words.output.weight.mul_(30)
     sample = asked(processor, world)
-    clips = processor.read(sample.media, world.captions.parent)
+    clips = MediaReader(processor).inputs(sample.media, world.captions.parent)
     rows = [processor.row(sample, clips, answer=False) for _ in range(2)]
     for row in rows:
         row.clips[0] = rows[0].clips[0]  # the same clip: its beginning is shared

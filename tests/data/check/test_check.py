@@ -30,6 +30,7 @@ from avllm.data.check.workers import Lost, run_guarded
 from avllm.data.items import read_quarantine
 from avllm.data.media.load import REASONS as MEDIA_REASONS
 from avllm.data.media.whole import Whole
+from avllm.data.reading import MediaReader
 from avllm.data.row import IGNORE, Row
 from avllm.data.schema import RowError, Sample
 from avllm.inference.row_tokens import ProcessorTokens, TextTokens, reading
@@ -339,7 +340,7 @@ def test_the_page_stands_on_its_own(clip: Path, tmp_path: Path) -> None:
 def test_tokens_are_counted_as_in_training(processor: AVProcessor, clip: Path, tmp_path: Path) -> None:
     sample = Sample.model_validate(about(clip, "short"))
     seen = examine(processor, "sample", Job(str(clip), (Use.of(sample.media[0]),)))["uses"]
-    trained = processor.row(sample, processor.read(sample.media, None))
+    trained = processor.row(sample, MediaReader(processor).inputs(sample.media, None))
     count = ProcessorTokens(processor)
     assert count(sample, [seen[0]["tokens"]]) == len(trained.input_ids)
     with pytest.raises(RowError, match="the longest row is 2048"):

@@ -21,6 +21,7 @@ from avllm.data.dataset import SampleDataset
 from avllm.data.media import load as media
 from avllm.data.media.load import Clip, Sampling
 from avllm.data.media.part import load_parts
+from avllm.data.reading import MediaReader
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, VideoPart
 from avllm.evaluation.clips import EncodedClip, Failure, encode_clips
 from avllm.inference.chat import Chat
@@ -198,7 +199,9 @@ def test_clips_for_an_evaluation_or_a_cache_open_each_file_once(
         clip = found[part]
         assert isinstance(clip, EncodedClip)
         assert list(clip.streams) == [stream]
-        (alone,) = encode([made.processor.read([part], root)[0]], made.model.encoders, torch.device("cpu"))
+        (alone,) = encode(
+            [MediaReader(made.processor).inputs([part], root)[0]], made.model.encoders, torch.device("cpu")
+        )
         assert alone[stream].features is not None
         for name, x in alone[stream].features.items():
             torch.testing.assert_close(clip.streams[stream].features[name], x)
@@ -210,10 +213,13 @@ class Watched:
     def __init__(self, processor: Any, log: Path) -> None:
         self.processor, self.log = processor, log
 
-    def read(self, parts: Sequence[MediaPart], root: Path | None) -> Any:
+    def load_clips(self, parts: Sequence[MediaPart], root: Path | None) -> Any:
         with self.log.open("a") as out:
             out.write(" ".join(part.path for part in parts) + "\n")
-        return self.processor.read(parts, root)
+        return self.processor.load_clips(parts, root)
+
+    def prepare(self, clip: Clip, question: str = "") -> Any:
+        return self.processor.prepare(clip, question)
 
 
 def test_one_part_that_cannot_be_had_leaves_the_others(world: World, tmp_path: Path) -> None:
