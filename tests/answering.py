@@ -20,7 +20,8 @@ def make_checkpoint(folder: Path) -> Path:
     from avllm.log import hush_libraries
     from avllm.models.checkpoint import save_checkpoint
     from avllm.models.modeling_avllm import AVLLM
-    from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+    from avllm.models.placeholders import load_tokenizer
+    from avllm.models.processing_avllm import AVProcessor
 
     hush_libraries()
     torch.manual_seed(0)

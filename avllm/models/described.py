@@ -9,8 +9,8 @@ from avllm.errors import loading
 from avllm.models.checkpoint_format import is_checkpoint
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.encoders import load_encoder
-from avllm.models.placeholders import embedding_width
-from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.models.placeholders import embedding_width, load_tokenizer
+from avllm.models.processing_avllm import AVProcessor
 
 
 def stage_processor(config: RunConfig) -> AVProcessor:

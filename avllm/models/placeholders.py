@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from avllm.config import ModelConfig
-from avllm.errors import loading
+from avllm.errors import UserError, loading
 from avllm.models.connector import Connector
 from avllm.models.encoders import output_widths
 
@@ -32,3 +34,19 @@ def embedding_width(llm: PretrainedConfig) -> int:
     """Return the width of an LLM's input embeddings, by its config."""
     with torch.device("meta"):
         return int(AutoModelForCausalLM.from_config(llm).get_input_embeddings().embedding_dim)
+
+
+def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, dict[str, int]]:
+    """Load the LLM's tokenizer with a placeholder for each stream; return it and the placeholders' ids.
+
+    The ids may lie after the LLM's vocabulary: they are replaced by media before anything is embedded.
+    """
+    with loading("the LLM's tokenizer", description.llm.name):
+        tokenizer = AutoTokenizer.from_pretrained(description.llm.name, revision=description.llm.revision)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {description.llm.name!r} has no end-of-sequence token; answers could not end"
+        )
+    names = placeholder_streams(description)
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{n}|>" for n in names]})
+    return tokenizer, {n: cast(int, tokenizer.convert_tokens_to_ids(f"<|{n}|>")) for n in names}

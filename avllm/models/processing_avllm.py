@@ -11,16 +11,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoProcessor, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
 from avllm.adapters.base import in_variant
-from avllm.config import ModelConfig
 from avllm.data.collate import Batch, collate
 from avllm.data.media.load import Clip, Frames, Sampling, Sound
 from avllm.data.media.part import load_parts
@@ -28,14 +27,13 @@ from avllm.data.reading import MediaReader
 from avllm.data.row import IGNORE, Part, Row
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample
 from avllm.encoders.base import preprocessor_from_settings
-from avllm.errors import UserError, loading
+from avllm.errors import UserError
 from avllm.layouts.base import Layout
 from avllm.models.chat_text import MARK, ChatText
 from avllm.models.checkpoint_format import CheckpointError, read_config
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
 from avllm.models.encoders import widths_of
-from avllm.models.placeholders import placeholder_streams
 from avllm.models.words import add_to_tokenizer
 from avllm.registry import build
 from avllm.selectors.base import Selector
@@ -395,19 +393,3 @@ class AVProcessor(ProcessorMixin):
 
 
 AutoProcessor.register(AVConfig, AVProcessor, exist_ok=True)
-
-
-def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, dict[str, int]]:
-    """The LLM's tokenizer with a placeholder for each stream, and the placeholders' ids.
-
-    The ids may lie behind the LLM's vocabulary: they are replaced by media before anything is embedded.
-    """
-    with loading("the LLM's tokenizer", description.llm.name):
-        tokenizer = AutoTokenizer.from_pretrained(description.llm.name, revision=description.llm.revision)
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer of {description.llm.name!r} has no end-of-sequence token; answers could not end"
-        )
-    names = placeholder_streams(description)
-    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{n}|>" for n in names]})
-    return tokenizer, {n: cast(int, tokenizer.convert_tokens_to_ids(f"<|{n}|>")) for n in names}

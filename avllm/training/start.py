@@ -29,7 +29,8 @@ from avllm.models.attention import PackingError, check_packing
 from avllm.models.checkpoint_format import is_checkpoint, read_manifest_of
 from avllm.models.encoders import check_encoder
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.models.placeholders import load_tokenizer
+from avllm.models.processing_avllm import AVProcessor
 from avllm.registry import build, check
 from avllm.training.task import Task
 

@@ -14,7 +14,8 @@ from avllm.data.schema import Sample
 from avllm.models.checkpoint import mark_trained, save_checkpoint
 from avllm.models.checkpoint_format import CheckpointError
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.models.placeholders import load_tokenizer
+from avllm.models.processing_avllm import AVProcessor
 
 ASKED = Sample.model_validate(
     {"id": "s", "messages": [{"role": "user", "content": [{"type": "video", "video": "000.mp4"}]}]}

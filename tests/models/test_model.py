@@ -20,7 +20,8 @@ from avllm.models.attention import block_mask
 from avllm.models.checkpoint import mark_trained, save_checkpoint
 from avllm.models.checkpoint_format import CheckpointError, find_backbone
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.models.placeholders import load_tokenizer
+from avllm.models.processing_avllm import AVProcessor
 from avllm.tokens import Tokens
 
 QUERIES = 3
@@ -509,8 +510,9 @@ def test_frozen_encoders_stay_in_eval_mode(built: tuple[AVLLM, AVProcessor]) -> 
 
 def test_adapters_in_which_nothing_trains_stay_in_eval_mode(world: World) -> None:
     connector = [{"type": "qformer", "stream": "video", "num_queries": 2, "dim": 8, "layers": 1, "heads": 2}]
-    model, _ = compose(description(world, connector=[*connector, {"type": "linear", "stream": "audio"}]))
-    frozen, trained = model.connector
+    connector += [{"type": "linear", "stream": "audio"}, {"type": "linear", "stream": "video"}]
+    model, _ = compose(description(world, connector=connector))
+    frozen, trained, _ = model.connector
     frozen.requires_grad_(False)
     model.train()
     assert not any(module.training for module in frozen.modules())

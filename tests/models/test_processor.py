@@ -17,7 +17,8 @@ from avllm.inference.chat import Chat
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.checkpoint_format import CheckpointError
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.models.placeholders import load_tokenizer
+from avllm.models.processing_avllm import AVProcessor
 
 
 @pytest.fixture(scope="module")

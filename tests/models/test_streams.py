@@ -12,13 +12,15 @@ from tiny import World, make_world
 from avllm.config import ModelConfig
 from avllm.data.augment import Augment
 from avllm.data.manifest import read_manifest
+from avllm.data.reading import MediaReader
 from avllm.errors import UserError
 from avllm.evaluation.conditions import Condition
 from avllm.evaluation.runner import evaluate
 from avllm.inference.chat import Chat
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.models.placeholders import load_tokenizer
+from avllm.models.processing_avllm import AVProcessor
 from avllm.objectives.contrastive import Contrastive
 from avllm.streams import medium_of
 
@@ -54,10 +56,10 @@ def two_ears(world: World) -> tuple[AVLLM, AVProcessor]:
 
 def test_each_encoder_hears_what_it_would_hear_alone(world: World, two_ears: tuple[AVLLM, AVProcessor]) -> None:
     part = read_manifest(world.captions)[0].media
-    inputs = two_ears[1].read(part, world.captions.parent)[0]
+    inputs = MediaReader(two_ears[1]).inputs(part, world.captions.parent)[0]
     for stream, spec in {"speech": world.model["encoders"]["audio"], "events": EVENTS}.items():
         _, alone = compose(world, {"audio": spec}, [{"type": "linear", "stream": "audio"}])
-        expected = alone.read(part, world.captions.parent)[0]["audio"]
+        expected = MediaReader(alone).inputs(part, world.captions.parent)[0]["audio"]
         for key, value in expected.inputs.items():
             assert torch.equal(inputs[stream].inputs[key], value)
         assert torch.equal(inputs[stream].span, expected.span)

@@ -16,7 +16,8 @@ from avllm.errors import UserError
 from avllm.inference.generation import Generation
 from avllm.models.checkpoint import save_checkpoint, trained_state
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.models.placeholders import load_tokenizer
+from avllm.models.processing_avllm import AVProcessor
 from avllm.objectives.next_token import NextToken
 
 WORDS = [f"<t{n}>" for n in range(12)]  # more than ten: by name they sort otherwise than by id

@@ -11,7 +11,8 @@ from avllm.config import ModelConfig
 from avllm.data.collate import Batch
 from avllm.data.dataset import SampleDataset
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.models.placeholders import load_tokenizer
+from avllm.models.processing_avllm import AVProcessor
 from avllm.objectives._qformer import QFormerTerm
 from avllm.registry import build
 from avllm.training.start import Parts, padding
