@@ -123,6 +123,7 @@ class ModelConfig(_Section):
     encoders: Encoders
     connector: list[PartSpec] = Field(min_length=1)
     layout: PartSpec = Field(default_factory=lambda: {"type": "concat"})
+    time_codec: PartSpec = Field(default_factory=lambda: {"type": "seconds"})
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig.model_validate({"num_frames": 8}))
     system: str | None = Field(None, description="system prompt put before chats that bring none")
     media_text: dict[Literal["video", "audio", "image"], str] = Field(

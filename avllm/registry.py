@@ -23,6 +23,7 @@ _KINDS = {
     "encoders": ("encoders", "Encoder"),
     "adapters": ("adapters", "Adapter"),
     "layouts": ("layouts", "Layout"),
+    "time_codecs": ("time_codecs", "TimeCodec"),
     "objectives": ("objectives", "Objective"),
     "benchmarks": ("evaluation/benchmarks", "Benchmark"),
 }

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avllm.tokens import EncoderInput, StreamBatch
+from avllm.tokens import EncoderInput, StreamBatch, duration_of
 
 IGNORE = -100  # label of a position that is not trained on; the value that torch and transformers skip
 
@@ -42,6 +42,11 @@ class Row:
     def num_targets(self) -> int:
         """Positions whose next token is trained on; the first position has no predecessor."""
         return int((self.labels[1:] != IGNORE).sum())
+
+    @property
+    def duration(self) -> float | None:
+        """Return the seconds of the last clip, which an answer's times are about; None without one."""
+        return duration_of(self.clips[-1]) if self.clips else None
 
 
 @dataclass(frozen=True, eq=False)  # a batch is itself and equals no other

@@ -56,7 +56,8 @@ def answer_rows(
             batch = processor.collate([row for g in groups for row in g.rows], padding_side="left")
             ids = model.generate(batch.to(model.device), **arguments)
         places = [i for g in groups for i in g.places]
-        for place, text in zip(places, processor.decode(ids), strict=True):
+        durations = [rows[place].duration for place in places]
+        for place, text in zip(places, processor.decode(ids, durations), strict=True):
             found[place] = text
         progress(len(places))
     return found

@@ -26,6 +26,7 @@ class AVConfig(PretrainedConfig):
             them whole.
         system: system prompt for chats that bring none.
         media_text: text around the run of a media part, by its type; ``{media}`` stands for the run.
+        time_codec: how times are written into text, ``{"type", **options}``.
         words: token id of each added word, see :class:`~avllm.models.words.AddedWords`.
     """
 
@@ -43,6 +44,7 @@ class AVConfig(PretrainedConfig):
         trained: list[str] | None = None,
         system: str | None = None,
         media_text: dict[str, str] | None = None,
+        time_codec: dict[str, Any] | None = None,
         words: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -56,6 +58,7 @@ class AVConfig(PretrainedConfig):
         self.trained = trained or ["connector"]
         self.system = system
         self.media_text = media_text or {}
+        self.time_codec = time_codec or {"type": "seconds"}
         self.words = words or {}
         super().__init__(**kwargs)
 
@@ -89,6 +92,7 @@ class AVConfig(PretrainedConfig):
             trained=["connector", *(f"encoders.{s}" for s, r in encoders.items() if r["name"] is None)],
             system=description.system,
             media_text={str(k): v for k, v in description.media_text.items()},
+            time_codec=description.time_codec,
         )
 
 

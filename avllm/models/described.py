@@ -11,6 +11,7 @@ from avllm.models.configuration_avllm import AVConfig
 from avllm.models.encoders import load_encoder
 from avllm.models.placeholders import embedding_width
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.models.words import load_words
 
 
 def stage_processor(config: RunConfig) -> AVProcessor:
@@ -43,6 +44,7 @@ def described_processor(description: ModelConfig) -> AVProcessor:
     config = AVConfig.of(
         description, {**description.llm.model_dump(), "config": llm.to_dict()}, records, media_token_ids
     )
+    config.words = load_words(tokenizer, description)
     width = embedding_width(llm)
     encoders = {stream: encoder for stream, (encoder, _) in loaded.items()}
     return AVProcessor.from_encoders(encoders, tokenizer, config, width)

@@ -33,7 +33,7 @@ from avllm.models.encoders import build_encoder, load_encoder, widths_of
 from avllm.models.llm import is_quantised, load_llm
 from avllm.models.lora import ActiveSets, activate, add_set, eval_frozen_sets, merge_sets, same_sets_again
 from avllm.models.merge import merge_media
-from avllm.models.words import AddedWords, checked_words
+from avllm.models.words import AddedWords, checked_words, needed_words
 from avllm.tokens import StreamBatch, Tokens
 
 
@@ -100,6 +100,11 @@ class AVLLM(PreTrainedModel):
             UnknownPartError: an unknown encoder, adapter or option. UserError: parts that do not fit together, or a
                 name that is neither a folder nor on the hub.
         """
+        missing = sorted(set(needed_words(description)) - set(words or {}))
+        if missing:
+            raise UserError(
+                f"the time codec needs {len(missing)} added words ({missing[0]!r}, ...); give load_words' ids"
+            )
         llm, llm_record = load_llm(description.llm)
         encoders: dict[str, Encoder] = {}
         records: dict[str, dict[str, Any]] = {}

@@ -23,7 +23,7 @@ from avllm.config import ModelConfig
 from avllm.data.collate import Batch, Row, collate
 from avllm.data.media.load import Clip, Frames, Sampling, Sound
 from avllm.data.media.part import load_parts
-from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample
+from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, Part, RowError, Sample, TextPart, TimePart
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, loading
 from avllm.layouts.base import Layout
@@ -31,11 +31,12 @@ from avllm.models.chat_text import MARK, ChatText
 from avllm.models.checkpoint_format import CheckpointError, read_config
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
+from avllm.models.content import Content
 from avllm.models.encoders import widths_of
 from avllm.models.placeholders import placeholder_streams
-from avllm.models.words import add_to_tokenizer
+from avllm.models.words import add_to_tokenizer, needed_words
 from avllm.registry import build
-from avllm.tokens import EncoderInput, Grid
+from avllm.tokens import EncoderInput, Grid, duration_of
 
 OLD_NAME = "avllm_processor.json"  # before it was a ProcessorMixin
 MOST_ORDERS = 512  # orders of clips that a processor remembers
@@ -89,6 +90,7 @@ class AVProcessor(ProcessorMixin):
             )
         self.sampling = Sampling(**config.sampling)
         self.chat_text = ChatText(tokenizer, config)
+        self.content = Content(config)
         self._orders: dict[tuple[Any, ...], list[str]] = {}
         self._check_words()
         if tokenizer.pad_token_id is None:
@@ -217,7 +219,8 @@ class AVProcessor(ProcessorMixin):
         if tokenize:
             return self([sample], answer=not add_generation_prompt)
         shown = sample.question() if add_generation_prompt else sample
-        text, _ = self.chat_text.render(shown.messages, answer=not add_generation_prompt)
+        plain = [message.model_copy(update={"content": _in_seconds(message)}) for message in shown.messages]
+        text, _ = self.chat_text.render(plain, answer=not add_generation_prompt)
         for part in shown.media:
             text = text.replace(MARK, f"<|{part.type}|>", 1)
         return text
@@ -312,7 +315,8 @@ class AVProcessor(ProcessorMixin):
             raise RowError("media_count", f"{len(sample.media)} media parts but {len(clips)} clips were given")
         self._check(sample, answer)
         messages = sample.messages if answer else sample.question().messages
-        text, trained = self.chat_text.render(messages, answer)
+        written = self.content.write(messages, [duration_of(clip) for clip in clips])
+        text, trained = self.chat_text.render(written.messages, answer)
         ids, labels = self.chat_text.tokenise(text, trained, [self.order(c) for c in clips] if runs is None else runs)
         if len(ids) > self.max_length:
             raise RowError(
@@ -347,9 +351,22 @@ class AVProcessor(ProcessorMixin):
             self._blanks = {s: moment[p.medium](p) for s, p in self.preprocessors.items()}
         return self._blanks
 
-    def decode(self, ids: Tensor) -> list[str]:
-        """Generated ids ``(R, L)`` -> answers."""
-        return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    def decode(self, ids: Tensor, durations: Sequence[float | None] | None = None) -> list[str]:
+        """Turn generated ids ``(R, L)`` into answers, in which times are said in seconds.
+
+        Args:
+            ids: of the answers alone.
+            durations: seconds of the clip that each answer is about (``Row.duration``). Without one, an answer keeps
+                the words of the time codec.
+        """
+        texts = [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        if durations is None:
+            return texts
+        return [self.say_seconds(text, seconds) for text, seconds in zip(texts, durations, strict=True)]
+
+    def say_seconds(self, text: str, duration: float | None) -> str:
+        """Say the times of an answer in seconds of a clip that lasts ``duration`` seconds (None: left as written)."""
+        return text if duration is None else self.content.codec.to_seconds(text, duration)
 
     def describe(self, row: Row) -> dict[str, int]:
         """Tokens by stream and of text, for people."""
@@ -358,11 +375,16 @@ class AVProcessor(ProcessorMixin):
         return dict(counts)
 
 
+def _in_seconds(message: Message) -> list[Part]:
+    """Return the content of a message whose clips are not read, with times in seconds."""
+    return [TextPart(text=part.text) if isinstance(part, TimePart) else part for part in message.content]
+
+
 AutoProcessor.register(AVConfig, AVProcessor, exist_ok=True)
 
 
 def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, dict[str, int]]:
-    """The LLM's tokenizer with a placeholder for each stream, and the placeholders' ids.
+    """The LLM's tokenizer with a placeholder for each stream and the time codec's words, and the placeholders' ids.
 
     The ids may lie behind the LLM's vocabulary: they are replaced by media before anything is embedded.
     """
@@ -374,4 +396,7 @@ def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, d
         )
     names = placeholder_streams(description)
     tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{n}|>" for n in names]})
+    words = needed_words(description)
+    if words:
+        add_to_tokenizer(tokenizer, words)
     return tokenizer, {n: cast(int, tokenizer.convert_tokens_to_ids(f"<|{n}|>")) for n in names}

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
+from avllm.config import ModelConfig
 from avllm.errors import UserError
+from avllm.registry import build
+from avllm.time_codecs.base import TimeCodec
 
 SAMPLED = 1024  # of the LLM's own entries, whose mean an added word starts from
 NOISE = 0.1  # of their standard deviation, so that added words differ from the start
@@ -136,6 +139,17 @@ def checked_words(words: Mapping[str, int], taken: Mapping[str, int]) -> dict[st
             )
         names[token_id] = word
     return dict(words)
+
+
+def needed_words(description: ModelConfig) -> list[str]:
+    """Return the words that the parts of a model need added: its time codec's."""
+    codec: TimeCodec = build("time_codecs", description.time_codec)
+    return codec.words()
+
+
+def load_words(tokenizer: PreTrainedTokenizerBase, description: ModelConfig) -> dict[str, int]:
+    """Return the token ids of the :func:`needed_words`, from a tokenizer of ``load_tokenizer``."""
+    return {word: int(tokenizer.convert_tokens_to_ids(word)) for word in needed_words(description)}  # type: ignore[arg-type]
 
 
 def add_to_tokenizer(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> dict[str, int]:

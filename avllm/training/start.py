@@ -27,6 +27,7 @@ from avllm.models.checkpoint_format import is_checkpoint, read_manifest_of
 from avllm.models.encoders import check_encoder
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.models.words import load_words
 from avllm.registry import check
 from avllm.training.task import Task
 
@@ -95,6 +96,7 @@ def check_settings(config: RunConfig) -> None:
         for spec in config.model.connector:
             check("adapters", spec)
         check("layouts", config.model.layout)
+        check("time_codecs", config.model.time_codec)
     with distributed.main_first():
         for source in [*config.data.train, *config.data.validation]:
             Manifest(source.manifest)
@@ -110,7 +112,7 @@ def build_parts(config: RunConfig) -> Parts:
     else:
         assert config.model is not None
         tokenizer, media_token_ids = load_tokenizer(config.model)
-        model = AVLLM.from_backbones(config.model, media_token_ids)
+        model = AVLLM.from_backbones(config.model, media_token_ids, load_words(tokenizer, config.model))
         processor = AVProcessor.from_model(model, tokenizer)
     for settings in config.lora:
         model.add_lora(settings)
