@@ -88,9 +88,9 @@ def remove(clip: Streams, streams: Iterable[str]) -> Streams:
 def exchange(clip: Streams, other: Streams, streams: Collection[str]) -> Streams:
     """Return the clip with some streams of another; whatever else it has stays, at its place in the dict."""
     exchanged = dict(clip)
-    for name in clip.keys() & set(streams):
-        # times in question and answer are seconds of the clip that is asked about
-        exchanged[name] = replace(other[name], duration=clip[name].duration)
+    for name in clip:
+        if name in streams:  # times in question and answer are seconds of the clip that is asked about
+            exchanged[name] = replace(other[name], duration=clip[name].duration)
     return exchanged
 
 
