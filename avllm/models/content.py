@@ -117,5 +117,14 @@ class Content:
         return found
 
 
+def in_seconds(messages: Sequence[Message]) -> list[Message]:
+    """Return messages with their times in seconds, for a chat whose clips are not read."""
+    written = []
+    for message in messages:
+        content = [TextPart(text=part.text) if isinstance(part, TimePart) else part for part in message.content]
+        written.append(message.model_copy(update={"content": content}))
+    return written
+
+
 def _shown(piece: Piece) -> str:
     return piece.word if isinstance(piece, Mixture) else piece

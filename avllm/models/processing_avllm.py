@@ -23,7 +23,7 @@ from avllm.config import ModelConfig
 from avllm.data.collate import Batch, Row, collate
 from avllm.data.media.load import Clip, Frames, Sampling, Sound
 from avllm.data.media.part import load_parts
-from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, Part, RowError, Sample, TextPart, TimePart
+from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, loading
 from avllm.layouts.base import Layout
@@ -31,10 +31,10 @@ from avllm.models.chat_text import MARK, ChatText
 from avllm.models.checkpoint_format import CheckpointError, read_config
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
-from avllm.models.content import Content
+from avllm.models.content import Content, in_seconds
 from avllm.models.encoders import widths_of
 from avllm.models.placeholders import placeholder_streams
-from avllm.models.words import add_to_tokenizer, needed_words
+from avllm.models.words import add_to_tokenizer, check_tokenizer, needed_words
 from avllm.registry import build
 from avllm.tokens import EncoderInput, Grid, duration_of
 
@@ -92,18 +92,9 @@ class AVProcessor(ProcessorMixin):
         self.chat_text = ChatText(tokenizer, config)
         self.content = Content(config)
         self._orders: dict[tuple[Any, ...], list[str]] = {}
-        self._check_words()
+        check_tokenizer(tokenizer, config.words)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-
-    def _check_words(self) -> None:
-        for word, token_id in self.config.words.items():
-            seen = self.tokenizer.get_vocab().get(word)
-            if seen != token_id:
-                raise UserError(
-                    f"the tokenizer has {word!r} as id {seen}, the model was given id {token_id}; take the tokenizer "
-                    "that the words were added to (AVProcessor.add_words)"
-                )
 
     def add_words(self, words: Sequence[str]) -> dict[str, int]:
         """Add words to the tokenizer and return their ids, for ``AVLLM.add_words``.
@@ -219,8 +210,7 @@ class AVProcessor(ProcessorMixin):
         if tokenize:
             return self([sample], answer=not add_generation_prompt)
         shown = sample.question() if add_generation_prompt else sample
-        plain = [message.model_copy(update={"content": _in_seconds(message)}) for message in shown.messages]
-        text, _ = self.chat_text.render(plain, answer=not add_generation_prompt)
+        text, _ = self.chat_text.render(in_seconds(shown.messages), answer=not add_generation_prompt)
         for part in shown.media:
             text = text.replace(MARK, f"<|{part.type}|>", 1)
         return text
@@ -373,11 +363,6 @@ class AVProcessor(ProcessorMixin):
         names = {i: s for s, i in self.config.media_token_ids.items()}
         counts = Counter(names.get(int(i), "text") for i in row.input_ids)
         return dict(counts)
-
-
-def _in_seconds(message: Message) -> list[Part]:
-    """Return the content of a message whose clips are not read, with times in seconds."""
-    return [TextPart(text=part.text) if isinstance(part, TimePart) else part for part in message.content]
 
 
 AutoProcessor.register(AVConfig, AVProcessor, exist_ok=True)

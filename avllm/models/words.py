@@ -168,3 +168,19 @@ def add_to_tokenizer(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -
         )
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     return {word: int(tokenizer.convert_tokens_to_ids(word)) for word in words}  # type: ignore[arg-type]
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, words: Mapping[str, int]) -> None:
+    """Make sure that a tokenizer gives a model's added words the ids that the model has for them.
+
+    Raises:
+        UserError: it does not.
+    """
+    vocabulary = tokenizer.get_vocab() if words else {}
+    for word, token_id in words.items():
+        seen = vocabulary.get(word)
+        if seen != token_id:
+            raise UserError(
+                f"the tokenizer has {word!r} as id {seen}, the model was given id {token_id}; take the tokenizer "
+                "that the words were added to (AVProcessor.add_words)"
+            )
