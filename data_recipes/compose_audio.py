@@ -65,13 +65,8 @@ ABOUT = Dataset(
     citation="CompA, arXiv 2310.08753; TeminAL, arXiv 2408.09269; T-CLAP, arXiv 2404.17806",
 )
 # {0} is heard first, {1} second.
-FORWARD = (
-    "{0} before {1}",
-    "{0}, then {1}",
-    "{0}, followed by {1}",
-    "{1} after {0}",
-    "first {0} and afterwards {1}",
-)
+FORWARD = ("{0} before {1}", "{0}, then {1}", "{0}, followed by {1}", "{1} after {0}")
+FORWARD += ("first {0} and afterwards {1}",)
 TOGETHER = ("{0} while {1}", "{0} and, at the same time, {1}", "{0} at the same time as {1}")
 IN_FRONT = (*TOGETHER, "{0} over {1}", "{0}, with {1} in the background")  # one is clearly louder
 CLEARLY = 3.0  # decibels
@@ -330,6 +325,17 @@ def samples(
         yield row("onset", question, say_time(start), seconds=start, meta={"events": events})
 
 
+def decibels_of(text: str) -> tuple[float, ...]:
+    """Return the decibels of ``0,5,10``."""
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError as error:
+        raise recipe.RecipeError(
+            f"--snr {text!r}; expected decibels with commas between them: 0,5,10",
+            reason="bad_snr",
+        ) from error
+
+
 def rows(
     source: Path,
     *,
@@ -368,20 +374,13 @@ def rows(
             f"seconds: at least {shortest}, at most {longest}; expected 0 < at least <= at most",
             reason="bad_range",
         )
-    try:
-        snrs = tuple(float(text) for text in snr.split(","))
-    except ValueError as error:
-        raise recipe.RecipeError(
-            f"--snr {snr!r}; expected decibels with commas between them: 0,5,10",
-            reason="bad_snr",
-        ) from error
     job = ComposeAudio(
         manifest=(source / manifest).resolve(),
         seed=seed,
         times=times,
         seconds=(shortest, longest),
         gap=gap,
-        snrs=snrs,
+        snrs=decibels_of(snr),
         silence=silence,
         rate=rate,
         split=split,

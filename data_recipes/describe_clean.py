@@ -294,6 +294,19 @@ def read_prompts(path: Path, rewritings: int) -> str:
     return text
 
 
+def check_model(model: str) -> None:
+    """Refuse an empty ``--model``.
+
+    Raises:
+        RecipeError: ``no_model``.
+    """
+    if not model:
+        raise RecipeError(
+            "no text model; expected --model hf:NAME, http://HOST:PORT/v1#MODEL or rules:FILE.yaml",
+            reason="no_model",
+        )
+
+
 def rows(
     source: Path,
     *,
@@ -336,11 +349,7 @@ def rows(
     gpus: making.Gpus = 0.0,
 ) -> Iterator[RecipeRow | Drop]:
     """Make the captions, and yield their rows."""
-    if not model:
-        raise RecipeError(
-            "no text model; expected --model hf:NAME, http://HOST:PORT/v1#MODEL or rules:FILE.yaml",
-            reason="no_model",
-        )
+    check_model(model)
     prompts_text = read_prompts(Path(prompts) if prompts else PROMPTS, rewritings)
     job = DescribeClean(
         table=(source / file).resolve(),

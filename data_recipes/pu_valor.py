@@ -321,6 +321,29 @@ def without_licence(event: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in event.items() if key != "licence"}
 
 
+def check_options(job: PuValor) -> None:
+    """Refuse options that no video can have.
+
+    Raises:
+        RecipeError: ``bad_range``, ``odd_size`` or ``bad_rate``.
+    """
+    ranges = {"clips": job.segments, "seconds": job.seconds, "speed": job.speeds}
+    for what, (low, high) in ranges.items():
+        if not 0 < low <= high:
+            raise RecipeError(
+                f"{what}: at least {low} and at most {high}; expected 0 < at least <= at most",
+                reason="bad_range",
+            )
+    width, height = job.size
+    if width % 2 or height % 2:
+        raise RecipeError(
+            f"a picture of {width}x{height}; H.264 needs even numbers", reason="odd_size"
+        )
+    if job.rate not in AAC_RATES:
+        rates = ", ".join(map(str, AAC_RATES))
+        raise RecipeError(f"{job.rate} samples a second; AAC has {rates}", reason="bad_rate")
+
+
 def rows(
     source: Path,
     *,
@@ -354,23 +377,6 @@ def rows(
     shard_size: making.ShardSize = 32,
 ) -> Iterator[RecipeRow | Drop]:
     """Make the videos, and yield their rows."""
-    for what, low, high in (
-        ("clips", fewest, most),
-        ("seconds", shortest, longest),
-        ("speed", slowest, fastest),
-    ):
-        if not 0 < low <= high:
-            raise RecipeError(
-                f"{what}: at least {low} and at most {high}; expected 0 < at least <= at most",
-                reason="bad_range",
-            )
-    if width % 2 or height % 2:
-        raise RecipeError(
-            f"a picture of {width}x{height}; H.264 needs even numbers", reason="odd_size"
-        )
-    if rate not in AAC_RATES:
-        rates = ", ".join(map(str, AAC_RATES))
-        raise RecipeError(f"{rate} samples a second; AAC has {rates}", reason="bad_rate")
     job = PuValor(
         manifest=(source / manifest).resolve(),
         seed=seed,
@@ -384,6 +390,7 @@ def rows(
         embeddings=Path(embeddings).resolve() if embeddings else None,
         split=split,
     )
+    check_options(job)
     job = making.named(job, set_name, "pu")
     yield from making.make(job, output, engine=engine, workers=workers, shard_size=shard_size)
 
