@@ -350,13 +350,12 @@ def rows(
 ) -> Iterator[RecipeRow | Drop]:
     """Make the captions, and yield their rows."""
     check_model(model)
-    prompts_text = read_prompts(Path(prompts) if prompts else PROMPTS, rewritings)
     job = DescribeClean(
         table=(source / file).resolve(),
         text=text,
         media=media,
         model=model,
-        prompts=prompts_text,
+        prompts=read_prompts(Path(prompts or PROMPTS), rewritings),
         rewritings=rewritings,
         clean=clean,
         words=(fewest_words, most_words),
