@@ -310,6 +310,16 @@ Rule = tuple[Annotated[str, AfterValidator(_regex)], Number | None]
 Stage = Literal["align", "caption", "instruct"]
 
 
+class ExtendConfig(_Section):
+    """What a stage adds to the model that it starts from; what is there keeps its weights."""
+
+    encoders: Annotated[dict[str, PartSpec], AfterValidator(_encoders)] = Field(default_factory=dict)
+    connector: list[PartSpec] = Field(
+        min_length=1, description="adapters; behind those of the model, or each at its `place` in the longer list"
+    )
+    layout: PartSpec | None = Field(None, description="instead of the model's")
+
+
 class RunConfig(_Section):
     """One stage of training, as a preset file holds it."""
 
@@ -317,6 +327,7 @@ class RunConfig(_Section):
     output: str = Field(description="the run's folder")
     model: ModelConfig | None = Field(None, description="stage 1 (or init_from_scratch) only; later stages take init's")
     init: str | None = Field(None, description="run folder of the stage before")
+    extend: ExtendConfig | None = Field(None, description="streams and adapters that init's model grows by")
     init_from_scratch: bool = False
     lora: LoraSets = Field(default_factory=list, description="sets of adapters that this stage adds to the LLM")
     trainable: list[Rule] = Field(min_length=1, description="[regex, learning rate or null]; the first match wins")
@@ -331,6 +342,8 @@ class RunConfig(_Section):
             raise ValueError("neither model nor init is given; stage 1 describes a model, later stages say init: RUN")
         if self.model is not None and self.init is not None:
             raise ValueError("both model and init are given; the model is described in stage 1 only")
+        if self.extend is not None and self.init is None:
+            raise ValueError("extend is given without init; it adds to a trained model. Say init: RUN")
         return self
 
     @model_validator(mode="after")

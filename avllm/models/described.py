@@ -9,6 +9,7 @@ from avllm.errors import loading
 from avllm.models.checkpoint_format import is_checkpoint
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.encoders import load_encoder
+from avllm.models.extend import extend_processor
 from avllm.models.placeholders import embedding_width
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 from avllm.models.words import load_words
@@ -27,6 +28,8 @@ def stage_processor(config: RunConfig) -> AVProcessor:
                 "before first, or give the preset of stage 1, which describes the model (and --max-length for this one)"
             )
         processor = AVProcessor.from_pretrained(config.init)
+        if config.extend is not None:
+            processor = extend_processor(processor, config.extend)
     else:
         assert config.model is not None  # RunConfig wants one of the two
         processor = described_processor(config.model)

@@ -25,6 +25,7 @@ from avllm.log import logger
 from avllm.models.attention import PackingError, check_packing
 from avllm.models.checkpoint_format import is_checkpoint, read_manifest_of
 from avllm.models.encoders import check_encoder
+from avllm.models.extend import extend_model
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 from avllm.models.words import load_words
@@ -97,6 +98,12 @@ def check_settings(config: RunConfig) -> None:
             check("adapters", spec)
         check("layouts", config.model.layout)
         check("time_codecs", config.model.time_codec)
+    if config.extend is not None:
+        for stream, spec in config.extend.encoders.items():
+            check_encoder(stream, spec)
+        for spec in config.extend.connector:
+            check("adapters", {key: value for key, value in spec.items() if key != "place"})
+        check("layouts", config.extend.layout or {"type": "concat"})
     with distributed.main_first():
         for source in [*config.data.train, *config.data.validation]:
             Manifest(source.manifest)
@@ -109,6 +116,8 @@ def build_parts(config: RunConfig) -> Parts:
     if config.init is not None:
         model, processor = AVLLM.from_pretrained(config.init), AVProcessor.from_pretrained(config.init)
         processor.config = model.config
+        if config.extend is not None:
+            processor = extend_model(model, processor, config.extend)
     else:
         assert config.model is not None
         tokenizer, media_token_ids = load_tokenizer(config.model)
