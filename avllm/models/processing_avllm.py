@@ -27,13 +27,13 @@ from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, loading
 from avllm.layouts.base import Layout
+from avllm.models.building.placeholders import placeholder_streams
 from avllm.models.chat_text import MARK, ChatText
 from avllm.models.checkpoint_format import CheckpointError, read_config
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
 from avllm.models.content import Content, in_seconds
 from avllm.models.encoders import widths_of
-from avllm.models.placeholders import placeholder_streams
 from avllm.models.words import add_to_tokenizer, check_tokenizer, needed_words
 from avllm.registry import build
 from avllm.tokens import EncoderInput, Grid, duration_of

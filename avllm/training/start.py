@@ -23,9 +23,9 @@ from avllm.data.store.storage import url_of
 from avllm.errors import UserError
 from avllm.log import logger
 from avllm.models.attention import PackingError, check_packing
+from avllm.models.building.extend import extend_model
 from avllm.models.checkpoint_format import is_checkpoint, read_manifest_of
 from avllm.models.encoders import check_encoder
-from avllm.models.extend import extend_model
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 from avllm.models.words import load_words

@@ -14,8 +14,8 @@ from tiny_runs import difference, kill_after, run, weights
 from avllm.config import RunConfig
 from avllm.data.manifest import read_manifest
 from avllm.errors import UserError
+from avllm.models.building.described import stage_processor
 from avllm.models.checkpoint_format import read_manifest_of
-from avllm.models.described import stage_processor
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 from avllm.training.start import build_parts

@@ -6,11 +6,11 @@ from transformers import AutoConfig
 
 from avllm.config import ModelConfig, RunConfig
 from avllm.errors import loading
+from avllm.models.building.extend import extend_processor
+from avllm.models.building.placeholders import embedding_width
 from avllm.models.checkpoint_format import is_checkpoint
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.encoders import load_encoder
-from avllm.models.extend import extend_processor
-from avllm.models.placeholders import embedding_width
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
 from avllm.models.words import load_words
 
