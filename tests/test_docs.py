@@ -254,6 +254,9 @@ def test_a_yaml_block_is_valid(block: Block) -> None:
         for spec in config.model.connector:
             check("adapters", spec)
         check("layouts", config.model.layout)
+        for kind, option in (("fusions", "fusion"), ("time_codecs", "time_codec")):
+            if getattr(config.model, option, None) is not None:
+                check(kind, getattr(config.model, option))
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=str)
