@@ -124,6 +124,7 @@ class ModelConfig(_Section):
     connector: list[PartSpec] = Field(min_length=1)
     layout: PartSpec = Field(default_factory=lambda: {"type": "concat"})
     time_codec: PartSpec = Field(default_factory=lambda: {"type": "seconds"})
+    fusion: PartSpec | None = Field(None, description="lets streams act inside the LLM, beside its sequence")
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig.model_validate({"num_frames": 8}))
     system: str | None = Field(None, description="system prompt put before chats that bring none")
     media_text: dict[Literal["video", "audio", "image"], str] = Field(

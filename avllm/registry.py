@@ -24,6 +24,7 @@ _KINDS = {
     "adapters": ("adapters", "Adapter"),
     "layouts": ("layouts", "Layout"),
     "time_codecs": ("time_codecs", "TimeCodec"),
+    "fusions": ("fusions", "Fusion"),
     "objectives": ("objectives", "Objective"),
     "benchmarks": ("evaluation/benchmarks", "Benchmark"),
 }

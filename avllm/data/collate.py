@@ -22,6 +22,7 @@ class Row:
         labels: ``(L,)`` long, ``-100`` where not trained on.
         clips: the media parts in order, each ``{stream: EncoderInput}``.
         is_media: ``(L,)`` bool, True where a placeholder stands.
+        clip_places: the place at which each clip's run begins, also that of an empty run.
         segments: ``(L, 2)`` long (group, part) of packed rows or None: see :class:`Batch`.
         position_ids: ``(L,)`` of packed rows or None for 0, 1, 2, ...
         targets: texts of the answers (one a packed question), for objectives that need them.
@@ -37,6 +38,7 @@ class Row:
     segments: Tensor | None = None
     position_ids: Tensor | None = None
     targets: list[str] = field(default_factory=list)
+    clip_places: list[int] = field(default_factory=list)
 
     @property
     def num_targets(self) -> int:
@@ -60,6 +62,7 @@ class Batch:
             of i's part or of part 0 (what all parts of a group share). Group -1 is padding.
         streams: one stream of all B clips each.
         clip_row: ``(B,)`` long, the row of each clip.
+        clip_at: ``(B,)`` long, the place in its row, padding counted, at which the clip's run begins.
     """
 
     input_ids: Tensor
@@ -69,6 +72,7 @@ class Batch:
     segments: Tensor | None
     streams: dict[str, StreamBatch]
     clip_row: Tensor
+    clip_at: Tensor
     ids: list[str]
     sources: list[str]
     kinds: list[str | None]
@@ -137,11 +141,21 @@ def collate(
         segments=_pad([_segments(r) for r in rows], length, -1, padding_side) if packed else None,
         streams=streams,
         clip_row=torch.tensor([i for i, _ in clips], dtype=torch.long),
+        clip_at=_clip_places(rows, length, padding_side, len(clips)),
         ids=[r.id for r in rows],
         sources=[r.source for r in rows],
         kinds=[r.kind for r in rows],
         targets=[r.targets for r in rows],
     )
+
+
+def _clip_places(rows: list[Row], length: int, side: str, count: int) -> Tensor:
+    """Return the places ``(B,)`` of all clips in the padded rows; a blank clip lies at the beginning of its row."""
+    places = []
+    for row in rows:
+        padding = length - len(row.input_ids) if side == "left" else 0
+        places += [padding + place for place in row.clip_places]
+    return torch.tensor(places or [0] * count, dtype=torch.long)
 
 
 def _positions(row: Row) -> Tensor:

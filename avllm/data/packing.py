@@ -71,7 +71,7 @@ def shared_length(rows: Sequence[Row]) -> int:
 def media_end_of(row: Row) -> int:
     """The place behind the last media token of a row."""
     places = row.is_media.nonzero()
-    return int(places[-1]) + 1 if len(places) else 0
+    return max([int(places[-1]) + 1 if len(places) else 0, *row.clip_places])
 
 
 def _join(rows: Sequence[Row], shared: int) -> Row:
@@ -157,7 +157,17 @@ def _chain(rows: Sequence[Row]) -> Row:
         labels=torch.cat(labels),
         is_media=torch.cat([r.is_media for r in rows]),
         clips=[clip for r in rows for clip in r.clips],
+        clip_places=_chained_places(rows),
         segments=torch.cat(segments),
         position_ids=torch.cat(positions),
         targets=[text for r in rows for text in r.targets],
     )
+
+
+def _chained_places(rows: Sequence[Row]) -> list[int]:
+    places: list[int] = []
+    length = 0
+    for row in rows:
+        places += [length + place for place in row.clip_places]
+        length += len(row.input_ids)
+    return places

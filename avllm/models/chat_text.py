@@ -104,8 +104,10 @@ class ChatText:
             pieces.append(part.text if isinstance(part, TextPart) else around.replace("{media}", MARK))
         return "".join(pieces)
 
-    def tokenise(self, text: str, trained: list[tuple[int, int]], runs: Sequence[list[str]]) -> tuple[Tensor, Tensor]:
-        """Token ids ``(L,)`` of a rendered chat, and labels ``(L,)`` on the assistant's turns.
+    def tokenise(
+        self, text: str, trained: list[tuple[int, int]], runs: Sequence[list[str]]
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """Token ids ``(L,)`` of a rendered chat, labels ``(L,)`` on the assistant's turns, and where each run begins.
 
         Text is cut at the borders of media and answers, so that a prompt is exactly the beginning of its row.
 
@@ -129,13 +131,16 @@ class ChatText:
         pending, media = iter(runs), self.config.media_token_ids  # looked up once: a config's attributes are slow
         ids: list[int] = []
         labels: list[int] = []
+        places: list[int] = []
         for a, _ in spans:
             is_run = text[a] == MARK
+            if is_run:
+                places.append(len(ids))
             piece = [media[name] for name in next(pending)] if is_run else next(encoded)
             on = not is_run and any(low <= a < high for low, high in trained)
             ids += piece
             labels += piece if on else [IGNORE] * len(piece)
-        return torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long)
+        return torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long), places
 
     def _encode(self, pieces: list[str]) -> list[list[int]]:
         """Token ids of pieces of text; the same few (turn markers, questions) come back row after row."""

@@ -19,6 +19,7 @@ class AVConfig(PretrainedConfig):
         encoders: ``{stream: {"medium", "type", "name", "revision", "config", "options"}}``.
         connector: adapters in order, ``[{"type", **options}]``.
         layout: ``{"type", **options}``.
+        fusion: ``{"type", **options}`` of what lets streams act inside the LLM, or None.
         sampling: which frames are looked at (:class:`~avllm.config.SamplingConfig`).
         media_token_ids: the placeholder's token id of each stream that the connector hands to the LLM.
         lora: ``{set: {"r", "alpha", "dropout", "targets", "active"}}`` of the LoRA sets on the LLM.
@@ -38,6 +39,7 @@ class AVConfig(PretrainedConfig):
         encoders: dict[str, dict[str, Any]] | None = None,
         connector: list[dict[str, Any]] | None = None,
         layout: dict[str, Any] | None = None,
+        fusion: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
         media_token_ids: dict[str, int] | None = None,
         lora: dict[str, dict[str, Any]] | None = None,
@@ -52,6 +54,7 @@ class AVConfig(PretrainedConfig):
         self.encoders = encoders or {}
         self.connector = connector or []
         self.layout = layout or {"type": "concat"}
+        self.fusion = fusion
         self.sampling = sampling or {"num_frames": 8}
         self.media_token_ids = media_token_ids or {}
         self.lora = lora or {}
@@ -86,14 +89,21 @@ class AVConfig(PretrainedConfig):
             encoders=dict(encoders),
             connector=description.connector,
             layout=description.layout,
+            fusion=description.fusion,
             sampling=description.sampling.model_dump(),
             media_token_ids=media_token_ids,
-            # An encoder that was made from a config alone exists nowhere else.
-            trained=["connector", *(f"encoders.{s}" for s, r in encoders.items() if r["name"] is None)],
+            trained=_trained_from_the_start(description, encoders),
             system=description.system,
             media_text={str(k): v for k, v in description.media_text.items()},
             time_codec=description.time_codec,
         )
+
+
+def _trained_from_the_start(description: ModelConfig, encoders: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the parts whose weights only a checkpoint holds: also an encoder that was made from a config alone."""
+    made = [f"encoders.{stream}" for stream, record in encoders.items() if record["name"] is None]
+    fusion = ["fusion"] if description.fusion else []
+    return ["connector", *made, *fusion]
 
 
 AutoConfig.register(AVConfig.model_type, AVConfig)

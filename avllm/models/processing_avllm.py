@@ -26,6 +26,7 @@ from avllm.data.media.part import load_parts
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, loading
+from avllm.fusions.base import consumed_streams
 from avllm.layouts.base import Layout
 from avllm.models.building.placeholders import placeholder_streams
 from avllm.models.chat_text import MARK, ChatText
@@ -34,6 +35,7 @@ from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
 from avllm.models.content import Content, in_seconds
 from avllm.models.encoders import widths_of
+from avllm.models.merge import is_placeholder
 from avllm.models.words import add_to_tokenizer, check_tokenizer, needed_words
 from avllm.registry import build
 from avllm.tokens import EncoderInput, Grid, duration_of
@@ -88,6 +90,7 @@ class AVProcessor(ProcessorMixin):
                 f"layout: stream {unknown[0]!r} does not come out of the connector; choose among "
                 f"{self.connector.out_streams}"
             )
+        self.fused = consumed_streams(config.fusion)
         self.sampling = Sampling(**config.sampling)
         self.chat_text = ChatText(tokenizer, config)
         self.content = Content(config)
@@ -278,7 +281,8 @@ class AVProcessor(ProcessorMixin):
         if key not in self._orders:
             if len(self._orders) >= MOST_ORDERS:
                 self._orders.clear()
-            self._orders[key] = self.layout.order(self.connector.output_grid(grids))
+            made = self.connector.output_grid(grids)
+            self._orders[key] = self.layout.order({n: grid for n, grid in made.items() if n not in self.fused})
         return self._orders[key]
 
     # ---- text -----------------------------------------------------------------------------------------------------
@@ -307,16 +311,19 @@ class AVProcessor(ProcessorMixin):
         messages = sample.messages if answer else sample.question().messages
         written = self.content.write(messages, [duration_of(clip) for clip in clips])
         text, trained = self.chat_text.render(written.messages, answer)
-        ids, labels = self.chat_text.tokenise(text, trained, [self.order(c) for c in clips] if runs is None else runs)
+        runs = [self.order(clip) for clip in clips] if runs is None else runs
+        ids, labels, places = self.chat_text.tokenise(text, trained, runs)
         if len(ids) > self.max_length:
             raise RowError(
                 "too_long",
                 f"{len(ids)} tokens; the longest row is {self.max_length} and answers are never cut. "
                 "Raise data.max_length (max_length of the processor), take a shorter clip, fewer frames or queries",
             )
-        media = torch.isin(ids, torch.tensor(list(self.config.media_token_ids.values())))
+        media = is_placeholder(ids, self.config.media_token_ids)
         targets = [m.text for m in messages if m.role == "assistant"]
-        return Row(sample.id, ids, labels, list(clips), media, sample.source, sample.kind, targets=targets)
+        return Row(
+            sample.id, ids, labels, list(clips), media, sample.source, sample.kind, targets=targets, clip_places=places
+        )
 
     def _check(self, sample: Sample, answer: bool) -> None:
         if answer and not (sample.answer or "").strip():

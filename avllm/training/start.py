@@ -98,6 +98,8 @@ def check_settings(config: RunConfig) -> None:
             check("adapters", spec)
         check("layouts", config.model.layout)
         check("time_codecs", config.model.time_codec)
+        if config.model.fusion is not None:
+            check("fusions", config.model.fusion)
     if config.extend is not None:
         for stream, spec in config.extend.encoders.items():
             check_encoder(stream, spec)

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from avllm.config import ExtendConfig
 from avllm.encoders.base import Encoder
 from avllm.errors import UserError
+from avllm.fusions.base import consumed_streams
 from avllm.models.configuration_avllm import AVConfig
-from avllm.models.connector import Connector
+from avllm.models.connector import Connector, bind_adapters
 from avllm.models.encoders import load_encoder, widths_of
 from avllm.models.processing_avllm import AVProcessor
 
@@ -68,7 +69,8 @@ def extend_config(
     config.layout = extension.layout or config.layout
     made = {s for s, record in config.encoders.items() if s in encoders and record["name"] is None}
     config.trained = sorted({*config.trained, *(f"encoders.{stream}" for stream in made)})
-    new = [s for s in [*encoders, *after.out_streams] if s not in config.media_token_ids and "." not in s]
+    has_place = {*config.media_token_ids, *consumed_streams(config.fusion)}
+    new = [s for s in [*encoders, *after.out_streams] if s not in has_place and "." not in s]
     tokenizer.add_tokens([f"<|{stream}|>" for stream in dict.fromkeys(new)], special_tokens=True)
     ids = {stream: int(tokenizer.convert_tokens_to_ids(f"<|{stream}|>")) for stream in dict.fromkeys(new)}  # type: ignore[arg-type]
     config.media_token_ids = config.media_token_ids | ids
@@ -118,6 +120,7 @@ def extend_model(model: Any, processor: AVProcessor, extension: ExtendConfig) ->
             adapter.load_init()
     for adapter, place in zip(before, growth.places, strict=True):
         model.connector[place] = adapter
+    bind_adapters(model)
     model.freeze()
     grown = AVProcessor.from_model(model, processor.tokenizer)
     grown.max_length, grown.timeout = processor.max_length, processor.timeout

@@ -7,12 +7,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from avllm.config import ModelConfig
 from avllm.errors import loading
+from avllm.fusions.base import consumed_streams
 from avllm.models.connector import Connector
 from avllm.models.encoders import output_widths
 
 
 def placeholder_streams(description: ModelConfig) -> list[str]:
-    """Return the encoders' streams, then those that adapters make and hand to the LLM.
+    """Return the encoders' streams, then those that adapters make and hand to the LLM, but none that a fusion consumes.
 
     Raises:
         UserError: parts that do not exist or do not fit together, or a backbone that is not where its name says.
@@ -25,7 +26,8 @@ def placeholder_streams(description: ModelConfig) -> list[str]:
     with torch.device("meta"):
         connector = Connector(description.connector, widths, embedding_width(llm))
     made = [s for s in connector.out_streams if s not in description.encoders and "." not in s]
-    return [*description.encoders, *made]
+    consumed = consumed_streams(description.fusion)
+    return [stream for stream in [*description.encoders, *made] if stream not in consumed]
 
 
 def embedding_width(llm: PretrainedConfig) -> int:
