@@ -508,9 +508,10 @@ def test_frozen_encoders_stay_in_eval_mode(built: tuple[AVLLM, AVProcessor]) -> 
 
 
 def test_adapters_in_which_nothing_trains_stay_in_eval_mode(world: World) -> None:
-    connector = [{"type": "qformer", "stream": "video", "num_queries": 2, "dim": 8, "layers": 1, "heads": 2}]
-    model, _ = compose(description(world, connector=[*connector, {"type": "linear", "stream": "audio"}]))
-    frozen, trained = model.connector
+    qformer = {"type": "qformer", "stream": "video", "num_queries": 2, "dim": 8, "layers": 1, "heads": 2}
+    projections = [{"type": "linear", "stream": "video"}, {"type": "linear", "stream": "audio"}]
+    model, _ = compose(description(world, connector=[qformer, *projections]))
+    frozen, trained, _ = model.connector
     frozen.requires_grad_(False)
     model.train()
     assert not any(module.training for module in frozen.modules())
