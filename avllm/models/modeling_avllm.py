@@ -255,6 +255,18 @@ class AVLLM(LLMCalls, PreTrainedModel):
             shared[batch] = steps
         return steps
 
+    @torch.no_grad()
+    def media_tokens_by(self, batch: Batch, weights: Mapping[str, Tensor]) -> dict[str, Tokens]:
+        """Return what the connector would give with other weights, without a graph and without dropout.
+
+        Args:
+            batch: rows with their media. weights: of all the connector's parameters, by name.
+        """
+        features = self.media_steps(batch)[0]
+        prompt = self._prompt(batch) if self.connector.conditioned else None
+        with eval_mode(self.connector):
+            return torch.func.functional_call(self.connector, dict(weights), (features, prompt))
+
     def embed(self, batch: Batch) -> Tensor:
         """A batch -> the LLM's input embeddings ``(R, L, D)``."""
         return self.merge_media(batch.input_ids, self.media_tokens(batch), batch)
@@ -307,3 +319,15 @@ class AVLLM(LLMCalls, PreTrainedModel):
         from avllm.models.checkpoint import load_model
 
         return load_model(cls, folder, **kwargs)
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Set eval mode for a block; after it each part has the mode that it had."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
