@@ -128,7 +128,7 @@ def objectives_of(folder: Path) -> dict[str, Tensor]:
 def momentum(world: World, folder: Path, **changes: Any) -> dict[str, Any]:
     """Five steps of an alignment with averaged soft targets."""
     asked = settings(world, folder, "align", train__max_steps=5, train__warmup=0, train__batch_size=4, **changes)
-    asked["objectives"][0] |= {"momentum": 0.9, "soft": 0.4}
+    asked["objectives"][0] |= {"momentum": 0.9, "soft": 0.4, "pairs": ["video-text", "av-text", "video-audio"]}
     return asked
 
 
