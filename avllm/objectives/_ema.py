@@ -11,7 +11,26 @@ from torch import Tensor, nn
 from avllm.errors import UserError
 
 
-class Ema(nn.Module):
+class FrozenCopy(nn.Module):
+    """Keep the parameters of some modules as they are now; a buffer each, so that no rule can train them.
+
+    Args:
+        modules: the modules by name; they are read, not owned.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for module, name, parameter in _parameters(modules):
+            self.register_buffer(_buffer(module, name), parameter.detach().clone())
+
+    def weights(self, module: str) -> dict[str, Tensor]:
+        """Return the copies of a module's parameters by name, for ``torch.func.functional_call``."""
+        prefix = _buffer(module, "")
+        own = {name: copy for name, copy in self.named_buffers() if name.startswith(prefix)}
+        return {name.removeprefix(prefix).replace("/", "."): copy for name, copy in own.items()}
+
+
+class Ema(FrozenCopy):
     """Average the parameters of some modules over steps: ``m * average + (1 - m) * parameter``.
 
     All parameters are averaged, since what trains is decided later; a frozen one stays what it is to
@@ -23,12 +42,10 @@ class Ema(nn.Module):
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], momentum: float) -> None:
-        super().__init__()
+        super().__init__(modules)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum}; expected 0 <= momentum < 1, e.g. 0.995")
         self.momentum = momentum
-        for module, name, parameter in _parameters(modules):
-            self.register_buffer(_buffer(module, name), parameter.detach().clone())
 
     @torch.no_grad()
     def update(self, modules: Mapping[str, nn.Module]) -> None:
@@ -48,12 +65,6 @@ class Ema(nn.Module):
                     "the average's; keep the weights in float32 (train.precision bf16 goes, DeepSpeed's bf16 does not)"
                 )
             average.lerp_(_whole(parameter).to(average), 1 - self.momentum)
-
-    def weights(self, module: str) -> dict[str, Tensor]:
-        """Return a module's averages under its parameters' names, for ``torch.func.functional_call``."""
-        prefix = _buffer(module, "")
-        own = {name: average for name, average in self.named_buffers() if name.startswith(prefix)}
-        return {name.removeprefix(prefix).replace("/", "."): average for name, average in own.items()}
 
 
 def _parameters(modules: Mapping[str, nn.Module]) -> list[tuple[str, str, nn.Parameter]]:
