@@ -243,11 +243,19 @@ PRESET: dict[str, Any] = {  # what a block leaves out
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_a_yaml_block_is_valid(block: Block) -> None:
-    """A block is a preset, or sections of one."""
+    """A block is a preset, or sections of one; of `model` and `data` it may show some keys."""
     given = yaml.safe_load(block.text)
-    config = RunConfig.model_validate(given if "stage" in given else PRESET | given)
+    if "stage" not in given:
+        inner = {key: PRESET[key] | given.get(key, {}) for key in ("model", "data")}
+        given = PRESET | given | inner
+        if "init" in given:
+            del given["model"]
+    config = RunConfig.model_validate(given)
     for spec in config.objectives:
         check("objectives", {key: value for key, value in spec.items() if key != "weight"})
+    if config.extend is not None:
+        for stream, spec in config.extend.encoders.items():
+            check_encoder(stream, spec)
     if config.model is not None:
         for stream, spec in config.model.encoders.items():
             check_encoder(stream, spec)
