@@ -123,6 +123,8 @@ class ModelConfig(_Section):
     encoders: Encoders
     connector: list[PartSpec] = Field(min_length=1)
     layout: PartSpec = Field(default_factory=lambda: {"type": "concat"})
+    time_codec: PartSpec = Field(default_factory=lambda: {"type": "seconds"})
+    fusion: PartSpec | None = Field(None, description="lets streams act inside the LLM, beside its sequence")
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig.model_validate({"num_frames": 8}))
     selector: PartSpec | None = Field(None, description="chooses frames by the question, before they are encoded")
     system: str | None = Field(None, description="system prompt put before chats that bring none")
@@ -313,6 +315,16 @@ Rule = tuple[Annotated[str, AfterValidator(_regex)], Number | None]
 Stage = Literal["align", "caption", "instruct"]
 
 
+class ExtendConfig(_Section):
+    """What a stage adds to the model that it starts from; what is there keeps its weights."""
+
+    encoders: Annotated[dict[str, PartSpec], AfterValidator(_encoders)] = Field(default_factory=dict)
+    connector: list[PartSpec] = Field(
+        min_length=1, description="adapters; behind those of the model, or each at its `place` in the longer list"
+    )
+    layout: PartSpec | None = Field(None, description="instead of the model's")
+
+
 class RunConfig(_Section):
     """One stage of training, as a preset file holds it."""
 
@@ -320,6 +332,7 @@ class RunConfig(_Section):
     output: str = Field(description="the run's folder")
     model: ModelConfig | None = Field(None, description="stage 1 (or init_from_scratch) only; later stages take init's")
     init: str | None = Field(None, description="run folder of the stage before")
+    extend: ExtendConfig | None = Field(None, description="streams and adapters that init's model grows by")
     init_from_scratch: bool = False
     lora: LoraSets = Field(default_factory=list, description="sets of adapters that this stage adds to the LLM")
     trainable: list[Rule] = Field(min_length=1, description="[regex, learning rate or null]; the first match wins")
@@ -334,6 +347,8 @@ class RunConfig(_Section):
             raise ValueError("neither model nor init is given; stage 1 describes a model, later stages say init: RUN")
         if self.model is not None and self.init is not None:
             raise ValueError("both model and init are given; the model is described in stage 1 only")
+        if self.extend is not None and self.init is None:
+            raise ValueError("extend is given without init; it adds to a trained model. Say init: RUN")
         return self
 
     @model_validator(mode="after")

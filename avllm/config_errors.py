@@ -40,7 +40,7 @@ def _right_key(place: tuple[int | str, ...], settings: type[BaseModel]) -> str:
     """Suggest the right key: one of that name elsewhere, or the nearest beside it."""
     name = str(place[-1])
     if name in ("lr", "learning_rate"):
-        return "learning rates stand in trainable: [[regex, rate or null], ...]"
+        return "learning rates belong to trainable: [[regex, rate or null], ...]"
     elsewhere = [path for path in _paths(settings) if path.rpartition(".")[2] == name]
     if elsewhere:
         return f"it is {' or '.join(elsewhere)}"

@@ -23,6 +23,8 @@ _KINDS = {
     "encoders": ("encoders", "Encoder"),
     "adapters": ("adapters", "Adapter"),
     "layouts": ("layouts", "Layout"),
+    "time_codecs": ("time_codecs", "TimeCodec"),
+    "fusions": ("fusions", "Fusion"),
     "selectors": ("selectors", "Selector"),
     "row_makers": ("data/row_makers", "RowMaker"),
     "objectives": ("objectives", "Objective"),

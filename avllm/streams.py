@@ -9,7 +9,7 @@ from typing import Any
 from avllm.errors import UserError
 
 MEDIA = ("video", "audio")
-"""What an encoder takes in, frames or sound; a stream that is called so is of that medium."""
+"""Media that encoders take in, frames or sound; a stream that is called so is of that medium."""
 RESERVED = ("text", "image", "both")
 
 

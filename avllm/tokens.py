@@ -7,7 +7,7 @@ that, padded with zeros (False) in every dimension: a producer whose entries may
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -162,3 +162,9 @@ class StreamBatch:
             features=features,
             extra={k: change(v) for k, v in self.extra.items()},
         )
+
+
+def duration_of(clip: Mapping[str, EncoderInput]) -> float | None:
+    """Return the seconds of a clip, given by stream; None where no stream says it."""
+    known = [item.duration for item in clip.values() if item.duration is not None]
+    return max(known, default=None)

@@ -1,15 +1,17 @@
-"""ESC-50, or its older form ESC-10 -> captions and questions of one fold of a cross-validation.
+"""Turn ESC-50, or its older form ESC-10, into captions and questions of one test fold.
 
     python data_recipes/esc50.py SOURCE --output DIR --test-fold 1 [--esc10]
 
-SOURCE holds either meta/esc50.csv and audio/*.wav (https://github.com/karolpiczak/ESC-50) or, in the older form, one
-folder a class, `NNN - Class name/FOLD-CLIPID-TAKE.ogg`.
+SOURCE holds either meta/esc50.csv and audio/*.wav (https://github.com/karolpiczak/ESC-50) or, in
+the older form, one folder a class, `NNN - Class name/FOLD-CLIPID-TAKE.ogg`.
 
-The authors' five folds are made for cross-validation: one is tested on, the others train. captions_train.jsonl (sound,
-caption) and train.jsonl (sound, question, answer) hold each clip in several wordings; captions_validation.jsonl and
-validation.jsonl a share of the training folds, drawn class by class and by source recording (CLIPID); test.jsonl the
-test fold. Clips of other folds that share their source recording with the test fold are left out. A clip that is
-missing changes no split. Paper: K. J. Piczak, ESC: Dataset for Environmental Sound Classification, ACM Multimedia 2015.
+The authors' five folds are made for cross-validation: one is tested on, the others train.
+captions_train.jsonl (sound, caption) and train.jsonl (sound, question, answer) hold each clip in
+several wordings; captions_validation.jsonl and validation.jsonl a share of the training folds,
+drawn class by class and by source recording (CLIPID); test.jsonl the test fold. Clips of other
+folds that share their source recording with the test fold are left out. A clip that is missing
+changes no split. Paper: K. J. Piczak, ESC: Dataset for Environmental Sound Classification, ACM
+Multimedia 2015.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import typer
 
 from avllm.data.schema import RowError
 from avllm.recipes import frame as recipe
-from avllm.recipes.frame import Dataset, Drop, RecipeError, Record, Row, drops_of, read_csv
+from avllm.recipes.frame import Dataset, Drop, RecipeError, RecipeRow, Record, drops_of, read_csv
 
 ABOUT = Dataset(
     title="ESC-50 and its older form ESC-10",
@@ -41,8 +43,8 @@ ABOUT = Dataset(
     command="python data_recipes/esc50.py SOURCE --output DIR --test-fold 1",
 )
 COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
-FOLDER = re.compile(r"\d{3} - (.+)")
-FILE = re.compile(r"(\d+)-([^-]+)-([A-Z])\.(?:ogg|wav)")
+FOLDER = re.compile(r"\d{3} - (?P<name>.+)")
+FILE = re.compile(r"(?P<fold>\d+)-(?P<source>[^-]+)-(?P<take>[A-Z])\.(?:ogg|wav)")
 SECONDS = 5.0  # a clip's length; the older form has a few files that are longer
 
 ANSWERS = {
@@ -110,8 +112,16 @@ OLD_NAMES = {
     "Fire crackling": "crackling_fire",
 }
 CAPTIONS = ["{}", "the sound of {}", "you can hear {}", "a recording of {}"]
-QUESTIONS = ["What do you hear?", "What sound is this?", "Which sound do you hear?", "What is making this sound?"]
-LICENCES = {True: "CC BY 3.0 (ESC-10; the clips' own licences are in the data set's LICENSE)", False: "CC BY-NC 3.0"}
+QUESTIONS = [
+    "What do you hear?",
+    "What sound is this?",
+    "Which sound do you hear?",
+    "What is making this sound?",
+]
+LICENCES = {
+    True: "CC BY 3.0 (ESC-10; the clips' own licences are in the data set's LICENSE)",
+    False: "CC BY-NC 3.0",
+}
 
 
 @dataclass(frozen=True)
@@ -134,151 +144,200 @@ class Recording:
 def rows(
     source: Path,
     test_fold: Annotated[int, typer.Option(help="The fold to be tested on; all others train.")],
-    esc10: Annotated[bool, typer.Option("--esc10", help="Of ESC-50, only the ten classes of ESC-10.")] = False,
-    validation: Annotated[float, typer.Option(min=0.0, help="Share of the training folds' clips held out.")] = 0.1,
+    esc10: Annotated[
+        bool, typer.Option("--esc10", help="Of ESC-50, only the ten classes of ESC-10.")
+    ] = False,
+    validation: Annotated[
+        float, typer.Option(min=0.0, help="Share of the training folds' clips held out.")
+    ] = 0.1,
     wordings: Annotated[
-        int, typer.Option(min=1, max=len(QUESTIONS), help="Captions, and questions, of each training clip.")
+        int,
+        typer.Option(
+            min=1, max=len(QUESTIONS), help="Captions, and questions, of each training clip."
+        ),
     ] = len(QUESTIONS),
     seed: Annotated[int, typer.Option(min=0, help="Draws the validation split.")] = 0,
-) -> Iterator[Row | Drop]:
-    """Captions and questions of the training folds, of what is held out of them, and questions of the test fold."""
+) -> Iterator[RecipeRow | Drop]:
+    """Yield captions and questions of the training and validation clips, and test questions."""
     if validation >= 1:
-        raise RecipeError(f"--validation {validation}; expected a share from 0 to below 1")
-    found: list[Recording] = []
-    yield from read_source(source, found)
+        raise RecipeError(
+            f"--validation {validation}; expected a share from 0 to below 1", reason="bad_share"
+        )
+    recordings: list[Recording] = []
+    yield from read_source(source, recordings)
     if esc10:
-        yield from (Drop("not_in_esc10", r.path, r.category) for r in found if not r.esc10)
-        found = [r for r in found if r.esc10]
-    if not found:
+        for recording in recordings:
+            if not recording.esc10:
+                yield Drop("not_in_esc10", recording.path, recording.category)
+        recordings = [recording for recording in recordings if recording.esc10]
+    if not recordings:
         return
-    parts, shared = split(sorted(found, key=lambda r: Path(r.path).name), test_fold, validation, seed)
-    yield from (Drop("shares_source_with_test", r.path, f"recording {r.source}") for r in shared)
-    yield from split_rows(parts, wordings)
+    recordings.sort(key=lambda recording: Path(recording.path).name)
+    split = split_of(recordings, test_fold, validation, seed)
+    for recording in split.shared:
+        yield Drop("shares_source_with_test", recording.path, f"recording {recording.source}")
+    yield from split_rows(split, wordings)
 
 
-def read_source(source: Path, found: list[Recording]) -> Iterator[Row | Drop]:
-    """Fills in the recordings of either form; gives what is left out."""
+def read_source(source: Path, recordings: list[Recording]) -> Iterator[RecipeRow | Drop]:
+    """Fill in the recordings of either form, and yield a drop for each that is left out."""
     table = source / "meta" / "esc50.csv"
     if table.is_file():
-        yield from drops_of(read_csv(table, COLUMNS), lambda record: found.append(recording_of(record)))
+        records = read_csv(table, COLUMNS)
+        yield from drops_of(records, lambda record: recordings.append(recording_of(record)))
     else:
-        yield from read_folders(source, found)
+        yield from read_folders(source, recordings)
 
 
 def recording_of(record: Record) -> Recording:
-    """A row of meta/esc50.csv.
+    """Return the recording of a row of meta/esc50.csv.
 
     Raises:
         RecipeError: the fold is no number.
         RowError: this recipe has no words for the class.
     """
-    category, fold = record.text("category"), record.text("fold")
+    category = record.text("category")
+    fold = record.text("fold")
     if category not in ANSWERS:
         raise RowError("unknown_class", repr(category))
     if not fold.isdecimal():
         raise RecipeError(f"fold is {fold!r}; expected a number")
-    path, is_esc10 = f"audio/{record.text('filename')}", record.text("esc10") == "True"
-    return Recording(path, int(fold), record.text("src_file"), record.text("take"), category, is_esc10)
+    return Recording(
+        path=f"audio/{record.text('filename')}",
+        fold=int(fold),
+        source=record.text("src_file"),
+        take=record.text("take"),
+        category=category,
+        esc10=record.text("esc10") == "True",
+    )
 
 
-def read_folders(source: Path, found: list[Recording]) -> Iterator[Drop]:
-    """The older form: fold, source recording and take stand in the file's name, the class in the folder's."""
+def read_folders(source: Path, recordings: list[Recording]) -> Iterator[Drop]:
+    """Fill in the recordings of the older form, and yield a drop for each file that is left out.
+
+    The file's name holds fold, source recording and take, the folder's name the class.
+    """
     for folder in sorted(path for path in source.iterdir() if path.is_dir()):
-        name = FOLDER.fullmatch(folder.name)
-        category = OLD_NAMES.get(name[1]) if name else None
+        match = FOLDER.fullmatch(folder.name)
+        category = OLD_NAMES.get(match["name"]) if match else None
         for file in sorted(folder.iterdir()):
-            path, parts = f"{folder.name}/{file.name}", FILE.fullmatch(file.name)
+            path = f"{folder.name}/{file.name}"
+            parts = FILE.fullmatch(file.name)
             if category is None:
                 yield Drop("unknown_class", path, repr(folder.name))
             elif parts is None:
                 yield Drop("no_sound_of_the_set", path, "expected FOLD-CLIPID-TAKE.ogg")
             else:
-                found.append(Recording(path, int(parts[1]), parts[2], parts[3], category, True))
+                fold = int(parts["fold"])
+                recordings.append(
+                    Recording(path, fold, parts["source"], parts["take"], category, esc10=True)
+                )
 
 
 @dataclass(frozen=True)
 class Split:
-    """Recordings of one test fold's three parts; no source recording stands in two of them."""
+    """Recordings by use; no source recording is in two of the first three lists.
+
+    Attributes:
+        shared: recordings of other folds that share their source with the test fold: left out.
+    """
 
     train: list[Recording]
     validation: list[Recording]
     test: list[Recording]
+    shared: list[Recording]
 
 
-def split(recordings: list[Recording], test_fold: int, share: float, seed: int) -> tuple[Split, list[Recording]]:
-    """Test fold, and of the other folds a share of the source recordings of each class for validation.
+def split_of(recordings: list[Recording], test_fold: int, share: float, seed: int) -> Split:
+    """Split recordings into a test fold and the others, of which a share is for validation.
 
-    Returns:
-        the split, and recordings of other folds that share their source with the test fold: they are in no part.
+    The share is drawn by source recordings, class by class.
 
     Raises:
         RecipeError: the test fold, or every other fold, is empty.
     """
-    folds = sorted({r.fold for r in recordings})
+    folds = sorted({recording.fold for recording in recordings})
     if test_fold not in folds or len(folds) < 2:
-        raise RecipeError(f"--test-fold {test_fold}: there are folds {folds}; choose one of at least two")
-    test = [r for r in recordings if r.fold == test_fold]
-    tested = {r.source for r in test}
-    rest = [r for r in recordings if r.fold != test_fold]
-    shared = [r for r in rest if r.source in tested]
-    rest = [r for r in rest if r.source not in tested]
-    held = validation_sources(rest, share, seed)
-    train = [r for r in rest if r.source not in held]
-    return Split(train, [r for r in rest if r.source in held], test), shared
+        raise RecipeError(
+            f"--test-fold {test_fold}: there are folds {folds}; choose one of at least two",
+            reason="no_fold",
+        )
+    test = [recording for recording in recordings if recording.fold == test_fold]
+    others = [recording for recording in recordings if recording.fold != test_fold]
+    test_sources = {recording.source for recording in test}
+    shared = [recording for recording in others if recording.source in test_sources]
+    usable = [recording for recording in others if recording.source not in test_sources]
+    held_out = validation_sources(usable, share, seed)
+    return Split(
+        train=[recording for recording in usable if recording.source not in held_out],
+        validation=[recording for recording in usable if recording.source in held_out],
+        test=test,
+        shared=shared,
+    )
 
 
 def validation_sources(recordings: list[Recording], share: float, seed: int) -> set[str]:
-    """Source recordings, drawn class by class, so that the share of each class's clips is about ``share``."""
+    """Draw source recordings class by class, about ``share`` of each class's clips."""
     rng = np.random.default_rng([seed, 50])
-    held: set[str] = set()
-    for category in sorted({r.category for r in recordings}):
+    held_out: set[str] = set()
+    for category in sorted({recording.category for recording in recordings}):
         clips = Counter(r.source for r in recordings if r.category == category)
-        wanted = share * sum(clips.values())
-        taken = sum(n for source, n in clips.items() if source in held)
+        target = share * sum(clips.values())
+        taken = sum(count for source, count in clips.items() if source in held_out)
         for source in rng.permutation(sorted(clips)).tolist():
-            if taken + clips[source] / 2 > wanted:
+            if taken + clips[source] / 2 > target:
                 break
-            held.add(source)
+            held_out.add(source)
             taken += clips[source]
-    return held
+    return held_out
 
 
-def split_rows(parts: Split, wordings: int) -> Iterator[Row]:
-    """The rows of all manifests; where answers are scored, each names the classes that occur."""
-    every = [*parts.train, *parts.validation, *parts.test]
-    choices = [answer for category, answer in ANSWERS.items() if any(r.category == category for r in every)]
-    yield from captions("captions_train", parts.train, wordings)
-    yield from captions("captions_validation", parts.validation, 1)
-    yield from questions("train", parts.train, wordings)
-    yield from questions("validation", parts.validation, 1, choices)
-    yield from questions("test", parts.test, 1, choices)
+def split_rows(split: Split, wordings: int) -> Iterator[RecipeRow]:
+    """Yield the rows of all manifests.
+
+    Where answers are scored, each row names the classes that occur as its choices.
+    """
+    categories = {r.category for r in [*split.train, *split.validation, *split.test]}
+    choices = [answer for category, answer in ANSWERS.items() if category in categories]
+    yield from caption_rows("captions_train", split.train, wordings)
+    yield from caption_rows("captions_validation", split.validation, 1)
+    yield from question_rows("train", split.train, wordings)
+    yield from question_rows("validation", split.validation, 1, choices)
+    yield from question_rows("test", split.test, 1, choices)
 
 
-def captions(name: str, recordings: Sequence[Recording], wordings: int) -> Iterator[Row]:
-    """Each clip with its first captions."""
+def caption_rows(name: str, recordings: Sequence[Recording], wordings: int) -> Iterator[RecipeRow]:
+    """Yield each clip with its first captions."""
     for recording in recordings:
         for number, wording in enumerate(CAPTIONS[:wordings]):
-            yield Row(sample(recording, f"c{number}", None, wording.format(ANSWERS[recording.category])), name)
+            caption = wording.format(ANSWERS[recording.category])
+            yield RecipeRow(sample(recording, f"c{number}", None, caption), name)
 
 
-def questions(name: str, recordings: Sequence[Recording], wordings: int, choices: Sequence[str] = ()) -> Iterator[Row]:
-    """Each clip with its first questions; the very first is 'What do you hear?'."""
+def question_rows(
+    name: str, recordings: Sequence[Recording], wordings: int, choices: Sequence[str] = ()
+) -> Iterator[RecipeRow]:
+    """Yield each clip with its first questions; the very first is 'What do you hear?'."""
     closed = {"choices": choices} if choices else {}
     for recording in recordings:
+        answer = ANSWERS[recording.category]
         for number, question in enumerate(QUESTIONS[:wordings]):
-            yield Row(sample(recording, f"q{number}", question, ANSWERS[recording.category]) | closed, name)
+            yield RecipeRow(sample(recording, f"q{number}", question, answer) | closed, name)
 
 
 def sample(recording: Recording, name: str, question: str | None, answer: str) -> dict[str, Any]:
-    """A manifest row; without a question it is a caption."""
-    asked = [{"type": "text", "text": question}] if question else []
+    """Return a manifest row; without a question it is a caption."""
+    content: list[dict[str, Any]] = [{"type": "audio", "audio": recording.path, "end": SECONDS}]
+    if question:
+        content.append({"type": "text", "text": question})
     esc = "esc10" if recording.esc10 else "esc50"
+    clip = f"{esc}-{recording.fold}-{recording.source}-{recording.take}-{recording.category}"
     return {
-        "id": f"{esc}-{recording.fold}-{recording.source}-{recording.take}-{recording.category}-{name}",
+        "id": f"{clip}-{name}",
         "source": esc,
         "kind": f"heard.{recording.category}",
         "messages": [
-            {"role": "user", "content": [{"type": "audio", "audio": recording.path, "end": SECONDS}, *asked]},
+            {"role": "user", "content": content},
             {"role": "assistant", "content": [{"type": "text", "text": answer}]},
         ],
         "licence": LICENCES[recording.esc10],

@@ -1,16 +1,19 @@
-"""VALOR-32K and VALOR-1M (ten seconds of YouTube, sight and sound captioned together) -> captions.
+"""Turn VALOR-32K and VALOR-1M (ten seconds of YouTube, sight and sound captioned together) into captions.
 
     python data_recipes/valor.py SOURCE --output DIR [--train FILE] [--videos FOLDER]
 
-The annotations are `desc_train.json`, `desc_val.json` and `desc_test.json`, lists of `{"video_id", "desc"}`
-(https://casia-iva-group.github.io/projects/VALOR/download.html; copies that name the field `caption` are read, too). A
-video_id is `<YouTube id>_<start>_<end>` in seconds, `Agi5ySKb1tY_23.700_33.700`, and the id itself may hold
-underscores; a few clips are shorter than ten seconds. Known defect: of eight clips of VALOR-32K whose start is no whole
-second the caption was lost, and a piece of the id stands there ('700'): such rows, without a word, are dropped.
-Clips stand in `raw_videos/<video_id>.mp4` in the authors' README (https://github.com/TXH-mercury/VALOR), and are found
-in any folder; where only the whole video `<YouTube id>.mp4` is there, the row names the interval of it. For VALOR-1M
-give its file with `--train`.
-Paper: S. Chen et al., VALOR: Vision-Audio-Language Omni-Perception Pretraining Model and Dataset, arXiv:2304.08345.
+The annotations are `desc_train.json`, `desc_val.json` and `desc_test.json`, lists of `{"video_id",
+"desc"}` (https://casia-iva-group.github.io/projects/VALOR/download.html; copies that name the field
+`caption` are read, too). A video_id is `<YouTube id>_<start>_<end>` in seconds,
+`Agi5ySKb1tY_23.700_33.700`, and the id itself may hold underscores; a few clips are shorter than
+ten seconds. Known defect: of eight clips of VALOR-32K whose start is no whole second the caption
+was lost, and a piece of the id is there instead ('700'): such rows, without a word, are dropped.
+Clips are in
+ `raw_videos/<video_id>.mp4` in the authors' README (https://github.com/TXH-mercury/VALOR),
+and are found in any folder; where only the whole video `<YouTube id>.mp4` is there, the row names
+the interval of it. For VALOR-1M give its file with `--train`.
+Paper: S. Chen et al., VALOR: Vision-Audio-Language Omni-Perception Pretraining Model and Dataset,
+arXiv:2304.08345.
 """
 
 from __future__ import annotations
@@ -24,7 +27,15 @@ from typing import Annotated, Any
 import typer
 
 from avllm.recipes import frame as recipe
-from avllm.recipes.frame import Dataset, Drop, Record, Row, caption_samples, read_json, rows_of
+from avllm.recipes.frame import (
+    Dataset,
+    Drop,
+    RecipeRow,
+    Record,
+    caption_samples,
+    read_json,
+    rows_of,
+)
 from avllm.recipes.media import VideoFolder, Videos
 
 ABOUT = Dataset(
@@ -40,7 +51,7 @@ ABOUT = Dataset(
     """,
     citation="Chen et al., VALOR, arXiv:2304.08345",
 )
-VIDEO_ID = re.compile(r"(.+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)")
+VIDEO_ID = re.compile(r"(?P<video>.+)_(?P<start>\d+(?:\.\d+)?)_(?P<end>\d+(?:\.\d+)?)")
 
 
 def rows(
@@ -49,38 +60,55 @@ def rows(
         str, typer.Option(help="The training annotations; for VALOR-1M its own file.")
     ] = "desc_train.json",
     videos: VideoFolder = ".",
-) -> Iterator[Row | Drop]:
-    """One row a caption in training; in validation and test a clip's further captions are accepted answers."""
+) -> Iterator[RecipeRow | Drop]:
+    """Yield one row a caption in training, and one a clip with further answers elsewhere."""
     files = {train: "train", "desc_val.json": "validation", "desc_test.json": "test"}
     clips = Videos(source, videos)
     for name, split in files.items():
         if split == "train" or (source / name).is_file():
-            yield from rows_of(read_json(source / name), partial(clip_rows, clips=clips, split=split))
+            yield from rows_of(
+                read_json(source / name), partial(clip_rows, clips=clips, split=split)
+            )
 
 
-def clip_rows(record: Record, clips: Videos, split: str) -> list[Row] | Drop:
-    """The rows of one clip, or why it is left out."""
-    name, found = record.text("video_id"), captions_of(record)
-    captions = [text for text in found if any(letter.isalpha() for letter in text)]
-    if not found:
+def clip_rows(record: Record, clips: Videos, split: str) -> list[RecipeRow] | Drop:
+    """Return the rows of one clip, or why it is left out."""
+    name = record.text("video_id")
+    texts = captions_of(record)
+    captions = [text for text in texts if has_letter(text)]
+    if not texts:
         return Drop("empty_caption", record.where, name)
     if not captions:
-        return Drop("no_words", record.where, f"{name}: {', '.join(found)}")
-    samples = caption_samples(f"valor-{name}", video_part(name, clips), captions, split == "train", about="audiovisual")
-    return [Row(sample, split) for sample in samples]
+        return Drop("no_words", record.where, f"{name}: {', '.join(texts)}")
+    samples = caption_samples(
+        f"valor-{name}", video_part(name, clips), captions, split == "train", about="audiovisual"
+    )
+    return [RecipeRow(sample, split) for sample in samples]
+
+
+def has_letter(text: str) -> bool:
+    """Return whether a caption has a letter: lost captions are numbers."""
+    return any(character.isalpha() for character in text)
 
 
 def captions_of(record: Record) -> list[str]:
-    """The captions: field ``desc`` or ``caption``, one or a list."""
-    found = record["caption" if "caption" in record else "desc"]
-    return [text.strip() for text in (found if isinstance(found, list) else [found]) if text and text.strip()]
+    """Return the captions: field ``desc`` or ``caption``, one or a list."""
+    field = "caption" if "caption" in record else "desc"
+    texts = record[field]
+    if not isinstance(texts, list):
+        texts = [texts]
+    return [text.strip() for text in texts if text and text.strip()]
 
 
 def video_part(name: str, clips: Videos) -> dict[str, Any]:
-    """The clip's own file, else the interval of the whole video, else the clip's file, which is not there."""
-    pieces = VIDEO_ID.fullmatch(name)
-    if name not in clips.known and pieces and pieces[1] in clips.known:
-        return clips.part(pieces[1]) | {"start": float(pieces[2]), "end": float(pieces[3])}
+    """Return the part of the clip's own file, else of the interval of the whole video.
+
+    Where neither is there, the part names the clip's file, which the frame reports as missing.
+    """
+    match = VIDEO_ID.fullmatch(name)
+    if name not in clips.path_by_stem and match and match["video"] in clips.path_by_stem:
+        interval = {"start": float(match["start"]), "end": float(match["end"])}
+        return clips.part(match["video"]) | interval
     return clips.part(name)
 
 

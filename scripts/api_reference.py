@@ -13,7 +13,11 @@ import pdoc
 
 import avllm
 
-NAMED_TUPLE = r"Error parsing type annotation ForwardRef\('\w+'\) for [\w.]+\.__init__"
+HARMLESS = (
+    # The constructor of a named tuple does not know the names of its module; its fields are shown.
+    r"Error parsing type annotation ForwardRef\('\w+'\) for [\w.]+\.__init__",
+    r".*'array.array' is not subscriptable",  # it is from Python 3.12 on
+)
 PACKAGE = Path(avllm.__file__).parent
 
 
@@ -32,11 +36,11 @@ def build(output: Path) -> int:
     """
     for name in avllm.__all__:  # resolved on first use; pdoc looks into the module's dictionary
         setattr(avllm, name, getattr(avllm, name))
-    pdoc.render.configure(docformat="google", footer_text=f"avllm {avllm.__version__}")
+    pdoc.render.configure(docformat="google", show_source=False, footer_text=f"avllm {avllm.__version__}")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        # The constructor of a named tuple does not know the names of its module; its fields are shown all the same.
-        warnings.filterwarnings("ignore", NAMED_TUPLE)
+        for message in HARMLESS:
+            warnings.filterwarnings("ignore", message)
         pdoc.pdoc(*public_modules(), output_directory=output)
     return len(list(output.rglob("*.html")))
 

@@ -18,9 +18,9 @@ def make_checkpoint(folder: Path) -> Path:
     """Backbones with random weights and a connector, saved: an answer depends on what is seen and heard."""
     from avllm.config import ModelConfig
     from avllm.log import hush_libraries
+    from avllm.models.building.placeholders import load_tokenizer
     from avllm.models.checkpoint import save_checkpoint
     from avllm.models.modeling_avllm import AVLLM
-    from avllm.models.placeholders import load_tokenizer
     from avllm.models.processing_avllm import AVProcessor
 
     hush_libraries()

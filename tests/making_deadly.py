@@ -1,4 +1,4 @@
-"""A job that ends the process that does it; workers import it from here."""
+"""Provide a job that kills the process that does it; workers import it from here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from avllm.recipes.frame import Drop, Row
+from avllm.recipes.frame import Drop, RecipeRow
 from avllm.recipes.making import Shard
 
 
@@ -25,7 +25,7 @@ class Deadly:
         """Two tasks."""
         yield from ({"number": number} for number in range(2))
 
-    def make(self, tasks: Sequence[dict[str, Any]], shard: Shard) -> Iterator[Row | Drop]:
+    def make(self, tasks: Sequence[dict[str, Any]], shard: Shard) -> Iterator[RecipeRow | Drop]:
         """Die."""
         os.kill(os.getpid(), signal.SIGKILL)
         yield Drop("never", shard.name)

@@ -1,4 +1,4 @@
-"""Fixture clips for recipes that make data: one colour and one tone a clip, and how both are found again in a file."""
+"""Make clips of one colour and one tone for tests of recipes, and find both again in a file."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ RECIPES = Path(__file__).resolve().parents[1] / "data_recipes"
 
 
 def recipe_module(name: str) -> ModuleType:
-    """A recipe as a module; workers of other processes find it under the same name."""
+    """Return a recipe as a module; workers of other processes find it under the same name."""
     if str(RECIPES) not in sys.path:
         sys.path.append(str(RECIPES))
     return importlib.import_module(name)
 
 
 def tone(hertz: float, seconds: float, level: float = 0.3) -> np.ndarray:
-    """float32 (S,)."""
+    """Return a tone, float32 ``(S,)``."""
     return (level * np.sin(2 * np.pi * hertz * np.arange(round(RATE * seconds)) / RATE)).astype(np.float32)
 
 
 def write_clip(path: Path, colour: str, hertz: float | None, seconds: float, fps: int = 10) -> Path:
-    """A H.264 + AAC mp4, 48x32; no sound track when ``hertz`` is None."""
+    """Write a H.264 + AAC mp4, 48x32; no sound track when ``hertz`` is None."""
     with av.open(str(path), "w") as out:
         video = out.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "threads": "1"})
         video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
@@ -54,25 +54,25 @@ def write_clip(path: Path, colour: str, hertz: float | None, seconds: float, fps
 
 
 def captioned_row(name: str, kind: str, file: str, caption: str, licence: str | None = "CC0") -> dict[str, Any]:
-    """A manifest row of one clip and one caption."""
+    """Return a manifest row of one clip and one caption."""
     content = [{"type": kind, kind: file}, {"type": "text", "text": "Describe it."}]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": caption}]
     return {"id": name, "messages": messages, **({"licence": licence} if licence else {})}
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """One JSON object a line."""
+    """Write one JSON object a line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file."""
+    """Return the objects of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def colour_changes(path: Path, fps: int) -> list[tuple[float, str]]:
-    """(second, colour) at which each colour comes onto the screen, the first at 0; read frame by frame."""
+    """Return (second, colour) of each change of the colour, the first at 0, frame by frame."""
     frames = load_video(path, sampling=Sampling(fps=fps), rate=None).frames
     assert frames is not None
     height, width = frames.x.shape[1:3]
@@ -83,14 +83,14 @@ def colour_changes(path: Path, fps: int) -> list[tuple[float, str]]:
 
 
 def heard_between(path: Path, hertz: float) -> tuple[float, float]:
-    """Seconds of the file between which a tone is heard: where it has half of its loudness, to a millisecond."""
-    found = load_audio(path, rate=RATE).sound
-    assert found is not None
-    x = found.x.numpy()
+    """Return the seconds between which a tone has half of its loudness, to a millisecond."""
+    sound = load_audio(path, rate=RATE).sound
+    assert sound is not None
+    x = sound.x.numpy()
     turned = x * np.exp(-2j * np.pi * hertz * np.arange(len(x)) / RATE)
     size = RATE // 100  # windows of 10 ms
     sums = np.concatenate([[0], np.cumsum(turned)])
     level = np.abs(sums[size:] - sums[:-size]) / size  # level[i]: window from i to i + size
     loud = np.flatnonzero(level > np.quantile(level, 0.98) / 2)
-    offset = found.start + size / 2 / RATE
+    offset = sound.start + size / 2 / RATE
     return loud[0] / RATE + offset, loud[-1] / RATE + offset

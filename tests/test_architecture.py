@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    **dict.fromkeys(["__init__", "registry", "errors", "precision", "config", "tokens", "distributed"], 0),
+    **dict.fromkeys(["__init__", "registry", "errors", "precision", "config", "tokens", "times", "distributed"], 0),
     **dict.fromkeys(["log", "yaml_files", "on_ray", "config_errors", "streams"], 0),
     **dict.fromkeys(["data", "encoders", "adapters", "layouts", "fusions", "decoders", "time_codecs", "selectors"], 1),
     **dict.fromkeys(["models", "objectives", "recipes"], 2),

@@ -71,8 +71,8 @@ def test_numbers_without_a_dot_are_numbers(preset: Path) -> None:
         ("batch_size=4", "unknown key batch_size; it is train.batch_size .given on the command line.$"),
         ("train.num_workers=4", "it is data.num_workers .given on the command line.$"),
         ("lora.dtype=float32", "it is model.llm.dtype .given on the command line.$"),
-        ("lr=1e-4", "learning rates stand in trainable"),
-        ("train.learning_rate=1e-4", "learning rates stand in trainable"),
+        ("lr=1e-4", "learning rates belong to trainable"),
+        ("train.learning_rate=1e-4", "learning rates belong to trainable"),
     ],
 )
 def test_an_unknown_key_names_the_right_one(preset: Path, override: str, names: str) -> None:

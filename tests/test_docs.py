@@ -31,7 +31,7 @@ from pages import (
     parse_script,
     prose_of,
 )
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 from tiny import COLOURS, make_world, row, settings, text, write_clip, write_preset, write_rows
 from tiny_runs import run
 from typer.testing import CliRunner
@@ -226,29 +226,45 @@ PROGRAMS = {
 }
 
 
+PRESET: dict[str, Any] = {  # what a block leaves out
+    "stage": "align",
+    "output": "run",
+    "model": {
+        "llm": {"name": "llm"},
+        "encoders": {"video": {"type": "siglip", "name": "vision"}},
+        "connector": [{"type": "linear", "stream": "video"}],
+    },
+    "trainable": [[".*", 1e-3]],
+    "objectives": [{"type": "next_token"}],
+    "data": {"train": "data/a.jsonl"},
+    "train": {"max_steps": 1},
+}
+
+
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_a_yaml_block_is_valid(block: Block) -> None:
-    found = yaml.safe_load(block.text)
-    if "stage" in found:
-        RunConfig.model_validate(found)
-    for key, value in found.items():
-        assert key in RunConfig.model_fields, f"{block}: {key} is no setting"
-        field = RunConfig.model_fields[key]
-        checked = TypeAdapter(field.annotation).validate_python(value)
-        check_parts(key, checked)
-
-
-def check_parts(key: str, value: Any) -> None:
-    """Check names and options of the parts in a section."""
-    if key == "objectives":
-        for spec in value:
-            check("objectives", {k: v for k, v in spec.items() if k != "weight"})
-    if key == "model":
-        for stream, spec in value.encoders.items():
+    """A block is a preset, or sections of one; of `model` and `data` it may show some keys."""
+    given = yaml.safe_load(block.text)
+    if "stage" not in given:
+        inner = {key: PRESET[key] | given.get(key, {}) for key in ("model", "data")}
+        given = PRESET | given | inner
+        if "init" in given:
+            del given["model"]
+    config = RunConfig.model_validate(given)
+    for spec in config.objectives:
+        check("objectives", {key: value for key, value in spec.items() if key != "weight"})
+    if config.extend is not None:
+        for stream, spec in config.extend.encoders.items():
             check_encoder(stream, spec)
-        for spec in value.connector:
+    if config.model is not None:
+        for stream, spec in config.model.encoders.items():
+            check_encoder(stream, spec)
+        for spec in config.model.connector:
             check("adapters", spec)
-        check("layouts", value.layout)
+        check("layouts", config.model.layout)
+        for kind, option in (("fusions", "fusion"), ("time_codecs", "time_codec")):
+            if getattr(config.model, option, None) is not None:
+                check(kind, getattr(config.model, option))
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=str)

@@ -12,8 +12,8 @@ import yaml
 from tiny import make_llm
 
 from avllm.config import ModelConfig, RunConfig, load_config
+from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.placeholders import load_tokenizer
 from avllm.training.optim import assign, named_parameters
 from avllm.training.task import Task
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,18 @@ class Adapter(nn.Module):
 
     def load_init(self) -> None:
         """Start from published weights, where the options name some; called once, before a fresh model trains."""
+
+    def bind(self, model: Any) -> None:
+        """Take note of the model that this adapter is part of, for one that reads the LLM's embeddings or another part.
+
+        Called once, when all parts are built; their weights may still be loaded, and LoRA put on the LLM, after it.
+        So keep the model by ``weakref.ref`` and read from it in :meth:`forward`: as an attribute, a module or a
+        parameter would be registered, saved and trained a second time, and a tensor would miss what is loaded later.
+        The connector that counts tokens in loader workers is never bound: :meth:`output_grid` cannot use the model.
+
+        Args:
+            model: an :class:`~avllm.models.modeling_avllm.AVLLM`.
+        """
 
     def require(self, stream: str) -> int:
         """The width of a stream that this adapter reads.

@@ -257,7 +257,7 @@ def _processor(preset: Path | None, overrides: list[str] | None, checkpoint: Pat
         return AVProcessor.from_pretrained(checkpoint)
     assert preset is not None
     from avllm.config import load_config
-    from avllm.models.described import stage_processor
+    from avllm.models.building.described import stage_processor
 
     return stage_processor(load_config(preset, overrides))
 

@@ -127,6 +127,7 @@ class Batch:
             of i's segment or of segment 0 (what all segments of a group share). Group -1 is padding.
         streams: one stream of all B clips each.
         clip_row: ``(B,)`` long, the row of each clip.
+        clip_at: ``(B,)`` long, the place in its row, padding counted, at which the clip's run begins.
         parts: the questions and answers of all rows.
         variant: of the rows, see :class:`~avllm.data.row.Row`.
     """
@@ -138,6 +139,7 @@ class Batch:
     segments: Tensor | None
     streams: dict[str, StreamBatch]
     clip_row: Tensor
+    clip_at: Tensor
     ids: list[str]
     sources: list[str]
     parts: BatchParts
@@ -192,6 +194,7 @@ def collate(
     return Batch(
         **_pad_rows(rows, pad_id, padding_side),
         **_gather_clips(rows, blanks),
+        clip_at=_clip_places(rows, padding_side, blank=bool(blanks)),
         ids=[row.id for row in rows],
         sources=[row.source for row in rows],
         parts=gather_parts(rows, padding_side),
@@ -228,6 +231,18 @@ def _gather_clips(rows: list[Row], blanks: dict[str, EncoderInput] | None) -> di
             items[0] = replace(blanks[name], mask=torch.zeros_like(blanks[name].mask))
         streams[name] = gather_stream(name, items)
     return {"streams": streams, "clip_row": torch.tensor(owners, dtype=torch.long)}
+
+
+def _clip_places(rows: list[Row], side: str, blank: bool) -> Tensor:
+    """Return the places ``(B,)`` of all clips in the padded rows; a blank clip lies at the beginning of its row."""
+    length = max(len(row.input_ids) for row in rows)
+    places = []
+    for row in rows:
+        padding = length - len(row.input_ids) if side == "left" else 0
+        places += [padding + place for place in row.clip_places or [0] * len(row.clips)]
+    if not places and blank:
+        places = [0]
+    return torch.tensor(places, dtype=torch.long)
 
 
 def gather_parts(rows: Sequence[Row], padding_side: str = "right") -> BatchParts:

@@ -155,11 +155,13 @@ def end_to_end(rows: Sequence[Row]) -> Row:
         return rows[0]
     segments, positions = [], []
     parts: list[Part] = []
+    clip_places: list[int] = []
     length = clips = 0
     for group, row in enumerate(rows):
         segments.append(_as_group(row, group))
         positions.append(row.position_ids if row.position_ids is not None else torch.arange(len(row.input_ids)))
         parts += [part.moved(length, clips=clips) for part in row.parts]
+        clip_places += [length + place for place in row.clip_places]
         length += len(row.input_ids)
         clips += len(row.clips)
     # The first token of a row follows no token of its row, also where another row lies before it.
@@ -173,6 +175,7 @@ def end_to_end(rows: Sequence[Row]) -> Row:
         labels=torch.cat(labels),
         is_media=torch.cat([row.is_media for row in rows]),
         clips=[clip for row in rows for clip in row.clips],
+        clip_places=clip_places,
         parts=tuple(parts),
         segments=torch.cat(segments),
         position_ids=torch.cat(positions),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from avllm.tokens import EncoderInput
+from avllm.tokens import EncoderInput, duration_of
 
 IGNORE = -100  # label of a position that is not trained on; the value that torch and transformers skip
 
@@ -69,6 +69,7 @@ class Row:
         clips: the media parts in order, each ``{stream: EncoderInput}``.
         is_media: ``(L,)`` bool, True at placeholders.
         parts: the questions and answers in it.
+        clip_places: the place at which each clip's run begins, also that of an empty run.
         segments: ``(L, 2)`` long (group, part) of packed rows or None: see :class:`~avllm.data.collate.Batch`.
         position_ids: ``(L,)`` of packed rows or None for 0, 1, 2, ...
         variant: rows of one variant share a micro batch; adapters read it (:func:`avllm.adapters.base.variant`).
@@ -84,6 +85,7 @@ class Row:
     segments: Tensor | None = None
     position_ids: Tensor | None = None
     variant: str | None = None
+    clip_places: list[int] = field(default_factory=list)
 
     @property
     def num_targets(self) -> int:
@@ -94,7 +96,13 @@ class Row:
     def media_end(self) -> int:
         """Return the place after the last media token."""
         places = self.is_media.nonzero()
-        return int(places[-1]) + 1 if len(places) else 0
+        last = int(places[-1]) + 1 if len(places) else 0
+        return max(last, *self.clip_places) if self.clip_places else last
+
+    @property
+    def duration(self) -> float | None:
+        """Return the seconds of the last clip, which an answer's times are about; None without one."""
+        return duration_of(self.clips[-1]) if self.clips else None
 
     @property
     def first_trained(self) -> int:

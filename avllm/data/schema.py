@@ -11,6 +11,7 @@ from pydantic_core import core_schema
 
 from avllm.data.store.storage import url_of, without_file_scheme
 from avllm.errors import UserError
+from avllm.times import Time, say_time
 
 
 class _Strict(BaseModel):
@@ -72,8 +73,45 @@ class ImagePart(_Strict):
         return self.image
 
 
+class TimePart(_Strict):
+    """A moment (``seconds``) or a span (``start`` to ``end``) of a clip of the row, in seconds of the clip.
+
+    How the LLM gets to see it is the business of the model's time codec.
+    """
+
+    type: Literal["time"] = "time"
+    seconds: float | None = Field(None, ge=0, description="a moment")
+    start: float | None = Field(None, ge=0, description="where a span begins")
+    end: float | None = Field(None, gt=0, description="where a span ends")
+    clip: int | None = Field(
+        None, ge=0, description="the row's media part that it is about, from 0; None: the last one before it"
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> TimePart:
+        is_span = self.start is not None and self.end is not None
+        if (self.seconds is None) != is_span or (self.seconds is not None and (self.start, self.end) != (None, None)):
+            raise ValueError(
+                f"a time has seconds {self.seconds}, start {self.start}, end {self.end}; "
+                "expected either seconds (a moment) or start and end (a span)"
+            )
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise ValueError(f"end {self.end} is not after start {self.start}; both are seconds of the clip")
+        return self
+
+    @property
+    def time(self) -> Time:
+        """Return the moment or the span."""
+        return Time(self.seconds) if self.seconds is not None else Time(self.start or 0.0, self.end)
+
+    @property
+    def text(self) -> str:
+        """Return the time in seconds, as the default codec writes it."""
+        return say_time(self.time)
+
+
 MediaPart = VideoPart | AudioPart | ImagePart
-ContentPart = Annotated[TextPart | VideoPart | AudioPart | ImagePart, Field(discriminator="type")]
+ContentPart = Annotated[TextPart | TimePart | VideoPart | AudioPart | ImagePart, Field(discriminator="type")]
 PARTS, PLAIN = "<parts>", "<plain text>"  # the two forms of a turn's content, as validation errors call them
 
 
@@ -102,14 +140,14 @@ class Message(_Strict):
     def _media_is_asked_about(self) -> Message:
         if self.role != "user":  # plain loops: every row of a manifest of millions comes through here
             for part in self.content:
-                if not isinstance(part, TextPart):
+                if isinstance(part, VideoPart | AudioPart | ImagePart):
                     raise ValueError(f"a {self.role} turn holds media; media stands in user turns")
         return self
 
     @property
     def text(self) -> str:
-        """The text parts, joined."""
-        return "".join(p.text for p in self.content if isinstance(p, TextPart))
+        """Return the text parts, joined; times are said in seconds, as the default codec writes them."""
+        return "".join(p.text for p in self.content if isinstance(p, TextPart | TimePart))
 
 
 class Sample(_Strict):
@@ -127,6 +165,24 @@ class Sample(_Strict):
 
     @field_validator("messages")
     @classmethod
+    def _times_have_clips(cls, messages: list[Message]) -> list[Message]:
+        times: list[tuple[str, TimePart, int]] = []
+        media = 0
+        for number, message in enumerate(messages):  # plain loops, as above
+            for place, part in enumerate(message.content):
+                if isinstance(part, TimePart):
+                    times.append((f"messages.{number}.content.{place}", part, media))
+                elif not isinstance(part, TextPart):
+                    media += 1
+        for field, part, before in times:
+            if part.clip is None and before == 0:
+                raise ValueError(f"{field} is a time, but no media part comes before it; say which clip it is about")
+            if part.clip is not None and part.clip >= media:
+                raise ValueError(f"{field}.clip is {part.clip}; the row has {media} media parts, numbered from 0")
+        return messages
+
+    @field_validator("messages")
+    @classmethod
     def _turns(cls, messages: list[Message]) -> list[Message]:
         if len(messages) == 2 and messages[0].role == "user" and messages[1].role == "assistant":
             return messages  # as nearly all are: spared what follows
@@ -141,7 +197,7 @@ class Sample(_Strict):
     @property
     def media(self) -> list[MediaPart]:
         """The media parts of all turns, in order."""
-        return [p for m in self.messages for p in m.content if not isinstance(p, TextPart)]
+        return [p for m in self.messages for p in m.content if isinstance(p, VideoPart | AudioPart | ImagePart)]
 
     @property
     def answer(self) -> str | None:

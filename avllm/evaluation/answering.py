@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from avllm.data.collate import gather_stream
 from avllm.data.packing import shared_length
 from avllm.data.row import Row
 from avllm.inference.generation import Generation
+from avllm.models.llm_calls import CachedRows, cache_is_selectable
 from avllm.tokens import Tokens
 
 
@@ -50,14 +50,17 @@ def answer_rows(
         progress: called with the number of rows done since the last call.
     """
     arguments = Generation(max_new_tokens=max_new_tokens).arguments(model, processor)
+    shares = cache_is_selectable(model.llm) and not model.connector.conditioned
     found = [""] * len(rows)
     for groups in batches(group_rows(rows), batch_size):
-        ids = None if model.connector.conditioned else _generate_shared(model, processor, groups, arguments)
-        if ids is None:
+        if shares:
+            ids = _generate_shared(model, processor, groups, arguments)
+        else:
             batch = processor.collate([row for g in groups for row in g.rows], padding_side="left")
             ids = model.generate(batch.to(model.device), **arguments)
         places = [i for g in groups for i in g.places]
-        for place, text in zip(places, processor.decode(ids), strict=True):
+        durations = [rows[place].duration for place in places]
+        for place, text in zip(places, processor.decode(ids, durations), strict=True):
             found[place] = text
         progress(len(places))
     return found
@@ -97,49 +100,59 @@ def batches(groups: Sequence[Group], batch_size: int) -> Iterator[list[Group]]:
 
 
 @torch.no_grad()
-def _generate_shared(model: Any, processor: Any, groups: list[Group], arguments: dict[str, Any]) -> Tensor | None:
-    """``(R, new tokens)``; None where the LLM's cache cannot be handed on (sliding windows, states)."""
-    heads = [replace(g.rows[0], input_ids=g.rows[0].input_ids[: g.shared]) for g in groups]
-    cache = DynamicCache(config=model.llm.config.get_text_config())
-    if not all(type(layer) is DynamicLayer for layer in cache.layers):
-        return None
-    device = model.device
-    head_ids, head_mask = pad_left([h.input_ids for h in heads], processor.tokenizer.pad_token_id)
-    embeds = model.merge_media(head_ids.to(device), connect_once(model, heads))  # (G, L, D)
-    step = {"attention_mask": head_mask.long().to(device), "position_ids": positions(head_mask).to(device)}
-    model.llm(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1, **step)
-    owner = torch.tensor([i for i, g in enumerate(groups) for _ in g.rows])  # (R,)
-    cache.batch_select_indices(owner.to(device))
-    tails = [row.input_ids[g.shared :] for g in groups for row in g.rows]
-    tail_ids, tail_mask = pad_left(tails, processor.tokenizer.pad_token_id)
-    shared = torch.tensor([g.shared for g in groups])[owner]  # (R,)
-    at = (positions(tail_mask) + shared[:, None]).to(device)
-    mask = torch.cat([head_mask[owner], tail_mask], 1).to(device)
-    return _greedy(model.llm, tail_ids.to(device), mask, at, cache, arguments)
+def _generate_shared(model: Any, processor: Any, groups: list[Group], arguments: dict[str, Any]) -> Tensor:
+    """Read the beginning of each group once, then answer all rows from it: ``(R, new tokens)``."""
+    heads = [_beginning(group) for group in groups]
+    owner = torch.tensor([i for i, group in enumerate(groups) for _ in group.rows])  # (R,)
+    batch = processor.collate([_without_media(head) for head in heads], padding_side="left").to(model.device)
+    streams = connect_once(model, heads)
+    embeds = model.merge_media(batch.input_ids, streams)  # (G, L, D)
+    cached = model.prefill(embeds, batch, streams)
+    rows = processor.collate([_without_media(heads[i]) for i in owner.tolist()], padding_side="left")
+    clips = _clips_of(heads, owner)  # (B,)
+    cached.select(owner.to(model.device), rows.to(model.device), clips.to(model.device))
+    tails = [row.input_ids[group.shared :] for group in groups for row in group.rows]
+    ids, real = pad_left(tails, processor.tokenizer.pad_token_id)
+    return _greedy(cached, ids.to(model.device), real.to(model.device), arguments)
 
 
-def _greedy(llm: Any, ids: Tensor, mask: Tensor, at: Tensor, cache: DynamicCache, arguments: dict[str, Any]) -> Tensor:
-    """The most likely token again and again, until each row has ended; what follows a row's end is padding."""
+def _beginning(group: Group) -> Row:
+    """Return the tokens that the rows of a group share, as one row."""
+    row, shared = group.rows[0], slice(0, group.shared)
+    return replace(row, input_ids=row.input_ids[shared], labels=row.labels[shared], is_media=row.is_media[shared])
+
+
+def _without_media(row: Row) -> Row:
+    """Return a row whose clips have places and no tensors: the connector's output for them is there already."""
+    return replace(row, clips=[{} for _ in row.clips])
+
+
+def _clips_of(heads: Sequence[Row], owner: Tensor) -> Tensor:
+    """Return the number ``(B,)``, among the heads' clips, of each clip of rows that begin with head ``owner (R,)``."""
+    first = [0]
+    for head in heads:
+        first.append(first[-1] + len(head.clips))
+    numbers = [torch.arange(first[i], first[i + 1]) for i in owner.tolist()]
+    return torch.cat(numbers)
+
+
+def _greedy(cached: CachedRows, ids: Tensor, real: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """Take the most likely token until each row has ended; what follows a row's end is padding.
+
+    Args:
+        ids, real: ``(R, L)``, the ends of the prompts and their bool mask.
+    """
     ends = torch.tensor(arguments["eos_token_id"], device=ids.device)
     ended = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
-    said: list[Tensor] = []
-    for _ in range(arguments["max_new_tokens"]):
-        out = llm(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=at,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        ids = out.logits[:, -1:].argmax(-1).masked_fill(ended[:, None], arguments["pad_token_id"])  # (R, 1)
-        said.append(ids)
-        ended |= torch.isin(ids[:, 0], ends)
-        if bool(ended.all()):
-            break
-        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
-        at = at[:, -1:] + 1
-    return torch.cat(said, 1)
+    logits = cached.extend(ids, real)  # (R, V)
+    answer: list[Tensor] = []
+    while True:
+        token = logits.argmax(-1).masked_fill(ended, arguments["pad_token_id"])  # (R,)
+        answer.append(token)
+        ended |= torch.isin(token, ends)
+        if bool(ended.all()) or len(answer) == arguments["max_new_tokens"]:
+            return torch.stack(answer, dim=1)
+        logits = cached.extend(token[:, None])
 
 
 def pad_left(items: Sequence[Tensor], value: int) -> tuple[Tensor, Tensor]:
@@ -151,11 +164,6 @@ def pad_left(items: Sequence[Tensor], value: int) -> tuple[Tensor, Tensor]:
         out[i, length - len(item) :] = item
         mask[i, length - len(item) :] = True
     return out, mask
-
-
-def positions(mask: Tensor) -> Tensor:
-    """``(R, L)``: 0, 1, 2, ... over the real tokens of each row."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def connect_once(model: Any, rows: Sequence[Row]) -> dict[str, Tokens]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -86,8 +86,12 @@ def remove(clip: Streams, streams: Iterable[str]) -> Streams:
 
 
 def exchange(clip: Streams, other: Streams, streams: Collection[str]) -> Streams:
-    """The clip with some streams of another; whatever else it has stays, at its place in the dict."""
-    return {name: other[name] if name in streams else item for name, item in clip.items()}
+    """Return the clip with some streams of another; whatever else it has stays, at its place in the dict."""
+    exchanged = dict(clip)
+    for name in clip:
+        if name in streams:  # times in question and answer are seconds of the clip that is asked about
+            exchanged[name] = replace(other[name], duration=clip[name].duration)
+    return exchanged
 
 
 def partners(units: Iterable[Unit], seed: int) -> Partners:

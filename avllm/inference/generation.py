@@ -91,4 +91,4 @@ def answer_rows(
     """
     batch = processor.collate(list(rows), padding_side="left").to(model.device)
     arguments = (generation or Generation()).arguments(model, processor)
-    return processor.decode(model.generate(batch, **arguments))
+    return processor.decode(model.generate(batch, **arguments), [row.duration for row in rows])

@@ -58,6 +58,6 @@ def reading(processor: AVProcessor) -> str:
     config = processor.config
     how = [
         {s: p.settings() for s, p in processor.preprocessors.items()},
-        [config.sampling, config.connector, config.layout, processor.widths],
+        [config.sampling, config.connector, config.layout, config.fusion, processor.widths],
     ]
     return hashlib.sha256(json.dumps(how, sort_keys=True, default=str).encode()).hexdigest()[:16]

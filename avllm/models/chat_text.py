@@ -30,7 +30,7 @@ Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Content:
+class Flat:
     """A message as one string, with a mark for each media part.
 
     Attributes:
@@ -77,11 +77,13 @@ class Tokenized:
 
     Attributes:
         ids: ``(L,)`` long. asked, trained: of each turn, the places of the question's and the answer's tokens.
+        clip_places: the place at which each media part's run begins, also that of an empty run.
     """
 
     ids: Tensor
     asked: list[Tensor]
     trained: list[Tensor]
+    clip_places: list[int]
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class ChatText:
         """
         contents = [self._flatten(message) for message in messages]
         if self.config.system and contents[0].role != "system":
-            contents.insert(0, Content("system", self.config.system, (), ""))
+            contents.insert(0, Flat("system", self.config.system, (), ""))
         key = (answer, *contents)
         if key not in self._chats:  # the same few chats come back row after row
             if len(self._chats) >= MOST_PIECES:
@@ -138,7 +140,7 @@ class ChatText:
             self._chats[key] = self._render(contents, answer)
         return self._chats[key]
 
-    def _flatten(self, message: Message) -> Content:
+    def _flatten(self, message: Message) -> Flat:
         text, ranges, words = "", [], ""
         for part in message.content:
             if isinstance(part, TextPart):
@@ -147,9 +149,9 @@ class ChatText:
                 words += part.text
             else:
                 text += self.config.media_text.get(part.type, "{media}").replace("{media}", MARK)
-        return Content(message.role, text, tuple(ranges), words)
+        return Flat(message.role, text, tuple(ranges), words)
 
-    def _render(self, contents: list[Content], answer: bool) -> Rendered:
+    def _render(self, contents: list[Flat], answer: bool) -> Rendered:
         whole = self._template(contents, generation=not answer)
         turns: list[Turn] = []
         media = 0
@@ -164,10 +166,10 @@ class ChatText:
                 turns.append(Turn(asked_turn.question, asked_turn.asked, content.words, trained, media))
         return Rendered(whole, tuple(turns))
 
-    def _question_ranges(self, contents: list[Content], place: int, whole: str) -> tuple[Range, ...]:
+    def _question_ranges(self, contents: list[Flat], place: int, whole: str) -> tuple[Range, ...]:
         """Return where the text parts of a user's message lie in the chat; nothing where the template changes them."""
         content = contents[place]
-        probe = Content(content.role, PROBE, (), "")
+        probe = Flat(content.role, PROBE, (), "")
         start = self._template([*contents[:place], probe], generation=False).find(PROBE)
         written = content.text.strip()  # many templates strip a message
         stripped = len(content.text) - len(content.text.lstrip())
@@ -183,7 +185,7 @@ class ChatText:
                 ranges.append((start + first, start + last))
         return tuple(ranges)
 
-    def _answer_range(self, contents: list[Content], place: int, whole: str) -> Range:
+    def _answer_range(self, contents: list[Flat], place: int, whole: str) -> Range:
         """Return where an assistant's message lies in the chat, with what the template ends it with."""
         before = self._template(contents[:place], generation=True)
         after = self._template(contents[: place + 1], generation=False)
@@ -199,7 +201,7 @@ class ChatText:
             )
         return len(before), end
 
-    def _template(self, contents: Sequence[Content], generation: bool) -> str:
+    def _template(self, contents: Sequence[Flat], generation: bool) -> str:
         messages = [{"role": content.role, "content": content.text} for content in contents]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
@@ -262,9 +264,11 @@ def _put_together(
     ids: list[int] = []
     asked: list[list[int]] = [[] for _ in chat.turns]
     trained: list[list[int]] = [[] for _ in chat.turns]
+    clip_places: list[int] = []
     next_piece, next_run = iter(pieces), iter(runs)
     for start, _ in spans:
         if chat.text[start] == MARK:
+            clip_places.append(len(ids))
             ids += next(next_run)
             continue
         piece = next(next_piece)
@@ -278,6 +282,7 @@ def _put_together(
         torch.tensor(ids, dtype=torch.long),
         [torch.tensor(places, dtype=torch.long) for places in asked],
         [torch.tensor(places, dtype=torch.long) for places in trained],
+        clip_places,
     )
 
 

@@ -19,6 +19,7 @@ class AVConfig(PretrainedConfig):
         encoders: ``{stream: {"medium", "type", "name", "revision", "config", "options"}}``.
         connector: adapters in order, ``[{"type", **options}]``.
         layout: ``{"type", **options}``.
+        fusion: ``{"type", **options}`` of what lets streams act inside the LLM, or None.
         sampling: which frames are looked at (:class:`~avllm.config.SamplingConfig`).
         selector: ``{"type", **options}`` of the part that chooses frames by the question, or None.
         media_token_ids: the placeholder's token id of each stream that the connector hands to the LLM.
@@ -27,6 +28,7 @@ class AVConfig(PretrainedConfig):
             them whole.
         system: system prompt for chats that bring none.
         media_text: text around the run of a media part, by its type; ``{media}`` stands for the run.
+        time_codec: how times are written into text, ``{"type", **options}``.
         words: token id of each added word, see :class:`~avllm.models.words.AddedWords`.
     """
 
@@ -38,6 +40,7 @@ class AVConfig(PretrainedConfig):
         encoders: dict[str, dict[str, Any]] | None = None,
         connector: list[dict[str, Any]] | None = None,
         layout: dict[str, Any] | None = None,
+        fusion: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
         selector: dict[str, Any] | None = None,
         media_token_ids: dict[str, int] | None = None,
@@ -45,6 +48,7 @@ class AVConfig(PretrainedConfig):
         trained: list[str] | None = None,
         system: str | None = None,
         media_text: dict[str, str] | None = None,
+        time_codec: dict[str, Any] | None = None,
         words: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -52,6 +56,7 @@ class AVConfig(PretrainedConfig):
         self.encoders = encoders or {}
         self.connector = connector or []
         self.layout = layout or {"type": "concat"}
+        self.fusion = fusion
         self.sampling = sampling or {"num_frames": 8}
         self.selector = selector
         self.media_token_ids = media_token_ids or {}
@@ -59,6 +64,7 @@ class AVConfig(PretrainedConfig):
         self.trained = trained or ["connector"]
         self.system = system
         self.media_text = media_text or {}
+        self.time_codec = time_codec or {"type": "seconds"}
         self.words = words or {}
         super().__init__(**kwargs)
 
@@ -86,14 +92,22 @@ class AVConfig(PretrainedConfig):
             encoders=dict(encoders),
             connector=description.connector,
             layout=description.layout,
+            fusion=description.fusion,
             sampling=description.sampling.model_dump(),
             selector=description.selector,
             media_token_ids=media_token_ids,
-            # An encoder that was made from a config alone exists nowhere else.
-            trained=["connector", *(f"encoders.{s}" for s, r in encoders.items() if r["name"] is None)],
+            trained=_trained_from_the_start(description, encoders),
             system=description.system,
             media_text={str(k): v for k, v in description.media_text.items()},
+            time_codec=description.time_codec,
         )
+
+
+def _trained_from_the_start(description: ModelConfig, encoders: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the parts whose weights only a checkpoint holds: also an encoder that was made from a config alone."""
+    made = [f"encoders.{stream}" for stream, record in encoders.items() if record["name"] is None]
+    fusion = ["fusion"] if description.fusion else []
+    return ["connector", *made, *fusion]
 
 
 AutoConfig.register(AVConfig.model_type, AVConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -39,6 +40,7 @@ class Connector(nn.ModuleList):
                 f"the connector ends with widths {wrong}; the LLM's is {llm_dim}. "
                 "End each stream with a projection (linear, mlp) or consume it"
             )
+        self.widths = widths
         self.out_streams = list(widths)
 
     @property
@@ -67,6 +69,38 @@ class Connector(nn.ModuleList):
         for adapter in self.adapters:
             grids = adapter.output_grid(grids)
         return grids
+
+
+def bind_adapters(model: Any) -> None:
+    """Show each adapter the model that it is part of; see :meth:`avllm.adapters.base.Adapter.bind`.
+
+    Raises:
+        TypeError: an adapter registered a parameter of another part, which would be saved and trained twice.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for place, adapter in enumerate(model.connector.adapters):
+        adapter.bind(model)
+        own = [names.get(id(parameter), "connector.") for parameter in adapter.parameters()]
+        foreign = [name for name in own if not name.startswith("connector.")]
+        if foreign:
+            raise TypeError(
+                f"connector[{place}] ({type(adapter).__name__}) registers {foreign[0]} of another part as its own; "
+                "keep what bind() is given by weakref.ref(model)"
+            )
+
+
+def check_placeholders(streams: Sequence[str], token_ids: Mapping[str, int], consumed: Sequence[str]) -> None:
+    """Make sure that each stream reaches the LLM: by a placeholder's id, or consumed by the fusion.
+
+    Raises:
+        UserError: one that does not.
+    """
+    nameless = [stream for stream in streams if stream not in token_ids and stream not in consumed]
+    if nameless:
+        raise UserError(
+            f"the connector ends with streams {sorted(nameless)}, for which the tokenizer has no placeholder; it has "
+            f"{sorted(token_ids)}. Consume them in an adapter or in model.fusion, or end with the encoders' streams"
+        )
 
 
 def stream_names(stream: str, layer_names: list[str]) -> list[str]:

@@ -12,8 +12,8 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -101,18 +101,6 @@ class ActiveSets(AbstractContextManager[None]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         activate(self.llm, self._before.pop())
-
-
-Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
-
-
-def same_sets_again(llm: nn.Module) -> Callable[[], Contexts]:
-    """Return a ``context_fn`` for ``torch.utils.checkpoint``: recompute with the forward pass's sets."""
-
-    def contexts() -> Contexts:
-        return nullcontext(), ActiveSets(llm, active_sets(llm))
-
-    return contexts
 
 
 def eval_frozen_sets(llm: nn.Module) -> None:

@@ -26,19 +26,20 @@ from avllm.config import LoraConfig, ModelConfig
 from avllm.data.collate import Batch
 from avllm.encoders.base import Encoder
 from avllm.errors import UserError
+from avllm.fusions.base import Fusion, build_fusion, consumed_streams
 from avllm.models.asked import prompt_of
-from avllm.models.attention import llm_inputs
 from avllm.models.configuration_avllm import AVConfig
-from avllm.models.connector import Connector
+from avllm.models.connector import Connector, bind_adapters, check_placeholders
 from avllm.models.encoders import build_encoder, load_encoder, widths_of
 from avllm.models.llm import is_quantised, load_llm
-from avllm.models.lora import ActiveSets, activate, add_set, eval_frozen_sets, merge_sets, same_sets_again
+from avllm.models.llm_calls import LLMCalls
+from avllm.models.lora import ActiveSets, activate, add_set, eval_frozen_sets, merge_sets
 from avllm.models.merge import merge_media
-from avllm.models.words import AddedWords, checked_words
+from avllm.models.words import AddedWords, checked_words, needed_words
 from avllm.tokens import StreamBatch, Tokens
 
 
-class AVLLM(PreTrainedModel):
+class AVLLM(LLMCalls, PreTrainedModel):
     """An audio-visual language model out of any encoders, any adapters and any causal LLM of transformers.
 
     ``AVLLM(config)`` builds all parts with random weights; :meth:`from_backbones` loads them by name;
@@ -55,6 +56,7 @@ class AVLLM(PreTrainedModel):
     llm: Any  # any causal LM of transformers, bare or wrapped by PEFT
     encoders: nn.ModuleDict
     connector: Connector
+    fusion: Fusion | None
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -69,12 +71,8 @@ class AVLLM(PreTrainedModel):
         parts = dict(sorted(parts.items()))  # config.json sorts them too: one order before and after a save
         self.encoders = nn.ModuleDict(parts)
         self.connector = Connector(config.connector, widths_of(parts), self.llm.get_input_embeddings().weight.shape[-1])
-        nameless = set(self.connector.out_streams) - set(config.media_token_ids)
-        if nameless:
-            raise UserError(
-                f"the connector ends with streams {sorted(nameless)}, for which the tokenizer has no placeholder; "
-                f"it has {sorted(config.media_token_ids)}. Consume them in a fusion, or end with the encoders' streams"
-            )
+        self.fusion = build_fusion(config.fusion, self.connector.widths, self.llm)
+        check_placeholders(self.connector.out_streams, config.media_token_ids, consumed_streams(config.fusion))
         if not hasattr(self.llm, "peft_config"):
             for name, settings in config.lora.items():
                 self.llm = add_set(self.llm, LoraConfig(name=name, **settings))
@@ -83,6 +81,7 @@ class AVLLM(PreTrainedModel):
         self.attach_words()
         self.generation_config = self.llm.generation_config
         self._shared: dict[Batch, list[dict[str, Tokens]]] | None = None
+        bind_adapters(self)
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -101,6 +100,11 @@ class AVLLM(PreTrainedModel):
             UnknownPartError: an unknown encoder, adapter or option. UserError: parts that do not fit together, or a
                 name that is neither a folder nor on the hub.
         """
+        missing = sorted(set(needed_words(description)) - set(words or {}))
+        if missing:
+            raise UserError(
+                f"the time codec needs {len(missing)} added words ({missing[0]!r}, ...); give load_words' ids"
+            )
         llm, llm_record = load_llm(description.llm)
         encoders: dict[str, Encoder] = {}
         records: dict[str, dict[str, Any]] = {}
@@ -203,7 +207,7 @@ class AVLLM(PreTrainedModel):
         gradient checkpointing asks for it, and LLMs have no dropout of their own.
         """
         super().train(mode)
-        for part in [*self.encoders.values(), *self.connector]:
+        for part in [*self.encoders.values(), *self.connector, *filter(None, [self.fusion])]:
             if not any(p.requires_grad for p in part.parameters()):
                 part.eval()
         eval_frozen_sets(self.llm)
@@ -243,15 +247,30 @@ class AVLLM(PreTrainedModel):
 
         For objectives that read an adapter's input once more, with the caption beside it for example.
         """
-        if self._shared is not None and batch in self._shared:
-            return self._shared[batch]
+        shared = self._shared  # once: another thread may end its own sharing meanwhile
+        if shared is not None and batch in shared:
+            return shared[batch]
         features = self.encode_media(batch.streams)
-        prompt = prompt_of(batch, self.llm.get_input_embeddings()) if self.connector.conditioned else None
         with in_variant(batch.variant):
-            steps = self._connect_in_steps(features, prompt)
-        if self._shared is not None:
-            self._shared[batch] = steps
+            steps = self._connect_in_steps(features, self._prompt(batch))
+        if shared is not None:
+            shared[batch] = steps
         return steps
+
+    @torch.no_grad()
+    def media_tokens_by(self, batch: Batch, weights: Mapping[str, Tensor]) -> dict[str, Tokens]:
+        """Return what the connector would give with other weights, without a graph and without dropout.
+
+        Args:
+            batch: rows with their media. weights: of all the connector's parameters, by name.
+        """
+        features = self.media_steps(batch)[0]
+        with eval_mode(self.connector), in_variant(batch.variant):
+            return torch.func.functional_call(self.connector, dict(weights), (features, self._prompt(batch)))
+
+    def _prompt(self, batch: Batch) -> Prompt | None:
+        """Return the question about each clip, where the connector reads it."""
+        return prompt_of(batch, self.llm.get_input_embeddings()) if self.connector.conditioned else None
 
     def embed(self, batch: Batch) -> Tensor:
         """A batch -> the LLM's input embeddings ``(R, L, D)``."""
@@ -260,11 +279,12 @@ class AVLLM(PreTrainedModel):
     @contextmanager
     def shared_media(self) -> Iterator[None]:
         """Within this, each batch passes encoders and connector once, however many objectives ask for it."""
-        self._shared = {}
+        before = self._shared
+        self._shared = {} if before is None else before
         try:
             yield
         finally:
-            self._shared = None
+            self._shared = before
 
     def forward(self, batch: Batch, keep: Tensor | None = None) -> CausalLMOutputWithPast:
         """Logits of a batch.
@@ -276,47 +296,8 @@ class AVLLM(PreTrainedModel):
         Returns:
             ``logits (R, K, V)``, K = L without ``keep``.
         """
-        embeds = self.embed(batch)
-        return self.run_llm(embeds, batch, keep)
-
-    def run_llm(self, embeds: Tensor, batch: Batch, keep: Tensor | None = None) -> CausalLMOutputWithPast:
-        """The LLM on embedded rows ``(R, L, D)``, with the batch's mask, positions and packing."""
-        wanted = {} if keep is None else {"logits_to_keep": keep}
-        return self.llm(**llm_inputs(self.llm.config, embeds, batch), **wanted)
-
-    def run_decoder(self, embeds: Tensor, batch: Batch) -> Tensor:
-        """The same without the head: last hidden states ``(R, L, D)``, for losses that need logits at few places."""
-        return self.llm.get_decoder()(**llm_inputs(self.llm.config, embeds, batch)).last_hidden_state
-
-    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Last hidden states ``(R, L, D)`` of the LLM on bare text, for text embeddings."""
-        decoder = self.llm.get_decoder()
-        return decoder(input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False).last_hidden_state
-
-    @torch.no_grad()
-    def generate(self, batch: Batch, **kwargs: Any) -> Tensor:
-        """Answer a batch of prompts (collated with ``padding_side="left"``); greedy unless told otherwise.
-
-        Args:
-            batch: rows that end where the answer begins.
-            kwargs: of transformers' ``generate``: ``max_new_tokens``, ``do_sample``, ``streamer``, ...
-
-        Returns:
-            ``(R, new tokens)`` long.
-        """
-        embeds = self.embed(batch)
-        return self.llm.generate(
-            inputs_embeds=embeds,
-            attention_mask=batch.attention_mask.long(),
-            **{"do_sample": False, "max_new_tokens": 256, **kwargs},
-        )
-
-    def gradient_checkpointing_enable(  # type: ignore[override]
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
-    ) -> None:
-        """Recompute the LLM's layers in the backward pass, with the LoRA sets of the forward pass."""
-        settings = {"use_reentrant": False, "context_fn": same_sets_again(self.llm)}
-        self.llm.gradient_checkpointing_enable(settings | (gradient_checkpointing_kwargs or {}))
+        with self.shared_media():
+            return self.run_llm(self.embed(batch), batch, keep)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -334,3 +315,15 @@ class AVLLM(PreTrainedModel):
         from avllm.models.checkpoint import load_model
 
         return load_model(cls, folder, **kwargs)
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Set eval mode for a block; after it each part has the mode that it had."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

@@ -28,16 +28,19 @@ from avllm.data.row import IGNORE, Part, Row
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError
+from avllm.fusions.base import consumed_streams
 from avllm.layouts.base import Layout
 from avllm.models.chat_text import MARK, ChatText
 from avllm.models.checkpoint_format import CheckpointError, read_config
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
+from avllm.models.content import Content, in_seconds
 from avllm.models.encoders import widths_of
-from avllm.models.words import add_to_tokenizer
+from avllm.models.merge import is_placeholder
+from avllm.models.words import add_to_tokenizer, check_tokenizer
 from avllm.registry import build
 from avllm.selectors.base import Selector
-from avllm.tokens import EncoderInput, Grid
+from avllm.tokens import EncoderInput, Grid, duration_of
 
 OLD_NAME = "avllm_processor.json"  # before it was a ProcessorMixin
 MOST_ORDERS = 512  # orders of clips that a processor remembers
@@ -90,21 +93,14 @@ class AVProcessor(ProcessorMixin):
                 f"{self.connector.out_streams}"
             )
         self.selector: Selector | None = build("selectors", config.selector) if config.selector else None
+        self.fused = consumed_streams(config.fusion)
         self.sampling = Sampling(**config.sampling)
         self.chat_text = ChatText(tokenizer, config)
+        self.content = Content(config)
         self._orders: dict[tuple[Any, ...], list[str]] = {}
-        self._check_words()
+        check_tokenizer(tokenizer, config.words)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-
-    def _check_words(self) -> None:
-        for word, token_id in self.config.words.items():
-            seen = self.tokenizer.get_vocab().get(word)
-            if seen != token_id:
-                raise UserError(
-                    f"the tokenizer has {word!r} as id {seen}, the model was given id {token_id}; take the tokenizer "
-                    "that the words were added to (AVProcessor.add_words)"
-                )
 
     def add_words(self, words: Sequence[str]) -> dict[str, int]:
         """Add words to the tokenizer and return their ids, for ``AVLLM.add_words``.
@@ -222,7 +218,7 @@ class AVProcessor(ProcessorMixin):
         if tokenize:
             return self([sample], answer=not add_generation_prompt)
         shown = sample.question() if add_generation_prompt else sample
-        text = self.chat_text.render(shown.messages, answer=not add_generation_prompt).text
+        text = self.chat_text.render(in_seconds(shown.messages), answer=not add_generation_prompt).text
         for part in shown.media:
             text = text.replace(MARK, f"<|{part.type}|>", 1)
         return text
@@ -303,7 +299,8 @@ class AVProcessor(ProcessorMixin):
             if len(self._orders) >= MOST_ORDERS:
                 self._orders.clear()
             with in_variant(variant):
-                self._orders[key] = self.layout.order(self.connector.output_grid(grids))
+                made = self.connector.output_grid(grids)
+            self._orders[key] = self.layout.order({n: grid for n, grid in made.items() if n not in self.fused})
         return self._orders[key]
 
     # ---- text -----------------------------------------------------------------------------------------------------
@@ -335,7 +332,8 @@ class AVProcessor(ProcessorMixin):
             raise RowError("media_count", f"{len(sample.media)} media parts but {len(clips)} clips were given")
         self._check(sample, answer)
         messages = sample.messages if answer else sample.question().messages
-        chat = self.chat_text.render(messages, answer)
+        written = self.content.write(messages, [duration_of(clip) for clip in clips])
+        chat = self.chat_text.render(written.messages, answer)
         tokens = self.chat_text.tokenize(chat, [self.order(c, variant) for c in clips] if runs is None else runs)
         ids = tokens.ids
         if len(ids) > self.max_length:
@@ -355,8 +353,17 @@ class AVProcessor(ProcessorMixin):
         labels = torch.full_like(ids, IGNORE)
         for part in parts:
             labels[part.trained] = ids[part.trained]
-        is_media = torch.isin(ids, torch.tensor(list(self.config.media_token_ids.values())))
-        return Row(sample.id, ids, labels, list(clips), is_media, sample.source, tuple(parts), variant=variant)
+        return Row(
+            sample.id,
+            ids,
+            labels,
+            list(clips),
+            is_placeholder(ids, self.config.media_token_ids),
+            sample.source,
+            tuple(parts),
+            variant=variant,
+            clip_places=tokens.clip_places,
+        )
 
     def _check(self, sample: Sample, answer: bool) -> None:
         if answer and not (sample.answer or "").strip():
@@ -381,9 +388,22 @@ class AVProcessor(ProcessorMixin):
             self._blanks = {s: moment[p.medium](p) for s, p in self.preprocessors.items()}
         return self._blanks
 
-    def decode(self, ids: Tensor) -> list[str]:
-        """Generated ids ``(R, L)`` -> answers."""
-        return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    def decode(self, ids: Tensor, durations: Sequence[float | None] | None = None) -> list[str]:
+        """Turn generated ids ``(R, L)`` into answers, in which times are said in seconds.
+
+        Args:
+            ids: of the answers alone.
+            durations: seconds of the clip that each answer is about (``Row.duration``). Without one, an answer keeps
+                the words of the time codec.
+        """
+        texts = [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        if durations is None:
+            return texts
+        return [self.say_seconds(text, seconds) for text, seconds in zip(texts, durations, strict=True)]
+
+    def say_seconds(self, text: str, duration: float | None) -> str:
+        """Say the times of an answer in seconds of a clip that lasts ``duration`` seconds (None: left as written)."""
+        return text if duration is None else self.content.codec.to_seconds(text, duration)
 
     def describe(self, row: Row) -> dict[str, int]:
         """Tokens by stream and of text, for people."""

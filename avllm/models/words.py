@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
+from avllm.config import ModelConfig
 from avllm.errors import UserError
+from avllm.registry import build
+from avllm.time_codecs.base import TimeCodec
 
 SAMPLED = 1024  # of the LLM's own entries, whose mean an added word starts from
 NOISE = 0.1  # of their standard deviation, so that added words differ from the start
@@ -138,6 +141,17 @@ def checked_words(words: Mapping[str, int], taken: Mapping[str, int]) -> dict[st
     return dict(words)
 
 
+def needed_words(description: ModelConfig) -> list[str]:
+    """Return the words that the parts of a model need added: its time codec's."""
+    codec: TimeCodec = build("time_codecs", description.time_codec)
+    return codec.words()
+
+
+def load_words(tokenizer: PreTrainedTokenizerBase, description: ModelConfig) -> dict[str, int]:
+    """Return the token ids of the :func:`needed_words`, from a tokenizer of ``load_tokenizer``."""
+    return {word: int(tokenizer.convert_tokens_to_ids(word)) for word in needed_words(description)}  # type: ignore[arg-type]
+
+
 def add_to_tokenizer(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> dict[str, int]:
     """Add words to a tokenizer, after all of its ids, and return their ids.
 
@@ -154,3 +168,19 @@ def add_to_tokenizer(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -
         )
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     return {word: int(tokenizer.convert_tokens_to_ids(word)) for word in words}  # type: ignore[arg-type]
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, words: Mapping[str, int]) -> None:
+    """Make sure that a tokenizer gives a model's added words the ids that the model has for them.
+
+    Raises:
+        UserError: it does not.
+    """
+    vocabulary = tokenizer.get_vocab() if words else {}
+    for word, token_id in words.items():
+        seen = vocabulary.get(word)
+        if seen != token_id:
+            raise UserError(
+                f"the tokenizer has {word!r} as id {seen}, the model was given id {token_id}; take the tokenizer "
+                "that the words were added to (AVProcessor.add_words)"
+            )

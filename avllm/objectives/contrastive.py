@@ -7,6 +7,8 @@ connector tokens of each stream, and of both together, and the text, over the ro
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avllm.distributed import gather_with_grad
+from avllm.objectives._ema import Ema
 from avllm.objectives._pairs import (
     check_pairs,
     chosen_parts,
@@ -23,6 +26,7 @@ from avllm.objectives._pairs import (
     pool_clip_sets,
     text_ids,
 )
+from avllm.objectives._soft_targets import distilled_info_nce
 from avllm.objectives._text import TextSide
 from avllm.objectives.base import Objective
 
@@ -99,6 +103,11 @@ class Contrastive(Objective):
             whose captions are worded in several ways).
         captions_only: leave out questions (parts with a ``kind``), whose answers say little of their clip.
         temperature: at the start; learned, and clamped to ``[min_temperature, 1]``.
+        momentum: of an exponential moving average of connector and projections (ALBEF: Li et al. 2021,
+            arXiv 2107.07651; 0.995 there), whose similarities are part of the targets; none where not given. It costs
+            a second pass through the connector, without gradients.
+        soft: with ``momentum``, the average's share of the targets (alpha, 0.4 in the paper). Keys are those of the
+            micro-step by the live weights; ALBEF's queue is not there.
     """
 
     def __init__(
@@ -112,6 +121,8 @@ class Contrastive(Objective):
         captions_only: bool = False,
         temperature: float = 0.07,
         min_temperature: float = 0.01,
+        momentum: float | None = None,
+        soft: float = 0.4,
     ) -> None:
         super().__init__(model)
         self.captions_only = captions_only
@@ -127,6 +138,20 @@ class Contrastive(Objective):
         self.key_projection = nn.ModuleDict({p: nn.Linear(width, dim) for p in between_media})
         self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
         self.min_temperature = min_temperature
+        if not 0 <= soft <= 1:
+            raise ValueError(f"objectives: contrastive: soft is {soft}; expected 0 to 1")
+        self.soft = soft
+        self.average = None if momentum is None else Ema(self._averaged(model), momentum)
+
+    def _averaged(self, model: Any) -> dict[str, nn.Module]:
+        """The modules whose weights are averaged, by name."""
+        projections = {"text": self.text_projection, "media": self.media_projection, "keys": self.key_projection}
+        return {"connector": model.connector, **projections}
+
+    def after_step(self, model: Any) -> None:
+        """Move the averages, where there are any."""
+        if self.average is not None:
+            self.average.update(self._averaged(model))
 
     @property
     def scale(self) -> Tensor:
@@ -140,7 +165,9 @@ class Contrastive(Objective):
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the symmetric loss over (part, pair); ``hits``: how many of them found their own text first."""
         streams = model.media_tokens(batch)
-        text = self.embed_text(model, batch)  # (n, dim)
+        given = self.text(model, batch, chosen_parts(batch, self.captions_only))  # (n, D)
+        text = _unit(self.text_projection(given))  # (n, dim)
+        teacher = None if self.average is None else self._by_average(self.average, model, batch, given)
         ids = text_ids(batch.parts, self.same)
         loss = text.sum() * 0.0
         all_hits = torch.zeros_like(loss)
@@ -150,7 +177,11 @@ class Contrastive(Objective):
             chosen = self._chosen(batch, pair)
             media = self.embed_media(streams, batch, pair)[chosen]  # (k, dim)
             keys = self.embed_keys(streams, batch, pair) if pair in self.key_projection else text
-            term, hits = symmetric_info_nce(media, keys[chosen], ids[chosen], self.scale)
+            if teacher is None:
+                term, hits = symmetric_info_nce(media, keys[chosen], ids[chosen], self.scale)
+            else:
+                averaged = (teacher[pair][0][chosen], teacher[pair][1][chosen])
+                term, hits = distilled_info_nce((media, keys[chosen]), averaged, ids[chosen], self.scale, self.soft)
             loss = loss + term
             all_hits = all_hits + hits
         return loss, {"hits": all_hits}
@@ -162,16 +193,50 @@ class Contrastive(Objective):
     def embed_text(self, model: Any, batch: Batch) -> Tensor:
         """Embed the parts' answers as unit vectors ``(n, dim)``; those of parts that are not chosen mean nothing."""
         text = self.text(model, batch, chosen_parts(batch, self.captions_only))  # (n, D)
-        return F.normalize(self.text_projection(text).float(), dim=-1)
+        return _unit(self.text_projection(text))
 
     def embed_media(self, streams: dict[str, Tokens], batch: Batch, pair: str) -> Tensor:
         """Embed the parts' clips as unit vectors ``(n, dim)``; those of parts without all streams mean nothing."""
-        return self._pool(streams, batch, parse_pair(pair).left, self.media_projection[pair])
+        return _pool(streams, batch, parse_pair(pair).left, self.media_projection[pair])
 
     def embed_keys(self, streams: dict[str, Tokens], batch: Batch, pair: str) -> Tensor:
         """Embed the second side of a pair without text as unit vectors ``(n, dim)``."""
-        return self._pool(streams, batch, parse_pair(pair).right, self.key_projection[pair])
+        return _pool(streams, batch, parse_pair(pair).right, self.key_projection[pair])
 
-    def _pool(self, streams: dict[str, Tokens], batch: Batch, names: tuple[str, ...], projection: nn.Module) -> Tensor:
-        pooled, _ = pool_clip_sets(streams, names, batch.parts.set_clips)  # (S, D)
-        return F.normalize(projection(pooled)[batch.parts.clip_set].float(), dim=-1)  # (n, dim)
+    @torch.no_grad()
+    def _by_average(self, average: Ema, model: Any, batch: Batch, given: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return both sides of each pair by the averaged weights, ``(n, dim)`` unit vectors each.
+
+        Args:
+            average: the averages. model, batch: as an objective gets them. given: ``(n, D)`` texts.
+        """
+        streams = model.media_tokens_by(batch, average.weights("connector"))
+        text = _unit(_linear(average.weights("text"))(given))
+        media, keys = average.weights("media"), average.weights("keys")
+        sides = {}
+        for pair in self.pairs:
+            names = parse_pair(pair)
+            if any(name not in streams for name in names.streams):
+                continue
+            left = _pool(streams, batch, names.left, _linear(media, f"{pair}."))
+            right = _pool(streams, batch, names.right, _linear(keys, f"{pair}.")) if names.right else text
+            sides[pair] = (left, right)
+        return sides
+
+
+def _linear(weights: dict[str, Tensor], prefix: str = "") -> Callable[[Tensor], Tensor]:
+    """Return a linear layer as a function of its input."""
+    return partial(F.linear, weight=weights[f"{prefix}weight"], bias=weights[f"{prefix}bias"])
+
+
+def _pool(
+    streams: dict[str, Tokens], batch: Batch, names: tuple[str, ...], projection: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return ``(n, dim)`` unit vectors of the parts' named streams in the common space."""
+    pooled, _ = pool_clip_sets(streams, names, batch.parts.set_clips)  # (S, D)
+    return _unit(projection(pooled)[batch.parts.clip_set])
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Normalize ``(n, dim)`` to unit vectors in float32."""
+    return F.normalize(x.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""What there is to know of a data set before one gets it, and whether a folder holds it."""
+"""Describe a data set before a user gets it, and check whether a folder holds it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from avllm.recipes.readers import RecipeError
 
 @dataclass(frozen=True)
 class Dataset:
-    """What there is to know of a data set before one gets it.
+    """Facts about a data set that a user needs before getting it.
 
     Attributes:
         title: its name.
         licence: of the annotations and of the media; goes into each row that names none.
         size: rows, hours, gigabytes.
         where: address, and what to get there.
-        layout: the folder that is expected, one path a line, relative to it, two spaces and words about it. A line
-            in brackets is optional; ``a.csv | b.csv`` is either; ``*`` stands for anything.
+        layout: the folder that is expected, one path a line, relative to it, two spaces and words
+            about it. A line in brackets is optional; ``a.csv | b.csv`` is either; ``*`` matches
+            anything.
         citation: the paper.
-        command: how to run the recipe where it differs from ``python data_recipes/NAME.py SOURCE --output DIR``.
+        command: how to run the recipe where it differs from
+            ``python data_recipes/NAME.py SOURCE --output DIR``.
     """
 
     title: str
@@ -33,28 +35,51 @@ class Dataset:
     command: str = ""
 
 
-def layout_paths(layout: str) -> Iterator[tuple[list[str], bool]]:
-    """(alternatives, required) of each line of a layout."""
-    for line in filter(None, map(str.strip, layout.splitlines())):
-        path = line.strip("[]").strip().split("  ")[0] if line.startswith("[") else line.split("  ")[0]
-        yield [p.strip().rstrip("/") for p in path.split(" | ")], not line.startswith("[")
+@dataclass(frozen=True)
+class LayoutLine:
+    """One line of a layout: patterns of which one has to match, and whether it may be absent."""
+
+    patterns: list[str]
+    optional: bool
+
+    def matches(self, source: Path) -> bool:
+        """Return whether a path below the source matches one of the patterns."""
+        return any(next(source.glob(pattern), None) for pattern in self.patterns)
+
+
+def layout_lines(layout: str) -> Iterator[LayoutLine]:
+    """Yield the lines of a layout that are not blank."""
+    for line in layout.splitlines():
+        text = line.strip()
+        if not text:
+            continue
+        optional = text.startswith("[")
+        if optional:
+            text = text.strip("[]").strip()
+        paths = text.split("  ")[0].split(" | ")
+        yield LayoutLine([path.strip().rstrip("/") for path in paths], optional)
 
 
 def check_layout(about: Dataset, source: Path) -> None:
-    """Hold a source folder against the layout.
+    """Compare a source folder with the layout.
 
     Raises:
-        RecipeError: what has to be there is not.
+        RecipeError: ``no_folder``, or ``absent_files`` where a required line matches nothing.
     """
     if not source.is_dir():
-        raise RecipeError(f"{source} is not a folder; expected {about.title}'s. Get it: {about.where}")
+        raise RecipeError(
+            f"{source} is not a folder; expected {about.title}'s. Get it: {about.where}",
+            reason="no_folder",
+        )
     absent = [
-        " or ".join(paths)
-        for paths, required in layout_paths(about.layout)
-        if required and not any(next(source.glob(path), None) for path in paths)
+        " or ".join(line.patterns)
+        for line in layout_lines(about.layout)
+        if not line.optional and not line.matches(source)
     ]
     if absent:
-        layout = "\n  ".join(line.strip() for line in about.layout.strip().splitlines())
+        expected = "\n  ".join(line.strip() for line in about.layout.strip().splitlines())
         raise RecipeError(
-            f"{source} lacks {', '.join(absent)}. Expected of {about.title}:\n  {layout}\nGet it: {about.where}"
+            f"{source} lacks {', '.join(absent)}. Expected of {about.title}:\n  {expected}\n"
+            f"Get it: {about.where}",
+            reason="absent_files",
         )

@@ -1,4 +1,4 @@
-"""How a caption becomes chat rows: the same few prompts for all caption sets, chosen by the row's own id."""
+"""Turn captions into chat rows, with the same few prompts for all sets, chosen by the row's id."""
 
 from __future__ import annotations
 
@@ -46,28 +46,33 @@ PROMPTS = {
         "What kind of sound is this?",
     ),
 }
-"""By what is described; ``audiovisual`` is a video whose caption tells of its sound too, ``label`` a sound's class."""
+"""Prompts by what the caption describes.
+
+``audiovisual`` is a video whose caption describes its sound too, ``label`` the class of a sound.
+"""
 
 
 def caption_prompt(about: str, key: str) -> str:
-    """One of the prompts; the same key has the same prompt in every run and on every machine."""
+    """Return one of the prompts; a key has the same prompt in every run and on every machine."""
     return wording(PROMPTS[about], key)
 
 
 def wording(wordings: Sequence[str], key: str) -> str:
-    """One of several wordings; the same key has the same one in every run and on every machine."""
-    return wordings[int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % len(wordings)]
+    """Return one of several wordings; a key has the same one in every run and on every machine."""
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+    return wordings[number % len(wordings)]
 
 
 def caption_messages(
     media_part: dict[str, Any], caption: str, key: str | None, about: str | None = None
 ) -> list[dict[str, Any]]:
-    """A question for a description, and the caption as its answer.
+    """Return a request for a description, and the caption as its answer.
 
     Args:
         media_part: content part of a row: ``{"type": "video", "video": path, ...}``.
         caption: the answer.
-        key: chooses the prompt; None takes the first one, so that an evaluation asks all clips alike.
+        key: chooses the prompt; None takes the first one, so that an evaluation asks all clips
+            alike.
         about: key of :data:`PROMPTS`; the part's type when None.
     """
     about = about or media_part["type"]
@@ -79,19 +84,30 @@ def caption_messages(
 
 
 def caption_samples(
-    sample_id: str, media_part: dict[str, Any], captions: Sequence[str], training: bool, about: str | None = None
+    sample_id: str,
+    media_part: dict[str, Any],
+    captions: Sequence[str],
+    training: bool,
+    about: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The samples of a clip with one or several captions.
+    """Yield the samples of a clip with one or several captions.
 
-    In training each caption is a row of its own, with its own prompt; in evaluation there is one row, whose further
-    captions are ``answers``.
+    In training each caption is a separate row, with its own prompt. In evaluation there is one row,
+    whose further captions are ``answers``.
 
     Args:
         sample_id: the id, to which a number is added where there are several rows.
+        media_part: content part of the clip.
+        captions: at least one.
+        training: whether the rows are trained on.
+        about: key of :data:`PROMPTS`; the part's type when None.
     """
     if not training:
-        row: dict[str, Any] = {"id": sample_id, "messages": caption_messages(media_part, captions[0], None, about)}
-        yield row | ({"answers": list(captions[1:])} if len(captions) > 1 else {})
+        messages = caption_messages(media_part, captions[0], None, about)
+        row: dict[str, Any] = {"id": sample_id, "messages": messages}
+        if len(captions) > 1:
+            row["answers"] = list(captions[1:])
+        yield row
         return
     for number, caption in enumerate(captions):
         name = f"{sample_id}-{number}" if len(captions) > 1 else sample_id

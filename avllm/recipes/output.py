@@ -1,4 +1,4 @@
-"""The files that a recipe's run writes: its manifests and the account of what was left out."""
+"""Write the files of a recipe's run: its manifests and the account of what was left out."""
 
 from __future__ import annotations
 
@@ -15,42 +15,57 @@ LEFT_OUT = ("dropped.jsonl", "missing.txt")
 
 
 class Output:
-    """The files of one run; they take their names when it is over, so that a run that fails replaces no manifest.
+    """The files of one run.
 
-    The first of them is locked while the run lasts: two runs at once would write into each other's files.
+    They take their names when it is over, so that a run that fails replaces no manifest. The first
+    of them is locked while the run lasts: two runs at once would write into each other's files.
+
+    Args:
+        folder: where the files are written; made when it is not there.
+        recipe: name of the recipe.
+        stack: closes the files.
 
     Raises:
-        RecipeError: the folder is a file, or holds the manifests of another recipe.
+        RecipeError: ``not_a_folder``; ``other_recipe`` where the folder holds another's manifests.
     """
 
     def __init__(self, folder: Path, recipe: str, stack: ExitStack) -> None:
-        self.folder, self.stack = folder, stack
+        self.folder = folder
+        self.stack = stack
         self.files: dict[str, IO[str]] = {}
         if folder.exists() and not folder.is_dir():
-            raise RecipeError(f"{folder} is a file; expected a folder, or a path at which one can be made")
-        self.splits = self._splits(folder / "recipe.json", recipe)
+            raise RecipeError(
+                f"{folder} is a file; expected a folder, or a path at which one can be made",
+                reason="not_a_folder",
+            )
+        self.last_splits = self._last_splits(folder / "recipe.json", recipe)
         folder.mkdir(parents=True, exist_ok=True)
         for name in LEFT_OUT:
             self.open(name)
 
-    def _splits(self, path: Path, recipe: str) -> set[str]:
-        """The splits that the last run here made."""
+    def _last_splits(self, path: Path, recipe: str) -> set[str]:
+        """Return the splits that the last run into this folder made."""
         if not path.is_file():
             return set()
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            name, splits = before["recipe"], set(before["rows"])
+            last_account = json.loads(path.read_text(encoding="utf-8"))
+            name = last_account["recipe"]
+            splits = set(last_account["rows"])
         except (ValueError, KeyError, TypeError) as error:
             seen = f"{type(error).__name__}: {error}"
             raise RecipeError(
-                f"{path} is not what a recipe wrote ({seen}); delete it, or choose another folder"
+                f"{path} is not what a recipe wrote ({seen}); delete it, or choose another folder",
+                reason="no_account",
             ) from error
         if name != recipe:
-            raise RecipeError(f"{self.folder} holds the manifests of {name}; choose another folder")
+            raise RecipeError(
+                f"{self.folder} holds the manifests of {name}; choose another folder",
+                reason="other_recipe",
+            )
         return splits
 
     def open(self, name: str) -> IO[str]:
-        """The open file of this name."""
+        """Return the open file of this name."""
         if name not in self.files:
             path = self.folder / f"{name}.partial"
             file = self.stack.enter_context(path.open("a", encoding="utf-8", newline="\n"))
@@ -65,14 +80,19 @@ class Output:
         self.open(name).write(json.dumps(value, ensure_ascii=False) + "\n")
 
     def finish(self, account: dict[str, Any]) -> None:
-        """Name the files, remove splits that the last run here made and this one did not, write recipe.json."""
-        for split in self.splits - set(account["rows"]):
+        """Write recipe.json and give the files their names.
+
+        Splits that the last run made and this one did not are removed.
+        """
+        for split in self.last_splits - set(account["rows"]):
             (self.folder / f"{split}.jsonl").unlink(missing_ok=True)
-        write_whole(self.folder / "recipe.json", json.dumps(account, indent=2, ensure_ascii=False) + "\n")
+        write_whole(
+            self.folder / "recipe.json", json.dumps(account, indent=2, ensure_ascii=False) + "\n"
+        )
         self._name(reversed(self.files))  # the locked one last
 
     def finish_empty(self) -> None:
-        """Name what tells why there is no row, and nothing else."""
+        """Give their names to the files that say why there is no row, and to no other."""
         self._name(reversed(LEFT_OUT))
 
     def _name(self, names: Iterable[str]) -> None:

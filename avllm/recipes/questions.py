@@ -1,4 +1,4 @@
-"""What recipes of questions and conversations share: files of splits, rows or drops, listed choices, wordings."""
+"""Read split files, choices and wordings, for recipes of questions and conversations."""
 
 from __future__ import annotations
 
@@ -20,29 +20,41 @@ WHEN = (
 
 
 def texts_of(value: Any, where: str, *fields: str) -> list[str]:
-    """Fields of an object inside a row, without space around them; one that is not there is empty.
+    """Return fields of an object inside a row, without space around them; an absent one is empty.
 
     Raises:
         RecipeError: it is no object, or a field is no text.
     """
-    found = [value.get(field) or "" for field in fields] if isinstance(value, dict) else []
-    texts = [text.strip() for text in found if isinstance(text, str)]
+    values = []
+    if isinstance(value, dict):
+        values = [value.get(field) or "" for field in fields]
+    texts = [text.strip() for text in values if isinstance(text, str)]
     if len(texts) < len(fields):
-        raise RecipeError(f"{where}: {str(value)[:80]}; expected texts in {', '.join(fields)}")
+        raise RecipeError(
+            f"{where}: {str(value)[:80]}; expected texts in {', '.join(fields)}",
+            reason="no_texts",
+        )
     return texts
 
 
 def named_splits(*patterns: str) -> dict[str, list[str]]:
-    """Split -> the paths at which its file may lie: in the patterns ``*`` is train, val or test."""
-    return {split: [pattern.replace("*", name) for pattern in patterns] for name, split in SPLITS.items()}
+    """Return, by split, the paths at which its file may lie.
+
+    Args:
+        patterns: paths in which ``*`` is train, val or test.
+    """
+    paths = {}
+    for name, split in SPLITS.items():
+        paths[split] = [pattern.replace("*", name) for pattern in patterns]
+    return paths
 
 
 def split_files(source: Path, files: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, Path]]:
-    """(split, the first of its files that is there) of each split that has one."""
+    """Yield (split, the first of its files that exists) of each split that has one."""
     for split, names in files.items():
-        path = next((source / name for name in names if (source / name).is_file()), None)
-        if path is not None:
-            yield split, path
+        paths = [source / name for name in names if (source / name).is_file()]
+        if paths:
+            yield split, paths[0]
 
 
 def question_sample(
@@ -56,7 +68,7 @@ def question_sample(
     answers: Sequence[str] | None = None,
     meta: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A row of one question about one file; what is None or empty is left out.
+    """Return a row of one question about one file; what is None or empty is left out.
 
     Raises:
         RowError: ``empty_question`` or ``empty_answer``.
@@ -67,27 +79,38 @@ def question_sample(
 
 
 def when_question(event: str, key: str | None) -> str:
-    """The question when an event takes place, worded by the key; None takes the first wording, for evaluation."""
-    return (WHEN[0] if key is None else wording(WHEN, key)).format(event.strip().rstrip("."))
+    """Return the question when an event takes place, worded by the key.
+
+    Args:
+        event: a description of the event.
+        key: chooses the wording; None takes the first one, for evaluation.
+    """
+    question = WHEN[0] if key is None else wording(WHEN, key)
+    return question.format(event.strip().rstrip("."))
 
 
 def with_choices(question: str, choices: Sequence[str]) -> str:
-    """The question with its choices below it, one a line: ``(A) ...``."""
-    listed = (f"({chr(ord('A') + place)}) {choice}" for place, choice in enumerate(choices))
-    return "\n".join([question.strip(), *listed])
+    """Return the question with its choices below it, one a line: ``(A) ...``."""
+    lines = [question.strip()]
+    for number, choice in enumerate(choices):
+        letter = chr(ord("A") + number)
+        lines.append(f"({letter}) {choice}")
+    return "\n".join(lines)
 
 
 def chosen(choices: Iterable[Any], place: Any) -> tuple[list[str], str]:
-    """The choices as texts, and the right one.
+    """Return the choices as texts, and the right one.
 
     Raises:
-        RowError: ``empty_choice``, or ``answer_out_of_range`` where ``place`` is no index of theirs, from 0.
+        RowError: ``empty_choice``, or ``answer_out_of_range`` where ``place`` is no index of
+            theirs, from 0.
     """
     texts = ["" if choice is None else str(choice).strip() for choice in choices]
     if any(is_blank(text) for text in texts):
         raise RowError("empty_choice", f"the choices are {texts}")
     if not str(place).isdecimal() or int(place) >= len(texts):
         raise RowError(
-            "answer_out_of_range", f"the answer is {place!r}; there are {len(texts)} choices, counted from 0"
+            "answer_out_of_range",
+            f"the answer is {place!r}; there are {len(texts)} choices, counted from 0",
         )
     return texts, texts[int(place)]

@@ -1,16 +1,14 @@
-"""Readers of the authors' files for recipes: CSV, TSV, JSON and JSON lines, plain, gzipped or inside a zip file.
+"""Read the authors' files for recipes: CSV, TSV, JSON, JSON lines; plain, gzipped or in a zip file.
 
-All of them stream, and yield a :class:`Record` for each row: its fields and where it stands.
+All readers stream, and yield a :class:`Record` for each row: its fields and where it is.
 """
 
 from __future__ import annotations
 
 import csv
-import functools
 import gzip
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -23,50 +21,54 @@ from avllm.errors import UserError
 CHUNK = 1 << 20
 """Characters of a JSON file that are read at a time."""
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
-"""What most authors call their splits in file names, and what the manifests are called."""
-MISSING, EMPTY = "missing_media", "empty_media"
-"""Reasons to drop a row: a media file is not there, or of zero bytes (what a download that failed leaves)."""
+"""Names of the manifests, by the names that most authors give the splits in file names."""
 
 
 class RecipeError(UserError):
-    """A source that cannot be read: the message says what was seen, what was expected and what to do."""
+    """A source that cannot be read: the message says what was seen, expected and what to do."""
 
 
 class Record(dict[str, Any]):
     """The fields of one row of a file.
 
     Attributes:
-        where: ``file:line`` of a table or of JSON lines, ``file[index]`` or ``file["key"]`` of JSON.
+        where: ``file:line`` of tables and JSON lines, ``file[index]`` or ``file["key"]`` of JSON.
         key: the key of the row when the file is one object of rows, else "".
-        problem: of a table's row with more or fewer fields than columns, what is seen and expected, else "".
-        surplus: what such a row holds behind its last column.
+        problem: of a table's row with more or fewer fields than columns, what is seen and expected,
+            else "".
+        surplus: the fields of such a row that exceed its columns.
 
     Raises:
-        RecipeError: on ``record["field"]`` when the row has no such field.
+        RecipeError: ``no_field`` on ``record["field"]``. The methods below raise it too, and
+            ``field_type`` where the value has another type.
     """
 
     def __init__(self, fields: dict[str, Any], where: str, key: str = "") -> None:
         super().__init__(fields)
-        self.where, self.key = where, key
+        self.where = where
+        self.key = key
         self.problem = ""
         self.surplus: list[str] = []
 
     def __missing__(self, field: str) -> Any:
-        raise RecipeError(f"{self.where}: no field {field!r}; the row has {', '.join(map(str, self)) or 'none'}")
+        fields = ", ".join(map(str, self)) or "none"
+        raise RecipeError(
+            f"{self.where}: no field {field!r}; the row has {fields}", reason="no_field"
+        )
 
     def text(self, field: str) -> str:
-        """A field as text without space around it; a number is written out, null is "".
+        """Return a field as text without space around it; a number is written out, null is "".
 
         Raises:
             RecipeError: there is no such field, or it is a list or an object.
         """
         value = self[field]
         if isinstance(value, (list, dict)):
-            raise RecipeError(f"{self.where}: field {field!r} is a {type(value).__name__}; expected text")
+            raise self._wrong_type(field, f"a {type(value).__name__}", "text")
         return "" if value is None else str(value).strip()
 
     def number(self, field: str) -> float:
-        """A field as a number.
+        """Return a field as a number.
 
         Raises:
             RecipeError: there is no such field, or it is no number.
@@ -75,33 +77,54 @@ class Record(dict[str, Any]):
         try:
             return float(value)
         except (TypeError, ValueError):
-            raise RecipeError(f"{self.where}: field {field!r} is {value!r}; expected a number") from None
+            raise self._wrong_type(field, repr(value), "a number") from None
 
     def array(self, field: str) -> list[Any]:
-        """A field that is a list.
+        """Return a field that is a list.
 
         Raises:
             RecipeError: there is no such field, or it is no list.
         """
         value = self[field]
         if not isinstance(value, list):
-            raise RecipeError(f"{self.where}: field {field!r} is a {type(value).__name__}; expected a list")
+            raise self._wrong_type(field, f"a {type(value).__name__}", "a list")
         return value
+
+    def _wrong_type(self, field: str, seen: str, expected: str) -> RecipeError:
+        message = f"{self.where}: field {field!r} is {seen}; expected {expected}"
+        return RecipeError(message, reason="field_type")
+
+
+UNREADABLE = (
+    UnicodeDecodeError,
+    csv.Error,
+    EOFError,
+    zlib.error,
+    gzip.BadGzipFile,
+    zipfile.BadZipFile,
+)
+"""Errors of a file that is cut short, damaged, or in another encoding."""
 
 
 @contextmanager
 def open_text(path: Path, encoding: str = "utf-8-sig") -> Iterator[IO[str]]:
-    """A text file; ``x.gz`` and ``a.zip/inner.json`` are unpacked as read. UTF-8 may begin with a byte order mark.
+    """Open a text file; ``x.gz`` and ``a.zip/inner.json`` are unpacked while they are read.
+
+    UTF-8 may begin with a byte order mark.
 
     Raises:
-        RecipeError: there is no such file, or no such member of the zip file; or what is read of it inside the
-            ``with`` cannot be unpacked, is in another encoding, or no table.
+        RecipeError: ``no_file``, ``no_member`` of the zip file, ``broken_zip``; or ``unreadable``,
+            where what is read inside the ``with`` cannot be unpacked, is in another encoding, or is
+            no table.
     """
     try:
         with _opened(path, encoding) as file:
             yield file
-    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        raise RecipeError(f"{path} cannot be read: {error}; is the file whole, and in {encoding}?") from error
+    except UNREADABLE as error:
+        raise RecipeError(
+            f"{path} cannot be read: {error}; is the file whole, and in {encoding}?",
+            reason="unreadable",
+        ) from error
 
 
 def _opened(path: Path, encoding: str) -> IO[str]:
@@ -109,7 +132,7 @@ def _opened(path: Path, encoding: str) -> IO[str]:
     if archive is not None:
         return _member(archive, path.relative_to(archive).as_posix(), encoding)
     if not path.is_file():
-        raise RecipeError(f"{path} is not there; expected a file of the data set")
+        raise RecipeError(f"{path} is not there; expected a file of the data set", reason="no_file")
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding=encoding, newline="")
     return path.open(encoding=encoding, newline="")
@@ -119,9 +142,11 @@ def _member(archive: Path, name: str, encoding: str) -> IO[str]:
     try:
         return io.TextIOWrapper(zipfile.ZipFile(archive).open(name), encoding=encoding, newline="")
     except KeyError:
-        raise RecipeError(f"{archive} has no member {name}") from None
+        raise RecipeError(f"{archive} has no member {name}", reason="no_member") from None
     except zipfile.BadZipFile as error:
-        raise RecipeError(f"{archive} is no whole zip file ({error}); get it again") from error
+        raise RecipeError(
+            f"{archive} is no whole zip file ({error}); get it again", reason="broken_zip"
+        ) from error
 
 
 def read_csv(
@@ -132,38 +157,47 @@ def read_csv(
     comment: str | None = None,
     encoding: str = "utf-8-sig",
 ) -> Iterator[Record]:
-    """The rows of a table; one with more or fewer fields than columns has its ``problem`` set (``rows_of`` drops it).
+    """Yield the rows of a table.
+
+    A row with more or fewer fields than columns has its ``problem`` set, and ``rows_of`` drops it.
 
     Args:
         path: see :func:`open_text`.
-        columns: with a header, those that must be there (others are kept); without one, the names of all.
-        delimiter: what stands between the fields; a tab for TSV, where quotes are text.
+        columns: with a header, those that must be there (others are kept); without one, the names
+            of all.
+        delimiter: separates the fields; a tab for TSV, where quotes are text.
         header: whether the first row names the columns.
         comment: lines that begin with this are passed over.
+        encoding: of the file.
 
     Raises:
-        RecipeError: no file, or a column is absent.
+        RecipeError: see :func:`open_text`; ``no_column``.
     """
     with open_text(path, encoding) as file:
         lines = _Lines(file, comment)
         quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
         table = csv.reader(lines, delimiter=delimiter, quoting=quoting)
-        names = _columns(path, next(table, []) if header else None, list(columns))
+        names = list(columns)
+        if header:
+            names = _header_names(path, next(table, []), names)
         for row in table:
             record = Record(dict(zip(names, row, strict=False)), f"{path.name}:{lines.number}")
             record.surplus = row[len(names) :]
             if len(row) != len(names):
-                record.problem = f"{len(row)} fields where {len(names)} are expected ({', '.join(names)})"
+                expected = f"{len(names)} are expected ({', '.join(names)})"
+                record.problem = f"{len(row)} fields where {expected}"
             if row:
                 yield record
 
 
-def _columns(path: Path, header: list[str] | None, expected: list[str]) -> list[str]:
-    names = expected if header is None else [name.strip() for name in header]
+def _header_names(path: Path, header: list[str], expected: list[str]) -> list[str]:
+    names = [name.strip() for name in header]
     absent = [name for name in expected if name not in names]
     if absent:
         raise RecipeError(
-            f"{path} has no column {', '.join(absent)}; expected {', '.join(expected)}, found {', '.join(names)}"
+            f"{path} has no column {', '.join(absent)}; expected {', '.join(expected)}, "
+            f"found {', '.join(names)}",
+            reason="no_column",
         )
     return names
 
@@ -172,7 +206,9 @@ class _Lines:
     """The lines of a file without its comments; ``number`` is the line last given, from 1."""
 
     def __init__(self, file: IO[str], comment: str | None) -> None:
-        self.file, self.comment, self.number = file, comment, 0
+        self.file = file
+        self.comment = comment
+        self.number = 0
 
     def __iter__(self) -> Iterator[str]:
         for line in self.file:
@@ -182,10 +218,10 @@ class _Lines:
 
 
 def read_jsonl(path: Path) -> Iterator[Record]:
-    """One JSON object a line; blank lines are passed over.
+    """Yield the objects of a file of JSON lines; blank lines are passed over.
 
     Raises:
-        RecipeError: no file, or a line that is no JSON object.
+        RecipeError: see :func:`open_text`; ``no_json``; ``no_object`` where a line is other JSON.
     """
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
@@ -194,21 +230,32 @@ def read_jsonl(path: Path) -> Iterator[Record]:
             try:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
-                raise RecipeError(f"{path} line {number}: no JSON ({error}); is the file whole?") from error
-            yield _record(value, f"{path.name}:{number}", path)
+                raise RecipeError(
+                    f"{path} line {number}: no JSON ({error}); is the file whole?",
+                    reason="no_json",
+                ) from error
+            where = f"{path.name}:{number}"
+            if not isinstance(value, dict):
+                raise RecipeError(
+                    f"{path.parent / where}: a {type(value).__name__}; expected an object",
+                    reason="no_object",
+                )
+            yield Record(value, where)
 
 
 def read_json(path: Path, field: str | None = None) -> Iterator[Record]:
-    """The rows of a JSON file that is a list of objects, or one object whose values are the rows (see ``Record.key``).
+    """Yield the rows of a JSON file.
 
-    Rows that are no objects are given as ``{"value": row}``. The file is never in memory as a whole.
+    It is a list of objects, or one object whose values are the rows (see ``Record.key``). Rows that
+    are no objects are given as ``{"value": row}``. The file is never in memory as a whole.
 
     Args:
         path: see :func:`open_text`.
-        field: the rows stand in this field of the file's object: ``{"version": 1, "data": [...]}``.
+        field: the field that holds the rows: ``{"version": 1, "data": [...]}``.
 
     Raises:
-        RecipeError: no file, no such field, no list or object there, or the file is no (whole) JSON.
+        RecipeError: see :func:`open_text`; ``no_field``; ``no_json`` where there is no list or
+            object, or the file is no (whole) JSON.
     """
     with open_text(path) as file:
         stream = _JsonStream(file, path)
@@ -217,62 +264,34 @@ def read_json(path: Path, field: str | None = None) -> Iterator[Record]:
         opening = stream.take("[{")
         index = 0
         while (key := stream.next_key(opening, first=index == 0)) is not None:
-            where = f"{path.name}[{index}]" if opening == "[" else f"{path.name}[{json.dumps(key)}]"
+            place = str(index) if opening == "[" else json.dumps(key)
             value = stream.value()
-            yield Record(value if isinstance(value, dict) else {"value": value}, where, key)
+            fields = value if isinstance(value, dict) else {"value": value}
+            yield Record(fields, f"{path.name}[{place}]", key)
             index += 1
-
-
-def _record(value: Any, where: str, path: Path) -> Record:
-    if not isinstance(value, dict):
-        raise RecipeError(f"{path.parent / where}: a {type(value).__name__}; expected an object")
-    return Record(value, where)
-
-
-def files_by_stem(folder: Path, source: Path, suffixes: Iterable[str]) -> dict[str, str]:
-    """Name without suffix -> path relative to ``source`` of all files below a folder; of two, the first by name.
-
-    For media whose folders differ from copy to copy, and whose names are ids.
-    """
-    wanted = tuple(suffixes)
-    found: dict[str, str] = {}
-    for root, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in wanted:
-                found.setdefault(stem, Path(os.path.relpath(os.path.join(root, name), source)).as_posix())
-    return found
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def lacking(path: str) -> str | None:
-    """Whether a media file is ``MISSING`` or ``EMPTY``; None where there is something in it. Remembered."""
-    if not os.path.isfile(path):
-        return MISSING
-    return None if os.path.getsize(path) else EMPTY
-
-
-def first_file(source: Path, names: Iterable[str]) -> str:
-    """The first of these paths (relative to ``source``) that is there, else the first: for files of several namings."""
-    names = list(names)
-    return next((name for name in names if lacking(str(source / name)) != MISSING), names[0])
 
 
 class _JsonStream:
     """A cursor in a JSON text that is read in chunks."""
 
     def __init__(self, file: IO[str], path: Path) -> None:
-        self.file, self.path, self.buffer, self.at, self.ended = file, path, "", 0, False
+        self.file = file
+        self.path = path
+        self.buffer = ""
+        self.at = 0  # the next character of the buffer
+        self.ended = False  # whether the buffer reaches the end of the file
         self.decoder = json.JSONDecoder()
 
     def more(self) -> None:
-        """Drop what was read and append a chunk."""
-        chunk = self.file.read(max(CHUNK, len(self.buffer) - self.at))  # doubles, so that a huge value stays linear
-        self.buffer, self.at, self.ended = self.buffer[self.at :] + chunk, 0, not chunk
+        """Drop from the buffer what was read, and append a chunk."""
+        # As much as is left: the buffer doubles, so that the time for a huge value stays linear.
+        chunk = self.file.read(max(CHUNK, len(self.buffer) - self.at))
+        self.buffer = self.buffer[self.at :] + chunk
+        self.at = 0
+        self.ended = not chunk
 
     def peek(self) -> str:
-        """The next character that is no space, "" at the end."""
+        """Return the next character that is no space, "" at the end."""
         while True:
             while self.at < len(self.buffer) and self.buffer[self.at] in " \t\r\n":
                 self.at += 1
@@ -281,15 +300,16 @@ class _JsonStream:
             self.more()
 
     def take(self, expected: str) -> str:
-        """The next character, which has to be one of these."""
-        found = self.peek()
-        if not found or found not in expected:
-            raise self.error(f"found {found or 'the end'!r} where one of {expected!r} is expected")
+        """Step over the next character, which has to be one of these, and return it."""
+        character = self.peek()
+        if not character or character not in expected:
+            seen = character or "the end"
+            raise self.error(f"found {seen!r} where one of {expected!r} is expected")
         self.at += 1
-        return found
+        return character
 
     def value(self) -> Any:
-        """The value that begins here."""
+        """Read the value at the cursor."""
         self.peek()
         while True:
             problem: json.JSONDecodeError | None = None
@@ -306,7 +326,7 @@ class _JsonStream:
             self.more()
 
     def next_key(self, opening: str, first: bool) -> str | None:
-        """Step to the next item of a list ("" for each) or object (its key); None at the end of it."""
+        """Step to the next item; return an object's key, "" in a list, None at the end."""
         closing = "]" if opening == "[" else "}"
         if self.peek() == closing:
             self.at += 1
@@ -328,8 +348,9 @@ class _JsonStream:
                 return
             seen.append(key)
             self.value()
-        raise self.error(f"no field {field!r}; it has {', '.join(seen) or 'none'}", hint="")
+        names = ", ".join(seen) or "none"
+        raise RecipeError(f"{self.path}: no field {field!r}; it has {names}", reason="no_field")
 
-    def error(self, what: str, hint: str = "; is the file whole?") -> RecipeError:
-        """An error that names the file."""
-        return RecipeError(f"{self.path}: {what}{hint}")
+    def error(self, problem: str) -> RecipeError:
+        """Return an error that names the file."""
+        return RecipeError(f"{self.path}: {problem}; is the file whole?", reason="no_json")

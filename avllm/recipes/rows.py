@@ -1,4 +1,4 @@
-"""What a recipe yields: rows and drops; and how records of the authors' files become them."""
+"""Turn records of the authors' files into rows and drops, which is what a recipe yields."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from avllm.recipes.readers import RecipeError, Record
 
 
 @dataclass(frozen=True)
-class Row:
-    """A sample in the form of ``avllm.data.schema`` (media paths absolute or relative to the source) and its split."""
+class RecipeRow:
+    """A row for the manifest of a split.
+
+    Attributes:
+        sample: in the form of ``avllm.data.schema``; media paths are absolute or relative to the
+            source.
+        split: name of the manifest.
+    """
 
     sample: dict[str, Any]
     split: str = "train"
@@ -20,10 +26,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Drop:
-    """A row that is left out: ``reason`` is one word to count by, ``where`` is file:line or an id.
+    """A row that is left out.
 
-    With the reason ``missing_media`` or ``empty_media``, ``detail`` is the path of the file, which is named in
-    ``missing.txt``.
+    Attributes:
+        reason: one word to count by.
+        where: file:line or an id.
+        detail: what was seen; with the reason ``missing_media`` or ``empty_media`` the path of the
+            file, which ``missing.txt`` lists.
     """
 
     reason: str
@@ -31,32 +40,46 @@ class Drop:
     detail: str = ""
 
 
-def rows_of(
-    records: Iterable[Record], build: Callable[[Record], Row | Drop | Iterable[Row | Drop]]
-) -> Iterator[Row | Drop]:
-    """What ``build`` makes of each record: a row, a drop, or several.
+Build = Callable[[Record], RecipeRow | Drop | Iterable[RecipeRow | Drop]]
+"""Makes one row or drop, or several, of a record."""
 
-    A record with which it raises an error is a drop: ``malformed_row`` of a ``RecipeError`` (a field is absent or of
-    another type), the reason of a ``RowError``. So is a row of a table with more or fewer fields than columns.
+
+def rows_of(records: Iterable[Record], build: Build) -> Iterator[RecipeRow | Drop]:
+    """Yield the rows and drops that ``build`` makes of each record.
+
+    A record with which it raises an error is a drop: ``malformed_row`` of a ``RecipeError`` (a
+    field is absent or of another type), the reason of a ``RowError``. A row of a table with more or
+    fewer fields than columns is a drop, too.
     """
     for record in records:
         if record.problem:
             yield Drop("malformed_row", record.where, record.problem)
-            continue
-        try:
-            made = build(record)
-            found = [made] if isinstance(made, (Row, Drop)) else list(made)
-        except RowError as error:
-            found = [Drop(error.reason, record.where, error.detail)]
-        except RecipeError as error:
-            found = [Drop("malformed_row", record.where, str(error))]
-        yield from found
+        else:
+            yield from _built(record, build)
 
 
-def drops_of(records: Iterable[Record], read: Callable[[Record], object]) -> Iterator[Row | Drop]:
-    """Read records that rows are made with later (lengths, licences); gives a drop for each that cannot be read."""
+def _built(record: Record, build: Build) -> list[RecipeRow | Drop]:
+    """Return all that is made of one record, or one drop: a record is never half there."""
+    try:
+        items = build(record)
+        if isinstance(items, (RecipeRow, Drop)):
+            return [items]
+        return list(items)
+    except RowError as error:
+        return [Drop(error.reason, record.where, error.detail)]
+    except RecipeError as error:
+        return [Drop("malformed_row", record.where, str(error))]
 
-    def build(record: Record) -> list[Row | Drop]:
+
+def drops_of(
+    records: Iterable[Record], read: Callable[[Record], object]
+) -> Iterator[RecipeRow | Drop]:
+    """Read records that rows are made with later, and yield a drop for each that cannot be read.
+
+    Such records hold lengths or licences, for example.
+    """
+
+    def build(record: Record) -> list[RecipeRow | Drop]:
         read(record)
         return []
 

@@ -1,1 +1,1 @@
-"""Text models that rewrite captions and questions: in process or behind a server."""
+"""Text models that rewrite captions and questions: in process or on a server."""

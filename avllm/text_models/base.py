@@ -1,4 +1,4 @@
-"""What a text model is: prompts in, answers out."""
+"""Define text models: prompts in, answers out."""
 
 from __future__ import annotations
 
@@ -9,31 +9,42 @@ from typing import Any, Protocol
 
 from avllm.recipes.readers import RecipeError
 
-THOUGHTS = re.compile(r"\A.*?</think>", re.DOTALL)  # many templates write the opening mark into the prompt
+THOUGHTS = re.compile(r"\A.*?</think>", re.DOTALL)
+"""Thoughts before an answer; many templates write the opening mark into the prompt."""
 
 
 class TextModelError(RecipeError):
-    """A text model that cannot be reached or used. A job goes on when it is started again: all batches are kept but
-    the one that failed."""
+    """A text model that cannot be reached or used.
+
+    A job goes on when it is started again: all batches are kept but the one that failed.
+    """
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What a text model is asked."""
+class ModelPrompt:
+    """A question to a text model, with a system prompt or without one."""
 
     user: str
     system: str = ""
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """In the form of chat templates and of the OpenAI API."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.user}]
+        """The prompt in the form of chat templates and of the OpenAI API."""
+        messages = [{"role": "user", "content": self.user}]
+        if self.system:
+            messages.insert(0, {"role": "system", "content": self.system})
+        return messages
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A text, or why there is none (``reason`` is one word: ``refused``, ``cut_off``, ``prompt_too_long``)."""
+    """A text, or the reason why there is none.
+
+    Attributes:
+        text: the answer.
+        reason: one word: ``refused``, ``cut_off``, ``prompt_too_long``; "" where there is a text.
+        detail: what was seen.
+    """
 
     text: str = ""
     reason: str = ""
@@ -54,8 +65,8 @@ class TextModel(Protocol):
     @property
     def batch_size(self) -> int: ...
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """One answer a prompt, in order.
+    def answer(self, prompts: Sequence[ModelPrompt]) -> list[Answer]:
+        """Return one answer a prompt, in order.
 
         Raises:
             TextModelError: the model cannot be reached or used.
@@ -64,5 +75,5 @@ class TextModel(Protocol):
 
 
 def spoken(text: str) -> str:
-    """An answer without what a reasoning model thought before it, and without space around it."""
+    """Return an answer without the thoughts of a reasoning model and without space around it."""
     return THOUGHTS.sub("", text).strip()

@@ -1,4 +1,4 @@
-"""Any causal LM of transformers with a chat template as a text model, on this machine."""
+"""Run a causal LM of transformers with a chat template as a text model, on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avllm.data.store.storage import sha256
-from avllm.text_models.base import Answer, Prompt, TextModelError, spoken
+from avllm.text_models.base import Answer, ModelPrompt, TextModelError, spoken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class HFModel:
     """Any causal LM with a chat template, greedy, in batches padded on the left.
 
-    In float32 an answer does not depend on the batch that it was made in; in bfloat16 close calls may.
+    In float32 an answer does not depend on its batch; in bfloat16 close calls may.
 
     Args:
         name: a folder or a hub name.
@@ -38,14 +38,24 @@ class HFModel:
         dtype: str = "auto",
         device: str | None = None,
     ) -> None:
-        self.name, self.revision, self.max_new_tokens = name, revision, max_new_tokens
-        self.batch_size, self.dtype, self.device = batch_size, dtype, device
+        self.name = name
+        self.revision = revision
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.dtype = dtype
+        self.device = device
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, revision, and for a folder the hash of what is in it."""
-        found = {"name": self.name, "revision": self.revision, "sha256": folder_digest(self.name)}
-        return {"type": "hf", **found, "dtype": self.dtype, "max_new_tokens": self.max_new_tokens}
+        """Name, revision, and for a folder the hash of its files."""
+        return {
+            "type": "hf",
+            "name": self.name,
+            "revision": self.revision,
+            "sha256": folder_digest(self.name),
+            "dtype": self.dtype,
+            "max_new_tokens": self.max_new_tokens,
+        }
 
     @functools.cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -54,41 +64,53 @@ class HFModel:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.name, revision=self.revision)
-            model = AutoModelForCausalLM.from_pretrained(self.name, revision=self.revision, dtype=self.dtype)
+            model = AutoModelForCausalLM.from_pretrained(
+                self.name, revision=self.revision, dtype=self.dtype
+            )
         except OSError as error:
-            raise TextModelError(f"no text model {self.name!r}; expected a folder or a hub name: {error}") from error
+            raise TextModelError(
+                f"no text model {self.name!r}; expected a folder or a hub name: {error}",
+                reason="no_model",
+            ) from error
         if not tokenizer.chat_template:
-            raise TextModelError(f"{self.name} has no chat template; expected an instruction-tuned model")
+            raise TextModelError(
+                f"{self.name} has no chat template; expected an instruction-tuned model",
+                reason="no_chat_template",
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         return model.eval().to(device), tokenizer
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """See :class:`TextModel`; prompts of similar length share a batch."""
-        _, tokenizer = self._loaded
-        texts = [
-            str(tokenizer.apply_chat_template(p.messages, tokenize=False, add_generation_prompt=True)) for p in prompts
-        ]
+    def answer(self, prompts: Sequence[ModelPrompt]) -> list[Answer]:
+        """Answer each prompt; prompts of similar length share a batch."""
+        texts = [self._render(prompt) for prompt in prompts]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        found: dict[int, Answer] = {}
+        answers: dict[int, Answer] = {}
         for first in range(0, len(order), self.batch_size):
             group = order[first : first + self.batch_size]
-            found |= zip(group, self._generate([texts[i] for i in group]), strict=True)
-        return [found[i] for i in range(len(texts))]
+            answers |= zip(group, self._generate([texts[i] for i in group]), strict=True)
+        return [answers[i] for i in range(len(texts))]
+
+    def _render(self, prompt: ModelPrompt) -> str:
+        _, tokenizer = self._loaded
+        return str(
+            tokenizer.apply_chat_template(
+                prompt.messages, tokenize=False, add_generation_prompt=True
+            )
+        )
 
     def _generate(self, texts: list[str]) -> list[Answer]:
         import torch
 
         model, tokenizer = self._loaded
-        batch = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+        batch = tokenizer(
+            texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+        )
         length = batch["input_ids"].shape[1]
         longest = getattr(model.config, "max_position_embeddings", None)
         if longest is not None and length + self.max_new_tokens > longest:
-            detail = f"{length} tokens and {self.max_new_tokens} for the answer; {self.name} has {longest} positions"
-            if len(texts) == 1:
-                return [Answer(reason="prompt_too_long", detail=detail)]
-            return [answer for text in texts for answer in self._generate([text])]
+            return self._answer_long(texts, length, longest)
         ends = self._ends()
         with torch.inference_mode():
             y = model.generate(  # type: ignore[operator]
@@ -101,23 +123,36 @@ class HFModel:
             )  # (B, L)
         return [self._answer(ids, ends) for ids in y[:, length:].tolist()]
 
+    def _answer_long(self, texts: list[str], length: int, longest: int) -> list[Answer]:
+        """Answer the texts of a batch whose longest does not fit, one by one."""
+        if len(texts) > 1:
+            return [answer for text in texts for answer in self._generate([text])]
+        need = f"{length} tokens and {self.max_new_tokens} for the answer"
+        detail = f"{need}; {self.name} has {longest} positions"
+        return [Answer(reason="prompt_too_long", detail=detail)]
+
     def _ends(self) -> list[int]:
+        """Return the ids of tokens that end an answer."""
         model, tokenizer = self._loaded
-        own = model.generation_config.eos_token_id  # type: ignore[union-attr]
-        return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
+        ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
+        if not isinstance(ends, list):
+            ends = [ends]
+        return sorted({tokenizer.eos_token_id, *ends} - {None})
 
     def _answer(self, ids: list[int], ends: list[int]) -> Answer:
         if not set(ids) & set(ends):
             return Answer(reason="cut_off", detail=f"no end within {self.max_new_tokens} tokens")
-        return Answer(spoken(str(self._loaded[1].decode(ids, skip_special_tokens=True))))
+        _, tokenizer = self._loaded
+        return Answer(spoken(str(tokenizer.decode(ids, skip_special_tokens=True))))
 
 
 @functools.lru_cache(maxsize=8)
 def folder_digest(name: str) -> str | None:
-    """SHA-256 over the files of a local folder; None for a hub name."""
+    """Return the SHA-256 over the files of a local folder; None for a hub name."""
     if not Path(name).is_dir():
         return None
     total = hashlib.sha256()
-    for path in sorted(p for p in Path(name).iterdir() if p.is_file() and not p.name.startswith(".")):
-        total.update(f"{path.name}:{sha256(path)}\n".encode())
+    for path in sorted(Path(name).iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            total.update(f"{path.name}:{sha256(path)}\n".encode())
     return total.hexdigest()

@@ -1,4 +1,4 @@
-"""Answers by rules: for tests and plain edits."""
+"""Answer by rules: for tests and plain edits."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from avllm.text_models.base import Answer, Prompt
+from avllm.text_models.base import Answer, ModelPrompt
 
 
 class RuleModel:
-    """Answers by the first rule whose pattern is found in the prompt.
+    r"""Answers by the first rule whose pattern occurs in the prompt.
 
     Args:
-        rules: (regular expression, answer); the answer may name groups: ``\\1``.
+        rules: (regular expression, answer); the answer may name groups: ``\1``.
         otherwise: the answer when no rule fits.
     """
 
@@ -22,7 +22,7 @@ class RuleModel:
     def __init__(self, rules: Sequence[tuple[str, str]], otherwise: str = "") -> None:
         self.rules = [(re.compile(pattern, re.DOTALL), template) for pattern, template in rules]
         for pattern, template in self.rules:
-            pattern.sub(template, "")  # an answer that names a group which its pattern lacks is refused now
+            pattern.sub(template, "")  # refuses now an answer with a group that its pattern lacks
         self.otherwise = otherwise
 
     @property
@@ -31,12 +31,13 @@ class RuleModel:
         rules = [[pattern.pattern, template] for pattern, template in self.rules]
         return {"type": "rules", "rules": rules, "otherwise": self.otherwise}
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """See :class:`TextModel`."""
+    def answer(self, prompts: Sequence[ModelPrompt]) -> list[Answer]:
+        """Answer each prompt, see :class:`avllm.text_models.base.TextModel`."""
         return [Answer(self._answer(prompt.user)) for prompt in prompts]
 
     def _answer(self, text: str) -> str:
         for pattern, template in self.rules:
-            if found := pattern.search(text):
-                return found.expand(template)
+            match = pattern.search(text)
+            if match is not None:
+                return match.expand(template)
         return self.otherwise

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server as a text model: several requests at a time, time-outs, retries with growing pauses."""
+"""Ask an OpenAI-compatible server: several requests at a time, time-outs, growing pauses."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from typing import Any
 import httpx
 import tenacity
 
-from avllm.text_models.base import Answer, Prompt, TextModelError, spoken
+from avllm.text_models.base import Answer, ModelPrompt, TextModelError, spoken
 
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-"""States of a server that may be over soon."""
+"""Status codes of failures that may be over soon."""
 LONGEST_PAUSE = 300.0  # seconds, whatever a server asks for
 REFUSALS = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
-TOO_LONG = ("context_length_exceeded", "context length", "context size", "too many tokens", "prompt is too long")
+TOO_LONG = (
+    "context_length_exceeded",
+    "context length",
+    "context size",
+    "too many tokens",
+    "prompt is too long",
+)
 
 
 class _PassingError(Exception):
@@ -36,11 +42,19 @@ class ServerModel:
         max_new_tokens: longest answer, in tokens; a longer one counts as ``cut_off``.
         batch_size: requests at a time.
         timeout: seconds until a request counts as failed.
-        attempts: how often a request is made before the job stops; the answers of earlier batches are kept.
-        pause: seconds before the second attempt; they double from one to the next. A server's Retry-After is kept.
-        key_variable: environment variable that holds the key, if the server wants one. The key is never written down.
-        identity: what answers are cached under instead of the address, which may change from day to day.
-        extra: further fields of the request; null takes one out (``{max_tokens: null, max_completion_tokens: 200}``).
+        attempts: how often a request is made before the job stops; the answers of earlier batches
+            are kept.
+        pause: seconds before the second attempt; they double from one to the next. A server's
+            Retry-After is respected.
+        key_variable: environment variable that holds the key, if the server needs one. The key is
+            never written down.
+        identity: answers are cached under this name instead of the address, which may change from
+            day to day.
+        extra: further fields of the request; null takes one out
+            (``{max_tokens: null, max_completion_tokens: 200}``).
+
+    Raises:
+        TextModelError: ``no_model`` is named.
     """
 
     def __init__(
@@ -57,24 +71,38 @@ class ServerModel:
         extra: dict[str, Any] | None = None,
     ) -> None:
         if not model:
-            raise TextModelError(f"{url}: no model named; expected {url}#MODEL")
-        self.url, self.model, self.batch_size = url.rstrip("/"), model, batch_size
+            raise TextModelError(f"{url}: no model named; expected {url}#MODEL", reason="no_model")
+        self.url = url.rstrip("/")
+        self.model = model
+        self.batch_size = batch_size
         self.name = identity or self.url
-        fields = {"model": model, "max_tokens": max_new_tokens, "temperature": 0, "seed": 0, **(extra or {})}
+        fields = {
+            "model": model,
+            "max_tokens": max_new_tokens,
+            "temperature": 0,
+            "seed": 0,
+            **(extra or {}),
+        }
         self.fields = {key: value for key, value in fields.items() if value is not None}
         key = os.environ.get(key_variable)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        room = httpx.Limits(max_connections=None)  # the batch is the limit; by default 100, and more wait in vain
-        self.client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=False, limits=room)
-        self.attempts, self.pause = attempts, pause
+        self.client = httpx.Client(
+            timeout=timeout,
+            headers=headers,
+            follow_redirects=False,
+            # The batch is the limit; by default it is 100, and more requests time out waiting.
+            limits=httpx.Limits(max_connections=None),
+        )
+        self.attempts = attempts
+        self.pause = pause
 
     @property
     def identity(self) -> dict[str, Any]:
         """The server and the fields of the request."""
         return {"type": "server", "server": self.name, **self.fields}
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """See :class:`avllm.text_models.base.TextModel`."""
+    def answer(self, prompts: Sequence[ModelPrompt]) -> list[Answer]:
+        """Answer each prompt, see :class:`avllm.text_models.base.TextModel`."""
         with ThreadPoolExecutor(max(1, self.batch_size), thread_name_prefix="ask") as pool:
             futures = [pool.submit(self._ask, prompt) for prompt in prompts]
             try:
@@ -83,7 +111,7 @@ class ServerModel:
                 for future in futures:
                     future.cancel()
 
-    def _ask(self, prompt: Prompt) -> Answer:
+    def _ask(self, prompt: ModelPrompt) -> Answer:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_PassingError),
             stop=tenacity.stop_after_attempt(self.attempts),
@@ -94,44 +122,56 @@ class ServerModel:
             return retrying(self._once, prompt)
         except _PassingError as error:
             raise TextModelError(
-                f"{self.url} did not answer in {self.attempts} attempts; the last one: {error}. Is the server up? "
-                "Start again when it is: what is answered is kept"
+                f"{self.url} did not answer in {self.attempts} attempts; the last one: {error}. "
+                "Is the server up? Start again when it is: what is answered is kept",
+                reason="no_answer",
             ) from error
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
-        grown = tenacity.wait_exponential_jitter(initial=self.pause, max=60.0, jitter=self.pause)(state)
+        """Return the seconds until the next attempt."""
+        growing = tenacity.wait_exponential_jitter(initial=self.pause, max=60.0, jitter=self.pause)
+        pause = growing(state)
         error = state.outcome.exception() if state.outcome else None
-        asked = error.pause if isinstance(error, _PassingError) else 0.0
-        return min(max(grown, asked), LONGEST_PAUSE)
+        if isinstance(error, _PassingError):
+            pause = max(pause, error.pause)
+        return min(pause, LONGEST_PAUSE)
 
-    def _once(self, prompt: Prompt) -> Answer:
+    def _once(self, prompt: ModelPrompt) -> Answer:
         try:
-            reply = self.client.post(f"{self.url}/chat/completions", json={**self.fields, "messages": prompt.messages})
+            reply = self.client.post(
+                f"{self.url}/chat/completions",
+                json={**self.fields, "messages": prompt.messages},
+            )
         except httpx.TransportError as error:  # time-outs too
             raise _PassingError(f"{type(error).__name__}: {error}") from error
         if reply.status_code in PASSING:
-            raise _PassingError(f"status {reply.status_code}: {reply.text[:200]}", _seconds(reply))
+            seen = f"status {reply.status_code}: {reply.text[:200]}"
+            raise _PassingError(seen, _retry_after(reply))
         if reply.status_code != 200:
             return self._refused(reply)
         return self._read(reply)
 
     def _refused(self, reply: httpx.Response) -> Answer:
-        """What a status says of this one prompt; what it says of all prompts stops the job."""
+        """Return why this prompt was refused; raise where the status concerns all prompts."""
         seen = f"status {reply.status_code}: {reply.text[:300]}"
         if reply.status_code in (400, 413, 422):
             if any(word in reply.text for word in REFUSALS):
                 return Answer(reason="refused", detail=seen)
             if any(word in reply.text.lower() for word in TOO_LONG):
                 return Answer(reason="prompt_too_long", detail=seen)
-        raise TextModelError(f"{self.url}, model {self.model!r}: {seen}")
+        raise TextModelError(f"{self.url}, model {self.model!r}: {seen}", reason="refused_request")
 
     def _read(self, reply: httpx.Response) -> Answer:
         try:
             choice = reply.json()["choices"][0]
-            message, reason = choice["message"], choice.get("finish_reason")
+            message = choice["message"]
+            reason = choice.get("finish_reason")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             seen = reply.text[:200]
-            raise TextModelError(f"{self.url} answered {seen!r}; expected the JSON of /chat/completions") from error
+            raise TextModelError(
+                f"{self.url} answered {seen!r}; expected the JSON of /chat/completions",
+                reason="no_json",
+            ) from error
         if message.get("refusal") or reason == "content_filter":
             return Answer(reason="refused", detail=str(message.get("refusal") or "content filter"))
         if reason == "length":
@@ -139,7 +179,7 @@ class ServerModel:
         return Answer(spoken(message.get("content") or ""))
 
 
-def _seconds(reply: httpx.Response) -> float:
-    """The seconds of a Retry-After header; 0 for a date or none."""
+def _retry_after(reply: httpx.Response) -> float:
+    """Return the seconds of a Retry-After header; 0 for a date or none."""
     text = reply.headers.get("retry-after", "")
     return float(text) if text.isdigit() else 0.0

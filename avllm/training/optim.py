@@ -108,7 +108,7 @@ def check_lora_trains(shares: Sequence[Share], names: Sequence[str]) -> None:
     idle = [name for name in names if name not in trained]
     if idle:
         raise RuleError(
-            f"lora is given (set {idle[0]!r}), but no rule of `trainable` trains it; add ['lora_', 1e-4], or "
+            f"lora is given, but no rule of `trainable` trains its set {idle[0]!r}; add ['lora_', 1e-4], or "
             f"['lora_[AB].{idle[0]}', 1e-4] for this set alone, in front"
         )
 

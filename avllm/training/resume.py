@@ -24,6 +24,7 @@ from avllm.data.manifest import digest
 from avllm.data.store.storage import local_copy
 from avllm.errors import UserError
 from avllm.models.checkpoint_format import LORA, fingerprint
+from avllm.training.task import persistent_buffers
 
 FINISHED = "finished.json"
 FREE_KEYS = {
@@ -151,16 +152,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 def trainable_state(task: nn.Module) -> dict[str, Tensor]:
     """What training changes: parameters with gradients, and the persistent buffers (running means, queues)."""
     state = {name: p.detach() for name, p in task.named_parameters() if p.requires_grad}
-    return state | {name: b.detach() for name, b in _persistent_buffers(task)}
-
-
-def _persistent_buffers(task: nn.Module) -> list[tuple[str, Tensor]]:
-    return [
-        (f"{prefix}.{name}" if prefix else name, buffer)
-        for prefix, module in task.named_modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and name not in module._non_persistent_buffers_set
-    ]
+    return state | {name: buffer.detach() for name, buffer in persistent_buffers(task)}
 
 
 def load_trainable(task: nn.Module, state: dict[str, Tensor]) -> None:

@@ -26,11 +26,13 @@ from avllm.data.store.storage import url_of
 from avllm.errors import UserError
 from avllm.log import logger
 from avllm.models.attention import PackingError, check_packing
+from avllm.models.building.extend import extend_model
+from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint_format import is_checkpoint, read_manifest_of
 from avllm.models.encoders import check_encoder
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.placeholders import load_tokenizer
 from avllm.models.processing_avllm import AVProcessor
+from avllm.models.words import load_words
 from avllm.registry import build, check
 from avllm.training.task import Task
 
@@ -99,9 +101,18 @@ def check_settings(config: RunConfig) -> None:
         for spec in config.model.connector:
             check("adapters", spec)
         check("layouts", config.model.layout)
+        check("time_codecs", config.model.time_codec)
+        if config.model.fusion is not None:
+            check("fusions", config.model.fusion)
         if config.model.selector is not None:
             check("selectors", config.model.selector)
     check("row_makers", config.data.rows)
+    if config.extend is not None:
+        for stream, spec in config.extend.encoders.items():
+            check_encoder(stream, spec)
+        for spec in config.extend.connector:
+            check("adapters", {key: value for key, value in spec.items() if key != "place"})
+        check("layouts", config.extend.layout or {"type": "concat"})
     with distributed.main_first():
         for source in [*config.data.train, *config.data.validation]:
             Manifest(source.manifest)
@@ -114,10 +125,12 @@ def build_parts(config: RunConfig) -> Parts:
     if config.init is not None:
         model, processor = AVLLM.from_pretrained(config.init), AVProcessor.from_pretrained(config.init)
         processor.config = model.config
+        if config.extend is not None:
+            processor = extend_model(model, processor, config.extend)
     else:
         assert config.model is not None
         tokenizer, media_token_ids = load_tokenizer(config.model)
-        model = AVLLM.from_backbones(config.model, media_token_ids)
+        model = AVLLM.from_backbones(config.model, media_token_ids, load_words(tokenizer, config.model))
         processor = AVProcessor.from_model(model, tokenizer)
     for settings in config.lora:
         model.add_lora(settings)

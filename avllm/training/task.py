@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from avllm.models.checkpoint_format import CheckpointError, read_manifest_of, write_tensors
+from avllm.objectives.base import Objective
 from avllm.registry import build
 
 if TYPE_CHECKING:
@@ -53,8 +54,39 @@ class Task(nn.Module):
         """Each objective's number of targets in the batch."""
         return [objective.weight(batch) for objective in self.objectives.values()]  # type: ignore[operator]
 
-    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Loss sums by objective, and further sums named ``objective/figure``."""
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """DDP would send all buffers to all processes at each forward pass; objectives keep theirs equal."""
+        return [f"objectives.{name}" for name, _ in self.objectives.named_buffers()]
+
+    def train(self, mode: bool = True) -> Task:
+        """Set the mode as in torch; parts of objectives in which nothing trains stay in eval mode."""
+        super().train(mode)
+        for objective in self.objectives.values():
+            for part in objective.children():
+                if not any(p.requires_grad for p in part.parameters()):
+                    part.eval()
+        return self
+
+    def has_hook(self, name: str) -> bool:
+        """Return whether any objective overrides ``before_step`` or ``after_step``."""
+        return any(getattr(type(o), name) is not getattr(Objective, name) for o in self.objectives.values())
+
+    def after_step(self) -> None:
+        """Run the objectives' ``after_step``."""
+        for objective in self.objectives.values():
+            objective.after_step(self.model)  # type: ignore[operator]
+
+    def forward(self, batch: Batch | list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the loss sums by objective, and further sums named ``objective/figure``.
+
+        A list is a whole step before its first backward pass: the objectives' ``before_step`` run and nothing is
+        returned. They come through here since what wraps the task gathers sharded weights and sets autocast.
+        """
+        if isinstance(batch, list):
+            for objective in self.objectives.values():
+                objective.before_step(self.model, batch)  # type: ignore[operator]
+            return {}, {}
         losses, figures = {}, {}
         with self.model.shared_media():  # type: ignore[operator]
             for key, objective in self.objectives.items():
@@ -66,11 +98,24 @@ class Task(nn.Module):
         return losses, figures
 
 
+def persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the buffers that change and are saved: running means, averages, queues."""
+    for prefix, part in module.named_modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and name not in part._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, buffer
+
+
 def save_objectives(task: Task, folder: str | Path) -> None:
-    """Write the objectives' own parameters (projections, temperature) beside the checkpoint, frozen ones too."""
-    state = {n: p.detach().cpu().clone() for n, p in task.objectives.named_parameters()}
+    """Write the objectives' parameters (projections, temperature) and persistent buffers (averages, queues)."""
+    state = {name: tensor.detach().cpu().clone() for name, tensor in own_state(task.objectives).items()}
     if state:
         write_tensors(state, Path(folder) / OBJECTIVES)
+
+
+def own_state(objectives: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters, frozen ones too, and the persistent buffers."""
+    return dict(objectives.named_parameters()) | dict(persistent_buffers(objectives))
 
 
 def load_objectives(model: nn.Module, folder: str | Path) -> nn.ModuleDict:
@@ -86,8 +131,8 @@ def load_objectives(model: nn.Module, folder: str | Path) -> nn.ModuleDict:
             f"{folder} has no {OBJECTIVES}; expected the run of a stage whose objectives learn (stage 1)"
         )
     objectives = Task(model, stages[-1]["settings"]["objectives"]).objectives
-    saved = {name: torch.atleast_1d(tensor) for name, tensor in load_file(path).items()}
-    own = dict(objectives.named_parameters())
+    saved = load_file(path)
+    own = own_state(objectives)
     odd = sorted(n for n, tensor in saved.items() if n not in own or own[n].shape != tensor.shape)
     missing = sorted(own.keys() - saved.keys())
     if odd or missing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from avllm import distributed
 from avllm.config import ConfigError, RunConfig, dump_config
+from avllm.data.collate import Batch
 from avllm.data.items import Bad
 from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, OncePerItem, build_loader
 from avllm.data.manifest import digest
@@ -36,6 +37,9 @@ from avllm.training.start import Parts, build_datasets, build_parts, check_rows,
 from avllm.training.task import Task
 
 LOG = logger(__name__)
+
+
+BEFORE, AFTER = -1, -2  # the places of the hooks among the micro-steps, for their random numbers
 
 
 class TrainingError(UserError):
@@ -214,18 +218,32 @@ class Trainer:
         )
         optim.set_lr(self.optimizer, factor)
         sums: dict[str, Tensor] = {}
-        for number, micro in enumerate(micros):
+        for number, batch in enumerate(self.on_device(step, micros)):
             # Every random number (dropout, sampled negatives) follows from the place: there is no state to resume.
             set_seed(place_seed(self.config.seed, step, number, distributed.rank()))
             last = number == len(micros) - 1
             with self.gradients_stay_here(last):
-                losses, figures = self.task(micro.batch.to(self.device))
+                losses, figures = self.task(batch)
                 self.backward(self.combine(losses, totals) * distributed.world_size(), last)
             _add(sums, losses, figures)
         norm = self.update(step, micros)
+        if self.bare.has_hook("after_step"):
+            set_seed(place_seed(self.config.seed, step, AFTER, distributed.rank()))
+            self.bare.after_step()
         self.position.trained += 1
         figures = {"lr": factor * _peak(self.optimizer), "grad_norm": norm, "padding": self.padding}
         return self.figures(sums, totals) | figures
+
+    def on_device(self, step: int, micros: list[MicroBatch]) -> Iterable[Batch]:
+        """Batches on the device: one after the other, or all at once after the objectives' ``before_step``."""
+        batches = (micro.batch.to(self.device) for micro in micros)
+        if not self.bare.has_hook("before_step"):
+            return batches
+        whole_step = list(batches)
+        set_seed(place_seed(self.config.seed, step, BEFORE, distributed.rank()))
+        with torch.no_grad():
+            self.task(whole_step)
+        return whole_step
 
     def count(self, step: int, micros: list[MicroBatch]) -> list[float]:
         """Each objective's targets in this step over all processes; bad rows are accounted for on the way."""

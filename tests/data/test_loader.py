@@ -8,12 +8,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from avllm.data.collate import Row, collate
+from avllm.data.collate import collate
 from avllm.data.dataset import Loaded
 from avllm.data.items import Bad
 from avllm.data.loader import Collate, Cut, MicroBatches, OncePerItem, by_tokens
 from avllm.data.mixture import Order
 from avllm.data.packing import fill_sequences
+from avllm.data.row import Row
 
 
 def test_an_epoch_holds_each_item_as_often_as_its_weight_says() -> None:

@@ -79,3 +79,34 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     samples = [Sample.model_validate(row({**VIDEO, "sound": "off"}, audio, source="s", choices=["a", "b"]))]
     assert write_manifest(tmp_path / "m.jsonl", samples) == 1
     assert read_manifest(tmp_path / "m.jsonl") == samples
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ([{"type": "time"}], "messages.0.content.0"),
+        ([VIDEO, {"type": "time", "seconds": 1, "end": 2}], "messages.0.content.1"),
+        ([VIDEO, {"type": "time", "start": 2}], "messages.0.content.1"),
+        ([VIDEO, {"type": "time", "start": 2, "end": 1}], "messages.0.content.1"),
+        ([VIDEO, {"type": "time", "seconds": -1}], "messages.0.content.1"),
+        ([{"type": "time", "seconds": 1}, VIDEO], "messages.0.content.0"),
+        ([VIDEO, {"type": "time", "seconds": 1, "clip": 1}], "messages.0.content.1.clip"),
+    ],
+)
+def test_a_time_that_means_nothing_is_named(tmp_path: Path, content: list[dict[str, object]], expected: str) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps({"id": "r", "messages": [{"role": "user", "content": content}]}) + "\n")
+    with pytest.raises(ManifestError) as error:
+        read_manifest(path)
+    assert "line 1" in str(error.value)
+    assert expected in str(error.value)
+
+
+def test_times_survive_a_manifest(tmp_path: Path) -> None:
+    content = [VIDEO, {"type": "time", "start": 1.5, "end": 3.0}, {"type": "time", "seconds": 2.0, "clip": 0}]
+    answer = {"role": "assistant", "content": [{"type": "time", "seconds": 2.5}]}
+    row = Sample.model_validate({"id": "r", "messages": [{"role": "user", "content": content}, answer]})
+    write_manifest(tmp_path / "m.jsonl", [row])
+    assert read_manifest(tmp_path / "m.jsonl") == [row]
+    assert json.loads((tmp_path / "m.jsonl").read_text())["messages"][1]["content"] == answer["content"]
+    assert len(row.media) == 1

@@ -1,4 +1,4 @@
-"""A recipe that was run over the source that a test wrote for it."""
+"""Run a recipe over the source that a test wrote for it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ class Made:
     def __init__(self, recipe: ModuleType, sources: ModuleType, folder: Path, **options: Any) -> None:
         name = recipe.__name__.rpartition(".")[2]
         write: Callable[[Path], None] = getattr(sources, name)
-        self.recipe, self.source, self.output = recipe, folder / "source", folder / "out"
+        self.recipe = recipe
+        self.source = folder / "source"
+        self.output = folder / "out"
         self.source.mkdir(exist_ok=True)
         write(self.source)
         self.report = make(recipe.ABOUT, recipe.rows, self.source, self.output, name=name, **options)
 
     def rows(self, split: str = "train") -> list[Sample]:
-        """The rows of a split."""
+        """Return the rows of a split."""
         return read_manifest(self.output / f"{split}.jsonl")
 
     @property

@@ -53,7 +53,7 @@ def webvid(source: Path) -> None:
 
 
 def llava_pretrain(source: Path) -> None:
-    """<image> before and behind the question, and a row whose caption is empty."""
+    """<image> before and after the question, and a row whose caption is empty."""
 
     def row(name: str, question: str, caption: str) -> dict[str, Any]:
         turns = [{"from": "human", "value": question}, {"from": "gpt", "value": caption}]

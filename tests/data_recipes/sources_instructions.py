@@ -14,7 +14,7 @@ def turns(*texts: str) -> list[dict[str, str]]:
 
 
 def sharegpt(source: Path) -> None:
-    """Two conversations about one picture, under one id; placeholders before and behind; and what has to be dropped."""
+    """Two conversations about one picture, under one id; placeholders before and after; and rows to drop."""
     first = {"id": "000000033471", "image": "000000033471.jpg"}
     rows: list[dict[str, Any]] = [
         first
@@ -23,7 +23,7 @@ def sharegpt(source: Path) -> None:
                 "<image>\nWhat are the colors of the bus?", "White and red.", "And the sky?", "Blue."
             )
         },
-        first | {"conversations": turns("Describe the scene.\n<image>", "A bus stands in front of a shop.")},
+        first | {"conversations": turns("Describe the scene.\n<image>", "A bus waits in front of a shop.")},
         {"id": 7, "conversations": turns("Who wrote Faust?", "Goethe.")},
         {"id": "two", "image": ["a.jpg"], "conversations": turns("<image><image>\nWhat differs?", "The hat.")},
         {"id": "html", "conversations": turns("What does <image> mean in SVG?", "A raster picture.")},
@@ -76,7 +76,7 @@ def video_chatgpt(source: Path) -> None:
 
 
 def avsd(source: Path) -> None:
-    """Dialogues to train on; a test set with its last answers in a file of their own, and one that is not there."""
+    """Dialogues to train on; a test set with its last answers in another file, and one that is not there."""
 
     def dialogue(video: str, *answers: str) -> dict[str, Any]:
         asked = [{"question": f"question {n} ?", "answer": answer} for n, answer in enumerate(answers)]
@@ -85,11 +85,11 @@ def avsd(source: Path) -> None:
 
     train = {"type": "train", "dialogs": [dialogue("YSE1G", "only one person .", "yes")]}
     hidden = [dialogue("7NCBM", "no .", "__UNDISCLOSED__"), dialogue("EDXBD", "__UNDISCLOSED__")]
-    told = [dialogue("7NCBM", "no .", "he is looking outside ."), hidden[1]]
+    disclosed = [dialogue("7NCBM", "no .", "he is looking outside ."), hidden[1]]
     write_json(source / "train_set4DSTC7-AVSD.json", train)
     write_json(source / "val_set4DSTC7-AVSD.json", {"dialogs": [dialogue("YSE1G", "yes , there is .")]})
     write_json(source / "test_set4DSTC7-AVSD.json", {"dialogs": hidden})
-    write_json(source / "lbl_test_set4DSTC7-AVSD.json", {"dialogs": told})
+    write_json(source / "lbl_test_set4DSTC7-AVSD.json", {"dialogs": disclosed})
     touch(source, "Charades_v1_480/YSE1G.mp4", "Charades_vu17_test_480/7NCBM.mp4", "Charades_vu17_test_480/EDXBD.mp4")
 
 

@@ -124,7 +124,7 @@ def next_qa(source: Path) -> None:
 
 
 def charades_sta(source: Path) -> None:
-    """An event that ends a little behind its video, and lines that are left out: far behind, exchanged, broken."""
+    """An event that ends a little after its video, and lines that are left out: far too late, exchanged, broken."""
     lines = [
         "AO8RW 0.0 6.9##a person is putting a book on a shelf.",
         "AO8RW 24.3 31.6##person turn a light on.",

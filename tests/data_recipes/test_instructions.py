@@ -1,4 +1,4 @@
-"""Recipes of instructions: what becomes of each row of the sources."""
+"""Test recipes of instructions: the rows that the sources become."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_recipes.made import Made
@@ -23,16 +24,20 @@ def made(tmp_path: Path) -> Run:
     return lambda recipe, **options: Made(recipe, sources_instructions, tmp_path, **options)
 
 
+def words_of(part: Any) -> str:
+    return part.text if part.type == "text" else f"<{Path(part.path).name}>"
+
+
 def said(sample: Sample) -> list[list[str]]:
-    """What each turn says: texts, and file names without their folders in angle brackets."""
-    return [[p.text if p.type == "text" else f"<{Path(p.path).name}>" for p in m.content] for m in sample.messages]
+    """Return the words of each turn, with file names without folders in angle brackets."""
+    return [[words_of(part) for part in message.content] for message in sample.messages]
 
 
 def test_sharegpt_puts_pictures_where_their_placeholders_are(made: Run) -> None:
     rows = made(sharegpt).rows()
     assert [said(row) for row in rows] == [
         [["<000000033471.jpg>", "What are the colors of the bus?"], ["White and red."], ["And the sky?"], ["Blue."]],
-        [["Describe the scene.", "<000000033471.jpg>"], ["A bus stands in front of a shop."]],
+        [["Describe the scene.", "<000000033471.jpg>"], ["A bus waits in front of a shop."]],
         [["Who wrote Faust?"], ["Goethe."]],
     ]
     assert [row.id for row in rows] == [
@@ -59,8 +64,9 @@ def test_sharegpt_takes_the_named_file_and_asks_for_it_where_there_are_several(t
     assert len(Made(sharegpt, sources_instructions, tmp_path, file="detail_23k.json").rows()) == 1
     source = tmp_path / "source"
     (source / "llava_instruct_150k.json").rename(source / "other.json")
-    with pytest.raises(RecipeError, match=r"detail_23k\.json, other\.json; choose one with --file"):
+    with pytest.raises(RecipeError, match=r"detail_23k\.json, other\.json") as caught:
         make(sharegpt.ABOUT, sharegpt.rows, source, tmp_path / "again")
+    assert caught.value.reason == "no_single_file"
 
 
 def test_sharegpt_knows_the_licence_of_llavas_own_files_only(

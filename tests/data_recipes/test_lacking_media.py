@@ -1,4 +1,4 @@
-"""Recipes that make media of clips: what is missing or empty is named, and made up for when it is there."""
+"""Test recipes that make media: missing and empty clips are named, and made up for later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from making_fixtures import RATE, captioned_row, read_lines, recipe_module, tone, write_clip, write_lines
 
 from avllm.data.media.write import write_wav
-from avllm.recipes.frame import Report, make
+from avllm.recipes.frame import RecipeReport, make
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "compose_audio": {"rate": RATE, "shard_size": 1},
@@ -18,7 +18,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(name: str, source: Path, output: Path) -> Report:
+def run(name: str, source: Path, output: Path) -> RecipeReport:
     module = recipe_module(name)
     return make(module.ABOUT, module.rows, source, output, name=name, **OPTIONS[name])
 
@@ -30,8 +30,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def source(name: str, tmp_path: Path) -> Path:
-    """Six clips with captions."""
-    folder, rows = tmp_path / "source", []
+    """Write six clips with captions."""
+    folder = tmp_path / "source"
+    rows = []
     folder.mkdir()
     for number in range(6):
         hertz = 700.0 + 300 * number
@@ -50,7 +51,7 @@ def test_clips_that_are_missing_or_empty_are_named_and_made_up_for(name: str, so
     whole = run(name, source, tmp_path / "whole")
     assert whole.missing_files == 0
     gone, empty = sorted(path for path in source.iterdir() if path.suffix != ".jsonl")[:2]
-    kept = {path: path.read_bytes() for path in (gone, empty)}
+    contents = {path: path.read_bytes() for path in (gone, empty)}
     gone.unlink()
     empty.write_bytes(b"")
     report = run(name, source, tmp_path / "out")
@@ -59,7 +60,7 @@ def test_clips_that_are_missing_or_empty_are_named_and_made_up_for(name: str, so
     assert (report.dropped["missing_media"], report.dropped["empty_media"]) == (1, 1)
     where = {drop["detail"]: drop["where"] for drop in read_lines(tmp_path / "out" / "dropped.jsonl")}
     assert (where[str(gone)], where[str(empty)]) == ("train.jsonl:1", "train.jsonl:2")
-    for path, content in kept.items():
+    for path, content in contents.items():
         path.write_bytes(content)
     assert run(name, source, tmp_path / "out").missing_files == 0
     assert read_lines(tmp_path / "out" / "train.jsonl") == read_lines(tmp_path / "whole" / "train.jsonl")

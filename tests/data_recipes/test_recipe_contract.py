@@ -1,8 +1,8 @@
-"""Every recipe that stands on the frame: rows are valid, what is missing is named, drops are counted, runs are equal.
+"""Test every recipe: rows are valid, missing media are named, drops are counted, runs are equal.
 
-A recipe needs a function of its own name in a ``sources_*.py`` of this folder that writes its layout into a folder: a
-few rows with all their media, and at least one row to be dropped. ``OPTIONS = {recipe: {...}}`` there gives options.
-Recipes that make media have tests of their own.
+A recipe needs a function with its name in a ``sources_*.py`` of this folder that writes its layout
+into a folder: a few rows with all their media, and at least one row to be dropped. ``OPTIONS =
+{recipe: {...}}`` there gives options. Recipes that make media have separate tests.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pytest
 
 from avllm.data.manifest import read_manifest
 from avllm.data.schema import resolve
-from avllm.recipes.about import layout_paths
-from avllm.recipes.frame import Dataset, RecipeError, Report, make
+from avllm.recipes.about import layout_lines
+from avllm.recipes.frame import Dataset, RecipeError, RecipeReport, make
 from avllm.recipes.table import page, read_about
 
 HERE = Path(__file__).resolve().parent
@@ -29,23 +29,30 @@ RECIPES = HERE.parents[1] / "data_recipes"
 
 
 def names_of(path: Path) -> set[str]:
-    """The names that a file defines, unread."""
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-    return functions | {t.id for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    """Return the names that a file defines, without importing it."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
 
 
 def makes_media(path: Path) -> bool:
-    """Whether ``rows`` asks for the output folder."""
-    found = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef)]
-    return any("output" in [a.arg for a in (*n.args.args, *n.args.kwonlyargs)] for n in found if n.name == "rows")
+    """Return whether ``rows`` asks for the output folder."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "rows":
+            arguments = [*node.args.args, *node.args.kwonlyargs]
+            return "output" in {argument.arg for argument in arguments}
+    return False
 
 
 FRAMED = [path for path in sorted(RECIPES.glob("*.py")) if {"ABOUT", "rows"} <= names_of(path)]
 
 
 def load(path: Path) -> ModuleType:
-    """A file as a module, under a name of its own."""
+    """Return a file as a module, under a separate name."""
     name = f"recipe_contract_{path.stem}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
@@ -57,7 +64,7 @@ def load(path: Path) -> ModuleType:
 
 
 def source_of(name: str) -> tuple[Callable[[Path], None], dict[str, Any]]:
-    """What writes a recipe's source, and the options to run the recipe with."""
+    """Return the function that writes a recipe's source, and the options of the run."""
     for path in sorted(HERE.glob("sources_*.py")):
         if name in names_of(path):
             module = load(path)
@@ -69,13 +76,15 @@ class Ready:
     """A recipe with its source written."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.module, self.source = name, load(RECIPES / f"{name}.py"), folder / "source"
+        self.name = name
+        self.module = load(RECIPES / f"{name}.py")
+        self.source = folder / "source"
         self.about: Dataset = self.module.ABOUT
         write, self.options = source_of(name)
         self.source.mkdir()
         write(self.source)
 
-    def run(self, output: Path) -> Report:
+    def run(self, output: Path) -> RecipeReport:
         return make(self.about, self.module.rows, self.source, output, name=self.name, **self.options)
 
 
@@ -126,8 +135,9 @@ def test_a_missing_media_file_is_named_and_its_rows_are_dropped(recipe: Ready, t
     try:
         report = recipe.run(tmp_path / "out")
     except RecipeError as error:  # it was the only row
+        assert error.reason == "no_rows"  # noqa: PT017
         assert "missing_media" in str(error)  # noqa: PT017
-        assert f"1 media files, missing or empty, are named in {tmp_path / 'out' / 'missing.txt'}" in str(error)  # noqa: PT017
+        assert str(tmp_path / "out" / "missing.txt") in str(error)  # noqa: PT017
         assert (tmp_path / "out" / "missing.txt").read_text(encoding="utf-8").count("\n") == 1
         assert len(read_lines(tmp_path / "out" / "dropped.jsonl")) == full.rows.total() + full.dropped.total()
         return
@@ -151,7 +161,7 @@ def test_a_row_of_a_table_with_too_few_fields_is_dropped_and_ends_nothing(recipe
 @pytest.mark.parametrize("path", FRAMED, ids=lambda path: path.stem)
 def test_a_source_without_its_files_is_refused(path: Path, tmp_path: Path) -> None:
     module = load(path)
-    required = [paths for paths, needed in layout_paths(module.ABOUT.layout) if needed]
+    required = [line.patterns for line in layout_lines(module.ABOUT.layout) if not line.optional]
     assert required, f"the layout of {path.stem} asks for nothing"
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecipeError) as caught:
@@ -169,7 +179,7 @@ def test_every_field_of_about_is_filled(path: Path) -> None:
     assert all([about.title, about.licence, about.size, about.where, about.layout, about.citation])
 
 
-def test_every_recipe_stands_in_the_table() -> None:
+def test_every_recipe_is_in_the_table() -> None:
     readme = (RECIPES / "README.md").read_text(encoding="utf-8")
     assert readme == page(readme, RECIPES), "run: python -m avllm.recipes.table data_recipes"
     assert all(f"`{path.name}`" in readme for path in RECIPES.glob("*.py"))

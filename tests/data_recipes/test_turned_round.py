@@ -1,4 +1,4 @@
-"""Captions of composed sounds, turned round by a text model: they stand among what does not fit, or the template's."""
+"""Test captions in the opposite order by a text model, among those that do not fit."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from avllm.data.media.write import write_wav
 from avllm.data.schema import Sample
 from avllm.recipes import frame as recipe
 from avllm.text_models.base import Answer
+from avllm.text_models.judging import rewriting_fault
 
 DOG, RAIN = "A dog barks loudly.", "Rain falls on leaves."
 TURNED = "Rain comes down on leaves, and a loudly barking dog is heard last."
@@ -23,14 +24,14 @@ TURNED = "Rain comes down on leaves, and a loudly barking dog is heard last."
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    found = Server(lambda request, before: (200, said(TURNED)))
-    yield found
-    stop(found)
+    server = Server(lambda request, before: (200, said(TURNED)))
+    yield server
+    stop(server)
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Two captioned sounds."""
+    """Write two captioned sounds."""
     folder = tmp_path / "source"
     folder.mkdir()
     for number in range(2):
@@ -40,15 +41,15 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def composed(source: Path, output: Path, **options: Any) -> tuple[dict[str, Sample], recipe.Report]:
-    """Rows by id, and the report."""
+def composed(source: Path, output: Path, **options: Any) -> tuple[dict[str, Sample], recipe.RecipeReport]:
+    """Return the rows by id, and the report."""
     module = recipe_module("compose_audio")
     options = {"rate": RATE, "set_name": "x", **options}
     report = recipe.make(module.ABOUT, module.rows, source, output, name="compose_audio", **options)
     return {s.id: s for s in read_manifest(output / "train.jsonl")}, report
 
 
-def test_a_text_models_caption_stands_where_the_templates_stood(source: Path, server: Server, tmp_path: Path) -> None:
+def test_a_text_models_caption_replaces_the_templates(source: Path, server: Server, tmp_path: Path) -> None:
     plain, _ = composed(source, tmp_path / "plain")
     rows, report = composed(source, tmp_path / "out", model=f"{server.url}#m")
     assert report.dropped == {}
@@ -63,14 +64,15 @@ def test_a_text_models_caption_stands_where_the_templates_stood(source: Path, se
         template, *others = before.meta["negatives"]
         assert sample.meta["negatives"] == [TURNED, *others]
         assert sample.meta["turned_round_by"] == "text model"
-        assert sample.choices == (before.choices and [TURNED if c == template else c for c in before.choices])
+        if before.choices:
+            assert sample.choices == [TURNED if c == template else c for c in before.choices]
         assert sample.messages == before.messages
     server.requests.clear()
     again, _ = composed(source, tmp_path / "again", model=f"{server.url}#m", answers=str(tmp_path / "out/job/answers"))
     assert (again, server.requests) == (rows, [])
 
 
-def test_an_answer_that_cannot_be_used_is_told_and_the_templates_stays(
+def test_an_answer_that_cannot_be_used_is_dropped_and_the_templates_stays(
     source: Path, server: Server, tmp_path: Path
 ) -> None:
     server.reply = lambda request, before: (200, said("FAILURE"))
@@ -80,17 +82,8 @@ def test_an_answer_that_cannot_be_used_is_told_and_the_templates_stays(
     assert report.dropped == {"opposite_refused": 2}
 
 
-def test_what_is_wrong_with_a_caption_turned_round() -> None:
-    module = recipe_module("compose_audio")
-    caption, template, together = (
-        "A dog barks loudly, then rain falls on leaves.",
-        "Rain, then a dog.",
-        "Rain while dog.",
-    )
-    sample = {
-        "messages": [{"role": "assistant", "content": caption}],
-        "meta": {"negatives": [template, together], "events": [{"caption": DOG}, {"caption": RAIN}]},
-    }
+def test_faults_of_a_rewritten_caption() -> None:
+    others = ["A dog barks loudly, then rain falls on leaves.", "Rain while dog."]
     for text, reason in {
         TURNED: None,
         "": "empty",
@@ -100,5 +93,5 @@ def test_what_is_wrong_with_a_caption_turned_round() -> None:
         "Rain while dog": "same_as_caption",
         "Rain falls on leaves, then a cat meows.": "other_sounds",
     }.items():
-        assert module.fault_of(Answer(text), sample) == reason, text
-    assert module.fault_of(Answer(reason="cut_off"), sample) == "cut_off"
+        assert rewriting_fault(Answer(text), others, [DOG, RAIN]) == reason, text
+    assert rewriting_fault(Answer(reason="cut_off"), others, [DOG, RAIN]) == "cut_off"

@@ -100,10 +100,10 @@ def test_remove_and_exchange_touch_one_stream_only() -> None:
     other = {"audio": item(3.0)}
     assert list(remove(clip, ("audio",))) == ["video"]
     assert remove(clip, ("audio", "video")) == {}
-    swapped = exchange(clip, other, "audio")
+    swapped = exchange(clip, other, ["audio"])
     assert list(swapped) == ["video", "audio"]
     assert swapped["video"] is clip["video"]
-    assert swapped["audio"] is other["audio"]
+    assert swapped["audio"].features is other["audio"].features
 
 
 def test_names_and_mistakes() -> None:

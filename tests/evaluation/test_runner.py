@@ -61,7 +61,7 @@ def test_batch_size_and_chunks_change_no_answer(
 def test_llms_whose_cache_cannot_be_shared_say_the_same(
     loaded: Loaded, questions: Path, results: dict[str, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("avllm.evaluation.answering._generate_shared", lambda *_: None)
+    monkeypatch.setattr("avllm.evaluation.answering.cache_is_selectable", lambda llm: False)
     assert answers(evaluate(*loaded, questions, max_new_tokens=6)) == answers(results["as_is"])
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from avllm.config import LoraConfig, ModelConfig
 from avllm.data.schema import Sample
+from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint import mark_trained, save_checkpoint
 from avllm.models.checkpoint_format import CheckpointError
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.placeholders import load_tokenizer
 from avllm.models.processing_avllm import AVProcessor
 
 ASKED = Sample.model_validate(

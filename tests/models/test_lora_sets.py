@@ -13,10 +13,10 @@ from torch import Tensor
 
 from avllm.config import LoraConfig, ModelConfig
 from avllm.errors import UserError
+from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint_format import CheckpointError
 from avllm.models.lora import active_sets, set_of
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.placeholders import load_tokenizer
 
 IDS = torch.tensor([[1, 5, 6, 7, 8, 9]])
 

@@ -17,10 +17,10 @@ from avllm.data.row import IGNORE
 from avllm.data.schema import RowError, Sample
 from avllm.evaluation.listing import inspect_checkpoint
 from avllm.models.attention import block_mask
+from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint import mark_trained, save_checkpoint
 from avllm.models.checkpoint_format import CheckpointError, find_backbone
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.placeholders import load_tokenizer
 from avllm.models.processing_avllm import AVProcessor
 from avllm.tokens import Tokens
 
@@ -509,9 +509,9 @@ def test_frozen_encoders_stay_in_eval_mode(built: tuple[AVLLM, AVProcessor]) -> 
 
 
 def test_adapters_in_which_nothing_trains_stay_in_eval_mode(world: World) -> None:
-    connector = [{"type": "qformer", "stream": "video", "num_queries": 2, "dim": 8, "layers": 1, "heads": 2}]
-    connector += [{"type": "linear", "stream": "audio"}, {"type": "linear", "stream": "video"}]
-    model, _ = compose(description(world, connector=connector))
+    qformer = {"type": "qformer", "stream": "video", "num_queries": 2, "dim": 8, "layers": 1, "heads": 2}
+    projections = [{"type": "linear", "stream": "video"}, {"type": "linear", "stream": "audio"}]
+    model, _ = compose(description(world, connector=[qformer, *projections]))
     frozen, trained, _ = model.connector
     frozen.requires_grad_(False)
     model.train()

@@ -14,10 +14,10 @@ from transformers import AutoProcessor, ProcessorMixin
 from avllm.config import ModelConfig
 from avllm.data.schema import RowError, Sample
 from avllm.inference.chat import Chat
+from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.checkpoint_format import CheckpointError
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.placeholders import load_tokenizer
 from avllm.models.processing_avllm import AVProcessor
 
 

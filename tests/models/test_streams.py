@@ -17,9 +17,9 @@ from avllm.errors import UserError
 from avllm.evaluation.conditions import Condition
 from avllm.evaluation.runner import evaluate
 from avllm.inference.chat import Chat
+from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.placeholders import load_tokenizer
 from avllm.models.processing_avllm import AVProcessor
 from avllm.objectives.contrastive import Contrastive
 from avllm.streams import medium_of

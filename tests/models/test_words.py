@@ -14,9 +14,9 @@ from avllm.data.reading import MediaReader
 from avllm.data.schema import Sample
 from avllm.errors import UserError
 from avllm.inference.generation import Generation
+from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint import save_checkpoint, trained_state
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.placeholders import load_tokenizer
 from avllm.models.processing_avllm import AVProcessor
 from avllm.objectives.next_token import NextToken
 

@@ -10,8 +10,8 @@ from tiny import World
 from avllm.config import ModelConfig
 from avllm.data.collate import Batch
 from avllm.data.dataset import SampleDataset
+from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.placeholders import load_tokenizer
 from avllm.models.processing_avllm import AVProcessor
 from avllm.objectives._qformer import QFormerTerm
 from avllm.registry import build

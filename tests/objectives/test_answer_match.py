@@ -13,8 +13,8 @@ from avllm.config import ModelConfig
 from avllm.data.collate import Places
 from avllm.data.manifest import read_manifest
 from avllm.data.packing import fill_sequences, share_media
+from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.placeholders import load_tokenizer
 from avllm.models.processing_avllm import AVProcessor
 from avllm.objectives._pairs import tokens_by_clip_set
 from avllm.objectives.answer_match import AnswerMatch, Questions, find_questions, match_loss

@@ -12,8 +12,8 @@ from tiny import World, make_world
 from avllm.config import ModelConfig
 from avllm.data.dataset import SampleDataset
 from avllm.data.manifest import read_manifest
+from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.placeholders import load_tokenizer
 from avllm.models.processing_avllm import AVProcessor
 from avllm.registry import build, choices
 from avllm.training.start import Parts, padding

@@ -1,4 +1,4 @@
-"""Conversations: placeholders, order of turns, and the words that defects are counted by."""
+"""Test conversations: placeholders, order of turns, and the reasons of drops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from avllm.data.schema import Message, RowError
-from avllm.recipes.conversations import chat_messages, question_messages, read_turns, without_leading_answers
+from avllm.recipes.conversations import Turn, chat_messages, question_messages, read_turns, without_leading_answers
 
 IMAGE = {"type": "image", "image": "a.jpg"}
 OTHER = {"type": "image", "image": "b.jpg"}
@@ -72,7 +72,7 @@ def test_the_k_th_placeholder_of_a_kind_is_its_k_th_file() -> None:
         ("placeholder_mismatch", [human("<image><video>"), gpt("Cats.")]),
     ],
 )
-def test_each_defect_has_its_word(reason: str, turns: Any) -> None:
+def test_each_defect_has_its_reason(reason: str, turns: Any) -> None:
     with pytest.raises(RowError) as caught:
         chat_messages(turns, {"image": [IMAGE]})
     assert caught.value.reason == reason
@@ -80,18 +80,18 @@ def test_each_defect_has_its_word(reason: str, turns: Any) -> None:
 
 def test_both_names_of_the_fields_are_read_and_the_system_may_begin() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "One?"}, gpt("1")]
-    assert read_turns(turns) == [("system", "Be brief."), ("user", "One?"), ("assistant", "1")]
+    assert read_turns(turns) == [Turn("system", "Be brief."), Turn("user", "One?"), Turn("assistant", "1")]
     assert [m["role"] for m in chat_messages(turns, {})] == ["system", "user", "assistant"]
 
 
-def test_answers_in_front_of_the_first_question_are_left_out() -> None:
+def test_answers_before_the_first_question_are_left_out() -> None:
     rest = [human("Why?"), gpt("So.")]
     assert without_leading_answers([gpt("a"), gpt("b"), *rest]) == rest
     assert without_leading_answers(rest) is rest
     assert without_leading_answers("no turns") == "no turns"
 
 
-def test_the_media_stand_in_front_of_the_first_question_alone() -> None:
+def test_media_precede_the_first_question_alone() -> None:
     messages = question_messages([VIDEO], [("One? ", "1"), ("Two?", " 2")])
     assert [m["content"] for m in messages] == [[VIDEO, text("One?")], [text("1")], [text("Two?")], [text("2")]]
 
@@ -105,7 +105,7 @@ def test_the_media_stand_in_front_of_the_first_question_alone() -> None:
         ("empty_answer", [("One?", "nan")]),
     ],
 )
-def test_a_pair_that_says_nothing_has_its_word(reason: str, pairs: list[tuple[str, str]]) -> None:
+def test_an_empty_pair_has_its_reason(reason: str, pairs: list[tuple[str, str]]) -> None:
     with pytest.raises(RowError) as caught:
         question_messages([VIDEO], pairs)
     assert caught.value.reason == reason

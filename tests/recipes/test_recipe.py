@@ -1,4 +1,4 @@
-"""The frame of recipes: command line, layout, media, ids, paths, drops, and the readers of authors' files."""
+"""Test the frame of recipes: command line, layout, media, ids, paths, drops, and readers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from avllm.data.manifest import read_manifest
 from avllm.data.schema import RowError, resolve
 from avllm.data.store.append_only import LockedError
 from avllm.recipes import frame as recipe
-from avllm.recipes import readers as recipe_files
+from avllm.recipes import readers
 from avllm.recipes.about import check_layout
 from avllm.recipes.captions import PROMPTS, caption_messages, caption_prompt, caption_samples
 from avllm.recipes.frame import (
     Dataset,
     Drop,
     RecipeError,
+    RecipeReport,
+    RecipeRow,
     Record,
-    Report,
-    Row,
     make,
     read_csv,
     read_json,
@@ -44,7 +44,7 @@ ABOUT = Dataset(
         clips.jsonl | old.jsonl  the rows
         [videos/  the media]
     """,
-    citation="Nobody, 2020",
+    citation="Doe, 2020",
 )
 
 
@@ -53,7 +53,7 @@ def rows(
     prefix: Annotated[str, typer.Option(help="What ids begin with.")] = "clip",
     mode: Literal["short", "long"] = "short",
     end: float | None = None,
-) -> Iterator[Row | Drop]:
+) -> Iterator[RecipeRow | Drop]:
     for record in read_jsonl(source / "clips.jsonl"):
         if not record.text("caption"):
             yield Drop("empty_caption", record.where, record.text("id"))
@@ -61,7 +61,7 @@ def rows(
         part = {"type": "video", "video": record["file"]} | ({"end": end} if end else {})
         caption = record.text("caption") * (2 if mode == "long" else 1)
         for sample in caption_samples(f"{prefix}-{record.text('id')}", part, [caption], True):
-            yield Row(sample | record.get("more", {}), record.get("split", "train"))
+            yield RecipeRow(sample | record.get("more", {}), record.get("split", "train"))
 
 
 def line(name: str, **fields: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def line(name: str, **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a source of these lines with their media, but for the files named in ``without``."""
+    """Return a function that writes a source of these lines with their media, some ``without``."""
 
     def written(*lines: dict[str, Any], without: tuple[str, ...] = ()) -> Path:
         source = tmp_path / "source"
@@ -84,7 +84,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return written
 
 
-def run(source: Path, output: Path, **options: Any) -> Report:
+def run(source: Path, output: Path, **options: Any) -> RecipeReport:
     return make(ABOUT, rows, source, output, name="clips", **options)
 
 
@@ -173,25 +173,28 @@ def test_a_run_replaces_what_the_last_one_wrote_and_a_failed_run_nothing(
     source = write(line("z"))
     with (source / "clips.jsonl").open("a") as file:
         file.write('{"id": "cut off')
-    with pytest.raises(RecipeError, match=r"clips\.jsonl line 2.*is the file whole"):
+    with pytest.raises(RecipeError) as caught:
         run(source, output)
+    assert caught.value.reason == "no_json"
+    assert "clips.jsonl line 2" in str(caught.value)
     assert {p.name: p.read_bytes() for p in output.iterdir() if p.suffix != ".partial"} == before
 
 
 def test_another_recipes_folder_is_refused(write: Callable[..., Path], tmp_path: Path) -> None:
     source = write(line("a"))
     run(source, tmp_path / "out")
-    with pytest.raises(RecipeError, match="holds the manifests of clips; choose another folder"):
+    with pytest.raises(RecipeError) as caught:
         make(ABOUT, rows, source, tmp_path / "out", name="sounds")
+    assert caught.value.reason == "other_recipe"
 
 
 def test_a_folder_is_written_by_one_run_at_a_time(write: Callable[..., Path], tmp_path: Path) -> None:
     source, output = write(line("a"), line("b", caption=""), line("c")), tmp_path / "out"
 
-    def disturbed(source: Path) -> Iterator[Row | Drop]:
+    def disturbed(source: Path) -> Iterator[RecipeRow | Drop]:
         for item in rows(source):
             yield item
-            with pytest.raises(LockedError, match=r"dropped\.jsonl\.partial is being written by another process"):
+            with pytest.raises(LockedError, match=r"dropped\.jsonl\.partial"):
                 run(source, output)
 
     assert make(ABOUT, disturbed, source, output, name="clips").rows == {"train": 2}
@@ -201,30 +204,37 @@ def test_a_folder_is_written_by_one_run_at_a_time(write: Callable[..., Path], tm
 
 
 def test_nothing_kept_is_an_error_that_says_why(write: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no row was kept; left out: 1 empty_caption; the first: clips\.jsonl:1: a"):
+    with pytest.raises(RecipeError) as caught:
         run(write(line("a", caption=" ")), tmp_path / "out")
-    with pytest.raises(RecipeError, match="no row was kept; nothing was there"):
+    assert caught.value.reason == "no_rows"
+    for words in ("1 empty_caption", "clips.jsonl:1: a"):  # the count, and the first row
+        assert words in str(caught.value)
+    with pytest.raises(RecipeError) as caught:
         run(write(), tmp_path / "out")
+    assert caught.value.reason == "no_rows"
     assert not (tmp_path / "out" / "recipe.json").exists()
 
 
 def test_layout_takes_either_file_and_globs_and_names_what_lacks(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"is not a folder; expected Clips's\. Get it: https://example\.org/clips"):
+    with pytest.raises(RecipeError, match=r"https://example\.org/clips") as caught:
         check_layout(ABOUT, tmp_path / "nowhere")
-    with pytest.raises(RecipeError, match=r"lacks clips\.jsonl or old\.jsonl"):
+    assert caught.value.reason == "no_folder"
+    with pytest.raises(RecipeError, match=r"clips\.jsonl or old\.jsonl") as caught:
         check_layout(ABOUT, tmp_path)
+    assert caught.value.reason == "absent_files"
     (tmp_path / "old.jsonl").touch()
     check_layout(ABOUT, tmp_path)
     deep = Dataset(**(vars(ABOUT) | {"layout": "parts/*/x.csv  one a part"}))
-    with pytest.raises(RecipeError, match=r"lacks parts/\*/x\.csv"):
+    with pytest.raises(RecipeError, match=r"parts/\*/x\.csv") as caught:
         check_layout(deep, tmp_path)
+    assert caught.value.reason == "absent_files"
     (tmp_path / "parts" / "7").mkdir(parents=True)
     (tmp_path / "parts" / "7" / "x.csv").touch()
     check_layout(deep, tmp_path)
 
 
 def command(*argv: str) -> int:
-    """Run the command line; its exit status."""
+    """Run the command line and return its exit status."""
     with pytest.raises(SystemExit) as ended:
         recipe.main(ABOUT, rows, list(argv))
     return int(ended.value.code or 0)
@@ -250,10 +260,10 @@ def test_the_command_line_is_made_from_the_parameters(
 
 
 def test_a_recipe_that_writes_media_is_given_the_output_folder(write: Callable[..., Path], tmp_path: Path) -> None:
-    def made(source: Path, output: Path) -> Iterator[Row | Drop]:
+    def made(source: Path, output: Path) -> Iterator[RecipeRow | Drop]:
         (output / "made.wav").write_bytes(b"x")
         for sample in caption_samples("a", {"type": "audio", "audio": str(output / "made.wav")}, ["x"], True):
-            yield Row(sample)
+            yield RecipeRow(sample)
 
     make(ABOUT, made, write(), tmp_path / "out", name="made")
     (sample,) = read_manifest(tmp_path / "out" / "train.jsonl")
@@ -264,17 +274,17 @@ def test_a_recipe_that_writes_media_is_given_the_output_folder(write: Callable[.
 def test_what_is_wrong_with_one_record_is_a_drop() -> None:
     records = [Record({"n": n}, f"f:{n}") for n in (1, "x", 3, 4)]
 
-    def build(record: Record) -> Row | Drop | list[Row | Drop]:
+    def build(record: Record) -> RecipeRow | Drop | list[RecipeRow | Drop]:
         number = int(record.number("n"))
         if number == 3:
             raise RowError("odd", "it is three")
-        return Drop("even", record.where) if number == 4 else [Row({"id": "a"}), Row({"id": "b"})]
+        return Drop("even", record.where) if number == 4 else [RecipeRow({"id": "a"}), RecipeRow({"id": "b"})]
 
-    found = list(rows_of(records, build))
-    assert found[:2] == [Row({"id": "a"}), Row({"id": "b"})]
-    assert found[3:] == [Drop("odd", "f:3", "it is three"), Drop("even", "f:4")]
-    assert isinstance(found[2], Drop)
-    assert (found[2].reason, found[2].where) == ("malformed_row", "f:x")
+    first, second, malformed, *drops = rows_of(records, build)
+    assert [first, second] == [RecipeRow({"id": "a"}), RecipeRow({"id": "b"})]
+    assert drops == [Drop("odd", "f:3", "it is three"), Drop("even", "f:4")]
+    assert isinstance(malformed, Drop)
+    assert (malformed.reason, malformed.where) == ("malformed_row", "f:x")
 
 
 # Readers
@@ -283,22 +293,23 @@ def test_what_is_wrong_with_one_record_is_a_drop() -> None:
 def test_csv_knows_its_columns_lines_and_quirks(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_bytes('\ufeffid,text,more\n1,"two\nlines, one field",x\n\n2,b,\n'.encode())
-    found = list(read_csv(table, ("id", "text")))
-    assert [dict(r) for r in found] == [
+    records = list(read_csv(table, ("id", "text")))
+    assert [dict(r) for r in records] == [
         {"id": "1", "text": "two\nlines, one field", "more": "x"},
         {"id": "2", "text": "b", "more": ""},
     ]
-    assert [r.where for r in found] == ["t.csv:3", "t.csv:5"]
-    with pytest.raises(RecipeError, match=r"t\.csv has no column label; expected id, label, found id, text, more"):
+    assert [r.where for r in records] == ["t.csv:3", "t.csv:5"]
+    with pytest.raises(RecipeError, match=r"t\.csv.* label") as caught:
         list(read_csv(table, ("id", "label")))
+    assert caught.value.reason == "no_column"
     table.write_text("a,1,x,y\n")
     (long,) = read_csv(table, ("name", "n"), header=False)
     assert (dict(long), long.surplus) == ({"name": "a", "n": "1"}, ["x", "y"])
     table.write_text("# remark\na\t1\nb\n")
     (whole, short) = read_csv(table, ("name", "n"), delimiter="\t", header=False, comment="#")
     assert (whole.number("n"), whole.problem, short.where) == (1.0, "", "t.csv:3")
-    assert "1 fields where 2 are expected" in short.problem
-    assert list(rows_of([short], lambda _: Row({}))) == [Drop("malformed_row", "t.csv:3", short.problem)]
+    assert short.problem
+    assert list(rows_of([short], lambda _: RecipeRow({}))) == [Drop("malformed_row", "t.csv:3", short.problem)]
 
 
 def test_records_name_row_and_field(tmp_path: Path) -> None:
@@ -306,17 +317,19 @@ def test_records_name_row_and_field(tmp_path: Path) -> None:
     table.write_text('{"n": 3, "text": null, "tags": ["a"]}\n\n{"n": "x"}\n')
     first, second = read_jsonl(table)
     assert (first.text("n"), first.text("text"), first.array("tags"), first.number("n")) == ("3", "", ["a"], 3.0)
-    for ask, words in [
-        (lambda: second["text"], r"t\.jsonl:3: no field 'text'; the row has n"),
-        (lambda: second.number("n"), r"t\.jsonl:3: field 'n' is 'x'; expected a number"),
-        (lambda: first.text("tags"), r"field 'tags' is a list; expected text"),
-        (lambda: first.array("n"), r"field 'n' is a int; expected a list"),
+    for ask, reason, place in [
+        (lambda: second["text"], "no_field", r"t\.jsonl:3: .*'text'"),
+        (lambda: second.number("n"), "field_type", r"t\.jsonl:3: .*'n'"),
+        (lambda: first.text("tags"), "field_type", r"t\.jsonl:1: .*'tags'"),
+        (lambda: first.array("n"), "field_type", r"t\.jsonl:1: .*'n'"),
     ]:
-        with pytest.raises(RecipeError, match=words):
+        with pytest.raises(RecipeError, match=place) as caught:
             ask()
+        assert caught.value.reason == reason
     table.write_text("[1]\n")
-    with pytest.raises(RecipeError, match=r"t\.jsonl:1: a list; expected an object"):
+    with pytest.raises(RecipeError, match=r"t\.jsonl:1") as caught:
         list(read_jsonl(table))
+    assert caught.value.reason == "no_object"
 
 
 VALUES: list[Any] = [
@@ -328,7 +341,7 @@ VALUES: list[Any] = [
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
 def test_json_is_streamed_whatever_the_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(recipe_files, "CHUNK", chunk)
+    monkeypatch.setattr(readers, "CHUNK", chunk)
     path = tmp_path / "a.json"
     path.write_text(json.dumps(VALUES, indent=1, ensure_ascii=False), encoding="utf-8")
     assert [(dict(r), r.where) for r in read_json(path)] == [(v, f"a.json[{n}]") for n, v in enumerate(VALUES)]
@@ -340,37 +353,31 @@ def test_json_is_streamed_whatever_the_chunk(tmp_path: Path, monkeypatch: pytest
         ("v_b", {"value": 17}, 'a.json["v_b"]'),
     ]
     path.write_text("[12")
-    with pytest.raises(RecipeError, match="is the file whole"):
+    with pytest.raises(RecipeError) as caught:
         list(read_json(path))
+    assert caught.value.reason == "no_json"
     path.write_text("[]")
     assert list(read_json(path)) == []
     path.write_text("{}")
     assert list(read_json(path)) == []
 
 
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("", "found 'the end' where one of"),
-        ('"text"', "where one of"),
-        ('[{"a": 1} {"a": 2}]', "found '{' where one of ',' is expected"),
-        ('[{"a": 1}, ', "is the file whole"),
-        ('[{"a": tru', "is the file whole"),
-    ],
-)
-def test_json_that_is_broken_names_the_file(tmp_path: Path, text: str, words: str) -> None:
+@pytest.mark.parametrize("text", ["", '"text"', '[{"a": 1} {"a": 2}]', '[{"a": 1}, ', '[{"a": tru'])
+def test_json_that_is_broken_names_the_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(RecipeError, match=words) as caught:
+    with pytest.raises(RecipeError) as caught:
         list(read_json(path))
+    assert caught.value.reason == "no_json"
     assert str(path) in str(caught.value)
 
 
 def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"info": 1, "rows": []}')
-    with pytest.raises(RecipeError, match="no field 'data'; it has info, rows$"):
+    with pytest.raises(RecipeError, match="'data'.* info, rows") as caught:
         list(read_json(path, "data"))
+    assert caught.value.reason == "no_field"
 
 
 def test_files_are_read_out_of_zip_and_gzip(tmp_path: Path) -> None:
@@ -381,13 +388,16 @@ def test_files_are_read_out_of_zip_and_gzip(tmp_path: Path) -> None:
     (zipped,) = read_jsonl(tmp_path / "a.zip" / "inner" / "a.jsonl")
     (gzipped,) = read_json(tmp_path / "a.json.gz")
     assert zipped == gzipped == {"x": "é"}
-    with pytest.raises(RecipeError, match=r"a\.zip has no member b\.json"):
-        list(read_json(tmp_path / "a.zip" / "b.json"))
     (tmp_path / "b.zip").write_text("no zip")
-    with pytest.raises(RecipeError, match="no whole zip file"):
-        list(read_json(tmp_path / "b.zip" / "b.json"))
-    with pytest.raises(RecipeError, match=r"c\.json is not there"):
-        list(read_json(tmp_path / "c.json"))
+    for name, reason in {
+        "a.zip/b.json": "no_member",
+        "b.zip/b.json": "broken_zip",
+        "c.json": "no_file",
+    }.items():
+        with pytest.raises(RecipeError) as caught:
+            list(read_json(tmp_path / name))
+        assert caught.value.reason == reason
+        assert Path(name).parts[0] in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -401,8 +411,9 @@ def test_files_are_read_out_of_zip_and_gzip(tmp_path: Path) -> None:
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(RecipeError, match=rf"{name} cannot be read: .*; is the file whole, and in utf-8-sig\?"):
+    with pytest.raises(RecipeError, match=name) as caught:
         list(read_csv(tmp_path / name, ("id", "text")))
+    assert caught.value.reason == "unreadable"
 
 
 def test_media_are_found_by_their_ids(tmp_path: Path) -> None:
@@ -451,8 +462,10 @@ def test_the_table_is_made_from_abouts_that_are_text(tmp_path: Path) -> None:
     assert text.endswith("tail\n")
     assert "old" not in text
     assert page(text, tmp_path) == text
-    with pytest.raises(RecipeError, match="no lines '<!-- table of recipes -->'"):
+    with pytest.raises(RecipeError) as caught:
         page("head", tmp_path)
+    assert caught.value.reason == "no_place"
     (tmp_path / "c.py").write_text("ABOUT = Dataset(title=NAME)")
-    with pytest.raises(RecipeError, match="ABOUT has to be Dataset"):
+    with pytest.raises(RecipeError) as caught:
         read_about(tmp_path / "c.py")
+    assert caught.value.reason == "about_not_text"

@@ -1,4 +1,4 @@
-"""Recipes that cannot go on: one line that says why, an exit status, and an account of what was left out."""
+"""Test recipes that cannot go on: one line, an exit status, an account of what was left out."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from avllm.recipes import frame as recipe
-from avllm.recipes.frame import Dataset, Drop, RecipeError, Row, caption_samples, make, read_csv, rows_of
+from avllm.recipes.frame import Dataset, Drop, RecipeError, RecipeRow, caption_samples, make, read_csv, rows_of
 
-ABOUT = Dataset("Clips", licence="CC0", size="two", where="nowhere", layout="clips.csv  the rows", citation="Nobody")
+ABOUT = Dataset("Clips", licence="CC0", size="two", where="nowhere", layout="clips.csv  the rows", citation="Doe")
 
 
-def rows(source: Path) -> Iterator[Row | Drop]:
-    def build(record: recipe.Record) -> list[Row]:
+def rows(source: Path) -> Iterator[RecipeRow | Drop]:
+    def build(record: recipe.Record) -> list[RecipeRow]:
         if record["caption"] == "bug":
             raise ValueError("a number that is none")
         part = {"type": "video", "video": record["file"]}
-        return [Row(sample) for sample in caption_samples(record["file"], part, [record["caption"]], True)]
+        return [RecipeRow(sample) for sample in caption_samples(record["file"], part, [record["caption"]], True)]
 
     yield from rows_of(read_csv(source / "clips.csv", ("file", "caption")), build)
 
@@ -34,7 +34,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def command(source: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line with which the command fails."""
+    """Run a command that fails, and return its line."""
     with pytest.raises(SystemExit) as ended:
         recipe.main(ABOUT, rows, [str(source), "--output", str(output)])
     assert ended.value.code == 1
@@ -47,10 +47,9 @@ def test_with_all_media_missing_they_are_still_named(source: Path, tmp_path: Pat
     output = tmp_path / "out"
     with pytest.raises(RecipeError) as caught:
         make(ABOUT, rows, source, output, name="clips")
-    said = str(caught.value)
-    assert "no row was kept; left out: 1 malformed_row, 2 missing_media; the first: a.mp4: a.mp4" in said
-    assert f"all are in {output / 'dropped.jsonl'}" in said
-    assert f"2 media files, missing or empty, are named in {output / 'missing.txt'}" in said
+    assert caught.value.reason == "no_rows"
+    for words in ("1 malformed_row, 2 missing_media", output / "dropped.jsonl", output / "missing.txt"):
+        assert str(words) in str(caught.value)
     assert {p.name for p in output.iterdir()} == {"dropped.jsonl", "missing.txt"}
     assert (output / "missing.txt").read_text() == "a.mp4\nb.mp4\n"
     dropped = [json.loads(line) for line in (output / "dropped.jsonl").read_text().splitlines()]
@@ -63,12 +62,12 @@ def test_with_all_media_missing_they_are_still_named(source: Path, tmp_path: Pat
 
 
 def test_a_recipe_can_say_itself_that_a_file_is_missing(source: Path, tmp_path: Path) -> None:
-    def told(source: Path) -> Iterator[Row | Drop]:
+    def rows_after_a_drop(source: Path) -> Iterator[RecipeRow | Drop]:
         yield Drop("missing_media", "x:1", "far, away.mp4")
         yield from rows(source)
 
     (source / "a.mp4").write_bytes(b"x")
-    report = make(ABOUT, told, source, tmp_path / "out", name="clips")
+    report = make(ABOUT, rows_after_a_drop, source, tmp_path / "out", name="clips")
     assert report.missing_files == 2
     assert (tmp_path / "out" / "missing.txt").read_text() == "far, away.mp4\nb.mp4\n"
 
@@ -79,7 +78,10 @@ def test_an_account_that_no_recipe_wrote_is_named(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "recipe.json").write_text(text)
-    assert "recipe.json is not what a recipe wrote" in command(source, tmp_path / "out", capsys)
+    assert "recipe.json" in command(source, tmp_path / "out", capsys)
+    with pytest.raises(RecipeError) as caught:
+        make(ABOUT, rows, source, tmp_path / "out", name="clips")
+    assert caught.value.reason == "no_account"
 
 
 def test_a_place_that_cannot_be_written_is_named(
@@ -87,7 +89,7 @@ def test_a_place_that_cannot_be_written_is_named(
 ) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert f"{file} is a file; expected a folder" in command(source, file, capsys)
-    assert f"{file / 'out'}: Not a directory" in command(source, file / "out", capsys)
+    assert str(file) in command(source, file, capsys)
+    assert str(file / "out") in command(source, file / "out", capsys)
     (source / "clips.csv").write_text("file,caption\na.mp4,bug\n")
     assert "ValueError: a number that is none" in command(source, tmp_path / "out", capsys)

@@ -1,4 +1,4 @@
-"""Intervals: what can be one, and how it is said."""
+"""Test intervals: their limits and their words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from avllm.recipes.timespans import checked_span, say_events, say_span, say_span
         (24.3, 31.6, None, 0.0, (24.3, 31.6)),
     ],
 )
-def test_an_end_may_lie_a_little_behind_the_clip(
+def test_an_end_may_exceed_the_clip_a_little(
     start: float, end: float, duration: float | None, overrun: float, expected: tuple[float, float]
 ) -> None:
     assert checked_span(start, end, duration, overrun) == expected
@@ -38,7 +38,7 @@ def test_an_end_may_lie_a_little_behind_the_clip(
         (9.98, 10.4, "bad_interval"),
     ],
 )
-def test_what_is_no_interval_of_the_clip_has_its_word(start: float, end: float, reason: str) -> None:
+def test_what_is_no_interval_of_the_clip_has_its_reason(start: float, end: float, reason: str) -> None:
     with pytest.raises(RowError) as caught:
         checked_span(start, end, 10.0, 0.5)
     assert caught.value.reason == reason

@@ -1,8 +1,9 @@
-"""Text models: real weights, a real server, rules; answers that are asked once and survive a kill."""
+"""Test text models: real weights, a real server, rules; answers that survive a kill."""
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +17,13 @@ from tiny import make_llm
 
 from avllm.data.store.append_only import AppendOnly, LockedError
 from avllm.text_models.answers import Answers, answer_key
-from avllm.text_models.base import Answer, Prompt, TextModelError, spoken
+from avllm.text_models.base import Answer, ModelPrompt, TextModelError, spoken
 from avllm.text_models.load import load_text_model
 from avllm.text_models.local import HFModel
 from avllm.text_models.rules import RuleModel
 from avllm.text_models.server import ServerModel
 
-PROMPTS = [Prompt(text) for text in ("red", "is it a low sound ?", "describe the clip", "what colour is it and")]
+PROMPTS = [ModelPrompt(text) for text in ("red", "is it a low sound ?", "describe the clip", "what colour is it and")]
 
 
 def echo(request: dict[str, Any], _: int) -> tuple[int, Any]:
@@ -44,7 +45,7 @@ def serve() -> Iterator[Callable[..., tuple[Server, ServerModel]]]:
 
 def test_the_first_rule_that_fits_answers() -> None:
     model = RuleModel([(r"a (\w+) barks", r"Barking of a \1."), ("barks", "Barking.")], otherwise="FAILURE")
-    asked = [Prompt("a hound barks"), Prompt("it barks"), Prompt("rain")]
+    asked = [ModelPrompt("a hound barks"), ModelPrompt("it barks"), ModelPrompt("rain")]
     assert [a.text for a in model.answer(asked)] == ["Barking of a hound.", "Barking.", "FAILURE"]
 
 
@@ -56,7 +57,7 @@ def test_what_a_model_thought_is_no_part_of_its_answer() -> None:
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny LLM that ends some of its answers: a token that it likes to say counts as an end."""
+    """Make a tiny LLM that ends some answers: a token that it says often counts as an end."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
@@ -70,8 +71,8 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plain(model: Any, tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Ids of a greedy answer, by the shortest way there is."""
+def plain(model: Any, tokenizer: Any, prompt: ModelPrompt) -> list[int]:
+    """Return the ids of a greedy answer, generated without batches."""
     text = tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     return model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
@@ -85,19 +86,20 @@ def test_answers_in_a_batch_are_those_of_plain_generation(llm: Path) -> None:
     expected = []
     for prompt in PROMPTS:
         ids = plain(model, tokenizer, prompt)
-        expected.append(tokenizer.decode(ids, skip_special_tokens=True).strip() if set(ids) & set(ends) else None)
-    found = HFModel(str(llm), max_new_tokens=12, batch_size=3).answer(PROMPTS)
-    assert [None if a.reason == "cut_off" else a.text for a in found] == expected
+        ended = set(ids) & set(ends)
+        expected.append(tokenizer.decode(ids, skip_special_tokens=True).strip() if ended else None)
+    answers = HFModel(str(llm), max_new_tokens=12, batch_size=3).answer(PROMPTS)
+    assert [None if a.reason == "cut_off" else a.text for a in answers] == expected
     assert any(expected)
-    assert HFModel(str(llm), max_new_tokens=12, batch_size=1).answer(PROMPTS) == found
+    assert HFModel(str(llm), max_new_tokens=12, batch_size=1).answer(PROMPTS) == answers
 
 
-def test_a_prompt_that_does_not_fit_is_told_and_the_others_are_answered(tmp_path: Path) -> None:
+def test_a_prompt_that_does_not_fit_is_reported_and_the_others_are_answered(tmp_path: Path) -> None:
     folder = make_llm(tmp_path / "llm", max_position_embeddings=24)
     model = HFModel(str(folder), max_new_tokens=4, batch_size=2)
-    long, short = model.answer([Prompt("red " * 40), Prompt("red")])
+    long, short = model.answer([ModelPrompt("red " * 40), ModelPrompt("red")])
     assert (long.reason, short.reason) == ("prompt_too_long", "cut_off")
-    assert "24 positions" in long.detail
+    assert "24" in long.detail
 
 
 def test_an_hf_model_is_known_by_its_weights(tmp_path: Path) -> None:
@@ -111,10 +113,12 @@ def test_an_hf_model_is_known_by_its_weights(tmp_path: Path) -> None:
 def test_an_hf_model_without_template_or_without_a_folder_is_refused(tmp_path: Path) -> None:
     folder = make_llm(tmp_path / "llm")
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(TextModelError, match="no chat template"):
+    with pytest.raises(TextModelError) as caught:
         HFModel(str(folder)).answer(PROMPTS)
-    with pytest.raises(TextModelError, match="expected a folder or a hub name"):
+    assert caught.value.reason == "no_chat_template"
+    with pytest.raises(TextModelError) as caught:
         HFModel(str(tmp_path / "nothing")).answer(PROMPTS)
+    assert caught.value.reason == "no_model"
 
 
 def test_a_server_is_asked_several_at_a_time_and_answers_in_order(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,8 +131,8 @@ def test_a_server_is_asked_several_at_a_time_and_answers_in_order(serve: Any, mo
         return echo(request, before)
 
     server, model = serve(together, batch_size=4, key_variable="A_KEY", extra={"top_p": 1, "seed": None})
-    found = model.answer([Prompt(str(i), system="be brief") for i in range(8)])
-    assert [a.text for a in found] == [f"heard: {i}" for i in range(8)]
+    answers = model.answer([ModelPrompt(str(i), system="be brief") for i in range(8)])
+    assert [a.text for a in answers] == [f"heard: {i}" for i in range(8)]
     assert server.most == 4
     assert server.requests[0]["messages"][0] == {"role": "system", "content": "be brief"}
     assert {k: server.requests[0].get(k) for k in ("model", "temperature", "top_p", "seed")} == {
@@ -139,20 +143,20 @@ def test_a_server_is_asked_several_at_a_time_and_answers_in_order(serve: Any, mo
 
 
 def test_a_large_batch_is_asked_at_once(serve: Any) -> None:
-    everybody = threading.Barrier(110)
+    all_requests = threading.Barrier(110)
 
     def together(request: dict[str, Any], before: int) -> tuple[int, Any]:
-        everybody.wait(timeout=60)
+        all_requests.wait(timeout=60)
         return echo(request, before)
 
     _, model = serve(together, batch_size=110, attempts=1)
-    assert [a.reason for a in model.answer([Prompt(str(i)) for i in range(110)])] == [""] * 110
+    assert [a.reason for a in model.answer([ModelPrompt(str(i)) for i in range(110)])] == [""] * 110
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_what_passes_is_tried_again(serve: Any, status: int) -> None:
     server, model = serve(lambda request, before: echo(request, before) if before == 2 else (status, "busy"))
-    assert model.answer([Prompt("a")])[0].text == "heard: a"
+    assert model.answer([ModelPrompt("a")])[0].text == "heard: a"
     assert len(server.requests) == 3
 
 
@@ -163,19 +167,21 @@ def test_a_server_that_is_silent_too_long_is_asked_again(serve: Any) -> None:
         return echo(request, before)
 
     server, model = serve(late, timeout=0.7)
-    assert model.answer([Prompt("a")])[0].text == "heard: a"
+    assert model.answer([ModelPrompt("a")])[0].text == "heard: a"
     assert len(server.requests) == 2
 
 
 def test_a_server_that_stays_away_stops_the_job(serve: Any) -> None:
     server, model = serve(lambda *_: (503, "overloaded"))
-    with pytest.raises(TextModelError, match=r"did not answer in 3 attempts; the last one: status 503: overloaded"):
-        model.answer([Prompt("a")])
+    with pytest.raises(TextModelError, match="503.*overloaded") as caught:
+        model.answer([ModelPrompt("a")])
+    assert caught.value.reason == "no_answer"
     assert len(server.requests) == 3
     gone, model = serve(echo, attempts=2)
     gone.http.server_close()
-    with pytest.raises(TextModelError, match=r"2 attempts.*Is the server up"):
-        model.answer([Prompt("a")])
+    with pytest.raises(TextModelError) as caught:
+        model.answer([ModelPrompt("a")])
+    assert caught.value.reason == "no_answer"
 
 
 @pytest.mark.parametrize(
@@ -190,36 +196,36 @@ def test_a_server_that_stays_away_stops_the_job(serve: Any) -> None:
 )
 def test_a_prompt_without_an_answer_has_a_reason(serve: Any, status: int, body: Any, reason: str) -> None:
     server, model = serve(lambda *_: (status, body))
-    (found,) = model.answer([Prompt("a")])
-    assert (found.text, found.reason) == ("", reason)
+    (answer,) = model.answer([ModelPrompt("a")])
+    assert (answer.text, answer.reason) == ("", reason)
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "words"),
+    ("status", "body", "reason"),
     [
-        (401, "bad key", "status 401: bad key"),
-        (404, "no model m", "status 404"),
-        (400, {"error": {"message": "max_tokens is not supported"}}, "max_tokens is not supported"),
-        (200, "<html>a portal</html>", "a portal.*expected the JSON"),
-        (200, {"choices": []}, "expected the JSON"),
+        (401, "bad key", "refused_request"),
+        (404, "no model m", "refused_request"),
+        (400, {"error": {"message": "max_tokens is not supported"}}, "refused_request"),
+        (200, "<html>a portal</html>", "no_json"),
+        (200, {"choices": []}, "no_json"),
     ],
 )
-def test_what_would_fail_for_every_prompt_stops_the_job(serve: Any, status: int, body: Any, words: str) -> None:
+def test_what_would_fail_for_every_prompt_stops_the_job(serve: Any, status: int, body: Any, reason: str) -> None:
     server, model = serve(lambda *_: (status, body))
-    with pytest.raises(TextModelError, match=words):
-        model.answer([Prompt("a")])
+    with pytest.raises(TextModelError) as caught:
+        model.answer([ModelPrompt("a")])
+    assert caught.value.reason == reason
     assert len(server.requests) == 1
 
 
-def test_short_names_make_models_and_mistakes_are_told(tmp_path: Path) -> None:
+def test_short_names_make_models_and_mistakes_have_reasons(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text("rules: [[dog, A dog.]]\notherwise: FAILURE\n")
-    assert load_text_model(f"rules:{rules}").answer([Prompt("dog")]) == [Answer("A dog.")]
+    assert load_text_model(f"rules:{rules}").answer([ModelPrompt("dog")]) == [Answer("A dog.")]
     settings = tmp_path / "model.yaml"
     settings.write_text("{type: server, url: 'http://127.0.0.1:9/v1/', model: m, identity: lab, attempts: 2}\n")
-    found = load_text_model(str(settings))
-    assert found.identity["server"] == "lab"
+    assert load_text_model(str(settings)).identity["server"] == "lab"
     assert load_text_model("http://127.0.0.1:9/v1#m").identity["model"] == "m"
     assert load_text_model("hf:some/name").identity["name"] == "some/name"
     wrong = tmp_path / "wrong.yaml"
@@ -228,18 +234,20 @@ def test_short_names_make_models_and_mistakes_are_told(tmp_path: Path) -> None:
     (tmp_path / "pattern.yaml").write_text("rules: [['(dog', A dog.]]")
     (tmp_path / "group.yaml").write_text(r"rules: [['(dog)', 'A \2.']]")
     (tmp_path / "batch.yaml").write_text("{type: hf, name: x, batch_size: '8'}")
-    for name, words in {
-        "gpt": "expected hf:NAME",
-        "http://127.0.0.1:9/v1": "no model named",
-        "rules:nothing.yaml": "is not a file",
-        str(wrong): "unexpected keyword argument 'temperature'",
-        f"rules:{tmp_path / 'no.yaml'}": "no.yaml is no YAML",
-        f"rules:{tmp_path / 'pattern.yaml'}": "unterminated subpattern",
-        f"rules:{tmp_path / 'group.yaml'}": "invalid group reference 2",
-        str(tmp_path / "batch.yaml"): "batch_size is '8'; expected a whole number from 1 on",
+    for name, reason in {
+        "gpt": "unknown_kind",
+        "http://127.0.0.1:9/v1": "no_model",
+        str(wrong): "bad_options",
+        f"rules:{tmp_path / 'pattern.yaml'}": "bad_options",
+        f"rules:{tmp_path / 'group.yaml'}": "bad_options",
+        str(tmp_path / "batch.yaml"): "bad_options",
     }.items():
-        with pytest.raises(TextModelError, match=words):
+        with pytest.raises(TextModelError) as caught:
             load_text_model(name)
+        assert caught.value.reason == reason
+    for name in ("nothing.yaml", str(tmp_path / "no.yaml")):
+        with pytest.raises(TextModelError, match=re.escape(name)):
+            load_text_model(f"rules:{name}")
 
 
 class Counting(RuleModel):
@@ -259,51 +267,53 @@ class Counting(RuleModel):
 
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:
-    prompts = [Prompt(t) for t in ("a", "b", "a", "c")]
+    prompts = [ModelPrompt(t) for t in ("a", "b", "a", "c")]
     model = Counting()
-    found = Answers(tmp_path).ask(model, prompts, "one")
-    assert [a.text for a in found] == ["a!", "b!", "a!", "c!"]
+    answers = Answers(tmp_path).ask(model, prompts, "one")
+    assert [a.text for a in answers] == ["a!", "b!", "a!", "c!"]
     assert model.asked == ["a", "b", "c"]
     again = Counting()
-    assert Answers(tmp_path).ask(again, [*prompts, Prompt("d")], "two") == [*found, Answer("d!")]
+    assert Answers(tmp_path).ask(again, [*prompts, ModelPrompt("d")], "two") == [*answers, Answer("d!")]
     assert again.asked == ["d"]
     other = Counting(otherwise="another model")
     Answers(tmp_path).ask(other, prompts, "one")
     assert other.asked == ["a", "b", "c"]
 
 
-def test_keys_tell_prompts_models_and_settings_apart() -> None:
+def test_keys_differ_by_prompt_model_and_settings() -> None:
     models = [RuleModel([]), RuleModel([], "x"), HFModel("a/b"), HFModel("a/b", max_new_tokens=9)]
-    prompts = [Prompt("a"), Prompt("a", system="s"), Prompt("b")]
-    assert len({answer_key(m, p) for m in models for p in prompts}) == 12
+    prompts = [ModelPrompt("a"), ModelPrompt("a", system="s"), ModelPrompt("b")]
+    keys = {answer_key(model, prompt) for model in models for prompt in prompts}
+    assert len(keys) == 12
 
 
 def test_what_was_answered_before_a_failure_or_a_kill_is_kept(tmp_path: Path) -> None:
-    prompts = [Prompt(t) for t in ("a", "b", "down")]
+    prompts = [ModelPrompt(t) for t in ("a", "b", "down")]
     with pytest.raises(TextModelError, match="is down"):
         Answers(tmp_path).ask(Counting(), prompts, "one")
     with (tmp_path / "one.jsonl").open("ab") as file:
         file.write(b'{"key": "half a ro')  # as a kill leaves it
     model = Counting()
-    found = Answers(tmp_path).ask(model, [Prompt(t) for t in ("a", "b", "c")], "one")
+    answers = Answers(tmp_path).ask(model, [ModelPrompt(t) for t in ("a", "b", "c")], "one")
     assert model.asked == ["c"]
-    assert [a.text for a in found] == ["a!", "b!", "c!"]
+    assert [a.text for a in answers] == ["a!", "b!", "c!"]
     assert [json.loads(line)["text"] for line in (tmp_path / "one.jsonl").open()] == ["a!", "b!", "c!"]
 
 
 @pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b'{"key" 1}\n', b'{"key": "a", "texts": ""}\n', b"\xff\n"])
 def test_a_damaged_file_of_answers_is_named(tmp_path: Path, line: bytes) -> None:
-    Answers(tmp_path).ask(Counting(), [Prompt("a")], "one")
+    Answers(tmp_path).ask(Counting(), [ModelPrompt("a")], "one")
     with (tmp_path / "one.jsonl").open("ab") as file:
         file.write(line)
-    with pytest.raises(TextModelError, match=r"one.jsonl holds a line that is no answer .*; delete the line"):
-        Answers(tmp_path).ask(Counting(), [Prompt("a")], "two")
+    with pytest.raises(TextModelError, match=r"one\.jsonl") as caught:
+        Answers(tmp_path).ask(Counting(), [ModelPrompt("a")], "two")
+    assert caught.value.reason == "no_answer"
 
 
 def test_failures_are_kept_with_their_reasons(tmp_path: Path, serve: Any) -> None:
     server, model = serve(lambda *_: (200, said("half", "length")))
-    first = Answers(tmp_path).ask(model, [Prompt("a")], "one")
-    assert Answers(tmp_path).ask(model, [Prompt("a")], "one") == first
+    first = Answers(tmp_path).ask(model, [ModelPrompt("a")], "one")
+    assert Answers(tmp_path).ask(model, [ModelPrompt("a")], "one") == first
     assert first[0].reason == "cut_off"
     assert len(server.requests) == 1
 
@@ -313,7 +323,7 @@ def test_one_process_writes_a_file_and_opening_cuts_nothing(tmp_path: Path) -> N
     path.write_bytes(b"whole\nhalf")
     with AppendOnly(path) as file:
         assert file.count == 1
-        with pytest.raises(LockedError, match="another process"):
+        with pytest.raises(LockedError):
             AppendOnly(path)
     assert path.read_bytes() == b"whole\nhalf"
     with AppendOnly(path) as file:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic_core import from_json
 
 from avllm.data.manifest import ManifestError, parse_row, raw_lines
-from avllm.data.schema import Sample, TextPart
+from avllm.data.schema import Sample, TextPart, TimePart
 
 LONG_TEXT = 20_000  # characters
 CAPTION_WORDS = 6  # shorter answers are shared by chance ("a dog barks")
@@ -80,14 +80,14 @@ def text_problems(sample: Sample) -> Iterator[tuple[str, str]]:
         yield "empty_answer", f"the last turn is the {sample.messages[-1].role}'s"
     for number, message in enumerate(sample.messages):
         last_answer = number == len(sample.messages) - 1 and message.role == "assistant"
-        only_text = all(isinstance(part, TextPart) for part in message.content)
+        only_text = all(isinstance(part, TextPart | TimePart) for part in message.content)
         if only_text and not message.text.strip() and not last_answer:
             yield "empty_text", f"turn {number} ({message.role}) holds nothing"
         if len(message.text) > LONG_TEXT:
             yield "long_text", f"turn {number} ({message.role}) has {len(message.text)} characters"
         found = PLACEHOLDER.search(message.text)
         if found:
-            media = len(message.content) - sum(isinstance(p, TextPart) for p in message.content)
+            media = len(message.content) - sum(isinstance(p, TextPart | TimePart) for p in message.content)
             seen = f"turn {number} ({message.role}) holds {found[0]!r} as text, beside {media} media parts"
             yield "placeholder", seen
 

@@ -35,7 +35,7 @@ from avllm.data.row import IGNORE, Row
 from avllm.data.schema import RowError, Sample
 from avllm.inference.row_tokens import ProcessorTokens, TextTokens, reading
 from avllm.inference.shown import check_row, sheet, show
-from avllm.models.described import described_processor
+from avllm.models.building.described import described_processor
 from avllm.models.processing_avllm import AVProcessor
 
 LONG_ANSWER = "a man walks a dog along the river"

@@ -16,7 +16,7 @@ from avllm.config import RunConfig
 from avllm.data.check.files import Looking
 from avllm.data.check.run import check
 from avllm.inference.row_tokens import ProcessorTokens, reading
-from avllm.models.described import stage_processor
+from avllm.models.building.described import stage_processor
 
 ROOT = Path(__file__).resolve().parents[3]
 CLASSES = 56

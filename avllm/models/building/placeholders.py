@@ -9,12 +9,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from avllm.config import ModelConfig
 from avllm.errors import UserError, loading
+from avllm.fusions.base import consumed_streams
 from avllm.models.connector import Connector
 from avllm.models.encoders import output_widths
+from avllm.models.words import add_to_tokenizer, needed_words
 
 
 def placeholder_streams(description: ModelConfig) -> list[str]:
-    """Return the encoders' streams, then those that adapters make and hand to the LLM.
+    """Return the encoders' streams, then those that adapters make and hand to the LLM, but none that a fusion consumes.
 
     Raises:
         UserError: parts that do not exist or do not fit together, or a backbone that is not where its name says.
@@ -27,7 +29,8 @@ def placeholder_streams(description: ModelConfig) -> list[str]:
     with torch.device("meta"):
         connector = Connector(description.connector, widths, embedding_width(llm))
     made = [s for s in connector.out_streams if s not in description.encoders and "." not in s]
-    return [*description.encoders, *made]
+    consumed = consumed_streams(description.fusion)
+    return [stream for stream in [*description.encoders, *made] if stream not in consumed]
 
 
 def embedding_width(llm: PretrainedConfig) -> int:
@@ -37,7 +40,7 @@ def embedding_width(llm: PretrainedConfig) -> int:
 
 
 def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, dict[str, int]]:
-    """Load the LLM's tokenizer with a placeholder for each stream; return it and the placeholders' ids.
+    """Load the LLM's tokenizer with a placeholder for each stream and the time codec's words; return the ids, too.
 
     The ids may lie after the LLM's vocabulary: they are replaced by media before anything is embedded.
     """
@@ -49,4 +52,7 @@ def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, d
         )
     names = placeholder_streams(description)
     tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{n}|>" for n in names]})
+    words = needed_words(description)
+    if words:
+        add_to_tokenizer(tokenizer, words)
     return tokenizer, {n: cast(int, tokenizer.convert_tokens_to_ids(f"<|{n}|>")) for n in names}

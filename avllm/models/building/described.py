@@ -6,11 +6,13 @@ from transformers import AutoConfig
 
 from avllm.config import ModelConfig, RunConfig
 from avllm.errors import loading
+from avllm.models.building.extend import extend_processor
+from avllm.models.building.placeholders import embedding_width, load_tokenizer
 from avllm.models.checkpoint_format import is_checkpoint
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.encoders import load_encoder
-from avllm.models.placeholders import embedding_width, load_tokenizer
 from avllm.models.processing_avllm import AVProcessor
+from avllm.models.words import load_words
 
 
 def stage_processor(config: RunConfig) -> AVProcessor:
@@ -26,6 +28,8 @@ def stage_processor(config: RunConfig) -> AVProcessor:
                 "before first, or give the preset of stage 1, which describes the model (and --max-length for this one)"
             )
         processor = AVProcessor.from_pretrained(config.init)
+        if config.extend is not None:
+            processor = extend_processor(processor, config.extend)
     else:
         assert config.model is not None  # RunConfig wants one of the two
         processor = described_processor(config.model)
@@ -43,6 +47,7 @@ def described_processor(description: ModelConfig) -> AVProcessor:
     config = AVConfig.of(
         description, {**description.llm.model_dump(), "config": llm.to_dict()}, records, media_token_ids
     )
+    config.words = load_words(tokenizer, description)
     width = embedding_width(llm)
     encoders = {stream: encoder for stream, (encoder, _) in loaded.items()}
     return AVProcessor.from_encoders(encoders, tokenizer, config, width)

@@ -1,0 +1,1 @@
+"""Models and processors made out of settings: described, extended."""

@@ -1,0 +1,130 @@
+"""Content that is neither text nor media becomes text: times, as the model's codec writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from avllm.data.schema import AudioPart, ContentPart, ImagePart, Message, RowError, TextPart, TimePart, VideoPart
+from avllm.models.configuration_avllm import AVConfig
+from avllm.registry import build
+from avllm.time_codecs.base import Mixture, Piece, TimeCodec, TimeError
+
+
+@dataclass(frozen=True)
+class Written:
+    """Messages of text and media alone.
+
+    Attributes:
+        words: what stands at each added word of the codec's times, in order: a word, or a mixture of several.
+    """
+
+    messages: list[Message]
+    words: list[Piece]
+
+
+class Content:
+    """Writes a row's times with the model's codec, and finds the mixtures among them in the row's tokens.
+
+    Args:
+        config: of the model, whose ``words`` hold the codec's.
+    """
+
+    def __init__(self, config: AVConfig) -> None:
+        self.codec: TimeCodec = build("time_codecs", config.time_codec)
+        self.words = {word: config.words.get(word) for word in self.codec.words()}
+        self._word = re.compile("|".join(map(re.escape, self.words))) if self.words else None
+
+    def write(self, messages: Sequence[Message], durations: Sequence[float | None]) -> Written:
+        """Write times as text.
+
+        Args:
+            messages: a row's. durations: seconds of each of its clips, in order; None where it is not known.
+
+        Raises:
+            RowError: ``outside_clip``, ``no_duration``: a time cannot be written. ``reserved_text``: a text holds one
+                of the codec's words.
+        """
+        words: list[Piece] = []
+        written = []
+        media = 0
+        for number, message in enumerate(messages):
+            content: list[ContentPart] = []
+            for place, part in enumerate(message.content):
+                if isinstance(part, TimePart):
+                    clip = media - 1 if part.clip is None else part.clip
+                    pieces = self._pieces(part, durations[clip], f"messages.{number}.content.{place}")
+                    content.append(TextPart(text="".join(map(_shown, pieces))))
+                    words += self._own_words(pieces)
+                    continue
+                if isinstance(part, VideoPart | AudioPart | ImagePart):
+                    media += 1
+                else:
+                    self._check_text(part.text, f"messages.{number}.content.{place}")
+                content.append(part)
+            written.append(message.model_copy(update={"content": content}))
+        return Written(written, words)
+
+    def _pieces(self, part: TimePart, duration: float | None, field: str) -> list[Piece]:
+        try:
+            return self.codec.write(part.time, duration)
+        except TimeError as error:
+            raise RowError(error.reason, f"{field}: {error}") from error
+
+    def _own_words(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """Return what becomes one token of the codec each, in order."""
+        own: list[Piece] = []
+        for piece in pieces:
+            if isinstance(piece, Mixture):
+                own.append(piece)
+            elif self._word is not None:
+                own += self._word.findall(piece)
+        return own
+
+    def _check_text(self, text: str, field: str) -> None:
+        word = self._word.search(text) if self._word is not None else None
+        if word is not None:
+            raise RowError("reserved_text", f"{field}: the text holds {word[0]!r}, which the time codec writes")
+
+    def mixtures(self, ids: Tensor, words: Sequence[Piece]) -> list[tuple[int, dict[int, float]]]:
+        """Return the places of a row's mixtures, each with its weights by token id.
+
+        Args:
+            ids: ``(L,)`` long. words: of :class:`Written`.
+
+        Raises:
+            RowError: ``chat_template``: the row's tokens do not hold these words in this order.
+        """
+        if not any(isinstance(word, Mixture) for word in words):
+            return []
+        places = torch.isin(ids, torch.tensor(list(self.words.values()))).nonzero().flatten().tolist()
+        found: list[tuple[int, dict[int, float]]] = []
+        for place, word in zip_longest(places, words):
+            shown = None if word is None else self.words[_shown(word)]
+            if place is None or shown != int(ids[place]):
+                raise RowError(
+                    "chat_template",
+                    f"the row's tokens hold {len(places)} words of the time codec, {len(words)} were written; use a "
+                    "chat template that writes each turn once, as given",
+                )
+            if isinstance(word, Mixture):
+                found.append((place, {int(self.words[w] or 0): weight for w, weight in word.weights.items()}))
+        return found
+
+
+def in_seconds(messages: Sequence[Message]) -> list[Message]:
+    """Return messages with their times in seconds, for a chat whose clips are not read."""
+    written = []
+    for message in messages:
+        content = [TextPart(text=part.text) if isinstance(part, TimePart) else part for part in message.content]
+        written.append(message.model_copy(update={"content": content}))
+    return written
+
+
+def _shown(piece: Piece) -> str:
+    return piece.word if isinstance(piece, Mixture) else piece

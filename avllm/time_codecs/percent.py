@@ -1,0 +1,36 @@
+"""Times as hundredths of the clip, in two digits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from avllm.time_codecs.base import Mention, Piece, TimeCodec
+
+
+class Percent(TimeCodec):
+    """``00`` to ``99`` of the clip's duration (AVicuna, arXiv 2403.16276; VTimeLLM, arXiv 2311.18445).
+
+    The LLM need not know how long a clip is, and clips of any length share a hundred numbers. The last hundredth stands
+    for the end, too.
+
+    Args:
+        mark: written after the digits, so that they are told from other numbers; AVicuna writes none (``""``).
+    """
+
+    def __init__(self, *, mark: str = "%") -> None:
+        self.mark = mark
+        end = re.escape(mark) if mark else r"(?![\d%]|\.\d)"
+        self._moment = re.compile(rf"(?<![\d.])(\d\d){end}")
+
+    def resolution(self, duration: float) -> float:
+        """One hundredth of the clip: at its end, elsewhere half of that."""
+        return duration / 100
+
+    def moment(self, seconds: float, duration: float) -> Sequence[Piece]:
+        share = seconds / duration if duration > 0 else 0.0
+        return [f"{min(99, round(100 * share)):02d}{self.mark}"]
+
+    def find(self, text: str, duration: float) -> list[Mention]:
+        matches = self._moment.finditer(text)
+        return [Mention(*match.span(), int(match[1]) / 100 * duration) for match in matches]
