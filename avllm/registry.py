@@ -25,7 +25,7 @@ _KINDS = {
     "layouts": ("layouts", "Layout"),
     "time_codecs": ("time_codecs", "TimeCodec"),
     "fusions": ("fusions", "Fusion"),
-    "selectors": ("selectors", "Selector"),
+    "selectors": ("data/selectors", "Selector"),
     "row_makers": ("data/row_makers", "RowMaker"),
     "objectives": ("objectives", "Objective"),
     "benchmarks": ("evaluation/benchmarks", "Benchmark"),

@@ -24,7 +24,7 @@ from avllm.data.collate import Batch, collate
 from avllm.data.media.load import Clip, Frames, Sampling, Sound
 from avllm.data.media.part import load_parts
 from avllm.data.reading import MediaReader
-from avllm.data.row import IGNORE, Part, Row
+from avllm.data.row import Row
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError
@@ -37,9 +37,10 @@ from avllm.models.connector import Connector
 from avllm.models.content import Content, in_seconds
 from avllm.models.encoders import widths_of
 from avllm.models.merge import is_placeholder
+from avllm.models.row_parts import row_of
 from avllm.models.words import add_to_tokenizer, check_tokenizer
 from avllm.registry import build
-from avllm.selectors.base import Selector
+from avllm.data.selectors.base import Selector
 from avllm.tokens import EncoderInput, Grid, duration_of
 
 OLD_NAME = "avllm_processor.json"  # before it was a ProcessorMixin
@@ -342,28 +343,8 @@ class AVProcessor(ProcessorMixin):
                 f"{len(ids)} tokens; the longest row is {self.max_length} and answers are never cut. "
                 "Raise data.max_length (max_length of the processor), take a shorter clip, fewer frames or queries",
             )
-        parts = []
-        for turn, asked, trained in zip(chat.turns, tokens.asked, tokens.trained, strict=True):
-            clips_before = tuple(range(turn.media))
-            parts.append(
-                Part(sample.id, sample.kind, "answer", turn.question, turn.target, asked, trained, clips_before)
-            )
-        if last_only or not answer:
-            parts = parts[-1:]
-        labels = torch.full_like(ids, IGNORE)
-        for part in parts:
-            labels[part.trained] = ids[part.trained]
-        return Row(
-            sample.id,
-            ids,
-            labels,
-            list(clips),
-            is_placeholder(ids, self.config.media_token_ids),
-            sample.source,
-            tuple(parts),
-            variant=variant,
-            clip_places=tokens.clip_places,
-        )
+        is_media = is_placeholder(ids, self.config.media_token_ids)
+        return replace(row_of(sample, chat, tokens, list(clips), is_media, last_only or not answer), variant=variant)
 
     def _check(self, sample: Sample, answer: bool) -> None:
         if answer and not (sample.answer or "").strip():

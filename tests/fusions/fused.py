@@ -11,6 +11,7 @@ from tiny import World
 
 from avllm.config import ModelConfig
 from avllm.data.row import Row
+from avllm.data.reading import MediaReader
 from avllm.data.schema import Sample
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.modeling_avllm import AVLLM
@@ -60,7 +61,7 @@ def sample(id: str, *content: str | Path, answer: str | None = "red and a low so
 
 def make_rows(processor: AVProcessor, samples: Sequence[Sample], answer: bool) -> list[Row]:
     """Rows of samples, their files read."""
-    return [processor.row(s, processor.read(s.media, None), answer=answer) for s in samples]
+    return [processor.row(s, MediaReader(processor).inputs(s.media, None), answer=answer) for s in samples]
 
 
 def questions(clips: Sequence[Path]) -> list[Sample]:

@@ -10,6 +10,7 @@ import torch
 from tiny import World, make_world
 
 from avllm.config import ModelConfig
+from avllm.data.reading import MediaReader
 from avllm.data.schema import RowError, Sample
 from avllm.errors import UserError
 from avllm.models.building.placeholders import load_tokenizer
@@ -55,7 +56,7 @@ def text(words: str) -> dict[str, Any]:
 
 
 def rendered(processor: AVProcessor, given: Sample, world: World) -> str:
-    clips = processor.read(given.media, world.captions.parent)
+    clips = MediaReader(processor).inputs(given.media, world.captions.parent)
     return processor.tokenizer.decode(processor.row(given, clips).input_ids)
 
 
@@ -68,7 +69,7 @@ def test_a_turns_text_says_seconds() -> None:
 def test_seconds_are_the_default_and_change_no_other_row(world: World) -> None:
     _, processor = composed(world)
     plain, timed = sample(text("red 0.5 s")), sample(text("red "), at(0.5))
-    clips = processor.read(plain.media, world.captions.parent)
+    clips = MediaReader(processor).inputs(plain.media, world.captions.parent)
     assert processor.row(timed, clips).input_ids.tolist() == processor.row(plain, clips).input_ids.tolist()
     assert clips[0]["video"].duration == pytest.approx(1.0, abs=0.1)
 
@@ -76,7 +77,7 @@ def test_seconds_are_the_default_and_change_no_other_row(world: World) -> None:
 def test_a_codec_gets_the_clips_duration(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     _, processor = composed(world, {"type": "percent"})
     given = sample(text("yes "), at(0.5), question=(text("what is there at "), at(0.25)))
-    clips = processor.read(given.media, world.captions.parent)
+    clips = MediaReader(processor).inputs(given.media, world.captions.parent)
     duration = clips[0]["video"].duration
     assert duration is not None
     written = processor.content.write(given.messages, [duration])
@@ -96,7 +97,7 @@ def test_added_words_are_tokens_and_come_back_as_seconds(world: World) -> None:
     model, processor = composed(world, ANCHORS)
     assert model.words is not None
     given = sample(text("red "), span(0.0, 0.5))
-    clips = processor.read(given.media, world.captions.parent)
+    clips = MediaReader(processor).inputs(given.media, world.captions.parent)
     row = processor.row(given, clips)
     words = model.config.words
     assert row.duration == clips[0]["video"].duration

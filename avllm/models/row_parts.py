@@ -1,0 +1,47 @@
+"""A tokenized chat as a row: its turns become parts, and the answers that are trained get labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from avllm.data.row import IGNORE, Part, Row
+from avllm.data.schema import Sample
+from avllm.models.chat_text import Rendered, Tokenized
+from avllm.tokens import EncoderInput
+
+
+def row_of(
+    sample: Sample,
+    chat: Rendered,
+    tokens: Tokenized,
+    clips: list[dict[str, EncoderInput]],
+    is_media: Tensor,
+    last_only: bool,
+) -> Row:
+    """Make the row of a sample.
+
+    Args:
+        sample: which the row is of. chat, tokens: its messages, rendered and tokenized.
+        clips: its media parts, prepared. is_media: ``(L,)`` bool, True at placeholders.
+        last_only: the last turn alone is a part, and trained; the turns before it are given.
+    """
+    parts = []
+    for turn, asked, trained in zip(chat.turns, tokens.asked, tokens.trained, strict=True):
+        clips_before = tuple(range(turn.media))
+        parts.append(Part(sample.id, sample.kind, "answer", turn.question, turn.target, asked, trained, clips_before))
+    if last_only:
+        parts = parts[-1:]
+    labels = torch.full_like(tokens.ids, IGNORE)  # (L,)
+    for part in parts:
+        labels[part.trained] = tokens.ids[part.trained]
+    return Row(
+        sample.id,
+        tokens.ids,
+        labels,
+        clips,
+        is_media,
+        sample.source,
+        tuple(parts),
+        clip_places=tokens.clip_places,
+    )
