@@ -26,6 +26,7 @@ from avllm.data.media.part import load_parts
 from avllm.data.reading import MediaReader
 from avllm.data.row import Row
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample
+from avllm.data.selectors.base import Selector
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError
 from avllm.fusions.base import consumed_streams
@@ -40,7 +41,6 @@ from avllm.models.merge import is_placeholder
 from avllm.models.row_parts import row_of
 from avllm.models.words import add_to_tokenizer, check_tokenizer
 from avllm.registry import build
-from avllm.data.selectors.base import Selector
 from avllm.tokens import EncoderInput, Grid, duration_of
 
 OLD_NAME = "avllm_processor.json"  # before it was a ProcessorMixin

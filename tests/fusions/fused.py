@@ -10,8 +10,8 @@ import torch
 from tiny import World
 
 from avllm.config import ModelConfig
-from avllm.data.row import Row
 from avllm.data.reading import MediaReader
+from avllm.data.row import Row
 from avllm.data.schema import Sample
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.modeling_avllm import AVLLM
