@@ -25,6 +25,7 @@ _KINDS = {
     "layouts": ("layouts", "Layout"),
     "time_codecs": ("time_codecs", "TimeCodec"),
     "fusions": ("fusions", "Fusion"),
+    "decoders": ("decoders", "Decoder"),
     "objectives": ("objectives", "Objective"),
     "benchmarks": ("evaluation/benchmarks", "Benchmark"),
 }

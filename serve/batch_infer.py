@@ -21,7 +21,7 @@ def main() -> None:
 
     hush_libraries()
     from avllm.inference.batch import answer_file
-    from avllm.inference.generation import Generation
+    from avllm.inference.generation import Generation, read_decoding
 
     def load() -> tuple[Any, Any]:
         from avllm.inference.chat import Chat
@@ -30,7 +30,8 @@ def main() -> None:
         return chat.model, chat.processor
 
     with exit_on_user_error():
-        generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
+        decoding = read_decoding(arguments.decoding)
+        generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.top_p, decoding)
         done = answer_file(
             load,
             arguments.checkpoint,
@@ -58,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--max-new-tokens", type=positive, default=256)
     found.add_argument("--temperature", type=float, default=0.0, help="0 = greedy")
     found.add_argument("--top-p", type=float, default=1.0)
+    found.add_argument("--decoding", help="a decoder, as YAML: '{type: contrastive, alpha: 1}'")
     found.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     found.add_argument("--quantize", choices=["4bit", "8bit"], help="load the LLM in 4 or 8 bit")
     return found

@@ -25,6 +25,7 @@ from avllm.errors import exit_on_user_error
 from avllm.inference.chat import Chat, media_kind
 from avllm.inference.perceived import Perceived
 from avllm.log import hush_libraries
+from avllm.registry import choices
 
 TITLE = "Ask about a clip"
 HELP = "Drop a video, a sound or a picture, then ask. A new file joins the chat with the next question."
@@ -37,6 +38,7 @@ CSS = """
 #frames .grid-wrap {min-height: 0 !important; max-height: 420px}
 """
 NOTHING = "*(the model said nothing)*"
+PLAIN = "none"
 REDRAW = 0.04  # seconds between two drawings of an answer that grows
 Updates = dict[Any, Any]
 
@@ -121,6 +123,8 @@ class Demo:
                 0.05, 1.0, value=1.0, step=0.05, label="Top-p", info="only when the temperature is above 0"
             )
             self.most = gr.Slider(1, 1024, value=128, step=1, label="Longest answer, in tokens")
+            # A choice rather than free text: a decoder may be named by a module, which a visitor must not choose.
+            self.decoder = gr.Dropdown([PLAIN, *choices("decoders")], value=PLAIN, label="Decoder", elem_id="decoder")
 
     def _events(self) -> None:
         view = [self.facts, self.frames, self.spectrogram]
@@ -132,7 +136,7 @@ class Demo:
         asked = gr.on(
             [self.question.submit, self.send.click],
             self.ask,
-            [*looked, self.question, self.history, self.temperature, self.top_p, self.most],
+            [*looked, self.question, self.history, self.temperature, self.top_p, self.most, self.decoder],
             [self.chat, self.history, self.question, self.send, self.stop],
             **model,
         )
@@ -180,6 +184,7 @@ class Demo:
         temperature: float,
         top_p: float,
         most: float,
+        decoder: str = PLAIN,
     ) -> Iterator[Updates]:
         """Ask, and let the answer grow in the last message; what goes wrong becomes a message too."""
         if not question.strip():
@@ -197,6 +202,8 @@ class Demo:
         answer = ""
         try:
             settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": int(most)}
+            if decoder != PLAIN:
+                settings["decoding"] = {"type": decoder}
             pieces = chat.ask(question, **media, sound="auto" if sound else "off", **settings)
             drawn = 0.0
             for piece in pieces:

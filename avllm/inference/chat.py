@@ -77,7 +77,7 @@ class Chat:
             question: the text of the next turn, or all messages of a chat (Sample form), which replace the history.
             video, audio, image: files that the question is about, in front of it.
             sound: whether the videos' own sound is used: ``auto``, ``on`` or ``off``.
-            generation: ``max_new_tokens``, ``temperature`` (0 = greedy, the default), ``top_p``.
+            generation: ``max_new_tokens``, ``temperature`` (0 = greedy, the default), ``top_p``, ``decoding``.
 
         Returns:
             Pieces of the answer. Closing the iterator, or :meth:`stop` from elsewhere, ends it early.

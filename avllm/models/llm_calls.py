@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from avllm.data.collate import Batch
+from avllm.decoders.base import Decoder
 from avllm.fusions.base import Fusion
 from avllm.models.attention import llm_inputs
 from avllm.models.lora import ActiveSets, active_sets
@@ -32,6 +34,8 @@ class LLMCalls:
     if TYPE_CHECKING:  # what the rest of the model offers
 
         def media_tokens(self, batch: Batch) -> dict[str, Tokens]: ...
+
+        def shared_media(self) -> AbstractContextManager[None]: ...
 
         def merge_media(self, input_ids: Tensor, streams: dict[str, Tokens], batch: Batch | None) -> Tensor: ...
 
@@ -85,17 +89,21 @@ class LLMCalls:
         return CachedRows(self, batch, tokens, embeds)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, **kwargs: Any) -> Tensor:
+    def generate(self, batch: Batch, *, decoder: Decoder | None = None, **kwargs: Any) -> Tensor:
         """Answer a batch of prompts (collated with ``padding_side="left"``), greedily where nothing else is given.
 
         Args:
             batch: rows that end where the answer begins.
+            decoder: changes the logits of each step.
             kwargs: of transformers' ``generate``: ``max_new_tokens``, ``do_sample``, ``streamer``, ...
 
         Returns:
             ``(R, new tokens)`` long.
         """
-        tokens = self.media_tokens(batch)
+        with self.shared_media():
+            tokens = self.media_tokens(batch)
+            processors = decoder.processors(self, batch) if decoder is not None else []
+        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), *processors])
         with self.beside_llm(batch, tokens):
             return self.llm.generate(
                 inputs_embeds=self.merge_media(batch.input_ids, tokens, batch),

@@ -250,7 +250,7 @@ class AVLLM(LLMCalls, PreTrainedModel):
         if shared is not None and batch in shared:
             return shared[batch]
         features = self.encode_media(batch.streams)
-        steps = self._connect_in_steps(features, self._prompt(batch) if self.connector.conditioned else None)
+        steps = self._steps_for(batch, features)
         if shared is not None:
             shared[batch] = steps
         return steps
@@ -266,6 +266,13 @@ class AVLLM(LLMCalls, PreTrainedModel):
         prompt = self._prompt(batch) if self.connector.conditioned else None
         with eval_mode(self.connector):
             return torch.func.functional_call(self.connector, dict(weights), (features, prompt))
+
+    def connect_for(self, batch: Batch, features: dict[str, Tokens]) -> dict[str, Tokens]:
+        """Connect other features of a batch's clips than those of its files, with the batch's questions."""
+        return self._steps_for(batch, features)[-1]
+
+    def _steps_for(self, batch: Batch, features: dict[str, Tokens]) -> list[dict[str, Tokens]]:
+        return self._connect_in_steps(features, self._prompt(batch) if self.connector.conditioned else None)
 
     def embed(self, batch: Batch) -> Tensor:
         """A batch -> the LLM's input embeddings ``(R, L, D)``."""
