@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avllm.data.soft import Soft, join
 from avllm.tokens import EncoderInput, StreamBatch, duration_of
 
 IGNORE = -100  # label of a position that is not trained on; the value that torch and transformers skip
@@ -26,6 +27,7 @@ class Row:
         segments: ``(L, 2)`` long (group, part) of packed rows or None: see :class:`Batch`.
         position_ids: ``(L,)`` of packed rows or None for 0, 1, 2, ...
         targets: texts of the answers (one a packed question), for objectives that need them.
+        soft: targets that are distributions, or None.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Row:
     position_ids: Tensor | None = None
     targets: list[str] = field(default_factory=list)
     clip_places: list[int] = field(default_factory=list)
+    soft: Soft | None = None
 
     @property
     def num_targets(self) -> int:
@@ -63,6 +66,7 @@ class Batch:
         streams: one stream of all B clips each.
         clip_row: ``(B,)`` long, the row of each clip.
         clip_at: ``(B,)`` long, the place in its row, padding counted, at which the clip's run begins.
+        soft: targets that are distributions, or None.
     """
 
     input_ids: Tensor
@@ -77,6 +81,7 @@ class Batch:
     sources: list[str]
     kinds: list[str | None]
     targets: list[list[str]]
+    soft: Soft | None = None
 
     @property
     def num_targets(self) -> int:
@@ -91,13 +96,15 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Page-locked tensors, for asynchronous copies to a GPU."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in plain.items() if isinstance(v, Tensor)}
+        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in plain.items() if isinstance(v, Tensor | Soft)}
         return replace(self, **pinned, streams={k: v.pin_memory() for k, v in self.streams.items()})
 
 
 def _move(value: object, device: torch.device | str) -> object:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
+    if isinstance(value, Soft):
+        return value.to(device)
     if isinstance(value, dict):
         return {k: v.to(device) for k, v in value.items()}
     return value
@@ -146,6 +153,7 @@ def collate(
         sources=[r.source for r in rows],
         kinds=[r.kind for r in rows],
         targets=[r.targets for r in rows],
+        soft=_soft(rows, length, padding_side),
     )
 
 
@@ -156,6 +164,13 @@ def _clip_places(rows: list[Row], length: int, side: str, count: int) -> Tensor:
         padding = length - len(row.input_ids) if side == "left" else 0
         places += [padding + place for place in row.clip_places]
     return torch.tensor(places or [0] * count, dtype=torch.long)
+
+
+def _soft(rows: list[Row], length: int, side: str) -> Soft | None:
+    """Return the soft targets of all rows, at their places in the padded batch."""
+    before = [length - len(row.input_ids) if side == "left" else 0 for row in rows]
+    softs = [None if row.soft is None else row.soft.moved(before[n], n) for n, row in enumerate(rows)]
+    return join(softs)
 
 
 def _positions(row: Row) -> Tensor:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from avllm.data.collate import IGNORE
+from avllm.data.soft import join
 
 if TYPE_CHECKING:
     from avllm.data.collate import Row
@@ -64,6 +65,7 @@ def shared_length(rows: Sequence[Row]) -> int:
         length = int(differs[0]) if len(differs) else length
         targets = (row.labels >= 0).nonzero()
         length = min(length, int(targets[0]) - 1 if len(targets) else len(row.input_ids))
+        length = length if row.soft is None else min(length, row.soft.first)
     media_end = max(media_end_of(row) for row in rows)
     return length if length >= media_end else 0
 
@@ -80,7 +82,10 @@ def _join(rows: Sequence[Row], shared: int) -> Row:
     tails = [len(row.input_ids) - shared for row in rows]
     parts = [torch.zeros(shared, dtype=torch.long)]
     positions = [torch.arange(shared)]
+    softs = []
     for number, tail in enumerate(tails, start=1):
+        soft = rows[number - 1].soft
+        softs.append(None if soft is None else soft.moved(sum(tails[: number - 1])))
         parts.append(torch.full((tail,), number))
         positions.append(torch.arange(shared, shared + tail))
     return replace(
@@ -91,6 +96,7 @@ def _join(rows: Sequence[Row], shared: int) -> Row:
         segments=torch.stack([torch.zeros(shared + sum(tails), dtype=torch.long), torch.cat(parts)], dim=1),  # (L, 2)
         position_ids=torch.cat(positions),
         targets=[text for r in rows for text in r.targets],
+        soft=join(softs),
     )
 
 
@@ -139,9 +145,12 @@ def _chain(rows: Sequence[Row]) -> Row:
     """Rows one behind the other, the group of each its number in the sequence."""
     if len(rows) == 1:
         return rows[0]
-    segments, positions = [], []
+    segments, positions, softs = [], [], []
+    before = 0
     for group, row in enumerate(rows):
         length = len(row.input_ids)
+        softs.append(None if row.soft is None else row.soft.moved(before))
+        before += length
         part = torch.zeros(length, dtype=torch.long) if row.segments is None else row.segments[:, 1]
         segments.append(torch.stack([torch.full((length,), group), part], dim=1))  # (L, 2)
         positions.append(torch.arange(length) if row.position_ids is None else row.position_ids)
@@ -161,6 +170,7 @@ def _chain(rows: Sequence[Row]) -> Row:
         segments=torch.cat(segments),
         position_ids=torch.cat(positions),
         targets=[text for r in rows for text in r.targets],
+        soft=join(softs),
     )
 
 

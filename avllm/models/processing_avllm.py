@@ -24,6 +24,7 @@ from avllm.data.collate import Batch, Row, collate
 from avllm.data.media.load import Clip, Frames, Sampling, Sound
 from avllm.data.media.part import load_parts
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample
+from avllm.data.soft import Soft
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, loading
 from avllm.fusions.base import consumed_streams
@@ -321,9 +322,9 @@ class AVProcessor(ProcessorMixin):
             )
         media = is_placeholder(ids, self.config.media_token_ids)
         targets = [m.text for m in messages if m.role == "assistant"]
-        return Row(
-            sample.id, ids, labels, list(clips), media, sample.source, sample.kind, targets=targets, clip_places=places
-        )
+        soft = Soft.of(self.content.mixtures(ids, written.words))
+        about = (sample.source, sample.kind)
+        return Row(sample.id, ids, labels, list(clips), media, *about, targets=targets, clip_places=places, soft=soft)
 
     def _check(self, sample: Sample, answer: bool) -> None:
         if answer and not (sample.answer or "").strip():
