@@ -79,7 +79,7 @@ class Contrastive(Decoder):
 
 
 class _Contrast(LogitsProcessor):
-    """Holds the reference's rows in the LLM's cache, a token behind the answer."""
+    """Holds the reference's rows in the LLM's cache, one token short of the answer."""
 
     def __init__(self, model: Any, reference: Reference, alpha: float, beta: float) -> None:
         self.model, self.reference = model, reference
