@@ -85,7 +85,9 @@ def save(picture: bytes, output: Path) -> None:
 
 def main() -> None:
     """Read the command line, chat, and write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, help="folder of a trained model")
     parser.add_argument("clip", type=Path, help="video, sound or picture")
     parser.add_argument("--ask", nargs="+", default=QUESTIONS, help="the questions")

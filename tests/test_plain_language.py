@@ -36,7 +36,10 @@ REPLACEMENTS = {
 OPENINGS = re.compile(r"(What|How|Whether|That|Which)\b")
 """A docstring opens with a verb and its object: "Return the capped size of each source"."""
 
-ALLOWED: dict[str, tuple[str, ...]] = {}
+ALLOWED: dict[str, tuple[str, ...]] = {
+    # A caption of the toy world: "a small red ring stands still".
+    "scripts/toy_world/questions.py": (r"\b(stands?|stood)\b(?! (for|out)\b)",),
+}
 """Patterns of ``REPLACEMENTS`` that a file may use in their plain sense."""
 
 # Not rewritten yet: delete a line here when the room has been rewritten.
@@ -71,11 +74,6 @@ PENDING = (
     "avllm/registry.py",
     "avllm/tokens.py",
     "avllm/training",
-    "scripts/bench",
-    "scripts/broken_media",
-    "scripts/esc10",
-    "scripts/test.sh",
-    "scripts/toy_world",
     "serve/batch_infer.py",
     "serve/chat_demo.py",
     "train/presets",
