@@ -1,8 +1,9 @@
-"""Make docs/chat.png: start the chat on a trained model, ask about a clip, and take a picture of the page.
+"""Make docs/chat.png: start the chat on a trained model, ask about a clip, picture the page.
 
     python scripts/screenshots.py CHECKPOINT CLIP --output docs/chat.png
 
-Needs Chromium and the extras `serve` and `test`. Without --ask, it asks what the quickstart's model knows.
+Needs Chromium and the extras `serve` and `test`. Without --ask, it asks what the quickstart's
+model knows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CaptionJudge the texts that a text model has written."""
+"""Judge the texts that a text model has written."""
 
 from __future__ import annotations
 

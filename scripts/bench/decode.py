@@ -6,8 +6,9 @@ Three contestants, turn by turn in one process, so that whatever else the machin
 them:
 
     ours    `load_video`
-    plain   the usual loop: decord at full size, resized in torch; the whole file's sound decoded and resampled
-    limit   libav alone decodes the packets without which the 16 frames and the sound cannot be had; nothing is
+    plain   the usual loop: decord at full size, resized in torch; the whole file's sound decoded
+            and resampled
+    limit   libav alone decodes the packets that the 16 frames and the sound need; nothing is
             converted, scaled or resampled
 
 `--memory N` then reads N clips and prints by how many MiB the process grew.
@@ -51,7 +52,7 @@ OVER_LIMIT = 1.10
 
 
 def make_clip(path: Path) -> None:
-    """Write a clip of a drifting landscape, two balls and grain, with a chord and noise in stereo."""
+    """Write a clip of a drifting landscape and two balls, with a chord and noise in stereo."""
     drawn = np.random.default_rng(0)
     y, x = np.mgrid[:HEIGHT, : 2 * WIDTH].astype(np.float32)
     hills = 110 + 60 * np.sin(x / 37 + 2 * np.sin(y / 23)) + 40 * np.sin(y / 11)
@@ -279,11 +280,12 @@ def main() -> None:
             figures["memory"] = growth(path, arguments.memory, arguments.backend)
     took = figures["milliseconds"]
     print(
-        f"ours {took['ours']} ms, plain loop {took['plain']} ms: {figures['faster_than_plain']} times as fast "
-        f"(bar {FASTER_THAN_PLAIN})"
+        f"ours {took['ours']} ms, plain loop {took['plain']} ms: "
+        f"{figures['faster_than_plain']} times as fast (bar {FASTER_THAN_PLAIN})"
     )
     print(
-        f"libav alone {took['limit']} ms: ours takes {figures['time_over_limit']}x of it (bar {OVER_LIMIT}x)"
+        f"libav alone {took['limit']} ms: "
+        f"ours takes {figures['time_over_limit']}x of it (bar {OVER_LIMIT}x)"
     )
     if "memory" in figures:
         print(f"{figures['memory']['clips']} clips: {figures['memory']['mib_grown']} MiB more")

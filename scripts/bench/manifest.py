@@ -190,8 +190,9 @@ def main() -> None:
     for name in ("first", "again"):
         f = figures[name]
         print(
-            f"{name:>6}: index {f['index_s']:.2f} s, first batch {f['first_batch_s']:.2f} s (bar {SECONDS:g}), memory "
-            f"{f['held_mib']:.0f} MiB, most {f['most_mib']:.0f} MiB (bar {MEMORY:g})"
+            f"{name:>6}: index {f['index_s']:.2f} s, first batch {f['first_batch_s']:.2f} s "
+            f"(bar {SECONDS:g}), memory {f['held_mib']:.0f} MiB, "
+            f"most {f['most_mib']:.0f} MiB (bar {MEMORY:g})"
         )
     figures["passed"] = (
         figures["first"]["first_batch_s"] <= SECONDS and figures["first"]["most_mib"] <= MEMORY

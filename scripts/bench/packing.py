@@ -1,6 +1,6 @@
 """Measure what it saves that unrelated rows share sequences, and that losses stay the same.
 
-    python scripts/bench/packing.py [--json] [--tiny | --full] [--rows 32] [--length 2048] [--turns 2] [--threads 2]
+    python scripts/bench/packing.py [--json] [--tiny | --full] [--rows 32] [--length 2048]
 
 Rows of 20 to 600 tokens, a third of them with the tokens of a clip, go through a connector and a
 Llama with LoRA, each as a separate row (padded to the longest) and packed; forward and backward,

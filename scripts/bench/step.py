@@ -55,7 +55,10 @@ BAR = 1.10
 
 
 def build(size: dict[str, int]) -> AVLLM:
-    """Features as of SigLIP and Whisper, pooled to 4 tokens a frame and 2 a second, projected; a Llama with LoRA."""
+    """Return a Llama with LoRA and a connector of features as of SigLIP and Whisper.
+
+    They are pooled to 4 tokens a frame and 2 a second, and projected.
+    """
     hidden = size["hidden"]
     llm = {
         "model_type": "llama",
@@ -105,7 +108,7 @@ def build(size: dict[str, int]) -> AVLLM:
 
 
 def features(size: dict[str, int]) -> dict[str, EncoderInput]:
-    """Return features of a clip of ``seconds``: patches of each frame, 50 steps of sound a second."""
+    """Return features of a clip: patches of each frame, 50 steps of sound a second."""
     inputs = {}
     for name, steps, tokens in (
         ("video", size["frames"], size["side"] ** 2),
@@ -229,7 +232,8 @@ def main() -> None:
     figures = measure(TINY if arguments.tiny else FULL, arguments.batch_size, arguments.pairs)
     took = figures["milliseconds"]
     print(
-        f"stage-3 step {took['ours']} ms, bare LLM + LoRA {took['bare']} ms: {figures['ratio']}x (bar {BAR}x)"
+        f"stage-3 step {took['ours']} ms, bare LLM + LoRA {took['bare']} ms: "
+        f"{figures['ratio']}x (bar {BAR}x)"
     )
     print(f"against transformers' own loss ({took['bare_hf']} ms): {figures['ratio_hf']}x")
     if arguments.json:

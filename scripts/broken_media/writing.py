@@ -158,7 +158,7 @@ def noise_packets(source: Path, target: Path, draw: np.random.Generator) -> Path
 
 
 def copy_from(source: Path, target: Path, start: float) -> Path:
-    """Cut without decoding, as most data sets are: an edit list hides the frames before the start."""
+    """Cut without decoding, as most data sets are; an edit list hides what is before the start."""
     with av.open(str(source)) as read, av.open(str(target), "w") as out:
         stream = read.streams.video[0]
         copy = out.add_stream_from_template(stream)

@@ -31,7 +31,7 @@ IGNORE = -100
 
 
 def make_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE of the texts: any text can be spelled, and their words are one token."""
+    """Return a byte-level BPE of the texts: their words are one token, any text can be spelled."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

@@ -104,8 +104,13 @@ WORDINGS: dict[str, list[str]] = {
 }
 # Wordings a clip, in training only, of the kinds that fewest clips allow
 REPEATS = {
-    "seen.bounces": 2, "heard.pulses": 2, "both.first": 2, "both.sync": 2, "both.silent": 2, "when.thing": 2,
-}  # fmt: skip
+    "seen.bounces": 2,
+    "heard.pulses": 2,
+    "both.first": 2,
+    "both.sync": 2,
+    "both.silent": 2,
+    "when.thing": 2,
+}
 UNANSWERABLE_SHARE = 0.09  # of the answerable rows of each kind
 
 
@@ -204,7 +209,7 @@ def balance(rows: list[dict], unseen: bool, rng: np.random.Generator) -> list[di
 
 
 def word(rows: list[dict], repeats: int, rng: np.random.Generator) -> list[dict]:
-    """Deal the wordings out evenly within each (cell, answer); `repeats` different wordings a row."""
+    """Deal the wordings out evenly within each (cell, answer), `repeats` of them a row."""
     groups = defaultdict(list)
     for row in rows:
         groups[(row["cell"], row["answer"] if row["kind"] in CHOICES else "")].append(row)

@@ -117,13 +117,25 @@ def script_clip(seed: int, split: str, index: int, form: str, program: str, deta
     unseen = split == "unseen"
     timing = draw_timing(program, detail, rng)
     clip = {
-        "id": f"{split}-{index:06d}", "split": split, "index": index, "form": form, "program": program,
+        "id": f"{split}-{index:06d}",
+        "split": split,
+        "index": index,
+        "form": form,
+        "program": program,
         "file": f"clips/{split}-{index:06d}.{SUFFIX[form]}",
-        "duration": timing["duration"], "fps": FPS, "rate": RATE,
-        "objects": [], "direction": None, "walls": None, "background": None,
+        "duration": timing["duration"],
+        "fps": FPS,
+        "rate": RATE,
+        "objects": [],
+        "direction": None,
+        "walls": None,
+        "background": None,
         "events": {"bounces": [], "appears": None, "vanishes": None},
-        "sounds": [], "clicks": [], "click_at_bounce": [], "silent_bounces": None,
-    }  # fmt: skip
+        "sounds": [],
+        "clicks": [],
+        "click_at_bounce": [],
+        "silent_bounces": None,
+    }
     # both are drawn in every form, so that a stream's script does not depend on the other stream's
     # being there
     picture = draw_picture(program, timing, unseen, rng)
