@@ -48,8 +48,6 @@ PENDING = (
     "avllm/cli",
     "avllm/config.py",
     "avllm/data/augment.py",
-    "avllm/data/cache",
-    "avllm/data/check",
     "avllm/data/collate.py",
     "avllm/data/dataset.py",
     "avllm/data/index.py",

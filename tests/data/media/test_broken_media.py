@@ -13,7 +13,7 @@ from tiny import World, make_world, settings
 from tiny_runs import losses, run
 
 from avllm.config import RunConfig
-from avllm.data.check.files import Looking
+from avllm.data.check.files import ExamineOptions
 from avllm.data.check.run import check
 from avllm.inference.row_tokens import ProcessorTokens, reading
 from avllm.models.building.described import stage_processor
@@ -51,8 +51,8 @@ def checked(media: Path, world: World, tmp_path_factory: pytest.TempPathFactory)
     """The folder of a check that reads as the stage does."""
     output = tmp_path_factory.mktemp("checked")
     processor = stage_processor(RunConfig.model_validate(stage(world, media, output / "run")))
-    looking = Looking("sample", processor, reading(processor), workers=2)
-    check([media / "manifest.jsonl"], looking=looking, tokens=ProcessorTokens(processor), output=output)
+    options = ExamineOptions("sample", processor, reading(processor), workers=2)
+    check([media / "manifest.jsonl"], options=options, tokens=ProcessorTokens(processor), output=output)
     return output
 
 
