@@ -54,7 +54,6 @@ PENDING = (
     "avllm/data/items.py",
     "avllm/data/loader.py",
     "avllm/data/manifest.py",
-    "avllm/data/media",
     "avllm/data/mixture.py",
     "avllm/data/packing.py",
     "avllm/data/reading.py",

@@ -31,7 +31,7 @@ from avllm.data.check.workers import Lost, run_guarded
 from avllm.data.collate import IGNORE, Row
 from avllm.data.items import read_quarantine
 from avllm.data.media.load import REASONS as MEDIA_REASONS
-from avllm.data.media.whole import Whole
+from avllm.data.media.whole import WholeFile
 from avllm.data.schema import RowError, Sample
 from avllm.inference.row_tokens import ProcessorTokens, TextTokens, reading
 from avllm.inference.shown import check_row, sheet, show
@@ -315,7 +315,7 @@ def test_a_file_with_a_warning_is_still_decoded_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mute = write_clip(tmp_path / "mute.mp4", (0, 200, 0), None)
-    monkeypatch.setattr(check_file, "decode_whole", lambda path, timeout: Whole(8, 0.0, 100, 1))
+    monkeypatch.setattr(check_file, "decode_whole", lambda path, timeout: WholeFile(8, 0.0, 100, 1))
     result = examine(PlainReader(), "full", FileJob(str(mute), (Use("video"),)))
     assert reasons_of(result) == ["damaged"]
     assert re.findall(r"\d+", result["problems"][0].detail) == ["1", "100"]
