@@ -18,7 +18,7 @@ from avllm.data.check.run import check
 from avllm.inference.row_tokens import ProcessorTokens, reading
 from avllm.models.building.described import stage_processor
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CLASSES = 56
 
 

@@ -30,7 +30,7 @@ from data.media.media_files import (
 
 from avllm.data.media.load import Sampling, load_audio, load_image, load_video, probe
 
-REAL = Path(__file__).resolve().parents[2] / "../shared/data/media"
+REAL = Path(__file__).resolve().parents[3] / "../shared/data/media"
 
 
 @pytest.fixture(scope="module")
