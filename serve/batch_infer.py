@@ -44,16 +44,25 @@ def main() -> None:
         )
     again = "; those are not asked again: give them in another --input" if done.errors else ""
     print(
-        f"{arguments.output}: {done.before} rows were there, {done.added} added; of all {done.errors} are errors{again}"
+        f"{arguments.output}: {done.before} rows were there, {done.added} added; of all {done.errors} are "
+        f"errors{again}",
     )
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     found.add_argument("checkpoint", type=Path, help="folder of a trained model")
     found.add_argument("--input", type=Path, required=True, help="requests, JSONL")
-    found.add_argument("--output", type=Path, required=True, help="answers, JSONL; <output>.run.json stands beside it")
+    found.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="answers, JSONL; <output>.run.json lies beside it",
+    )
     found.add_argument("--batch-size", type=positive, default=8)
     found.add_argument("--workers", type=positive, default=2, help="threads that decode ahead")
     found.add_argument("--max-new-tokens", type=positive, default=256)

@@ -44,7 +44,7 @@ Updates = dict[Any, Any]
 
 
 class Demo:
-    """The page and its events. Every visitor gets a chat of their own on the one model.
+    """The page and its events. Each visitor gets a separate chat with the one model.
 
     Args:
         chat: its model and processor are used; its history is not.
@@ -101,7 +101,7 @@ class Demo:
             elem_id="chat",
             buttons=["copy"],
             feedback_options=None,
-            placeholder="Your questions and the model's answers stand here.",
+            placeholder="Your questions and the model's answers appear here.",
         )
         self.question = gr.Textbox(
             show_label=False,
@@ -258,7 +258,7 @@ def readable(error: BaseException) -> str:
 
 
 def failed(error: BaseException) -> str:
-    """The message that stands where an answer was expected."""
+    """Return the message that is shown in place of an answer."""
     return f"{readable(error)}\n\n*This question is not part of the chat; ask again, or drop another file.*"
 
 
@@ -271,12 +271,12 @@ def media_kind_or_video(file: str) -> str:
 
 
 def in_history(chat: Chat, file: str) -> bool:
-    """Whether a turn of the chat already holds the file."""
+    """Return whether a turn of the chat already holds the file."""
     return any(getattr(part, "path", None) == file for message in chat.messages for part in message.content)
 
 
 def with_name(question: str, file: str | None) -> str:
-    """The question as the chat shows it, under the name of the file that comes with it."""
+    """Return the question as the chat shows it, under the name of the file that comes with it."""
     return question if file is None else f"`{Path(file).name}`\n\n{question}"
 
 
@@ -354,7 +354,7 @@ def main() -> None:
 
 
 def serve(demo: Demo, host: str, port: int, max_file_mb: int, **options: Any) -> tuple[Any, str, str]:
-    """Launch: this machine only unless told otherwise, no share link, no files but uploads, no analytics, no SSR."""
+    """Launch: this machine only by default, no share link, no files but uploads, no analytics, no SSR."""
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=["monospace"])
     return demo.page.queue(default_concurrency_limit=1, max_size=32).launch(
         server_name=host,
