@@ -21,31 +21,15 @@ if TYPE_CHECKING:
 data = typer.Typer(help="Check, show and count what is trained on.", no_args_is_help=True)
 
 Manifests = Annotated[list[Path], typer.Argument(help="Manifests (JSONL).")]
-Preset = Annotated[
-    Path | None,
-    typer.Option(help="Read as the model of this preset would (its LLM is not loaded)."),
-]
+Preset = Annotated[Path | None, typer.Option(help="Read as the model of this preset would (its LLM is not loaded).")]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="section.key=value for the preset, as in training; may be repeated.",
-    ),
+    list[str] | None, typer.Option("--set", help="section.key=value for the preset, as in training; may be repeated.")
 ]
 Checkpoint = Annotated[Path | None, typer.Option(help="Read as the model in this folder would.")]
-Tokenizer = Annotated[
-    str | None,
-    typer.Option(help="Count the text's tokens with this tokenizer (name or folder)."),
-]
-MaxLength = Annotated[
-    int | None,
-    typer.Option(min=1, help="Longest row in tokens; the preset's, else 2048."),
-]
+Tokenizer = Annotated[str | None, typer.Option(help="Count the text's tokens with this tokenizer (name or folder).")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Longest row in tokens; the preset's, else 2048.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that read files.")]
-Timeout = Annotated[
-    float,
-    typer.Option(min=0.1, help="Seconds after which reading a file is given up."),
-]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which reading a file is given up.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, as last line.")]
 CPUS = os.cpu_count() or 1
 NO_LIMIT = sys.maxsize  # tokens: for counting rows that training may find too long
@@ -54,21 +38,14 @@ NO_LIMIT = sys.maxsize  # tokens: for counting rows that training may find too l
 @data.command()
 def check(
     manifests: Manifests,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder for report, page, quarantine list and journal."),
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for report, page, quarantine list and journal.")] = None,
     decode: Annotated[
         Literal["headers", "sample", "full"],
-        typer.Option(
-            help="headers alone; sample: also what training reads; full: also every other packet.",
-        ),
+        typer.Option(help="headers alone; sample: also what training reads; full: also every other packet."),
     ] = "sample",
     against: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Test rows, which must not occur in training; of several files: --against a --against b.",
-        ),
+        typer.Option(help="Test rows, which must not occur in training; of several files: --against a --against b."),
     ] = None,
     preset: Preset = None,
     overrides: Overrides = None,
@@ -77,10 +54,7 @@ def check(
     max_length: MaxLength = None,
     workers: Workers = CPUS,
     timeout: Timeout = 60.0,
-    strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Exit with 1 when there are errors."),
-    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are errors.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find what is wrong with manifests and their files before training does."""
@@ -90,12 +64,7 @@ def check(
     from avllm.data.check.tables import print_report
 
     options, tokens = _examine_options(
-        _processor(preset, overrides, checkpoint),
-        tokenizer,
-        max_length,
-        timeout,
-        workers,
-        decode,
+        _processor(preset, overrides, checkpoint), tokenizer, max_length, timeout, workers, decode
     )
     report = run(manifests, options=options, against=against or [], tokens=tokens, output=output)
     print_report(report, output, counted=tokens is not None)
@@ -114,10 +83,7 @@ def show(
     overrides: Overrides = None,
     checkpoint: Checkpoint = None,
     max_length: MaxLength = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder for frames and spectrogram (PNG)."),
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for frames and spectrogram (PNG).")] = None,
     as_json: Json = False,
 ) -> None:
     """Show a row as the model gets it: the chat with its media runs, and what is trained on: green, or in [[ ]]."""
@@ -132,25 +98,16 @@ def show(
 
     processor = _processor(preset, overrides, checkpoint)
     if processor is None:
-        raise UserError(
-            "neither --preset nor --checkpoint is given; a row is shown as a model gets it, so name one",
-        )
+        raise UserError("neither --preset nor --checkpoint is given; a row is shown as a model gets it, so name one")
     processor.max_length = max_length or processor.max_length
     line, sample = _row(manifest, row, identity)
     try:
         shown = look(processor, sample, manifest.parent)
     except (MediaError, RowError) as error:
-        raise UserError(
-            f"{manifest} line {line}, row {sample.id!r}: {error.reason}: {error}",
-        ) from error
+        raise UserError(f"{manifest} line {line}, row {sample.id!r}: {error.reason}: {error}") from error
     console = Console()
     colours = console.color_system is not None and not console.no_color
-    console.print(
-        shown.text if colours else shown.marked,
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+    console.print(shown.text if colours else shown.marked, soft_wrap=True, markup=False, highlight=False)
     console.print(
         f"\n{shown.sample.id}: {len(shown.row.input_ids)} tokens, {shown.row.num_targets} trained on "
         f"({'green' if colours else 'in [[ ]]'}), longest row {processor.max_length}",
@@ -159,31 +116,20 @@ def show(
     )
     for number, media in enumerate(shown.media):
         runs = " + ".join(f"{count} {stream}" for stream, count in media.tokens.items())
-        console.print(
-            f"media {number}: {media.part.path}, {media.duration:.2f} s: {runs} tokens",
-            highlight=False,
-        )
+        console.print(f"media {number}: {media.part.path}, {media.duration:.2f} s: {runs} tokens", highlight=False)
     written = [] if output is None else save_pictures(shown, output)
     for path in written:
         typer.echo(str(path))
     if as_json:
-        counts: dict[str, Any] = {
-            "tokens": len(shown.row.input_ids),
-            "trained": shown.row.num_targets,
-        }
+        counts: dict[str, Any] = {"tokens": len(shown.row.input_ids), "trained": shown.row.num_targets}
         counts["pieces"] = [[piece.kind, piece.text, piece.tokens] for piece in shown.pieces]
-        typer.echo(
-            json.dumps({"id": shown.sample.id, **counts, "files": [str(p) for p in written]}),
-        )
+        typer.echo(json.dumps({"id": shown.sample.id, **counts, "files": [str(p) for p in written]}))
 
 
 @data.command()
 def stats(
     manifests: Manifests,
-    probe: Annotated[
-        bool,
-        typer.Option("--probe", help="Open every file for the length of its clip."),
-    ] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Open every file for the length of its clip.")] = False,
     preset: Preset = None,
     overrides: Overrides = None,
     checkpoint: Checkpoint = None,
@@ -201,12 +147,7 @@ def stats(
     model = preset is not None or checkpoint is not None  # a model's media tokens are known when files were read
     decode: Literal["headers", "sample"] = "sample" if model else "headers"
     options, tokens = _examine_options(
-        _processor(preset, overrides, checkpoint),
-        tokenizer,
-        NO_LIMIT,
-        timeout,
-        workers,
-        decode,
+        _processor(preset, overrides, checkpoint), tokenizer, NO_LIMIT, timeout, workers, decode
     )
     found = count(manifests, options=options if probe or model else None, tokens=tokens)
     print_stats(found, opened=probe or model)
@@ -217,10 +158,7 @@ def stats(
 @data.command()
 def mix(
     stage: Annotated[Path, typer.Argument(help="A preset (YAML).")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="section.key=value, as in training."),
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as in training.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that will train together.")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -236,31 +174,18 @@ def mix(
     given = config.data
     manifests = [source.manifest for source in given.train]
     quarantine = read_quarantine(given.quarantine)
-    items = Items(
-        manifests,
-        pack=given.shares_media,
-        max_packed=given.max_packed,
-        quarantine=quarantine,
-    )
+    items = Items(manifests, pack=given.shares_media, max_packed=given.max_packed, quarantine=quarantine)
     found = portions(config, items, processes)
     print_mixture(found, given.temperature)
     if as_json:
-        typer.echo(
-            json.dumps({"sources": [vars(portion) for portion in found]}, ensure_ascii=False),
-        )
+        typer.echo(json.dumps({"sources": [vars(portion) for portion in found]}, ensure_ascii=False))
 
 
 @data.command()
 def pack(
     manifests: Manifests,
-    output: Annotated[
-        Path,
-        typer.Option(help="Folder for the shards and the manifests that go with them."),
-    ],
-    shard_size: Annotated[
-        str,
-        typer.Option(help="Bytes that a shard does not pass: 500MB, 1GB, ..."),
-    ] = "1GB",
+    output: Annotated[Path, typer.Option(help="Folder for the shards and the manifests that go with them.")],
+    shard_size: Annotated[str, typer.Option(help="Bytes that a shard does not pass: 500MB, 1GB, ...")] = "1GB",
     as_json: Json = False,
 ) -> None:
     """Put manifests and their media into tar shards (as WebDataset does); training reads DIR/NAME.jsonl or its URL."""
@@ -274,30 +199,20 @@ def pack(
         size = f"{packed.size / 1e6:,.1f} MB in {packed.shards} shards"
         typer.echo(f"{packed.manifest}: {packed.rows:,} rows, {size}; left out: {dropped}")
     if as_json:
-        typer.echo(
-            json.dumps({"packed": [{**vars(p), "manifest": str(p.manifest)} for p in found]}),
-        )
+        typer.echo(json.dumps({"packed": [{**vars(p), "manifest": str(p.manifest)} for p in found]}))
 
 
 @data.command()
 def encode(
     stage: Annotated[Path, typer.Argument(help="A preset (YAML) with data.cache.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="section.key=value, as in training."),
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as in training.")] = None,
     workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Processes that decode, with Ray also encode; data.num_workers."),
+        int | None, typer.Option(min=0, help="Processes that decode, with Ray also encode; data.num_workers.")
     ] = None,
     engine: Engine = "local",
     gpus: Gpus = 0.0,
     processes: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Processes that will train; they draw so many rows more. As many as here.",
-        ),
+        int | None, typer.Option(min=1, help="Processes that will train; they draw so many rows more. As many as here.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -319,9 +234,7 @@ def encode(
     found = summary(encode_stage(config, accelerator, ray_workers, gpus, processes))
     if not accelerator.is_main_process:
         return
-    typer.echo(
-        f"{found['folder']}: {found['encoded']} of {found['wanted']} clips encoded in {found['seconds']} s",
-    )
+    typer.echo(f"{found['folder']}: {found['encoded']} of {found['wanted']} clips encoded in {found['seconds']} s")
     failed: Any = found["failed"]
     for place, error in failed.items():
         typer.secho(f"left out {place}: {error}", fg="yellow", err=True)
@@ -329,18 +242,12 @@ def encode(
         typer.echo(json.dumps(found))
 
 
-def _processor(
-    preset: Path | None,
-    overrides: list[str] | None,
-    checkpoint: Path | None,
-) -> AVProcessor | None:
+def _processor(preset: Path | None, overrides: list[str] | None, checkpoint: Path | None) -> AVProcessor | None:
     """The processor that rows are read with; None when neither is given."""
     if preset is not None and checkpoint is not None:
         raise UserError("both --preset and --checkpoint are given; expected one of the two")
     if overrides and preset is None:
-        raise UserError(
-            f"--set {overrides[0]} changes a preset, and no --preset is given; name one, or leave it out",
-        )
+        raise UserError(f"--set {overrides[0]} changes a preset, and no --preset is given; name one, or leave it out")
     if preset is None and checkpoint is None:
         return None
     from avllm.log import hush_libraries
@@ -387,9 +294,7 @@ def _examine_options(
     from avllm.inference.row_tokens import ProcessorTokens, reading
 
     processor.timeout, processor.max_length = timeout, max_length or processor.max_length
-    return ExamineOptions(decode, processor, reading(processor), workers), ProcessorTokens(
-        processor,
-    )
+    return ExamineOptions(decode, processor, reading(processor), workers), ProcessorTokens(processor)
 
 
 def _text_tokens(name: str, max_length: int) -> TokenCounter:
