@@ -18,6 +18,7 @@ from avllm.data.collate import Batch
 from avllm.decoders.base import Decoder
 from avllm.fusions.base import Fusion
 from avllm.models.attention import llm_inputs
+from avllm.models.llm import head_is_plain
 from avllm.models.lora import ActiveSets, active_sets
 from avllm.tokens import Tokens
 
@@ -78,6 +79,11 @@ class LLMCalls:
         with self.beside_llm(None):
             out = decoder(input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False)
         return out.last_hidden_state
+
+    def head_is_plain(self) -> bool:
+        """Return whether logits are the LLM's head applied to its last hidden states, so that few may be computed."""
+        with self.beside_llm(None):
+            return head_is_plain(self.llm)
 
     @torch.no_grad()
     def prefill(self, embeds: Tensor, batch: Batch, tokens: dict[str, Tokens]) -> CachedRows:

@@ -82,30 +82,6 @@ def next_token_loss(logits: Tensor, wanted: Tensor, soft: SoftTargets | None = N
     return loss, hits
 
 
-def head_is_plain(llm: Any) -> bool:
-    """Whether the LLM's logits are its head applied to its last hidden states, with nothing before or behind it.
-
-    Soft caps and scales (Gemma 2, Cohere, ...) are found by trying rather than by a list of architectures: the head is
-    made to answer a ramp of large numbers, which has to come out as it is.
-    """
-    head, training, taken = llm.get_output_embeddings(), llm.training, []
-
-    def answer_a_ramp(_: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        taken.append(inputs[0])
-        return torch.linspace(-100, 100, logits.shape[-1], device=logits.device, dtype=logits.dtype).expand_as(logits)
-
-    handle = head.register_forward_hook(answer_a_ramp)
-    llm.eval()
-    with torch.no_grad():
-        ids = torch.tensor([[1, 2]], device=llm.get_input_embeddings().weight.device)
-        logits = llm(input_ids=ids, use_cache=False).logits
-        hidden = llm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    handle.remove()
-    llm.train(training)
-    ramp = torch.linspace(-100, 100, logits.shape[-1], device=logits.device, dtype=logits.dtype)
-    return len(taken) == 1 and torch.allclose(taken[0], hidden) and torch.allclose(logits, ramp.expand_as(logits))
-
-
 class NextToken(Objective):
     """Cross-entropy of each target given what stands before it; its weight is the number of targets."""
 
@@ -113,7 +89,7 @@ class NextToken(Objective):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self.plain_head = head_is_plain(model.llm)
+        self.plain_head = model.head_is_plain()
 
     def weight(self, batch: Batch) -> float:
         """Target tokens that have a predecessor."""
