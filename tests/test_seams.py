@@ -18,6 +18,7 @@ from avllm.config import ModelConfig
 from avllm.data.manifest import read_manifest
 from avllm.data.schema import Sample
 from avllm.evaluation.command import run_eval
+from avllm.inference.generation import Generation
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
@@ -287,3 +288,91 @@ def test_time_codec(world: World, own: Own, tmp_path: Path) -> None:
     assert processor.content.write(messages, [1.0]).messages[1].text == "@f"
     assert processor.say_seconds("it is @c", 10.0) == "it is 2.0 s"
     assert read(world, processor, manifest).num_targets > 0
+
+
+FUSION = '''
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from avllm.fusions.base import Fusion, decoder_layers
+
+
+class AddMean(Fusion):
+    """The mean of a row's tokens, added to what the LLM's first layer reads."""
+
+    def __init__(self, widths, llm, *, streams=["audio"]):
+        super().__init__(widths, llm, streams=streams)
+        self.gate = nn.Parameter(torch.ones(1))
+
+    def prepare(self, tokens, batch):
+        x, mask = tokens[self.streams[0]].flat()
+        mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)  # (B, D)
+        rows = x.new_zeros(len(batch.input_ids), x.shape[-1]).index_add(0, batch.clip_row, mean)
+        return self.gate * rows[:, None]  # (R, 1, D)
+
+    @contextmanager
+    def context(self, llm, prepared):
+        def add(module, arguments):
+            return (arguments[0] + prepared, *arguments[1:])
+
+        if prepared is None:
+            yield
+            return
+        hook = decoder_layers(llm)[0].register_forward_pre_hook(add)
+        try:
+            yield
+        finally:
+            hook.remove()
+'''
+
+
+def test_fusion(world: World, own: Own) -> None:
+    model, processor = compose(world, fusion={"type": f"{own(FUSION)}:AddMean", "streams": ["audio"]})
+    batch = read(world, processor)
+    assert "audio" not in model.config.media_token_ids or not bool(
+        (batch.input_ids == model.config.media_token_ids["audio"]).any()
+    )
+    with torch.no_grad():
+        open_gate = model(batch).logits
+        model.fusion.gate.zero_()
+        shut = model(batch).logits
+    heard = [number for number in range(4) if bool(batch.streams["audio"].mask[number].any())]
+    assert all(not torch.equal(open_gate[r], shut[r]) for r in heard)
+    assert all(torch.equal(open_gate[r], shut[r]) for r in range(4) if r not in heard)
+
+
+DECODER = '''
+import torch
+from transformers import LogitsProcessor
+
+from avllm.decoders.base import Decoder
+
+
+class Only(Decoder):
+    """Says one token again and again."""
+
+    def __init__(self, *, token):
+        self.token = token
+
+    def processors(self, model, batch):
+        return [_Only(self.token)]
+
+
+class _Only(LogitsProcessor):
+    def __init__(self, token):
+        self.token = token
+
+    def __call__(self, input_ids, scores):
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([self.token]), 0.0)
+'''
+
+
+def test_decoder(world: World, own: Own) -> None:
+    model, processor = compose(world)
+    token = processor.tokenizer.convert_tokens_to_ids("green")
+    spec = {"type": f"{own(DECODER)}:Only", "token": token}
+    batch = processor(read_manifest(world.questions)[:2], world.questions.parent)
+    arguments = Generation(max_new_tokens=3, decoding=spec).arguments(model, processor)
+    assert processor.decode(model.generate(batch, **arguments)) == ["green green green"] * 2
