@@ -17,8 +17,11 @@ from tiny_runs import losses, run
 from avllm.config import ModelConfig
 from avllm.data.manifest import read_manifest
 from avllm.data.schema import Sample
+from avllm.errors import UserError
 from avllm.evaluation.command import run_eval
+from avllm.evaluation.runner import evaluate
 from avllm.inference.generation import Generation
+from avllm.models.attention import PackingError, check_packing
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor, load_tokenizer
@@ -132,7 +135,7 @@ class Colour(Encoder):
         self.gain = nn.Parameter(torch.tensor(gain))
 
     def options(self):
-        return {"gain": float(self.gain)}
+        return {"gain": self.gain.item()}
 
     def preprocessor(self):
         return ColourReader()
@@ -376,3 +379,70 @@ def test_decoder(world: World, own: Own) -> None:
     batch = processor(read_manifest(world.questions)[:2], world.questions.parent)
     arguments = Generation(max_new_tokens=3, decoding=spec).arguments(model, processor)
     assert processor.decode(model.generate(batch, **arguments)) == ["green green green"] * 2
+
+
+BY_CONTENT = '''
+import torch
+
+from avllm.adapters.base import StreamAdapter
+from avllm.tokens import Grid, Tokens
+
+
+class Bright(StreamAdapter):
+    """Keep the tokens whose first feature is above the clip's mean."""
+
+    by_content = True
+
+    def __init__(self, widths, llm_dim, *, stream):
+        super().__init__(widths, llm_dim, stream)
+
+    def adapt(self, tokens, prompt=None):
+        x, real = tokens.flat()  # (B, N, D), (B, N)
+        mean = (x[..., 0] * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+        keep = real & (x[..., 0] > mean)
+        rank = torch.where(keep, 2, torch.where(real, 1, 3))  # surplus, then kept, then what is no place at all
+        order = rank.argsort(dim=1, stable=True)  # (B, N)
+        x = x.gather(1, order[..., None].expand_as(x))
+        whole = tokens.span.new_zeros(len(x), 1, 2)
+        places = {"places": real.gather(1, order)[:, None]}
+        return Tokens(x[:, None], keep.gather(1, order)[:, None], whole, places)
+
+    def grid(self, grid):
+        count = int(grid.mask.sum())
+        return Grid(torch.zeros(1, 2), torch.ones(1, count, dtype=torch.bool), at_most=True)
+'''
+
+
+def by_content(world: World, own: Own, **changes: Any) -> tuple[AVLLM, AVProcessor]:
+    bright = {"type": f"{own(BY_CONTENT)}:Bright", "stream": "video"}
+    return compose(world, connector=[bright, *world.model["connector"]], **changes)
+
+
+def test_count_by_content(world: World, own: Own) -> None:
+    """Places without a token are as if they were not there, in a batch, alone and while an answer grows."""
+    model, processor = by_content(world, own)
+    rows, root = read_manifest(world.questions), world.questions.parent
+    batch = processor(rows, root, answer=True)
+    seen = model.visible(batch)
+    surplus = batch.attention_mask & ~seen.attention_mask
+    counts = surplus.sum(1)
+    assert int(counts.min()) > 0
+    assert len(set(counts.tolist())) > 1  # content decides
+    with torch.no_grad():
+        embeds, logits = model.embed(batch), model(batch).logits
+        for number in range(len(rows)):
+            keep = seen.attention_mask[number]
+            alone = model.llm(inputs_embeds=embeds[number : number + 1, keep]).logits[0]
+            assert torch.allclose(logits[number, keep], alone, atol=1e-4)
+        together = processor.decode(model.generate(processor(rows, root), max_new_tokens=4))
+        singly = [processor.decode(model.generate(processor([r], root), max_new_tokens=4))[0] for r in rows]
+    assert together == singly
+    assert [p.answer for p in evaluate(model, processor, world.questions, max_new_tokens=4).predictions] == singly
+
+
+def test_what_content_decides_is_not_sorted_by_time_nor_packed(world: World, own: Own) -> None:
+    model, processor = by_content(world, own, layout={"type": "interleave"})
+    with pytest.raises(UserError, match="interleave"):
+        read(world, processor)
+    with pytest.raises(PackingError, match="content"):
+        check_packing(model)

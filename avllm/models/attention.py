@@ -110,6 +110,11 @@ def check_packing(model: Any) -> None:
             f"data.pack is set, but {', '.join(conditioned)} in the connector reads the question of each row, and a "
             "packed row has several. Leave out data.pack, or the conditioned adapter"
         )
+    if model.connector.by_content:
+        raise PackingError(
+            "data.pack is set, but content decides how many tokens the connector makes, so that positions in a packed "
+            "row are not known beforehand. Leave out data.pack"
+        )
     if config._attn_implementation not in MASKED:
         raise PackingError(
             f"data.pack is set with attention {config._attn_implementation!r}, which takes no mask between rows; "

@@ -34,6 +34,8 @@ class LLMCalls:
 
     if TYPE_CHECKING:  # what the rest of the model offers
 
+        def visible(self, batch: Batch, tokens: dict[str, Tokens] | None = None) -> Batch: ...
+
         def media_tokens(self, batch: Batch) -> dict[str, Tokens]: ...
 
         def shared_media(self) -> AbstractContextManager[None]: ...
@@ -44,12 +46,12 @@ class LLMCalls:
         """The LLM on embedded rows ``(R, L, D)``, with the batch's mask, positions and packing."""
         wanted = {} if keep is None else {"logits_to_keep": keep}
         with self.beside_llm(batch):
-            return self.llm(**llm_inputs(self.llm.config, embeds, batch), **wanted)
+            return self.llm(**llm_inputs(self.llm.config, embeds, self.visible(batch)), **wanted)
 
     def run_decoder(self, embeds: Tensor, batch: Batch) -> Tensor:
         """The same without the head: last hidden states ``(R, L, D)``, for losses that need logits at few places."""
         with self.beside_llm(batch):
-            return self.llm.get_decoder()(**llm_inputs(self.llm.config, embeds, batch)).last_hidden_state
+            return self.llm.get_decoder()(**llm_inputs(self.llm.config, embeds, self.visible(batch))).last_hidden_state
 
     @contextmanager
     def beside_llm(self, batch: Batch | None, tokens: dict[str, Tokens] | None = None) -> Iterator[None]:
@@ -113,7 +115,7 @@ class LLMCalls:
         with self.beside_llm(batch, tokens):
             return self.llm.generate(
                 inputs_embeds=self.merge_media(batch.input_ids, tokens, batch),
-                attention_mask=batch.attention_mask.long(),
+                attention_mask=self.visible(batch, tokens).attention_mask.long(),
                 **{"do_sample": False, "max_new_tokens": 256, **kwargs},
             )
 
@@ -153,7 +155,7 @@ class CachedRows:
         self.model, self.batch, self.tokens = model, batch, tokens
         self.mask = batch.attention_mask[:, :0]  # (R, 0)
         self.cache: Any = None
-        self.logits = self._read(batch.attention_mask, inputs_embeds=embeds)
+        self.logits = self._read(model.visible(batch, tokens).attention_mask, inputs_embeds=embeds)
 
     def extend(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Read further tokens ``(R, N)`` and return the logits ``(R, V)`` after the last.

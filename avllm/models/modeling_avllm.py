@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -33,7 +34,7 @@ from avllm.models.encoders import build_encoder, load_encoder, widths_of
 from avllm.models.llm import is_quantised, load_llm
 from avllm.models.llm_calls import LLMCalls
 from avllm.models.lora import ActiveSets, activate, add_set, eval_frozen_sets, merge_sets
-from avllm.models.merge import merge_media
+from avllm.models.merge import merge_media, surplus_places
 from avllm.models.words import AddedWords, checked_words, needed_words
 from avllm.tokens import StreamBatch, Tokens
 
@@ -236,6 +237,19 @@ class AVLLM(LLMCalls, PreTrainedModel):
     def merge_media(self, input_ids: Tensor, streams: dict[str, Tokens], batch: Batch | None = None) -> Tensor:
         """Embed the text and put the media tokens in their places: :func:`avllm.models.merge.merge_media`."""
         return merge_media(self.llm.get_input_embeddings(), input_ids, self.config.media_token_ids, streams, batch)
+
+    def visible(self, batch: Batch, tokens: dict[str, Tokens] | None = None) -> Batch:
+        """Mask the placeholders for which content left no token: the LLM neither sees nor counts them.
+
+        Args:
+            tokens: the connector's output for the batch; None computes it.
+        """
+        if not self.connector.by_content:
+            return batch
+        if tokens is None:
+            tokens = self.media_tokens(batch) if batch.streams else {}
+        mask = batch.attention_mask & ~surplus_places(batch.input_ids, self.config.media_token_ids, tokens)  # (R, L)
+        return replace(batch, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
 
     def media_tokens(self, batch: Batch) -> dict[str, Tokens]:
         """A batch -> the connector's output by stream, ``(B, T', P', D)``."""
