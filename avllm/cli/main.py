@@ -166,7 +166,7 @@ def retrieve(
 
 @app.command()
 def parts(
-    kind: Annotated[str | None, typer.Argument(help="encoders, adapters, layouts, objectives or benchmarks.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="adapters, decoders, encoders, fusions, layouts, ...")] = None,
     name: Annotated[str | None, typer.Argument(help="One part: its documentation and options.")] = None,
     as_json: Json = False,
 ) -> None:
