@@ -98,7 +98,9 @@ def test_manifests_are_valid_and_rows_of_a_clip_are_adjacent(made):
 def test_no_file_and_no_caption_is_shared_between_the_splits(made):
     files = hashes(made / "clips")
     assert len(set(files.values())) == len(files) == CLIPS
-    captions = {s: [text(r) for r in jsonl(made / f"captions_{s}.jsonl")] for s in scripting.SPLITS}
+    captions = {}
+    for split in scripting.SPLITS:
+        captions[split] = [text(row) for row in jsonl(made / f"captions_{split}.jsonl")]
     assert not set(captions["train"]) & set(captions["test"])
     assert all(len(set(captions[s])) == len(captions[s]) for s in ("validation", "test", "unseen"))
 
@@ -118,14 +120,14 @@ def test_a_click_written_at_one_second_is_found_there(tmp_path):
     audio[scripting.RATE : scripting.RATE + 160] = 0.8
     path = tmp_path / "click.mp4"
     rendering.write_mp4(path, np.full((24, 96, 96, 3), 90, np.uint8), audio)
-    found = np.argmax(np.abs(decoded_sound(path)) > 0.4) / scripting.RATE
-    assert found == pytest.approx(1.0, abs=0.010)
+    second = np.argmax(np.abs(decoded_sound(path)) > 0.4) / scripting.RATE
+    assert second == pytest.approx(1.0, abs=0.010)
     with av.open(str(path)) as file:
         assert [f.time for f in file.decode(video=0)] == [i / 8 for i in range(24)]
     media = pytest.importorskip("avllm.data.media.load")
     clip = media.load_video(path, sampling=media.Sampling(fps=8), rate=scripting.RATE)
-    found = clip.sound.start + int((clip.sound.x.abs() > 0.4).int().argmax()) / clip.sound.rate
-    assert found == pytest.approx(1.0, abs=0.010)
+    second = clip.sound.start + int((clip.sound.x.abs() > 0.4).int().argmax()) / clip.sound.rate
+    assert second == pytest.approx(1.0, abs=0.010)
     assert clip.frames.span[0, 0] == 0
 
 
