@@ -14,7 +14,7 @@ from avllm.errors import UserError
 from avllm.inference.generation import Generation
 from avllm.inference.perceived import Perceived, perceive
 from avllm.inference.stream import stream_text
-from avllm.tokens import EncoderInput
+from avllm.tokens import EncoderInput, duration_of
 
 if TYPE_CHECKING:
     from avllm.models.modeling_avllm import AVLLM
@@ -116,9 +116,11 @@ class Chat:
         self._stop = stop = Event()
         arguments = generation.arguments(self.model, self.processor)
         tokenizer = self.processor.tokenizer
+        duration = self._duration(messages)
 
-        def decode(ids: list[int]) -> str:
-            return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        def decode(ids: list[int], whole: bool) -> str:
+            text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            return self.processor.content.say_seconds(text, duration, whole)
 
         said: list[str] = []
         try:
@@ -129,6 +131,11 @@ class Chat:
             self._remember(stop, messages, said)
             raise
         self._remember(stop, messages, said)
+
+    def _duration(self, messages: list[Message]) -> float | None:
+        """Return the seconds of the last clip, which an answer's times are about."""
+        media = Sample.model_validate({"id": "chat", "messages": messages}).media
+        return duration_of(self._media[media[-1]][1]) if media else None
 
     def _remember(self, stop: Event, messages: list[Message], said: list[str]) -> None:
         if stop is not self._stop:  # the chat was cleared, or asked something else, meanwhile

@@ -360,11 +360,7 @@ class AVProcessor(ProcessorMixin):
         texts = [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         if durations is None:
             return texts
-        return [self.say_seconds(text, seconds) for text, seconds in zip(texts, durations, strict=True)]
-
-    def say_seconds(self, text: str, duration: float | None) -> str:
-        """Say the times of an answer in seconds of a clip that lasts ``duration`` seconds (None: left as written)."""
-        return text if duration is None else self.content.codec.to_seconds(text, duration)
+        return [self.content.say_seconds(text, seconds) for text, seconds in zip(texts, durations, strict=True)]
 
     def describe(self, row: Row) -> dict[str, int]:
         """Tokens by stream and of text, for people."""
