@@ -27,6 +27,7 @@ _KINDS = {
     "fusions": ("fusions", "Fusion"),
     "selectors": ("data/selectors", "Selector"),
     "row_makers": ("data/row_makers", "RowMaker"),
+    "decoders": ("decoders", "Decoder"),
     "objectives": ("objectives", "Objective"),
     "benchmarks": ("evaluation/benchmarks", "Benchmark"),
 }

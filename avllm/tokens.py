@@ -74,10 +74,12 @@ class Grid(NamedTuple):
     Attributes:
         span: ``(T, 2)`` float32 seconds of the clip.
         mask: ``(T, P)`` bool, True where a real token stands.
+        at_most: the count is an upper bound, since content decides it, and the spans are not promised.
     """
 
     span: Tensor
     mask: Tensor
+    at_most: bool = False
 
     @property
     def steps(self) -> int:

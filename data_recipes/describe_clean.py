@@ -52,7 +52,7 @@ from avllm.recipes.frame import (
 from avllm.recipes.media import VIDEO_FILES, lacking
 from avllm.text_models.answers import answers_of
 from avllm.text_models.base import Answer, ModelPrompt
-from avllm.text_models.judging import Fault, Judge, judge_of
+from avllm.text_models.judging import CaptionJudge, Fault, judge_of
 from avllm.text_models.load import load_text_model
 
 ABOUT = Dataset(
@@ -96,7 +96,7 @@ class DescribeClean:
         return settings | {"answers": None, "model": None, "asked": identity}
 
     @functools.cached_property
-    def judge(self) -> Judge:
+    def judge(self) -> CaptionJudge:
         """The prompts and the words to judge by."""
         return judge_of(self.prompts)
 

@@ -36,7 +36,9 @@ def build(output: Path) -> int:
     """
     for name in avllm.__all__:  # resolved on first use; pdoc looks into the module's dictionary
         setattr(avllm, name, getattr(avllm, name))
-    pdoc.render.configure(docformat="google", show_source=False, footer_text=f"avllm {avllm.__version__}")
+    pdoc.render.configure(
+        docformat="google", show_source=False, footer_text=f"avllm {avllm.__version__}"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         for message in HARMLESS:
@@ -47,7 +49,9 @@ def build(output: Path) -> int:
 
 def main() -> None:
     """Read the command line and build."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", type=Path, help="folder for the pages")
     output = parser.parse_args().output
     print(f"{output / 'avllm.html'}: {build(output)} pages")

@@ -1,8 +1,9 @@
-"""Make docs/chat.png: start the chat on a trained model, ask about a clip, and take a picture of the page.
+"""Make docs/chat.png: start the chat on a trained model, ask about a clip, picture the page.
 
     python scripts/screenshots.py CHECKPOINT CLIP --output docs/chat.png
 
-Needs Chromium and the extras `serve` and `test`. Without --ask, it asks what the quickstart's model knows.
+Needs Chromium and the extras `serve` and `test`. Without --ask, it asks what the quickstart's
+model knows.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ def save(picture: bytes, output: Path) -> None:
 
 def main() -> None:
     """Read the command line, chat, and write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, help="folder of a trained model")
     parser.add_argument("clip", type=Path, help="video, sound or picture")
     parser.add_argument("--ask", nargs="+", default=QUESTIONS, help="the questions")

@@ -21,7 +21,7 @@ def main() -> None:
 
     hush_libraries()
     from avllm.inference.batch import answer_file
-    from avllm.inference.generation import Generation
+    from avllm.inference.generation import Generation, read_decoding
 
     def load() -> tuple[Any, Any]:
         from avllm.inference.chat import Chat
@@ -30,7 +30,8 @@ def main() -> None:
         return chat.model, chat.processor
 
     with exit_on_user_error():
-        generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
+        decoding = read_decoding(arguments.decoding)
+        generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.top_p, decoding)
         done = answer_file(
             load,
             arguments.checkpoint,
@@ -43,21 +44,31 @@ def main() -> None:
         )
     again = "; those are not asked again: give them in another --input" if done.errors else ""
     print(
-        f"{arguments.output}: {done.before} rows were there, {done.added} added; of all {done.errors} are errors{again}"
+        f"{arguments.output}: {done.before} rows were there, {done.added} added; of all {done.errors} are "
+        f"errors{again}",
     )
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     found.add_argument("checkpoint", type=Path, help="folder of a trained model")
     found.add_argument("--input", type=Path, required=True, help="requests, JSONL")
-    found.add_argument("--output", type=Path, required=True, help="answers, JSONL; <output>.run.json stands beside it")
+    found.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="answers, JSONL; <output>.run.json lies beside it",
+    )
     found.add_argument("--batch-size", type=positive, default=8)
     found.add_argument("--workers", type=positive, default=2, help="threads that decode ahead")
     found.add_argument("--max-new-tokens", type=positive, default=256)
     found.add_argument("--temperature", type=float, default=0.0, help="0 = greedy")
     found.add_argument("--top-p", type=float, default=1.0)
+    found.add_argument("--decoding", help="a decoder, as YAML: '{type: contrastive, alpha: 1}'")
     found.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     found.add_argument("--quantize", choices=["4bit", "8bit"], help="load the LLM in 4 or 8 bit")
     return found

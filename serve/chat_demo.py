@@ -25,6 +25,7 @@ from avllm.errors import exit_on_user_error
 from avllm.inference.chat import Chat, media_kind
 from avllm.inference.perceived import Perceived
 from avllm.log import hush_libraries
+from avllm.registry import choices
 
 TITLE = "Ask about a clip"
 HELP = "Drop a video, a sound or a picture, then ask. A new file joins the chat with the next question."
@@ -37,12 +38,13 @@ CSS = """
 #frames .grid-wrap {min-height: 0 !important; max-height: 420px}
 """
 NOTHING = "*(the model said nothing)*"
+PLAIN = "none"
 REDRAW = 0.04  # seconds between two drawings of an answer that grows
 Updates = dict[Any, Any]
 
 
 class Demo:
-    """The page and its events. Every visitor gets a chat of their own on the one model.
+    """The page and its events. Each visitor gets a separate chat with the one model.
 
     Args:
         chat: its model and processor are used; its history is not.
@@ -99,7 +101,7 @@ class Demo:
             elem_id="chat",
             buttons=["copy"],
             feedback_options=None,
-            placeholder="Your questions and the model's answers stand here.",
+            placeholder="Your questions and the model's answers appear here.",
         )
         self.question = gr.Textbox(
             show_label=False,
@@ -121,6 +123,8 @@ class Demo:
                 0.05, 1.0, value=1.0, step=0.05, label="Top-p", info="only when the temperature is above 0"
             )
             self.most = gr.Slider(1, 1024, value=128, step=1, label="Longest answer, in tokens")
+            # A choice rather than free text: a decoder may be named by a module, which a visitor must not choose.
+            self.decoder = gr.Dropdown([PLAIN, *choices("decoders")], value=PLAIN, label="Decoder", elem_id="decoder")
 
     def _events(self) -> None:
         view = [self.facts, self.frames, self.spectrogram]
@@ -132,7 +136,7 @@ class Demo:
         asked = gr.on(
             [self.question.submit, self.send.click],
             self.ask,
-            [*looked, self.question, self.history, self.temperature, self.top_p, self.most],
+            [*looked, self.question, self.history, self.temperature, self.top_p, self.most, self.decoder],
             [self.chat, self.history, self.question, self.send, self.stop],
             **model,
         )
@@ -180,6 +184,7 @@ class Demo:
         temperature: float,
         top_p: float,
         most: float,
+        decoder: str = PLAIN,
     ) -> Iterator[Updates]:
         """Ask, and let the answer grow in the last message; what goes wrong becomes a message too."""
         if not question.strip():
@@ -197,6 +202,8 @@ class Demo:
         answer = ""
         try:
             settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": int(most)}
+            if decoder != PLAIN:
+                settings["decoding"] = {"type": decoder}
             pieces = chat.ask(question, **media, sound="auto" if sound else "off", **settings)
             drawn = 0.0
             for piece in pieces:
@@ -251,7 +258,7 @@ def readable(error: BaseException) -> str:
 
 
 def failed(error: BaseException) -> str:
-    """The message that stands where an answer was expected."""
+    """Return the message that is shown in place of an answer."""
     return f"{readable(error)}\n\n*This question is not part of the chat; ask again, or drop another file.*"
 
 
@@ -264,12 +271,12 @@ def media_kind_or_video(file: str) -> str:
 
 
 def in_history(chat: Chat, file: str) -> bool:
-    """Whether a turn of the chat already holds the file."""
+    """Return whether a turn of the chat already holds the file."""
     return any(getattr(part, "path", None) == file for message in chat.messages for part in message.content)
 
 
 def with_name(question: str, file: str | None) -> str:
-    """The question as the chat shows it, under the name of the file that comes with it."""
+    """Return the question as the chat shows it, under the name of the file that comes with it."""
     return question if file is None else f"`{Path(file).name}`\n\n{question}"
 
 
@@ -347,7 +354,7 @@ def main() -> None:
 
 
 def serve(demo: Demo, host: str, port: int, max_file_mb: int, **options: Any) -> tuple[Any, str, str]:
-    """Launch: this machine only unless told otherwise, no share link, no files but uploads, no analytics, no SSR."""
+    """Launch: this machine only by default, no share link, no files but uploads, no analytics, no SSR."""
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=["monospace"])
     return demo.page.queue(default_concurrency_limit=1, max_size=32).launch(
         server_name=host,

@@ -44,6 +44,7 @@ from avllm.registry import check
 
 README = ROOT / "README.md"
 KINDS = {"bash", "python", "yaml", "json", "text"}  # text: output and figures, which nobody types in
+MADE_UP = {"my_parts.py"}  # files that a reader writes
 EXTRAS = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
 
 
@@ -326,6 +327,17 @@ def test_settings_and_files_that_the_text_names_exist(page: Path) -> None:
         place = re.match(r"(?:avllm|train|serve|scripts|data_recipes|docs|tests)/[\w./-]*", code)
         if place:
             assert (ROOT / place[0]).exists(), f"{page.name}: {place[0]} is not there"
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    """Python files, by their path in the repository, in the package, or beside the page."""
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w./*])([a-z_][\w/]*\.py)\b", text):
+        if name not in MADE_UP and "NAME" not in name:
+            folders = [ROOT, ROOT / "avllm", ROOT / "data_recipes", page.parent]
+            places = [*(folder / name for folder in folders), *ROOT.glob(f"avllm/*/{name}")]
+            assert any(place.is_file() for place in places), f"{page.name}: no file {name}"
 
 
 def test_every_command_is_documented() -> None:

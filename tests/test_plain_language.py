@@ -36,28 +36,21 @@ REPLACEMENTS = {
 OPENINGS = re.compile(r"(What|How|Whether|That|Which)\b")
 """A docstring opens with a verb and its object: "Return the capped size of each source"."""
 
-ALLOWED: dict[str, tuple[str, ...]] = {}
+ALLOWED: dict[str, tuple[str, ...]] = {
+    # A caption of the toy world: "a small red ring stands still".
+    "scripts/toy_world/questions.py": (r"\b(stands?|stood)\b(?! (for|out)\b)",),
+}
 """Patterns of ``REPLACEMENTS`` that a file may use in their plain sense."""
 
 # Not rewritten yet: delete a line here when the room has been rewritten.
 PENDING = (
     "avllm/adapters",
-    "avllm/cli",
     "avllm/config.py",
-    "avllm/data/augment.py",
-    "avllm/data/cache",
-    "avllm/data/check",
     "avllm/data/collate.py",
     "avllm/data/dataset.py",
-    "avllm/data/index.py",
-    "avllm/data/items.py",
     "avllm/data/loader.py",
-    "avllm/data/manifest.py",
-    "avllm/data/media",
-    "avllm/data/mixture.py",
     "avllm/data/packing.py",
     "avllm/data/reading.py",
-    "avllm/data/schema.py",
     "avllm/distributed.py",
     "avllm/encoders",
     "avllm/errors.py",
@@ -71,13 +64,6 @@ PENDING = (
     "avllm/registry.py",
     "avllm/tokens.py",
     "avllm/training",
-    "scripts/bench",
-    "scripts/broken_media",
-    "scripts/esc10",
-    "scripts/test.sh",
-    "scripts/toy_world",
-    "serve/batch_infer.py",
-    "serve/chat_demo.py",
     "train/presets",
 )
 

@@ -69,10 +69,15 @@ class Adapter(nn.Module):
     Attributes:
         out_widths: the width of each stream that goes out; a stream that is missing here is consumed.
         conditioned: True where :meth:`forward` needs the prompt.
+        by_content: True where the number of tokens depends on the features. :meth:`output_grid` then gives an upper
+            bound (``Grid.at_most``), and :meth:`forward` tokens in so many places: ``extra["places"]``, ``(B, T, P)``
+            bool, are the places of the bound, and the mask says which of them hold a token; the others come first.
+            The LLM does not see them.
         keeps_extra: True where side information goes over to another grid.
     """
 
     conditioned: ClassVar[bool] = False
+    by_content: ClassVar[bool] = False
     keeps_extra: ClassVar[bool] = False
 
     def __init__(self, widths: dict[str, int], llm_dim: int) -> None:

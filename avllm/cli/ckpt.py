@@ -23,7 +23,8 @@ def inspect(
     from avllm.evaluation.listing import inspect_checkpoint
 
     found = inspect_checkpoint(folder)
-    typer.echo(f"{folder}: {' -> '.join(found['connector'])}, layout {found['layout']}")
+    fusion = f", fusion {found['fusion']}" if found["fusion"] else ""
+    typer.echo(f"{folder}: {' -> '.join(found['connector'])}, layout {found['layout']}{fusion}")
     for number, stage in enumerate(found["stages"], start=1):
         typer.echo(
             f"stage {number}: {stage['stage']}, {stage.get('steps')} steps, data {', '.join(stage.get('data', {}))}"

@@ -13,8 +13,8 @@ from avllm.errors import UserError
 from avllm.on_ray import Engine, Gpus
 
 if TYPE_CHECKING:
-    from avllm.data.check.files import Looking
-    from avllm.data.check.run import Tokens
+    from avllm.data.check.files import ExamineOptions
+    from avllm.data.check.run import TokenCounter
     from avllm.data.schema import Sample
     from avllm.models.processing_avllm import AVProcessor
 
@@ -63,10 +63,10 @@ def check(
     from avllm.data.check.run import check as run
     from avllm.data.check.tables import print_report
 
-    looking, tokens = _looking(
+    options, tokens = _examine_options(
         _processor(preset, overrides, checkpoint), tokenizer, max_length, timeout, workers, decode
     )
-    report = run(manifests, looking=looking, against=against or [], tokens=tokens, output=output)
+    report = run(manifests, options=options, against=against or [], tokens=tokens, output=output)
     print_report(report, output, counted=tokens is not None)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), ensure_ascii=False))
@@ -146,8 +146,10 @@ def stats(
 
     model = preset is not None or checkpoint is not None  # a model's media tokens are known when files were read
     decode: Literal["headers", "sample"] = "sample" if model else "headers"
-    looking, tokens = _looking(_processor(preset, overrides, checkpoint), tokenizer, NO_LIMIT, timeout, workers, decode)
-    found = count(manifests, looking=looking if probe or model else None, tokens=tokens)
+    options, tokens = _examine_options(
+        _processor(preset, overrides, checkpoint), tokenizer, NO_LIMIT, timeout, workers, decode
+    )
+    found = count(manifests, options=options if probe or model else None, tokens=tokens)
     print_stats(found, opened=probe or model)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), ensure_ascii=False))
@@ -262,17 +264,17 @@ def _processor(preset: Path | None, overrides: list[str] | None, checkpoint: Pat
     return stage_processor(load_config(preset, overrides))
 
 
-def _looking(
+def _examine_options(
     processor: AVProcessor | None,
     tokenizer: str | None,
     max_length: int | None,
     timeout: float,
     workers: int,
     decode: Literal["headers", "sample", "full"],
-) -> tuple[Looking, Tokens | None]:
-    """How files are read and tokens counted: as a model does, or without one."""
-    from avllm.data.check.file import PlainReader
-    from avllm.data.check.files import Looking
+) -> tuple[ExamineOptions, TokenCounter | None]:
+    """Return how files are read and tokens counted: as a model does, or without one."""
+    from avllm.data.check.files import ExamineOptions
+    from avllm.data.check.uses import PlainReader
 
     if processor is None:
         if tokenizer is None and max_length not in (None, NO_LIMIT):
@@ -281,21 +283,21 @@ def _looking(
                 "or --tokenizer beside it"
             )
         tokens = None if tokenizer is None else _text_tokens(tokenizer, max_length or 2048)
-        return Looking(decode, PlainReader(timeout=timeout), workers=workers), tokens
+        return ExamineOptions(decode, PlainReader(timeout=timeout), workers=workers), tokens
     if tokenizer is not None:
         raise UserError("--tokenizer is given beside a model, which has its own; leave it out")
     if decode == "headers":
         raise UserError(
-            "--decode headers is given beside a model, but headers do not tell how many tokens a file becomes: rows "
+            "--decode headers is given beside a model, but headers do not say how many tokens a file becomes: rows "
             "that are too long would pass. Take --decode sample, or leave the model out"
         )
     from avllm.inference.row_tokens import ProcessorTokens, reading
 
     processor.timeout, processor.max_length = timeout, max_length or processor.max_length
-    return Looking(decode, processor, reading(processor), workers), ProcessorTokens(processor)
+    return ExamineOptions(decode, processor, reading(processor), workers), ProcessorTokens(processor)
 
 
-def _text_tokens(name: str, max_length: int) -> Tokens:
+def _text_tokens(name: str, max_length: int) -> TokenCounter:
     from transformers import AutoTokenizer
 
     from avllm.inference.row_tokens import TextTokens
@@ -304,7 +306,7 @@ def _text_tokens(name: str, max_length: int) -> Tokens:
 
 
 def _row(manifest: Path, number: int, identity: str | None) -> tuple[int, Sample]:
-    """The row of a manifest with an id, or with a number, behind its line."""
+    """The row of a manifest with an id, or with a number, after its line."""
     from avllm.data.manifest import iterate
 
     count = 0

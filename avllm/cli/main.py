@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from avllm.cli.ckpt import ckpt
 from avllm.cli.data import data
 from avllm.cli.options import (
     Checkpoint,
+    Decoding,
     Device,
     Json,
     Limit,
@@ -59,6 +60,7 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 = greedy: the same answer each time.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of probability that is sampled from.")] = 1.0,
+    decoding: Decoding = None,
     device: Device = "cpu",
     quantize: Quantize = None,
 ) -> None:
@@ -67,9 +69,11 @@ def ask(
 
     hush_libraries()
     from avllm.inference.chat import Chat
+    from avllm.inference.generation import read_decoding
 
     chat = Chat.load(checkpoint, device=device, quantize=quantize)
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    settings["decoding"] = read_decoding(decoding)
     said = False
     for piece in chat.ask(question, video=video, audio=audio, image=image, sound=sound, **settings):
         typer.echo(piece, nl=False)
@@ -93,6 +97,7 @@ def evaluate(
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Of the exchanged clips and the intervals.")] = 0,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; follows the references.")] = None,
+    decoding: Decoding = None,
     refusal: Annotated[str, typer.Option(help="The answer by which a question is refused.")] = "unanswerable",
     num_workers: Workers = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder of features to use and to fill.")] = None,
@@ -108,6 +113,7 @@ def evaluate(
 
     hush_libraries()
     from avllm.evaluation.command import run_eval
+    from avllm.inference.generation import read_decoding
 
     output, predictions = output_file(output), output_file(predictions)
     found = run_eval(
@@ -126,6 +132,7 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
         max_new_tokens=max_new_tokens,
+        decoding=read_decoding(decoding),
         num_workers=num_workers,
         cache=cache,
         precision=precision,
@@ -159,7 +166,7 @@ def retrieve(
 
 @app.command()
 def parts(
-    kind: Annotated[str | None, typer.Argument(help="encoders, adapters, layouts, objectives or benchmarks.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="adapters, decoders, encoders, fusions, layouts, ...")] = None,
     name: Annotated[str | None, typer.Argument(help="One part: its documentation and options.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -9,6 +9,7 @@ import typer
 
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of a trained model.")]
 Quantize = Annotated[Literal["4bit", "8bit"] | None, typer.Option(help="Load the LLM in 4 or 8 bit.")]
+Decoding = Annotated[str | None, typer.Option(help="A decoder, as YAML: '{type: contrastive, alpha: 1}'.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that decode.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many rows, spread over the manifest.")]

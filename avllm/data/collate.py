@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avllm.data.row import IGNORE, Part, Row
+from avllm.data.soft import Soft, join
 from avllm.tokens import EncoderInput, StreamBatch
 
 
@@ -130,6 +131,7 @@ class Batch:
         clip_at: ``(B,)`` long, the place in its row, padding counted, at which the clip's run begins.
         parts: the questions and answers of all rows.
         variant: of the rows, see :class:`~avllm.data.row.Row`.
+        soft: targets that are distributions, or None.
     """
 
     input_ids: Tensor
@@ -144,6 +146,7 @@ class Batch:
     sources: list[str]
     parts: BatchParts
     variant: str | None = None
+    soft: Soft | None = None
 
     @property
     def num_targets(self) -> int:
@@ -165,7 +168,7 @@ class Batch:
 def _move(value: object, device: torch.device | str) -> object:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
-    if isinstance(value, Places | BatchParts):
+    if isinstance(value, Places | BatchParts | Soft):
         return value.to(device)
     if isinstance(value, dict):
         return {k: v.to(device) for k, v in value.items()}
@@ -199,6 +202,7 @@ def collate(
         sources=[row.source for row in rows],
         parts=gather_parts(rows, padding_side),
         variant=variants.pop(),
+        soft=_soft(rows, padding_side),
     )
 
 
@@ -274,6 +278,16 @@ def gather_parts(rows: Sequence[Row], padding_side: str = "right") -> BatchParts
         clip_set=torch.tensor(clip_sets, dtype=torch.long),
         set_clips=Places.of(list(set_numbers)),
     )
+
+
+def _soft(rows: list[Row], side: str) -> Soft | None:
+    """Return the soft targets of all rows, at their places in the padded batch."""
+    length = max(len(row.input_ids) for row in rows)
+    softs = []
+    for number, row in enumerate(rows):
+        padding = length - len(row.input_ids) if side == "left" else 0
+        softs.append(None if row.soft is None else row.soft.moved(padding, number))
+    return join(softs)
 
 
 def _positions(row: Row) -> Tensor:

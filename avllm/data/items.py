@@ -1,7 +1,8 @@
-"""The rows of several manifests, less those in quarantine, as items: what an order counts and a loader loads.
+"""Number the rows of several manifests, without those in quarantine, as items.
 
-An item is one row or, when packing, the rows of a manifest that ask about the same media. Rows and items are numbers;
-nothing is read but the manifests' indexes.
+An order counts items and a loader loads them. An item is one row or, when packing, the rows of a
+manifest that ask about the same media. Rows and items are numbers; only the manifests' indexes are
+read.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from avllm.errors import UserError
 
 @dataclass(frozen=True)
 class Bad:
-    """A row that was left out.
+    """Report a row that was left out.
 
     Attributes:
-        reason: ``missing``, ``zero_byte``, ``undecodable``, ... (see ``MediaError``), of ``RowError`` (``too_long``,
-            ``empty_answer``, ...), or what the quarantine file says.
+        id: of the row.
+        source: of the row.
+        manifest: of the row.
+        reason: of ``MediaError`` (``missing``, ``zero_byte``, ``undecodable``, ...), of ``RowError``
+            (``too_long``, ``empty_answer``, ...), or of the quarantine file.
         detail: what was seen.
     """
 
@@ -35,12 +39,12 @@ class Bad:
     detail: str
 
     def to_dict(self) -> dict[str, str]:
-        """As ``skipped.jsonl`` holds it."""
+        """Return a line of ``skipped.jsonl``."""
         return asdict(self)
 
 
 class Items:
-    """Items of several manifests, numbered one after the other.
+    """Number the items of several manifests one after the other.
 
     Args:
         manifests: JSONL files, or URLs of them.
@@ -49,8 +53,10 @@ class Items:
         quarantine: reason by id of the rows that are left out, see :func:`read_quarantine`.
 
     Attributes:
-        sizes: items of each manifest; row_counts: rows of each that are in an item.
-        rows: ``(R,)`` places of all rows that are in an item, in the order of the manifests.
+        sizes: items of each manifest.
+        row_counts: rows of each manifest that are in an item.
+        rows: ``(R,)`` places of all rows that are in an item, in the order of the manifests. A place
+            is the number of a row, counted over all manifests.
         quarantined: the rows that are left out.
 
     Raises:
@@ -65,7 +71,7 @@ class Items:
         max_packed: int = 32,
         quarantine: Mapping[str, str] | None = None,
     ) -> None:
-        with distributed.main_first():  # what it indexed, the others find
+        with distributed.main_first():  # it writes the indexes, the others read them
             self.manifests = [Manifest(m) for m in manifests]
         self.firsts = np.cumsum([0, *(len(m) for m in self.manifests)])
         self.quarantined: list[Bad] = []
@@ -76,8 +82,9 @@ class Items:
             rows = self._good(number, quarantine or {})
             if not len(rows):
                 raise QuarantineError(
-                    f"all {len(manifest)} rows of {manifest.name} are in quarantine; repair the media and check them "
-                    "again, or take the manifest out of the settings"
+                    f"all {len(manifest)} rows of {manifest.name} are in quarantine; repair the media "
+                    "and check them again, or take the manifest out of the settings",
+                    reason="no_rows",
                 )
             keys = manifest.rows["media"][rows] if pack else np.zeros(len(rows), np.uint64)
             order, begin = group(keys, max_packed)
@@ -93,100 +100,132 @@ class Items:
         return len(self._begins) - 1
 
     def __getitem__(self, item: int) -> list[int]:
-        """The places of an item's rows."""
+        """Return the places of an item's rows."""
         return self._members[self._begins[item] : self._begins[item + 1]].tolist()
 
     def sample(self, place: int) -> Sample:
-        """The row at a place."""
+        """Return the row at a place."""
         number = self.manifest_number(place)
         return self.manifests[number][place - int(self.firsts[number])]
 
     def manifest_number(self, place: int) -> int:
-        """Which manifest a place belongs to."""
+        """Return the number of the manifest that a place belongs to."""
         return int(np.searchsorted(self.firsts, place, side="right")) - 1
 
     def root(self, place: int) -> Path:
-        """The folder that the media paths of a row start from."""
+        """Return the folder that the media paths of a row are relative to."""
         return self.manifests[self.manifest_number(place)].root
 
     def bad(self, place: int, reason: str, detail: str) -> Bad:
-        """A row with what is wrong with it."""
+        """Return the report of a row that is left out."""
         sample = self.sample(place)
-        return Bad(sample.id, sample.source, self.manifests[self.manifest_number(place)].name, reason, detail)
+        manifest = self.manifests[self.manifest_number(place)]
+        return Bad(sample.id, sample.source, manifest.name, reason, detail)
 
     def distinct_media(self, among: np.ndarray | None = None) -> np.ndarray:
-        """Places of the first row of each set of media, in the order of the manifests.
+        """Return the places of the first row of each set of media, in the order of the manifests.
 
         Args:
-            among: ``(items,)`` bool, those that are looked at; None = all.
+            among: ``(items,)`` bool, the items that count; None = all.
         """
-        rows = self.rows if among is None else np.sort(self._members[np.repeat(among, np.diff(self._begins))])
-        found = []
+        rows = self.rows
+        if among is not None:
+            in_item = np.repeat(among, np.diff(self._begins))  # (members,) bool
+            rows = np.sort(self._members[in_item])
+        first_places = []
         for number, manifest in enumerate(self.manifests):
-            own = rows[(rows >= self.firsts[number]) & (rows < self.firsts[number + 1])]
+            in_manifest = (rows >= self.firsts[number]) & (rows < self.firsts[number + 1])
+            own = rows[in_manifest]  # places of this manifest
             keys = manifest.rows["media"][own - self.firsts[number]]
-            firsts = np.sort(np.unique(keys, return_index=True)[1])
-            found.append(own[firsts[keys[firsts] != 0]])
-        return np.concatenate(found)
+            _, first = np.unique(keys, return_index=True)  # first index of each distinct key
+            first = np.sort(first)
+            has_media = keys[first] != 0
+            first_places.append(own[first[has_media]])
+        return np.concatenate(first_places)
 
     def _good(self, number: int, quarantine: Mapping[str, str]) -> np.ndarray:
-        """Rows of a manifest that are not in quarantine; the others are written down."""
+        """Return the rows of a manifest that are not in quarantine, and report the others.
+
+        The index holds hashes of ids, so rows with an equal hash are read and compared.
+        """
         manifest = self.manifests[number]
-        hashes = np.array([hash_of(id) for id in quarantine], np.uint64)
-        suspects = np.flatnonzero(np.isin(manifest.rows["id"], hashes)) if len(hashes) else np.empty(0, np.int64)
-        out = [int(row) for row in suspects if manifest[int(row)].id in quarantine]
-        for row in out:
-            place = int(self.firsts[number]) + row
-            self.quarantined.append(self.bad(place, quarantine[manifest[row].id], "it stands in the quarantine file"))
-        return np.delete(np.arange(len(manifest)), out)
+        rows = np.arange(len(manifest))
+        if not quarantine:
+            return rows
+        hashes = np.array([hash_of(identity) for identity in quarantine], np.uint64)
+        quarantined: list[int] = []
+        for row in np.flatnonzero(np.isin(manifest.rows["id"], hashes)).tolist():
+            reason = quarantine.get(manifest[row].id)
+            if reason is not None:
+                place = int(self.firsts[number]) + row
+                self.quarantined.append(self.bad(place, reason, "it is in the quarantine file"))
+                quarantined.append(row)
+        return np.delete(rows, quarantined)
 
 
 def group(keys: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Put equal keys together, in the order of their first appearance; key 0 stays alone.
+    """Group equal keys, in the order of their first appearance; each key 0 is a group.
 
     Args:
-        keys: ``(N,)``. largest: most members of a group; more make several groups.
+        keys: ``(N,)``.
+        largest: most members of a group; more make several groups.
 
     Returns:
-        ``(N,)`` places in ``keys``, group by group, and where in it each group begins.
+        ``(N,)`` indices into ``keys``, group by group, and the position in it where each group
+        begins.
     """
-    places = np.arange(len(keys))
+    indices = np.arange(len(keys))
     if not keys.any():
-        return places, places
+        return indices, indices
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    lead = np.where(keys == 0, places, first[inverse])  # the first place with the same key
-    order = np.argsort(lead, kind="stable")
-    lead = lead[order]
-    starts = np.flatnonzero(np.diff(lead, prepend=-1))
-    rank = places - np.repeat(starts, np.diff(starts, append=len(keys)))
+    leader = np.where(keys == 0, indices, first[inverse])  # (N,) first index with the same key
+    order = np.argsort(leader, kind="stable")  # (N,) equal keys together
+    starts = np.flatnonzero(np.diff(leader[order], prepend=-1))  # where in it a key begins
+    lengths = np.diff(starts, append=len(keys))  # members of each key
+    rank = indices - np.repeat(starts, lengths)  # (N,) 0, 1, ... among those with the same key
     return order, np.flatnonzero(rank % largest == 0)
 
 
 class QuarantineError(UserError):
-    """A quarantine file that cannot be read (the message names file and line), or that leaves nothing."""
+    """A quarantine file cannot be read (the message names file and line), or leaves no rows."""
 
 
 def read_quarantine(paths: Sequence[str | Path]) -> dict[str, str]:
-    """Reason by id of the rows that shall be left out: lines of ``id``, tab, reason; several files add up.
+    """Read the reasons, by id, of the rows to leave out, from lines of ``id``, tab, reason.
 
     Raises:
         QuarantineError: a file is missing, or a line is neither empty nor an id with a reason.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for path in map(Path, paths):
         if not path.is_file():
-            raise QuarantineError(f"{path} is not a file; expected a quarantine list (id, tab, reason; one row a line)")
-        # an id may hold what str.splitlines takes for a line's end (U+2028, U+0085); an editor may have put a BOM first
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-            id, tab, reason = line.partition("\t")
-            if line.strip() and not (tab and id and reason.strip()):
-                raise QuarantineError(f"{path} line {number}: {line[:80]!r}; expected an id, a tab and a reason")
-            if line.strip():
-                found.setdefault(id, reason.strip())
-    return found
+            raise QuarantineError(
+                f"{path} is not a file; expected a quarantine list (id, tab, reason; one row a line)",
+                reason="missing",
+            )
+        # Not splitlines: an id may hold U+2028 or U+0085. utf-8-sig: an editor may write a BOM.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            identity, _, reason = line.partition("\t")
+            if not identity or not reason.strip():
+                raise QuarantineError(
+                    f"{path} line {number}: {line[:80]!r}; expected an id, a tab and a reason",
+                    reason="malformed",
+                )
+            reasons.setdefault(identity, reason.strip())
+    return reasons
 
 
 def without_test_reasons(quarantine: Mapping[str, str]) -> dict[str, str]:
-    """The rows that are left out for more than what they share with test rows (``test_id``, ``test_media``)."""
-    kept = {id: [r for r in reasons.split(",") if not r.startswith("test_")] for id, reasons in quarantine.items()}
-    return {id: ",".join(reasons) for id, reasons in kept.items() if reasons}
+    """Return the quarantine without reasons that concern test rows (``test_id``, ``test_media``).
+
+    Rows without another reason are left out of it.
+    """
+    others: dict[str, str] = {}
+    for identity, text in quarantine.items():
+        reasons = [reason for reason in text.split(",") if not reason.startswith("test_")]
+        if reasons:
+            others[identity] = ",".join(reasons)
+    return others

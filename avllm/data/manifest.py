@@ -16,37 +16,45 @@ from avllm.errors import UserError
 
 
 class ManifestError(UserError):
-    """A manifest that cannot be read: the message names file, line and field."""
+    """A manifest cannot be read; the message names file, line and field."""
 
 
 def parse_row(text: str | bytes, where: str) -> Sample:
-    """One line of JSON -> Sample; a byte order mark, which editors put in front of a file, is passed over.
+    """Parse one line of JSON; a byte order mark, which editors put before a file, is ignored.
+
+    Args:
+        text: the line.
+        where: names it in errors.
 
     Raises:
-        ManifestError: not JSON, an unknown or missing field, a value out of range; ``where`` is named.
+        ManifestError: not JSON, an unknown or missing field, or a value out of range.
     """
-    text = text.removeprefix("\ufeff") if isinstance(text, str) else text.removeprefix(codecs.BOM_UTF8)
+    mark = "\ufeff" if isinstance(text, str) else codecs.BOM_UTF8
     try:
-        return Sample.model_validate_json(text)
+        return Sample.model_validate_json(text.removeprefix(mark))  # type: ignore[arg-type]
     except ValidationError as error:
-        raise ManifestError(f"{where}: {describe(error)}") from error
+        raise ManifestError(f"{where}: {describe(error)}", reason="malformed") from error
 
 
 def describe(error: ValidationError) -> str:
-    """The first mistakes of a validation error in one line: field, what was seen, what was expected."""
-    lines = []
-    # content that is neither parts nor plain text is both's mistake: told once, as that of parts
+    """Name the first mistakes of a validation error in one line: field, expected, seen."""
+    # Content that is neither parts nor plain text fails as both; it is reported once, as parts.
     mistakes = [item for item in error.errors() if PLAIN not in item["loc"]]
+    descriptions = []
     for item in mistakes[:3]:
-        field = ".".join(str(k) for k in item["loc"] if k != PARTS) or "row"
+        field = ".".join(str(key) for key in item["loc"] if key != PARTS) or "row"
         seen = repr(item.get("input"))
-        lines.append(f"field {field}: {item['msg']} (seen: {seen if len(seen) < 80 else seen[:77] + '...'})")
-    more = len(mistakes) - len(lines)
-    return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
+        if len(seen) >= 80:
+            seen = seen[:77] + "..."
+        descriptions.append(f"field {field}: {item['msg']} (seen: {seen})")
+    more = len(mistakes) - len(descriptions)
+    if more > 0:
+        descriptions.append(f"and {more} more")
+    return "; ".join(descriptions)
 
 
 def read_manifest(path: str | Path) -> list[Sample]:
-    """All rows of a manifest.
+    """Read all rows of a manifest.
 
     Raises:
         ManifestError: the file is missing or empty, a row is malformed, or an id occurs twice.
@@ -56,33 +64,44 @@ def read_manifest(path: str | Path) -> list[Sample]:
     lines: dict[str, int] = {}
     for number, sample in iterate(path):
         if sample.id in lines:
-            raise ManifestError(f"{path} line {number}: id {sample.id!r} stands already in line {lines[sample.id]}")
+            raise ManifestError(
+                f"{path} line {number}: id {sample.id!r} occurs already in line {lines[sample.id]}; "
+                "give each row an id",
+                reason="duplicate_id",
+            )
         lines[sample.id] = number
         samples.append(sample)
     if not samples:
-        raise ManifestError(f"{path} holds no row; expected one JSON object a line")
+        message = f"{path} holds no row; expected one JSON object a line"
+        raise ManifestError(message, reason="empty")
     return samples
 
 
 def iterate(path: str | Path) -> Iterator[tuple[int, Sample]]:
-    """(line number from 1, Sample) of each row; blank lines are passed over. A URL's file is copied first."""
+    """Yield line number (from 1) and sample of each row; blank lines are skipped.
+
+    A URL's file is copied first.
+    """
     for number, line in raw_lines(path):
         yield number, parse_row(line, f"{path} line {number}")
 
 
 def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, bytes) of each line that is not blank, malformed ones included."""
-    file_here = local_copy(path)
-    if not file_here.is_file():
-        raise ManifestError(f"{path} is not a file; expected a manifest (JSONL, one sample a line)")
-    with file_here.open("rb") as file:
+    """Yield line number (from 1) and bytes of each line that is not blank, also malformed ones."""
+    local_file = local_copy(path)
+    if not local_file.is_file():
+        raise ManifestError(
+            f"{path} is not a file; expected a manifest (JSONL, one sample a line)",
+            reason="missing",
+        )
+    with local_file.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, line
 
 
 def write_manifest(path: str | Path, rows: Iterable[Sample | dict[str, Any]]) -> int:
-    """Write rows, one a line, whole or not at all; returns how many.
+    """Write rows, one a line, whole or not at all, and return how many.
 
     Raises:
         StoreError: the path is a URL.
@@ -93,17 +112,14 @@ def write_manifest(path: str | Path, rows: Iterable[Sample | dict[str, Any]]) ->
     count = 0
     with partial.open("w", encoding="utf-8") as file:
         for row in rows:
-            data = (
-                row.model_dump(mode="json", exclude_defaults=False, exclude_none=True)
-                if isinstance(row, Sample)
-                else row
-            )
-            file.write(json.dumps(data, ensure_ascii=False) + "\n")
+            if isinstance(row, Sample):
+                row = row.model_dump(mode="json", exclude_defaults=False, exclude_none=True)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     partial.replace(path)
     return count
 
 
 def digest(path: str | Path) -> str:
-    """SHA-256 of a manifest's bytes: a run records which data it saw."""
+    """Return the SHA-256 of a manifest's bytes, with which a run records its data."""
     return sha256(local_copy(path))

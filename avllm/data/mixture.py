@@ -1,9 +1,10 @@
-"""Which items come when: an endless sequence that is a function of (seed, place) alone, whatever the weights.
+"""Order the items of a mixture: an endless sequence that depends on (seed, place) alone.
 
-Each source is an endless chain of its own permutations. An epoch of the mixture takes each source's share of items
-from its chain, going on where the epoch before stopped, and shuffles them together: a share as large as the source is
-every item once an epoch, one twice as large twice, one half as large every second epoch. Where the weights change
-(a curriculum) a new run of epochs begins with what the one that it broke off still held, and the chains go on.
+Each source is an endless chain of permutations of its items. An epoch of the mixture takes each
+source's share of items from its chain, from where the epoch before stopped, and shuffles them
+together: a share as large as the source gives every item once an epoch, one twice as large twice,
+one half as large every second epoch. Where the weights change (a curriculum), a new phase begins
+with the items that were left in the last epoch of the phase before, and the chains continue.
 """
 
 from __future__ import annotations
@@ -27,38 +28,46 @@ def shares(
     caps: Sequence[int | None] | None = None,
     temperature: float = 1.0,
 ) -> list[int]:
-    """Items that an epoch takes of each source.
+    """Return the number of items that an epoch takes of each source.
 
-    ``weight * size``, where a size counts up to its cap, and where a temperature above 1 brings the sizes closer
-    together: they become proportional to ``size ** (1 / temperature)`` and keep their sum (examples-proportional mixing
-    with a limit and a temperature; T5, arXiv 1910.10683, section 3.5.2). At least 1 of each source with a weight.
+    It is ``weight * size``, where a size counts up to its cap, and where a temperature above 1
+    brings the sizes closer together: they become proportional to ``size ** (1 / temperature)`` with
+    the same sum (examples-proportional mixing with a limit and a temperature; T5, arXiv 1910.10683,
+    section 3.5.2). A source with items and a weight gives at least 1.
 
     Args:
-        sizes: items of each source. weights: at least 0. caps: most items of each that count; None for all.
+        sizes: items of each source.
+        weights: of each source, at least 0.
+        caps: most items of each source that count; None for all.
         temperature: above 0; 1 changes nothing, infinity makes all sources equal.
 
     Raises:
         ValueError: no source with items has a weight.
     """
-    counted: list[float] = [min(n, cap or n) for n, cap in zip(sizes, caps or [None] * len(sizes), strict=True)]
+    caps = caps or [None] * len(sizes)
+    capped: list[float] = [min(size, cap or size) for size, cap in zip(sizes, caps, strict=True)]
     if temperature != 1.0:
-        roots = [n ** (1 / temperature) if n else 0.0 for n in counted]
-        counted = [sum(counted) * root / sum(roots) for root in roots]
-    found = [max(1, round(w * n)) if w and n else 0 for w, n in zip(weights, counted, strict=True)]
-    if not any(found):
-        raise ValueError(f"sources of {list(sizes)} items with weights {list(weights)}: nothing to draw from")
-    return found
+        roots = [size ** (1 / temperature) if size else 0.0 for size in capped]
+        capped = [sum(capped) * root / sum(roots) for root in roots]
+    items: list[int] = []
+    for weight, size in zip(weights, capped, strict=True):
+        items.append(max(1, round(weight * size)) if weight and size else 0)
+    if not any(items):
+        seen = f"sources of {list(sizes)} items with weights {list(weights)}"
+        raise ValueError(f"{seen}: nothing to draw from; expected a weight above 0 for a source")
+    return items
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the sequence with the same shares.
+    """Hold a part of the sequence with the same shares.
 
     Attributes:
-        first: place where it begins. shares: items of each source in one of its epochs.
-        drawn: items of each source that came before it.
-        left: of each source, what the epoch that it broke off still held; it comes first.
-        taken: of each source, how far into its chain the epochs before reached.
+        first: place where it begins.
+        shares: items of each source in one of its epochs.
+        drawn: number of items of each source before it.
+        left: items of each source that the last epoch before it did not give; they come first.
+        taken: how many items of each source's chain the phases before took.
     """
 
     first: int
@@ -69,21 +78,24 @@ class Phase:
 
     @property
     def length(self) -> int:
-        """Items in an epoch."""
+        """Return the number of items in an epoch."""
         return sum(self.shares)
 
 
 class Order:
-    """The endless, seeded sequence of item numbers of a mixture.
+    """Give the endless, seeded sequence of item numbers of a mixture.
 
     Args:
         sizes: items of each source, numbered one after the other.
         weights: of each source, from the beginning.
         seed: of the run.
-        caps, temperature: see :func:`shares`.
-        changes: (place, weights) from where on others hold; places ascend and are multiples of ``block``.
-        block: so many items in a row, counted from place 0, are of one source: a micro batch of one task. Shares are
-            rounded up to multiples of it: a source smaller than a block comes more often (see :func:`portions`).
+        caps: see :func:`shares`.
+        temperature: see :func:`shares`.
+        changes: (place, weights) from which on other weights apply; places ascend and are multiples
+            of ``block``.
+        block: so many items in a row, counted from place 0, are of one source: a micro batch of one
+            task. Shares are rounded up to multiples of it, so that a source smaller than a block
+            comes more often (see :func:`portions`).
     """
 
     def __init__(
@@ -97,45 +109,56 @@ class Order:
         changes: Sequence[tuple[int, Sequence[float]]] = (),
         block: int = 1,
     ) -> None:
-        self.sizes, self.seed, self.block = list(sizes), seed, block
+        self.sizes = list(sizes)
+        self.seed = seed
+        self.block = block
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]]).astype(np.int64)
         self._epochs: dict[tuple[int, int], np.ndarray] = {}
         self.phases: list[Phase] = []
         for first, phase_weights in [(0, weights), *changes]:
             if first % block or (self.phases and first <= self.phases[-1].first):
-                raise ValueError(f"weights change at place {first}; expected ascending multiples of {block}")
-            found = shares(self.sizes, phase_weights, caps, temperature)
-            self.phases.append(Phase(first, [-(-n // block) * block for n in found], *self._before(first)))
+                seen = f"weights change at place {first}"
+                raise ValueError(f"{seen}; expected ascending multiples of {block}")
+            items = shares(self.sizes, phase_weights, caps, temperature)
+            in_blocks = [math.ceil(count / block) * block for count in items]
+            self.phases.append(self._phase(first, in_blocks))
 
     @property
     def epoch_length(self) -> int:
-        """Items in an epoch of the mixture, as it is in the beginning."""
+        """Return the number of items in an epoch of the first phase."""
         return self.phases[0].length
 
     def items(self, first: int, count: int) -> list[int]:
-        """``count`` items from place ``first`` of the endless sequence."""
-        out: list[int] = []
+        """Return ``count`` items from place ``first`` of the endless sequence."""
+        numbers: list[int] = []
         while count > 0:
             number = self._phase_at(first)
             phase = self.phases[number]
             epoch, place = divmod(first - phase.first, phase.length)
-            left = self.phases[number + 1].first - first if number + 1 < len(self.phases) else count
-            part = self.epoch(epoch, number)[place : place + min(count, left)]
-            out += part.tolist()
-            first, count = first + len(part), count - len(part)
-        return out
+            most = count
+            if number + 1 < len(self.phases):
+                most = min(count, self.phases[number + 1].first - first)
+            part = self.epoch(epoch, number)[place : place + most]
+            numbers += part.tolist()
+            first += len(part)
+            count -= len(part)
+        return numbers
 
     def drawn(self, count: int) -> list[int]:
-        """Items of each source among the first ``count``."""
+        """Return the number of items of each source among the first ``count``."""
         number = self._phase_at(max(0, count - 1))
         phase = self.phases[number]
         epochs, rest = divmod(count - phase.first, phase.length)
         items = self.epoch(epochs, number)[:rest] if rest else np.empty(0, np.int64)
-        last = np.bincount(np.searchsorted(self.starts, items, side="right") - 1, minlength=len(self.sizes))
-        return [d + epochs * s + int(n) for d, s, n in zip(phase.drawn, phase.shares, last, strict=True)]
+        sources = np.searchsorted(self.starts, items, side="right") - 1  # (rest,)
+        in_rest = np.bincount(sources, minlength=len(self.sizes)).tolist()
+        totals: list[int] = []
+        for source, before in enumerate(phase.drawn):
+            totals.append(before + epochs * phase.shares[source] + in_rest[source])
+        return totals
 
     def drawn_items(self, count: int) -> np.ndarray:
-        """``(items,)`` bool: which are among the first ``count``; whole epochs are not gone through."""
+        """Return ``(items,)`` bool: those among the first ``count``, without making whole epochs."""
         seen = np.zeros(sum(self.sizes), bool)
         ends = [*(phase.first for phase in self.phases[1:]), count]
         for number, (phase, end) in enumerate(zip(self.phases, ends, strict=True)):
@@ -143,105 +166,138 @@ class Order:
                 break
             epochs, rest = divmod(min(end, count) - phase.first, phase.length)
             for source, size in enumerate(self.sizes):
-                most = (
-                    len(phase.left[source]) + 2 * size
-                )  # a stretch of a chain as long as two copies holds a whole one
-                seen[self._stretch(source, phase, 0, min(epochs * phase.shares[source], most))] = True
+                # Two permutations' length of a chain holds a whole one, wherever it begins.
+                most = len(phase.left[source]) + 2 * size
+                drawn = min(epochs * phase.shares[source], most)
+                seen[self._stretch(source, phase, 0, drawn)] = True
             if rest:
                 seen[self.epoch(epochs, number)[:rest]] = True
         return seen
 
-    def _before(self, first: int) -> tuple[list[int], list[np.ndarray], list[int]]:
-        """What a phase that begins at a place finds: see :class:`Phase`."""
+    def _phase(self, first: int, phase_shares: list[int]) -> Phase:
+        """Return the phase that begins at a place, given the phases before."""
+        none = np.empty(0, np.int64)
         if not self.phases:
-            return [0] * len(self.sizes), [np.empty(0, np.int64)] * len(self.sizes), [0] * len(self.sizes)
-        phase = self.phases[-1]
-        epochs, rest = divmod(first - phase.first, phase.length)
-        broken = self.epoch(epochs, len(self.phases) - 1)[rest:] if rest else np.empty(0, np.int64)
-        left, taken = [], []
+            zeros = [0] * len(self.sizes)
+            return Phase(first, phase_shares, zeros, [none] * len(self.sizes), zeros)
+        before = self.phases[-1]
+        epochs, rest = divmod(first - before.first, before.length)
+        remaining = none  # of the epoch that this phase ends early
+        if rest:
+            remaining = self.epoch(epochs, len(self.phases) - 1)[rest:]
+            epochs += 1
+        left: list[np.ndarray] = []
+        taken: list[int] = []
         for source, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
-            used = (epochs + bool(rest)) * phase.shares[source]
-            own = broken[(broken >= start) & (broken < start + size)]
-            left.append(np.concatenate([own, phase.left[source][used:]]))
-            taken.append(phase.taken[source] + max(0, used - len(phase.left[source])))
-        return self.drawn(first), left, taken
+            used = epochs * before.shares[source]  # first the items left before, then the chain's
+            own = remaining[(remaining >= start) & (remaining < start + size)]
+            left.append(np.concatenate([own, before.left[source][used:]]))
+            taken.append(before.taken[source] + max(0, used - len(before.left[source])))
+        return Phase(first, phase_shares, self.drawn(first), left, taken)
 
     def _phase_at(self, place: int) -> int:
+        """Return the number of the phase at a place."""
         return bisect.bisect_right(self.phases, place, key=lambda phase: phase.first) - 1
 
     def epoch(self, number: int, phase: int = 0) -> np.ndarray:
-        """``(length,)`` item numbers of an epoch, counted from the beginning of its phase."""
+        """Return ``(length,)`` item numbers of an epoch, counted from the begin of its phase."""
         key = (phase, number)
         if key not in self._epochs:
-            parts = [self._share(source, number, self.phases[phase]) for source in range(len(self.sizes))]
-            blocks = np.concatenate(parts).reshape(-1, self.block)
-            rng = np.random.default_rng([self.seed, 1, number, *([phase] if phase else [])])
-            mixed = rng.permutation(blocks).reshape(-1)
-            self._epochs = {k: v for k, v in self._epochs.items() if k >= (phase, number - 1)} | {key: mixed}
+            items: list[np.ndarray] = []
+            for source, share in enumerate(self.phases[phase].shares):
+                items.append(self._stretch(source, self.phases[phase], number * share, share))
+            blocks = np.concatenate(items).reshape(-1, self.block)
+            seeds = [self.seed, 1, number]
+            if phase:
+                seeds.append(phase)
+            mixed = np.random.default_rng(seeds).permutation(blocks).reshape(-1)
+            # Earlier epochs are dropped: at most the one before is asked for again.
+            recent = {k: v for k, v in self._epochs.items() if k >= (phase, number - 1)}
+            self._epochs = {**recent, key: mixed}
         return self._epochs[key]
 
-    def _share(self, source: int, epoch: int, phase: Phase) -> np.ndarray:
-        return self._stretch(source, phase, epoch * phase.shares[source], phase.shares[source])
-
     def _stretch(self, source: int, phase: Phase, first: int, count: int) -> np.ndarray:
-        """``count`` items of a source in a phase, from its ``first``: what was left, then those of its chain."""
+        """Return ``count`` items of a source from the ``first`` in a phase.
+
+        The items left from the phase before come first, then those of the source's chain.
+        """
         if count == 0:
             return np.empty(0, np.int64)
-        size, left = self.sizes[source], phase.left[source]
-        kept = left[first : first + count]
-        begin = phase.taken[source] + max(0, first - len(left))
+        size = self.sizes[source]
+        left = phase.left[source]
+        from_left = left[first : first + count]
+        begin = phase.taken[source] + max(0, first - len(left))  # place in the endless chain
         copies = range(begin // size, (begin + count - 1) // size + 1)
         chain = np.concatenate([self._permutation(source, copy) for copy in copies])
         skip = begin - copies.start * size
-        return np.concatenate([kept, self.starts[source] + chain[skip : skip + count - len(kept)]])
+        from_chain = chain[skip : skip + count - len(from_left)]
+        return np.concatenate([from_left, self.starts[source] + from_chain])
 
     def _permutation(self, source: int, copy: int) -> np.ndarray:
+        """Return the permutation of a source's items at a position of its chain."""
         return np.random.default_rng([self.seed, 2, source, copy]).permutation(self.sizes[source])
 
 
 def order_of(config: RunConfig, items: Items, processes: int) -> Order:
-    """The order of a run's training items.
+    """Return the order of a run's training items.
 
     Args:
-        config: of the run. items: of its training manifests. processes: that train together.
+        config: of the run.
+        items: of its training manifests.
+        processes: that train together.
 
     Raises:
         ValueError: there is nothing to draw from.
     """
-    data, train = config.data, config.train
+    data = config.data
+    train = config.train
     step_items = train.batch_size * train.accumulate * processes
-    steps = sorted({step for source in data.train for step in source.steps} - {0})
-    caps = [
-        None if s.max_rows is None else max(1, round(s.max_rows * size / max(1, rows)))  # rows of a pack come together
-        for s, size, rows in zip(data.train, items.sizes, items.row_counts, strict=True)
-    ]
+    steps: set[int] = set()
+    for source in data.train:
+        steps.update(source.steps)
+    changes: list[tuple[int, list[float]]] = []
+    for step in sorted(steps - {0}):
+        weights = [source.weight_at(step) for source in data.train]
+        changes.append((step * step_items, weights))
+    caps: list[int | None] = []
+    for source, size, rows in zip(data.train, items.sizes, items.row_counts, strict=True):
+        if source.max_rows is None:
+            caps.append(None)
+        else:  # items of several rows count as so many
+            caps.append(max(1, round(source.max_rows * size / max(1, rows))))
     return Order(
         items.sizes,
-        [s.weight_at(0) for s in data.train],
+        [source.weight_at(0) for source in data.train],
         config.seed,
         caps=caps,
         temperature=data.temperature,
-        changes=[(step * step_items, [s.weight_at(step) for s in data.train]) for step in steps],
+        changes=changes,
         block=train.batch_size if data.batches == "one_source" else 1,
     )
 
 
 def steps_of(config: RunConfig, order: Order, processes: int) -> int:
-    """Optimizer steps of a run."""
+    """Return the number of optimizer steps of a run."""
     train = config.train
     if train.max_steps:
         return train.max_steps
-    return math.ceil((train.epochs or 0) * order.epoch_length / (train.batch_size * train.accumulate * processes))
+    step_items = train.batch_size * train.accumulate * processes
+    return math.ceil((train.epochs or 0) * order.epoch_length / step_items)
 
 
 @dataclass(frozen=True)
 class Portion:
-    """What a run draws of one source.
+    """Report what a run draws of one source.
 
     Attributes:
-        weight, max_rows: as the settings have them.
-        rows, items: in the source (fewer items where rows are packed), less those in quarantine.
-        drawn: items drawn in the whole run. share: of all items drawn. epochs: how often each item is seen.
+        manifest: of the source.
+        weight: of the settings.
+        max_rows: of the settings.
+        rows: in the source, without those in quarantine.
+        items: of these rows; fewer where rows are packed.
+        drawn: items drawn in the whole run.
+        share: of all items drawn.
+        epochs: how often each item is seen.
     """
 
     manifest: str
@@ -255,21 +311,24 @@ class Portion:
 
 
 def portions(config: RunConfig, items: Items, processes: int = 1) -> list[Portion]:
-    """The mixture of a run as it comes out: effective epochs of each source over all its steps."""
+    """Return what a run draws of each source over all its steps."""
     order = order_of(config, items, processes)
-    count = steps_of(config, order, processes) * config.train.batch_size * config.train.accumulate * processes
-    return [
-        Portion(
-            manifest=manifest.name,
-            weight=source.weight,
-            max_rows=source.max_rows,
-            rows=rows,
-            items=size,
-            drawn=drawn,
-            share=drawn / max(1, count),
-            epochs=drawn / max(1, size),
+    train = config.train
+    step_items = train.batch_size * train.accumulate * processes
+    count = steps_of(config, order, processes) * step_items
+    portions_by_source: list[Portion] = []
+    for number, drawn in enumerate(order.drawn(count)):
+        source = config.data.train[number]
+        portions_by_source.append(
+            Portion(
+                manifest=items.manifests[number].name,
+                weight=source.weight,
+                max_rows=source.max_rows,
+                rows=items.row_counts[number],
+                items=items.sizes[number],
+                drawn=drawn,
+                share=drawn / max(1, count),
+                epochs=drawn / max(1, items.sizes[number]),
+            )
         )
-        for manifest, source, rows, size, drawn in zip(
-            items.manifests, config.data.train, items.row_counts, items.sizes, order.drawn(count), strict=True
-        )
-    ]
+    return portions_by_source

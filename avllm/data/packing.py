@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from avllm.data.row import IGNORE, Part, Row
+from avllm.data.soft import join
 
 
 def share_media(rows: Sequence[Row], max_length: int) -> list[Row]:
@@ -77,12 +78,14 @@ def share_beginning(rows: Sequence[Row], shared: int) -> Row:
     segments = [torch.zeros(shared, dtype=torch.long)]
     positions = [torch.arange(shared)]
     parts: list[Part] = []
+    softs = []
     length = shared
     for number, row in enumerate(rows, start=1):
         rest = len(row.input_ids) - shared
         segments.append(torch.full((rest,), number))
         positions.append(torch.arange(shared, shared + rest))
         parts += [part.moved(length - shared, after=shared) for part in row.parts]
+        softs.append(row.soft.moved(length - shared) if row.soft is not None else None)
         length += rest
     segment = torch.cat(segments)  # (L,)
     return replace(
@@ -93,6 +96,7 @@ def share_beginning(rows: Sequence[Row], shared: int) -> Row:
         parts=tuple(parts),
         segments=torch.stack([torch.zeros_like(segment), segment], dim=1),  # (L, 2)
         position_ids=torch.cat(positions),
+        soft=join(softs),
     )
 
 
@@ -156,12 +160,14 @@ def end_to_end(rows: Sequence[Row]) -> Row:
     segments, positions = [], []
     parts: list[Part] = []
     clip_places: list[int] = []
+    softs = []
     length = clips = 0
     for group, row in enumerate(rows):
         segments.append(_as_group(row, group))
         positions.append(row.position_ids if row.position_ids is not None else torch.arange(len(row.input_ids)))
         parts += [part.moved(length, clips=clips) for part in row.parts]
         clip_places += [length + place for place in row.clip_places]
+        softs.append(row.soft.moved(length) if row.soft is not None else None)
         length += len(row.input_ids)
         clips += len(row.clips)
     # The first token of a row follows no token of its row, also where another row lies before it.
@@ -179,6 +185,7 @@ def end_to_end(rows: Sequence[Row]) -> Row:
         parts=tuple(parts),
         segments=torch.cat(segments),
         position_ids=torch.cat(positions),
+        soft=join(softs),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from avllm.data.soft import Soft
 from avllm.tokens import EncoderInput, duration_of
 
 IGNORE = -100  # label of a position that is not trained on; the value that torch and transformers skip
@@ -72,6 +73,7 @@ class Row:
         clip_places: the place at which each clip's run begins, also that of an empty run.
         segments: ``(L, 2)`` long (group, part) of packed rows or None: see :class:`~avllm.data.collate.Batch`.
         position_ids: ``(L,)`` of packed rows or None for 0, 1, 2, ...
+        soft: targets that are distributions, or None.
         variant: rows of one variant share a micro batch; adapters read it (:func:`avllm.adapters.base.variant`).
     """
 
@@ -86,6 +88,7 @@ class Row:
     position_ids: Tensor | None = None
     variant: str | None = None
     clip_places: list[int] = field(default_factory=list)
+    soft: Soft | None = None
 
     @property
     def num_targets(self) -> int:
@@ -109,6 +112,8 @@ class Row:
         """Return the place of the first token of an answer; the row's length without one."""
         answers = [part.trained for part in self.parts]
         answers.append((self.labels != IGNORE).nonzero().flatten())
+        if self.soft is not None:
+            answers.append(self.soft.place.sort().values)
         return min((int(places[0]) for places in answers if len(places)), default=len(self.input_ids))
 
 

@@ -1,4 +1,4 @@
-"""The Sample: one row of a manifest, which is also a chat request, an API request and a batch-inference row."""
+"""Define the Sample: a row of a manifest, a chat request, an API request, a row of a batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import core_schema
 
 from avllm.data.store.storage import url_of, without_file_scheme
@@ -25,7 +32,8 @@ class _Interval(_Strict):
     @model_validator(mode="after")
     def _ordered(self) -> _Interval:
         if self.end is not None and self.end <= (self.start or 0.0):
-            raise ValueError(f"end {self.end} is not behind start {self.start or 0.0}; both are seconds of the file")
+            seen = f"end {self.end} is not after start {self.start or 0.0}"
+            raise ValueError(f"{seen}; both are seconds of the file")
         return self
 
 
@@ -37,7 +45,7 @@ class TextPart(_Strict):
 
 
 class VideoPart(_Interval):
-    """A video file, or an interval of it; ``sound`` says whether its own sound track is used."""
+    """A video file, or an interval of it; ``sound`` says whether its sound track is used."""
 
     type: Literal["video"] = "video"
     video: str = Field(min_length=1)
@@ -45,7 +53,7 @@ class VideoPart(_Interval):
 
     @property
     def path(self) -> str:
-        """The file, as the row names it."""
+        """Return the file, as the row names it."""
         return self.video
 
 
@@ -57,7 +65,7 @@ class AudioPart(_Interval):
 
     @property
     def path(self) -> str:
-        """The file, as the row names it."""
+        """Return the file, as the row names it."""
         return self.audio
 
 
@@ -69,7 +77,7 @@ class ImagePart(_Strict):
 
     @property
     def path(self) -> str:
-        """The file, as the row names it."""
+        """Return the file, as the row names it."""
         return self.image
 
 
@@ -84,7 +92,9 @@ class TimePart(_Strict):
     start: float | None = Field(None, ge=0, description="where a span begins")
     end: float | None = Field(None, gt=0, description="where a span ends")
     clip: int | None = Field(
-        None, ge=0, description="the row's media part that it is about, from 0; None: the last one before it"
+        None,
+        ge=0,
+        description="the row's media part that it is about, from 0; None: the last one before it",
     )
 
     @model_validator(mode="after")
@@ -96,7 +106,9 @@ class TimePart(_Strict):
                 "expected either seconds (a moment) or start and end (a span)"
             )
         if self.start is not None and self.end is not None and self.end <= self.start:
-            raise ValueError(f"end {self.end} is not after start {self.start}; both are seconds of the clip")
+            raise ValueError(
+                f"end {self.end} is not after start {self.start}; both are seconds of the clip",
+            )
         return self
 
     @property
@@ -112,22 +124,31 @@ class TimePart(_Strict):
 
 MediaPart = VideoPart | AudioPart | ImagePart
 ContentPart = Annotated[TextPart | TimePart | VideoPart | AudioPart | ImagePart, Field(discriminator="type")]
-PARTS, PLAIN = "<parts>", "<plain text>"  # the two forms of a turn's content, as validation errors call them
+PARTS = "<parts>"  # the two forms of a turn's content, as validation errors call them
+PLAIN = "<plain text>"
 
 
 class _PlainText:
-    """In the place of a list of parts, a string stands for one text part.
+    """Accept a string in place of a list of parts, for one text part.
 
-    Said to pydantic as one of two forms: a function that looks at each content first would turn the JSON into Python
-    objects for it, which takes a third of a row's time.
+    Pydantic is given a union of two forms. A function before validation would turn the JSON into
+    Python objects first, which takes a third of a row's time.
     """
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(
+        cls,
+        source: Any,
+        handler: GetCoreSchemaHandler,
+    ) -> core_schema.CoreSchema:
         text = core_schema.no_info_after_validator_function(
-            lambda text: [TextPart(type="text", text=text)], core_schema.str_schema(strict=True)
+            lambda text: [TextPart(type="text", text=text)],
+            core_schema.str_schema(strict=True),
         )
-        return core_schema.union_schema([(handler(source), PARTS), (text, PLAIN)], mode="left_to_right")
+        return core_schema.union_schema(
+            [(handler(source), PARTS), (text, PLAIN)],
+            mode="left_to_right",
+        )
 
 
 class Message(_Strict):
@@ -138,10 +159,11 @@ class Message(_Strict):
 
     @model_validator(mode="after")
     def _media_is_asked_about(self) -> Message:
-        if self.role != "user":  # plain loops: every row of a manifest of millions comes through here
+        if self.role != "user":  # plain loops, since manifests have millions of rows
             for part in self.content:
                 if isinstance(part, VideoPart | AudioPart | ImagePart):
-                    raise ValueError(f"a {self.role} turn holds media; media stands in user turns")
+                    seen = f"a {self.role} turn holds media"
+                    raise ValueError(f"{seen}; expected media in user turns only")
         return self
 
     @property
@@ -151,7 +173,7 @@ class Message(_Strict):
 
 
 class Sample(_Strict):
-    """One row: an id and messages, and what evaluation and bookkeeping need to know of it."""
+    """One row: an id, messages, and fields for evaluation and bookkeeping."""
 
     id: str = Field(min_length=1)
     messages: list[Message] = Field(min_length=1)
@@ -159,7 +181,10 @@ class Sample(_Strict):
     kind: str | None = Field(None, description="kind of question, for results by kind")
     choices: list[str] | None = Field(None, description="closed set of answers")
     answers: list[str] | None = Field(None, description="further accepted answers")
-    seconds: float | None = Field(None, description="the answer is this time; scored by absolute error")
+    seconds: float | None = Field(
+        None,
+        description="the answer is this time; scored by absolute error",
+    )
     licence: str | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
 
@@ -176,32 +201,40 @@ class Sample(_Strict):
                     media += 1
         for field, part, before in times:
             if part.clip is None and before == 0:
-                raise ValueError(f"{field} is a time, but no media part comes before it; say which clip it is about")
+                raise ValueError(
+                    f"{field} is a time, but no media part comes before it; say which clip it is about",
+                )
             if part.clip is not None and part.clip >= media:
-                raise ValueError(f"{field}.clip is {part.clip}; the row has {media} media parts, numbered from 0")
+                raise ValueError(
+                    f"{field}.clip is {part.clip}; the row has {media} media parts, numbered from 0",
+                )
         return messages
 
     @field_validator("messages")
     @classmethod
     def _turns(cls, messages: list[Message]) -> list[Message]:
         if len(messages) == 2 and messages[0].role == "user" and messages[1].role == "assistant":
-            return messages  # as nearly all are: spared what follows
+            return messages  # most rows, which need no further check
         roles = [m.role for m in messages if m.role != "system"]
         expected = ["user", "assistant"] * len(roles)
         if not roles or roles != expected[: len(roles)]:
-            raise ValueError(f"roles are {roles}; expected user and assistant in turn, beginning with user")
+            seen = f"roles are {roles}"
+            raise ValueError(f"{seen}; expected user and assistant in turn, beginning with user")
         if any(m.role == "system" for m in messages[1:]):
-            raise ValueError("a system turn stands behind another turn; it may only be the first")
+            raise ValueError("a system turn comes after another turn; it may only be the first")
         return messages
 
     @property
     def media(self) -> list[MediaPart]:
-        """The media parts of all turns, in order."""
-        return [p for m in self.messages for p in m.content if isinstance(p, VideoPart | AudioPart | ImagePart)]
+        """Return the media parts of all turns, in order."""
+        parts: list[MediaPart] = []
+        for message in self.messages:
+            parts += [p for p in message.content if isinstance(p, VideoPart | AudioPart | ImagePart)]
+        return parts
 
     @property
     def answer(self) -> str | None:
-        """The text of the last turn when it is the assistant's, else None."""
+        """Return the text of the last turn when it is the assistant's, else None."""
         last = self.messages[-1]
         return last.text if last.role == "assistant" else None
 
@@ -211,13 +244,14 @@ class Sample(_Strict):
         return next(m.text for m in reversed(self.messages) if m.role == "user")
 
     def question(self) -> Sample:
-        """The same row without its last answer: what a model is asked."""
-        last = self.messages[-1]
-        return self if last.role != "assistant" else self.model_copy(update={"messages": self.messages[:-1]})
+        """Return the row without its last answer, as a model is asked."""
+        if self.messages[-1].role != "assistant":
+            return self
+        return self.model_copy(update={"messages": self.messages[:-1]})
 
 
 def resolve(part: MediaPart, root: Path | None) -> Path:
-    """The file of a media part; a relative path is relative to ``root``, the manifest's folder.
+    """Return the file of a media part; a relative path is relative to the manifest's folder.
 
     It may be a shard's member or a URL, which ``storage.py`` reads.
     """
@@ -234,15 +268,17 @@ def resolve_path(path: str, root: Path | None) -> Path:
 
 
 class RowError(UserError):
-    """A sample that is well-formed and still cannot become a row.
+    """A well-formed sample cannot become a training row.
 
     Attributes:
-        reason: one word to count by: ``too_long``, ``empty_answer``, ``reserved_text``, ``no_encoder``, ...
+        reason: one word to count by: ``too_long``, ``empty_answer``, ``reserved_text``, ...
+        detail: what was seen.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)  # both, so that it survives the way out of a loader worker
-        self.reason, self.detail = reason, detail
+        super().__init__(reason, detail)  # both in args, for pickle
+        self.reason = reason
+        self.detail = detail
 
     def __str__(self) -> str:
         return self.detail

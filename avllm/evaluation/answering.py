@@ -37,6 +37,7 @@ def answer_rows(
     *,
     batch_size: int,
     max_new_tokens: int,
+    decoding: dict[str, Any] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """Answers in the order of the rows.
@@ -47,10 +48,12 @@ def answer_rows(
             same dict objects.
         batch_size: rows generated at a time.
         max_new_tokens: of an answer.
+        decoding: ``{"type", **options}`` of a decoder, or None. With one, ``model.generate`` reads each row
+            whole, since a decoder works there.
         progress: called with the number of rows done since the last call.
     """
-    arguments = Generation(max_new_tokens=max_new_tokens).arguments(model, processor)
-    shares = cache_is_selectable(model.llm) and not model.connector.conditioned
+    arguments = Generation(max_new_tokens=max_new_tokens, decoding=decoding).arguments(model, processor)
+    shares = cache_is_selectable(model.llm) and not model.connector.conditioned and decoding is None
     found = [""] * len(rows)
     for groups in batches(group_rows(rows), batch_size):
         if shares:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from avllm.data.cache.fill import FeatureCache, encode, fill
+from avllm.data.cache.fill import ClipEncoding, FeatureCache, encode, fill
 from avllm.data.media.load import MediaError
 from avllm.data.reading import MediaReader, read_batches
 from avllm.data.schema import MediaPart, resolve
@@ -59,8 +59,8 @@ def encode_clips(
     num_workers = min(num_workers, len(parts))
     reader = MediaReader(processor)
     if cache is not None:
-        how: dict[str, Any] = {"device": model.device, "num_workers": num_workers, "batch_size": batch_size}
-        fill(cache, places, reader.inputs, model.encoders, **how)
+        encoding = ClipEncoding(reader.inputs, model.encoders, model.device, num_workers, batch_size)
+        fill(cache, places, encoding)
         return {part: _from_cache(cache, part, root) for part in parts}
     found: dict[MediaPart, EncodedClip | Failure] = {}
     for batch in read_batches(places, reader.inputs, batch_size, num_workers):
@@ -87,7 +87,10 @@ def _from_cache(cache: FeatureCache, part: MediaPart, root: Path | None) -> Enco
 
 
 def _unit(part: MediaPart, root: Path | None, streams: Streams) -> Unit:
-    seconds = max((float(item.span[:, 1].max()) for item in streams.values() if len(item.span)), default=0.0)
+    seconds = max(
+        (float(item.span[:, 1].max()) for item in streams.values() if len(item.span)),
+        default=0.0,
+    )
     return Unit(part, str(resolve(part, root).resolve()), seconds)
 
 

@@ -86,7 +86,7 @@ def run_eval(
     if predictions is not None:
         write_predictions(predictions, results.values())
     given = {"refusal": refusal, "quantize": quantize, **settings}
-    figures = {"conditions": {name: result.to_dict() for name, result in results.items()}}
+    figures: dict[str, Any] = {"conditions": {name: result.to_dict() for name, result in results.items()}}
     if manifest is not None:
         figures |= {"manifest": _file(manifest, limit)}
     else:

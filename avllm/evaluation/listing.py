@@ -67,6 +67,7 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
         "trained": config.trained,
         "connector": [spec["type"] for spec in config.connector],
         "layout": config.layout["type"],
+        "fusion": config.fusion["type"] if config.fusion else None,
         "parameters": dict(counts),
         "sha256": {p.name: sha256(p) for p in sorted(folder.glob("*.safetensors"))},
     }

@@ -19,6 +19,7 @@ from avllm.evaluation.clips import EncodedClip, Failure, encode_clips, in_chunks
 from avllm.evaluation.conditions import AS_IS, Condition, Partners, Streams, exchange, partners, remove
 from avllm.evaluation.metrics import normalise
 from avllm.evaluation.results import Result
+from avllm.inference.generation import Generation
 from avllm.log import logger
 from avllm.precision import choose_precision
 
@@ -41,6 +42,7 @@ class Settings:
         clips_at_once: distinct clips whose features are held at a time; partners are drawn among them.
         max_skip_rate: share of rows that may fail (missing file, too long) before the evaluation stops.
         cache: folder of features that a run left behind, or None.
+        decoding: ``{"type", **options}`` of a decoder, or None.
         precision: ``fp32``, ``bf16`` for autocast, or ``auto``, as the trained model's own ``train.precision``.
     """
 
@@ -52,8 +54,10 @@ class Settings:
     max_skip_rate: float = 0.01
     cache: str | Path | None = None
     precision: str = "fp32"
+    decoding: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        Generation(decoding=self.decoding)
         choose_precision(self.precision, "cpu")  # is it one?
 
 
@@ -212,6 +216,7 @@ class _Run:
             list(rows.values()),
             batch_size=self.settings.batch_size,
             max_new_tokens=self.max_new_tokens,
+            decoding=self.settings.decoding,
             progress=self._advance,
         )
         answers |= zip(rows, found, strict=True)

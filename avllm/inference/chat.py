@@ -20,6 +20,7 @@ from avllm.errors import UserError
 from avllm.inference.generation import Generation
 from avllm.inference.perceived import Perceived, perceive
 from avllm.inference.stream import stream_text
+from avllm.tokens import duration_of
 
 if TYPE_CHECKING:
     from avllm.models.modeling_avllm import AVLLM
@@ -92,7 +93,7 @@ class Chat:
             question: the text of the next turn, or all messages of a chat (Sample form), which replace the history.
             video, audio, image: files that the question is about, in front of it.
             sound: whether the videos' own sound is used: ``auto``, ``on`` or ``off``.
-            generation: ``max_new_tokens``, ``temperature`` (0 = greedy, the default), ``top_p``.
+            generation: ``max_new_tokens``, ``temperature`` (0 = greedy, the default), ``top_p``, ``decoding``.
 
         Returns:
             Pieces of the answer. Closing the iterator, or :meth:`stop` from elsewhere, ends it early.
@@ -142,9 +143,11 @@ class Chat:
         self._stop = stop = Event()
         arguments = generation.arguments(self.model, self.processor)
         tokenizer = self.processor.tokenizer
+        duration = self._duration(messages)
 
-        def decode(ids: list[int]) -> str:
-            return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        def decode(ids: list[int], whole: bool) -> str:
+            text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            return self.processor.content.say_seconds(text, duration, whole)
 
         said: list[str] = []
         try:
@@ -155,6 +158,11 @@ class Chat:
             self._remember(stop, messages, said)
             raise
         self._remember(stop, messages, said)
+
+    def _duration(self, messages: list[Message]) -> float | None:
+        """Return the seconds of the last clip, which an answer's times are about."""
+        media = Sample.model_validate({"id": "chat", "messages": messages}).media
+        return duration_of(self._media[media[-1]].inputs) if media else None
 
     def _remember(self, stop: Event, messages: list[Message], said: list[str]) -> None:
         if stop is not self._stop:  # the chat was cleared, or asked something else, meanwhile

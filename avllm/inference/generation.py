@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import yaml
+from pydantic import TypeAdapter
+
+from avllm.config import PartSpec
 from avllm.data.row import Row
 from avllm.errors import UserError
+from avllm.registry import build
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,14 +30,16 @@ class Generation:
         temperature: 0 = greedy, the same answer each time; above 0 tokens are drawn.
         top_p: draw from the most likely tokens that hold this share of the probability (arXiv 1904.09751); only when
             ``temperature`` is above 0.
+        decoding: ``{"type", **options}`` of a decoder, or None.
 
     Raises:
-        ValueError: a value out of range.
+        UserError: a value out of range. UnknownPartError: no such decoder or option.
     """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+    decoding: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -41,6 +48,8 @@ class Generation:
             raise UserError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}; expected above 0 and at most 1")
+        if self.decoding is not None:
+            build("decoders", self.decoding)
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the answer, JSON-able."""
@@ -61,7 +70,29 @@ class Generation:
         }
         if self.temperature > 0:
             arguments |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        if self.decoding is not None:
+            arguments["decoder"] = build("decoders", self.decoding)
         return arguments
+
+
+def read_decoding(text: str | None) -> dict[str, Any] | None:
+    """Return the decoder that a command line's YAML names: ``{type: contrastive, alpha: 1}``, or the type alone.
+
+    Raises:
+        UserError: no YAML, or no mapping. UnknownPartError: no such decoder or option.
+    """
+    if text is None or not text.strip():
+        return None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"decoding: {text!r} is no YAML ({error}); expected {{type: NAME, option: value}}") from error
+    spec = {"type": value} if isinstance(value, str) else value
+    if not isinstance(spec, dict):
+        raise UserError(f"decoding: {text!r}; expected {{type: NAME, option: value}}")
+    decoding: dict[str, Any] = TypeAdapter(PartSpec).validate_python(spec)
+    build("decoders", decoding)
+    return decoding
 
 
 def stop_ids(model: AVLLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -45,7 +45,7 @@ class TokenQueue(BaseStreamer):
 
 
 def stream_text(
-    generate: Callable[..., Any], decode: Callable[[list[int]], str], stop: Event, **arguments: Any
+    generate: Callable[..., Any], decode: Callable[[list[int], bool], str], stop: Event, **arguments: Any
 ) -> Iterator[str]:
     """Run ``generate`` in a thread and give its text piece by piece; joined, the pieces are ``decode`` of all ids.
 
@@ -54,7 +54,8 @@ def stream_text(
 
     Args:
         generate: takes ``streamer``, ``stopping_criteria`` and ``arguments``.
-        decode: token ids -> text without surrounding white space.
+        decode: token ids, and whether no more will follow -> text without surrounding white space. Of ids that are
+            not all, it may leave out what the next ones can change.
         stop: set it to end the answer early.
 
     Raises:
@@ -82,15 +83,15 @@ def stream_text(
         raise failure[0]
 
 
-def _pieces(tokens: TokenQueue, decode: Callable[[list[int]], str]) -> Iterator[str]:
+def _pieces(tokens: TokenQueue, decode: Callable[[list[int], bool], str]) -> Iterator[str]:
     ids: list[int] = []
     sent = ""
     for new in tokens:
         ids += new
-        text = decode(ids)
+        text = decode(ids, False)
         if text.startswith(sent) and len(text) > len(sent) and not text.endswith(REPLACEMENT):
             yield text[len(sent) :]
             sent = text
-    rest = decode(ids)[len(sent) :]
+    rest = decode(ids, True)[len(sent) :]
     if rest:
         yield rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from avllm.errors import UserError
 from avllm.layouts.base import Layout
 from avllm.tokens import Grid
 
@@ -18,6 +19,12 @@ class Interleave(Layout):
 
     def order(self, grids: dict[str, Grid]) -> list[str]:
         names = [s for s in self.streams if s in grids] + [s for s in grids if s not in self.streams]
+        bounded = [name for name in names if grids[name].at_most]
+        if bounded:
+            raise UserError(
+                f"layout interleave sorts tokens by time, but content decides how many tokens stream {bounded[0]!r} "
+                "has and when they happen; take layout concat"
+            )
         steps = [
             (round(float(grids[name].span[t, 0]), 4), rank, t, name)  # rounded: 0.1 + 0.2 is the same second as 0.3
             for rank, name in enumerate(names)

@@ -112,6 +112,11 @@ def check_packing(model: Any, shares_media: bool = True) -> None:
             f"data.pack puts several questions after one copy of their clip, but {', '.join(conditioned)} in the "
             "connector makes another copy for each question. Take pack: sequences, or leave out data.pack"
         )
+    if model.connector.by_content:
+        raise PackingError(
+            "data.pack is set, but content decides how many tokens the connector makes, so that positions in a packed "
+            "row are not known beforehand. Leave out data.pack"
+        )
     if config._attn_implementation not in MASKED:
         raise PackingError(
             f"data.pack is set with attention {config._attn_implementation!r}, which takes no mask between rows; "

@@ -53,6 +53,11 @@ class Connector(nn.ModuleList):
         """Whether any adapter reads the prompt."""
         return any(adapter.conditioned for adapter in self.adapters)
 
+    @property
+    def by_content(self) -> bool:
+        """Whether content decides how many tokens any adapter makes."""
+        return any(adapter.by_content for adapter in self.adapters)
+
     def forward(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
         """Fold the streams over the adapters."""
         return self.steps(streams, prompt)[-1]
@@ -65,9 +70,21 @@ class Connector(nn.ModuleList):
         return found
 
     def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
-        """The same fold over clocks and token counts alone, for one clip."""
-        for adapter in self.adapters:
-            grids = adapter.output_grid(grids)
+        """Fold clocks and token counts alone over the adapters, for one clip.
+
+        Raises:
+            UserError: an adapter counts by what an adapter before it has only bounded.
+        """
+        for place, adapter in enumerate(self.adapters):
+            made = adapter.output_grid(grids)
+            for name, grid in grids.items():
+                if grid.at_most and made.get(name) is not grid:
+                    raise UserError(
+                        f"connector[{place}] ({type(adapter).__name__}) reads stream {name!r}, of which an adapter "
+                        "before it makes a number of tokens that content decides; only adapters that keep each token "
+                        "in its place (linear, mlp) can follow. Put it before that one"
+                    )
+            grids = made
         return grids
 
 

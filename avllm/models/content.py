@@ -91,6 +91,18 @@ class Content:
         if word is not None:
             raise RowError("reserved_text", f"{field}: the text holds {word[0]!r}, which the time codec writes")
 
+    def say_seconds(self, text: str, duration: float | None, whole: bool = True) -> str:
+        """Say the times of an answer in seconds.
+
+        Args:
+            text: as the LLM wrote it. duration: seconds of the clip that it is about; None leaves it as written.
+            whole: False while more is generated: the last word is left out, since it may be half a time.
+        """
+        if duration is None or not self.codec.rewrites:
+            return text
+        settled = text if whole else text.rpartition(" ")[0]
+        return self.codec.to_seconds(settled, duration)
+
     def mixtures(self, ids: Tensor, words: Sequence[Piece]) -> list[tuple[int, dict[int, float]]]:
         """Return the places of a row's mixtures, each with its weights by token id.
 

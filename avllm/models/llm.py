@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from avllm.config import LLMConfig
@@ -60,3 +61,27 @@ def keep_quantised_layers_trainable(llm: PreTrainedModel) -> None:
     for module in llm.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def head_is_plain(llm: Any) -> bool:
+    """Return whether the LLM's logits are its head applied to its last hidden states, with nothing before or after it.
+
+    Soft caps and scales (Gemma 2, Cohere, ...) are found by trying rather than by a list of architectures: the head is
+    made to answer a ramp of large numbers, which has to come out as it is.
+    """
+    head, training, taken = llm.get_output_embeddings(), llm.training, []
+
+    def answer_a_ramp(_: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        taken.append(inputs[0])
+        return torch.linspace(-100, 100, logits.shape[-1], device=logits.device, dtype=logits.dtype).expand_as(logits)
+
+    handle = head.register_forward_hook(answer_a_ramp)
+    llm.eval()
+    with torch.no_grad():
+        ids = torch.tensor([[1, 2]], device=llm.get_input_embeddings().weight.device)
+        logits = llm(input_ids=ids, use_cache=False).logits
+        hidden = llm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    handle.remove()
+    llm.train(training)
+    ramp = torch.linspace(-100, 100, logits.shape[-1], device=logits.device, dtype=logits.dtype)
+    return len(taken) == 1 and torch.allclose(taken[0], hidden) and torch.allclose(logits, ramp.expand_as(logits))

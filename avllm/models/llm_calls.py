@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from avllm.data.collate import Batch
+from avllm.decoders.base import Decoder
 from avllm.fusions.base import Fusion
 from avllm.models.attention import llm_inputs
+from avllm.models.llm import head_is_plain
 from avllm.models.lora import ActiveSets, active_sets
 from avllm.tokens import Tokens
 
@@ -31,7 +34,11 @@ class LLMCalls:
 
     if TYPE_CHECKING:  # what the rest of the model offers
 
+        def visible(self, batch: Batch, tokens: dict[str, Tokens] | None = None) -> Batch: ...
+
         def media_tokens(self, batch: Batch) -> dict[str, Tokens]: ...
+
+        def shared_media(self) -> AbstractContextManager[None]: ...
 
         def merge_media(self, input_ids: Tensor, streams: dict[str, Tokens], batch: Batch | None) -> Tensor: ...
 
@@ -39,12 +46,12 @@ class LLMCalls:
         """The LLM on embedded rows ``(R, L, D)``, with the batch's mask, positions and packing."""
         wanted = {} if keep is None else {"logits_to_keep": keep}
         with self.beside_llm(batch):
-            return self.llm(**llm_inputs(self.llm.config, embeds, batch), **wanted)
+            return self.llm(**llm_inputs(self.llm.config, embeds, self.visible(batch)), **wanted)
 
     def run_decoder(self, embeds: Tensor, batch: Batch) -> Tensor:
         """The same without the head: last hidden states ``(R, L, D)``, for losses that need logits at few places."""
         with self.beside_llm(batch):
-            return self.llm.get_decoder()(**llm_inputs(self.llm.config, embeds, batch)).last_hidden_state
+            return self.llm.get_decoder()(**llm_inputs(self.llm.config, embeds, self.visible(batch))).last_hidden_state
 
     @contextmanager
     def beside_llm(self, batch: Batch | None, tokens: dict[str, Tokens] | None = None) -> Iterator[None]:
@@ -75,6 +82,11 @@ class LLMCalls:
             out = decoder(input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False)
         return out.last_hidden_state
 
+    def head_is_plain(self) -> bool:
+        """Return whether logits are the LLM's head applied to its last hidden states, so that few may be computed."""
+        with self.beside_llm(None):
+            return head_is_plain(self.llm)
+
     @torch.no_grad()
     def prefill(self, embeds: Tensor, batch: Batch, tokens: dict[str, Tokens]) -> CachedRows:
         """Read embedded rows ``(R, L, D)``, padded on the left, into a cache to which further tokens are added.
@@ -85,21 +97,25 @@ class LLMCalls:
         return CachedRows(self, batch, tokens, embeds)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, **kwargs: Any) -> Tensor:
+    def generate(self, batch: Batch, *, decoder: Decoder | None = None, **kwargs: Any) -> Tensor:
         """Answer a batch of prompts (collated with ``padding_side="left"``), greedily where nothing else is given.
 
         Args:
             batch: rows that end where the answer begins.
+            decoder: changes the logits of each step.
             kwargs: of transformers' ``generate``: ``max_new_tokens``, ``do_sample``, ``streamer``, ...
 
         Returns:
             ``(R, new tokens)`` long.
         """
-        tokens = self.media_tokens(batch)
+        with self.shared_media():
+            tokens = self.media_tokens(batch)
+            processors = decoder.processors(self, batch) if decoder is not None else []
+        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), *processors])
         with self.beside_llm(batch, tokens):
             return self.llm.generate(
                 inputs_embeds=self.merge_media(batch.input_ids, tokens, batch),
-                attention_mask=batch.attention_mask.long(),
+                attention_mask=self.visible(batch, tokens).attention_mask.long(),
                 **{"do_sample": False, "max_new_tokens": 256, **kwargs},
             )
 
@@ -139,7 +155,7 @@ class CachedRows:
         self.model, self.batch, self.tokens = model, batch, tokens
         self.mask = batch.attention_mask[:, :0]  # (R, 0)
         self.cache: Any = None
-        self.logits = self._read(batch.attention_mask, inputs_embeds=embeds)
+        self.logits = self._read(model.visible(batch, tokens).attention_mask, inputs_embeds=embeds)
 
     def extend(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Read further tokens ``(R, N)`` and return the logits ``(R, V)`` after the last.

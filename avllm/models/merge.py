@@ -45,11 +45,29 @@ def merge_media(
             continue
         _check_count(name, place, streams[name], batch)
         places.append(place.flatten().nonzero().squeeze(-1))  # (M,)
-        tokens.append(streams[name].x[streams[name].mask].to(embeds.dtype))  # (M, D)
+        tokens.append(streams[name].x[laid_out(streams[name])].to(embeds.dtype))  # (M, D)
     if not places:
         return embeds
     merged = embeds.flatten(0, 1).index_copy(0, torch.cat(places), torch.cat(tokens))  # (R * L, D)
     return merged.view_as(embeds)
+
+
+def laid_out(tokens: Tokens) -> Tensor:
+    """Return ``(B, T, P)`` bool: the places in the sequence that a loader counted, a token in each or not."""
+    return tokens.extra.get("places", tokens.mask)
+
+
+def surplus_places(input_ids: Tensor, token_ids: dict[str, int], streams: dict[str, Tokens]) -> Tensor:
+    """Return ``(R, L)`` bool: placeholders for which content left no token (see ``Adapter.by_content``).
+
+    Args:
+        input_ids: ``(R, L)``. token_ids, streams: as in :func:`merge_media`.
+    """
+    surplus = torch.zeros_like(input_ids, dtype=torch.bool)
+    for name, tokens in streams.items():
+        if "places" in tokens.extra and name in token_ids:
+            surplus[input_ids == token_ids[name]] = ~tokens.mask[laid_out(tokens)]
+    return surplus
 
 
 def is_placeholder(input_ids: Tensor, token_ids: dict[str, int]) -> Tensor:
@@ -64,7 +82,7 @@ def _check_count(name: str, place: Tensor, tokens: Tokens, batch: Batch | None) 
     Raises:
         ValueError: a row has more or fewer placeholders than the connector made tokens for it.
     """
-    made = tokens.mask.flatten(1).sum(1)  # (B,)
+    made = laid_out(tokens).flatten(1).sum(1)  # (B,)
     places = place.sum(1)  # (R,)
     if batch is None:
         if int(places.sum()) != int(made.sum()):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -34,7 +35,7 @@ from avllm.models.encoders import build_encoder, load_encoder, widths_of
 from avllm.models.llm import is_quantised, load_llm
 from avllm.models.llm_calls import LLMCalls
 from avllm.models.lora import ActiveSets, activate, add_set, eval_frozen_sets, merge_sets
-from avllm.models.merge import merge_media
+from avllm.models.merge import merge_media, surplus_places
 from avllm.models.words import AddedWords, checked_words, needed_words
 from avllm.tokens import StreamBatch, Tokens
 
@@ -238,6 +239,19 @@ class AVLLM(LLMCalls, PreTrainedModel):
         """Embed the text and put the media tokens in their places: :func:`avllm.models.merge.merge_media`."""
         return merge_media(self.llm.get_input_embeddings(), input_ids, self.config.media_token_ids, streams, batch)
 
+    def visible(self, batch: Batch, tokens: dict[str, Tokens] | None = None) -> Batch:
+        """Mask the placeholders for which content left no token: the LLM neither sees nor counts them.
+
+        Args:
+            tokens: the connector's output for the batch; None computes it.
+        """
+        if not self.connector.by_content:
+            return batch
+        if tokens is None:
+            tokens = self.media_tokens(batch) if batch.streams else {}
+        mask = batch.attention_mask & ~surplus_places(batch.input_ids, self.config.media_token_ids, tokens)  # (R, L)
+        return replace(batch, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+
     def media_tokens(self, batch: Batch) -> dict[str, Tokens]:
         """A batch -> the connector's output by stream, ``(B, T', P', D)``."""
         return self.media_steps(batch)[-1]
@@ -251,8 +265,7 @@ class AVLLM(LLMCalls, PreTrainedModel):
         if shared is not None and batch in shared:
             return shared[batch]
         features = self.encode_media(batch.streams)
-        with in_variant(batch.variant):
-            steps = self._connect_in_steps(features, self._prompt(batch))
+        steps = self._steps_for(batch, features)
         if shared is not None:
             shared[batch] = steps
         return steps
@@ -271,6 +284,14 @@ class AVLLM(LLMCalls, PreTrainedModel):
     def _prompt(self, batch: Batch) -> Prompt | None:
         """Return the question about each clip, where the connector reads it."""
         return prompt_of(batch, self.llm.get_input_embeddings()) if self.connector.conditioned else None
+
+    def connect_for(self, batch: Batch, features: dict[str, Tokens]) -> dict[str, Tokens]:
+        """Connect other features of a batch's clips than those of its files, with the batch's questions."""
+        return self._steps_for(batch, features)[-1]
+
+    def _steps_for(self, batch: Batch, features: dict[str, Tokens]) -> list[dict[str, Tokens]]:
+        with in_variant(batch.variant):
+            return self._connect_in_steps(features, self._prompt(batch))
 
     def embed(self, batch: Batch) -> Tensor:
         """A batch -> the LLM's input embeddings ``(R, L, D)``."""

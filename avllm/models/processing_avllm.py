@@ -27,6 +27,7 @@ from avllm.data.reading import MediaReader
 from avllm.data.row import Row
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, Message, RowError, Sample
 from avllm.data.selectors.base import Selector
+from avllm.data.soft import Soft
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError
 from avllm.fusions.base import consumed_streams
@@ -344,7 +345,8 @@ class AVProcessor(ProcessorMixin):
                 "Raise data.max_length (max_length of the processor), take a shorter clip, fewer frames or queries",
             )
         is_media = is_placeholder(ids, self.config.media_token_ids)
-        return replace(row_of(sample, chat, tokens, list(clips), is_media, last_only or not answer), variant=variant)
+        row = row_of(sample, chat, tokens, list(clips), is_media, last_only=last_only, is_prompt=not answer)
+        return replace(row, variant=variant, soft=Soft.of(self.content.mixtures(ids, written.words)))
 
     def _check(self, sample: Sample, answer: bool) -> None:
         if answer and not (sample.answer or "").strip():
@@ -380,11 +382,7 @@ class AVProcessor(ProcessorMixin):
         texts = [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         if durations is None:
             return texts
-        return [self.say_seconds(text, seconds) for text, seconds in zip(texts, durations, strict=True)]
-
-    def say_seconds(self, text: str, duration: float | None) -> str:
-        """Say the times of an answer in seconds of a clip that lasts ``duration`` seconds (None: left as written)."""
-        return text if duration is None else self.content.codec.to_seconds(text, duration)
+        return [self.content.say_seconds(text, seconds) for text, seconds in zip(texts, durations, strict=True)]
 
     def describe(self, row: Row) -> dict[str, int]:
         """Tokens by stream and of text, for people."""

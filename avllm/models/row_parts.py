@@ -17,14 +17,17 @@ def row_of(
     tokens: Tokenized,
     clips: list[dict[str, EncoderInput]],
     is_media: Tensor,
-    last_only: bool,
+    *,
+    last_only: bool = False,
+    is_prompt: bool = False,
 ) -> Row:
     """Make the row of a sample.
 
     Args:
         sample: which the row is of. chat, tokens: its messages, rendered and tokenized.
         clips: its media parts, prepared. is_media: ``(L,)`` bool, True at placeholders.
-        last_only: the last turn alone is a part, and trained; the turns before it are given.
+        last_only: the last turn alone is a part, and has labels; the turns before it are given.
+        is_prompt: the row ends where the answer to its only part begins; labels say which earlier turns are answers.
     """
     parts = []
     for turn, asked, trained in zip(chat.turns, tokens.asked, tokens.trained, strict=True):
@@ -35,6 +38,8 @@ def row_of(
     labels = torch.full_like(tokens.ids, IGNORE)  # (L,)
     for part in parts:
         labels[part.trained] = tokens.ids[part.trained]
+    if is_prompt:
+        parts = parts[-1:]
     return Row(
         sample.id,
         tokens.ids,

@@ -79,9 +79,8 @@ class TextSide(nn.Module):
         # a part without an answer still needs one visible token, or its softmax is empty
         seen = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)
         with model.lora(()):
-            mask_of = {"attention_mask": seen.long(), "use_cache": False, "logits_to_keep": 1}
-            out = model.llm(input_ids=ids, output_hidden_states=True, **mask_of)
-        return masked_mean(out.hidden_states[-1], mask)  # (n, dim)
+            hidden = model.hidden_states(ids, seen)  # (n, M, dim)
+        return masked_mean(hidden, mask)  # (n, dim)
 
     def _by_encoder(self, texts: list[str], device: torch.device) -> Tensor:
         encoder = self._frozen[0].to(device)

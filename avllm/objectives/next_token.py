@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from avllm.objectives.base import Objective
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
+    from avllm.data.soft import Soft
 
 IGNORE = -100
 
@@ -30,43 +32,54 @@ def targets(labels: Tensor) -> tuple[Tensor, Tensor]:
     return at, labels[:, 1:][labels[:, 1:] != IGNORE]
 
 
-def next_token_loss(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class SoftTargets:
+    """Targets that are distributions, one entry a token, ``(S,)`` each.
+
+    Attributes:
+        target: long, which of the n targets. id: long. weight: float32; those of a target sum to 1.
+    """
+
+    target: Tensor
+    id: Tensor
+    weight: Tensor
+
+
+def soft_targets(labels: Tensor, soft: Soft | None) -> SoftTargets | None:
+    """Return a batch's soft targets by the number of the target, as :func:`targets` counts them.
+
+    Args:
+        labels: ``(R, L)`` long. soft: of the batch; entries where the label is not trained on count for nothing.
+    """
+    if soft is None:
+        return None
+    at, _ = targets(labels)
+    number = at.flatten().cumsum(0).view_as(labels) - 1  # (R, L), at the place before each target
+    trained = (soft.place > 0) & (labels[soft.row, soft.place] != IGNORE)  # (S,)
+    row, place = soft.row[trained], soft.place[trained]
+    return SoftTargets(number[row, place - 1], soft.id[trained], soft.weight[trained])
+
+
+def next_token_loss(logits: Tensor, wanted: Tensor, soft: SoftTargets | None = None) -> tuple[Tensor, Tensor]:
     """Cross-entropy summed over targets, and how many of them are the likeliest token.
 
     Args:
         logits: ``(n, V)`` at the places that :func:`targets` gives; wanted: ``(n,)``.
+        soft: distributions that some of the targets have instead.
 
     Returns:
         two float32 scalars; zero (still on the graph of ``logits``) when n is 0.
     """
-    loss = F.cross_entropy(logits.float(), wanted, reduction="sum")
+    if soft is None:
+        loss = F.cross_entropy(logits.float(), wanted, reduction="sum")
+    else:
+        likelihood = logits.float().log_softmax(-1)  # (n, V)
+        is_hard = torch.ones_like(wanted, dtype=torch.bool).index_fill(0, soft.target, False)
+        hard = likelihood.gather(1, wanted[:, None]).squeeze(1)  # (n,)
+        loss = -hard[is_hard].sum() - (soft.weight * likelihood[soft.target, soft.id]).sum()
     with torch.no_grad():
         hits = (logits.argmax(-1) == wanted).float().sum() if len(wanted) else loss.new_zeros(())
     return loss, hits
-
-
-def head_is_plain(llm: Any) -> bool:
-    """Whether the LLM's logits are its head applied to its last hidden states, with nothing before or behind it.
-
-    Soft caps and scales (Gemma 2, Cohere, ...) are found by trying rather than by a list of architectures: the head is
-    made to answer a ramp of large numbers, which has to come out as it is.
-    """
-    head, training, taken = llm.get_output_embeddings(), llm.training, []
-
-    def answer_a_ramp(_: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        taken.append(inputs[0])
-        return torch.linspace(-100, 100, logits.shape[-1], device=logits.device, dtype=logits.dtype).expand_as(logits)
-
-    handle = head.register_forward_hook(answer_a_ramp)
-    llm.eval()
-    with torch.no_grad():
-        ids = torch.tensor([[1, 2]], device=llm.get_input_embeddings().weight.device)
-        logits = llm(input_ids=ids, use_cache=False).logits
-        hidden = llm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    handle.remove()
-    llm.train(training)
-    ramp = torch.linspace(-100, 100, logits.shape[-1], device=logits.device, dtype=logits.dtype)
-    return len(taken) == 1 and torch.allclose(taken[0], hidden) and torch.allclose(logits, ramp.expand_as(logits))
 
 
 class NextToken(Objective):
@@ -76,7 +89,7 @@ class NextToken(Objective):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self.plain_head = head_is_plain(model.llm)
+        self.plain_head = model.head_is_plain()
 
     def weight(self, batch: Batch) -> float:
         """Target tokens that have a predecessor."""
@@ -94,5 +107,5 @@ class NextToken(Objective):
             logits = model.llm.get_output_embeddings()(model.run_decoder(embeds, batch)[at])  # (n, V)
         else:
             logits = model.run_llm(embeds, batch).logits[at]  # (n, V)
-        loss, hits = next_token_loss(logits, wanted)
+        loss, hits = next_token_loss(logits, wanted, soft_targets(batch.labels, batch.soft))
         return loss, {"hits": hits}

@@ -86,7 +86,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Judge:
+class CaptionJudge:
     """The content of a file of prompts: prompts, and the words by which answers are judged."""
 
     data: dict[str, Any]
@@ -140,7 +140,7 @@ class Judge:
         return [word for word in inner if word.removesuffix("'s") not in self.data["no_names"]]
 
 
-def judge_of(text: str) -> Judge:
+def judge_of(text: str) -> CaptionJudge:
     """Return the content of a file of prompts.
 
     Raises:
@@ -164,4 +164,4 @@ def judge_of(text: str) -> Judge:
             f"expected {sorted(PROMPT_FIELDS)}",
             reason="bad_prompts",
         )
-    return Judge(data)
+    return CaptionJudge(data)

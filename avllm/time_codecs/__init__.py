@@ -1,1 +1,1 @@
-"""How times in a clip are written for the LLM, and read back out of its answers; one codec a file."""
+"""Time codecs, one a file: write times of a clip for the LLM, and read them back out of its answers."""

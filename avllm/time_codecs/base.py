@@ -1,4 +1,4 @@
-"""What a time codec is: it writes a time of a clip into the LLM's text, and reads times back out of an answer.
+"""Define a time codec, which writes a time of a clip into the text of the LLM and reads times back out of an answer.
 
 Manifests and answers hold seconds; how the LLM gets them is the codec's business alone. A codec may use words that the
 LLM does not have (``words``): they become added words of the model, with rows that train (LITA, arXiv 2403.19046). A

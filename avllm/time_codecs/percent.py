@@ -15,7 +15,7 @@ class Percent(TimeCodec):
     for the end, too.
 
     Args:
-        mark: written after the digits, so that they are told from other numbers; AVicuna writes none (``""``).
+        mark: written after the digits, so that they differ from other numbers; AVicuna writes none (``""``).
     """
 
     def __init__(self, *, mark: str = "%") -> None:

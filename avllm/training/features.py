@@ -10,7 +10,15 @@ from accelerate import Accelerator
 
 from avllm import distributed
 from avllm.config import RunConfig
-from avllm.data.cache.fill import CacheEngine, CacheError, FeatureCache, account, fill, recipe
+from avllm.data.cache.fill import (
+    CacheEngine,
+    CacheError,
+    ClipEncoding,
+    FeatureCache,
+    account,
+    fill,
+    recipe,
+)
 from avllm.data.dataset import Places, SampleDataset
 from avllm.data.mixture import order_of, steps_of
 from avllm.log import logger
@@ -45,20 +53,23 @@ def use_cache(
     data = config.data
     if data.cache is None:
         return None
-    made_by = recipe(parts.processor, parts.model.encoders, precision_of(accelerator), data.cache_dtype)
+    made_by = recipe(
+        parts.processor,
+        parts.model.encoders,
+        precision_of(accelerator),
+        data.cache_dtype,
+    )
     cache = FeatureCache(data.cache, made_by)
     places = needed(config, training, validation, processes or distributed.world_size())
-    fill(
-        cache,
-        places,
+    encoding = ClipEncoding(
         training.reader.inputs,
         parts.model.encoders,
-        device=accelerator.device,
+        accelerator.device,
         num_workers=data.num_workers,
         autocast=accelerator.autocast,
-        max_bytes=None if data.cache_max_gb is None else round(data.cache_max_gb * 1e9),
-        engine=engine,
     )
+    max_bytes = None if data.cache_max_gb is None else round(data.cache_max_gb * 1e9)
+    fill(cache, places, encoding, max_bytes=max_bytes, engine=engine)
     for dataset in filter(None, (training, validation)):
         dataset.cache = cache
     if distributed.is_main():
@@ -66,14 +77,21 @@ def use_cache(
     return cache
 
 
-def needed(config: RunConfig, training: SampleDataset, validation: SampleDataset | None, processes: int) -> Places:
+def needed(
+    config: RunConfig,
+    training: SampleDataset,
+    validation: SampleDataset | None,
+    processes: int,
+) -> Places:
     """The media of the items that a run draws in all its steps, those before a resume point too, and validates on."""
     order = order_of(config, training.items, processes)
     train = config.train
     drawn = steps_of(config, order, processes) * train.batch_size * train.accumulate * processes
     found: list[tuple[SampleDataset, np.ndarray | None]] = [(training, order.drawn_items(drawn))]
     if validation is not None:
-        found.append((validation, np.arange(len(validation)) < (train.validate_rows or len(validation))))
+        found.append(
+            (validation, np.arange(len(validation)) < (train.validate_rows or len(validation))),
+        )
     return Places(found)
 
 
@@ -97,17 +115,24 @@ def encode_stage(
         RuleError: the rules of ``trainable`` do not fit the parameters.
     """
     if config.data.cache is None:
-        raise CacheError("the stage has no cache to fill; expected data.cache=FOLDER in the preset or behind its name")
+        raise CacheError(
+            "the stage has no cache to fill; expected data.cache=FOLDER in the preset or behind its name",
+        )
     if ray_workers:
         _check_ray()
     parts = build_parts(config)
-    apply_rules(Task(parts.model, config.objectives), config.trainable)  # tells which encoders train
+    apply_rules(
+        Task(parts.model, config.objectives),
+        config.trainable,
+    )  # tells which encoders train
     training, validation = build_datasets(config, parts)
     engine: CacheEngine | None = None
     if ray_workers:
         from avllm.training.features_ray import encode_on_ray
 
-        config.train.precision = precision_of(accelerator)  # "auto" could be another one on an actor's hardware
+        config.train.precision = precision_of(
+            accelerator,
+        )  # "auto" could be another one on an actor's hardware
         engine = partial(encode_on_ray, config, parts, ray_workers, gpus)
     cache = use_cache(config, parts, training, validation, accelerator, engine, processes)
     assert cache is not None
@@ -130,9 +155,9 @@ def summary(cache: FeatureCache) -> dict[str, object]:
     unreadable = {cache.keys[place] for place in cache.failed}
     return {
         "folder": str(folder),
-        "wanted": done.wanted,
-        "found": done.found,
-        "encoded": done.wanted - done.found - len(unreadable),
+        "wanted": done.needed,
+        "found": done.cached,
+        "encoded": done.needed - done.cached - len(unreadable),
         "seconds": round(done.seconds, 3),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "failed": {place.partition("|")[2]: str(error) for place, error in cache.failed.items()},

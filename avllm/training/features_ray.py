@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from avllm.config import RunConfig
-from avllm.data.cache.fill import CacheError, FeatureCache, Filled, encode_places
+from avllm.data.cache.fill import CacheError, ClipEncoding, FeatureCache, Filled, encode_places
 from avllm.data.cache.store import place_name
 from avllm.data.reading import MediaReader, Place
 from avllm.models.processing_avllm import AVProcessor
@@ -50,7 +50,14 @@ def encode_on_ray(
     starts, rest = range(0, len(places), batch_size), iter(places)
     cut = [list(islice(rest, batch_size)) for _ in starts]
     tasks: list[Task] = [(shard, {place_name(place): cache.key(place) for place in shard}) for shard in cut]
-    given = (config, parts.model.encoders, parts.processor, cache.for_writing(), torch.get_num_threads(), os.getcwd())
+    given = (
+        config,
+        parts.model.encoders,
+        parts.processor,
+        cache.for_writing(),
+        torch.get_num_threads(),
+        os.getcwd(),
+    )
     # With a limit on its size, what the first shard takes decides whether a second one is begun.
     first = len(tasks) if config.data.cache_max_gb is None else 1
     for some in (tasks[:first], tasks[first:]):
@@ -71,13 +78,17 @@ class _Encode:
     ) -> None:
         os.chdir(folder)  # so that relative paths mean, and errors name, the same files
         torch.set_num_threads(threads)  # the order of sums follows from it, and Ray would set one
-        self.processor, self.encoders, self.cache = processor, encoders, cache
+        self.cache = cache
         accelerator = make_accelerator(config, Path(config.output))
-        self.how: dict[str, Any] = {"device": accelerator.device, "autocast": accelerator.autocast}
+        self.encoding = ClipEncoding(
+            MediaReader(processor).inputs,
+            encoders,
+            accelerator.device,
+            autocast=accelerator.autocast,
+        )
 
     def __call__(self, task: Task) -> Filled:
         places, self.cache.keys = task
-        (done,) = encode_places(
-            self.cache, places, MediaReader(self.processor).inputs, self.encoders, batch_size=len(places), **self.how
-        )
-        return done
+        encoding = replace(self.encoding, batch_size=len(places))
+        (report,) = encode_places(self.cache, places, encoding)
+        return report

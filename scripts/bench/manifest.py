@@ -1,13 +1,14 @@
-"""What a large manifest costs before the first step: seconds and memory of the data side, with and without its index.
+"""Measure what a large manifest costs before the first step, with and without its index.
 
     python scripts/bench/manifest.py [--rows 1000000] [--workers 2] [--json]
 
-Writes a manifest of caption rows (each clip is asked about three times), then starts its data side as training does, in
-a process of its own: the index, packing by media, the order, and the first batches of rows out of loader workers. Once
-without a kept index, once with it. Memory is what the process and its children together have more than before: at the
-end, and at most. The mapped index counts in full; pages of libraries do not: they are shared with whatever else runs on
-the machine, so that its coming and going would be measured. Decoding and models are left out: nothing of them depends
-on the number of rows.
+Writes a manifest of caption rows (each clip is asked about three times), then starts its data side
+as training does, in a separate process: the index, packing by media, the order, and the first
+batches of rows out of loader workers. Once without a kept index, once with it. Memory is what the
+process and its children together have more than before: at the end, and at most. The mapped index
+counts in full; pages of libraries do not: they are shared with whatever else runs on the machine,
+so that its coming and going would be measured. Decoding and models are left out: nothing of them
+depends on the number of rows.
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ import numpy as np
 from avllm.data.manifest import write_manifest
 from avllm.evaluation.environment import environment
 
-SECONDS, MEMORY = 20.0, 300.0  # MiB
-BATCHES, BATCH_SIZE = 50, 16
+SECONDS = 20.0
+MEMORY = 300.0  # MiB
+BATCHES = 50
+BATCH_SIZE = 16
 CAPTION = (
-    "A young man walks along the beach at sunset, waves roll onto the sand and seagulls cry in the distance: take {}."
+    "A young man walks along the beach at sunset, waves roll onto the sand and seagulls cry "
+    "in the distance: take {}."
 )
 
 
 def caption_row(number: int) -> dict[str, Any]:
-    """A row as recipes of captions write it."""
+    """Return a row as recipes of captions write it."""
     clip = {
         "type": "video",
         "video": f"videos/{number // 3 % 1000:03d}/{number // 3:09d}.mp4",
@@ -54,10 +58,11 @@ def caption_row(number: int) -> dict[str, Any]:
 
 
 class Memory:
-    """The memory of this process and its children in MiB, shared pages split among those that share them; sampled."""
+    """Samples the memory of this process and its children in MiB; shared pages are split."""
 
     def __init__(self) -> None:
-        self.before, self.most = self.now(), 0.0
+        self.before = self.now()
+        self.most = 0.0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -68,8 +73,8 @@ class Memory:
 
     def _children(self, pid: int) -> list[int]:
         children = Path(f"/proc/{pid}/task").glob("*/children")
-        found = [int(child) for path in children for child in path.read_text().split()]
-        return found + [grandchild for child in found for grandchild in self._children(child)]
+        figures = [int(child) for path in children for child in path.read_text().split()]
+        return figures + [grandchild for child in figures for grandchild in self._children(child)]
 
     @staticmethod
     def _share(pid: int) -> float:
@@ -77,14 +82,21 @@ class Memory:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has just ended
             return 0.0
-        return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))) / 1024
+        return (
+            sum(
+                int(line.split()[1])
+                for line in lines
+                if line.startswith(("Pss_Anon:", "Pss_Shmem:"))
+            )
+            / 1024
+        )
 
     def _watch(self) -> None:
         while not self._end.wait(0.1):
             self.most = max(self.most, self.now() - self.before)
 
     def stop(self) -> float:
-        """The most there was above the beginning."""
+        """Return the most there was above the beginning."""
         self._end.set()
         self._thread.join()
         return self.most
@@ -98,7 +110,8 @@ def start(manifest: Path, workers: int) -> dict[str, float]:
     from avllm.data.loader import Cut, MicroBatches
     from avllm.data.mixture import Order
 
-    memory, began = Memory(), time.perf_counter()
+    memory = Memory()
+    began = time.perf_counter()
     items = Items([manifest], pack=True)
     indexed = time.perf_counter()
     order = Order(items.sizes, [1.0], seed=0)
@@ -135,24 +148,35 @@ class _Rows:
 
 
 def measure(rows: int, workers: int) -> dict[str, Any]:
-    """Both starts, each in a fresh process."""
+    """Return both starts, each in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder) / "rows.jsonl"
         write_manifest(manifest, (caption_row(n) for n in range(rows)))
-        found: dict[str, Any] = {"rows": rows, "size_mb": manifest.stat().st_size / 1e6}
+        figures: dict[str, Any] = {"rows": rows, "size_mb": manifest.stat().st_size / 1e6}
         for name in ("first", "again"):
-            command = [sys.executable, __file__, "--start", str(manifest), "--workers", str(workers)]
+            command = [
+                sys.executable,
+                __file__,
+                "--start",
+                str(manifest),
+                "--workers",
+                str(workers),
+            ]
             variables = {**os.environ, "AVLLM_CACHE": f"{folder}/cache"}
-            done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=variables, check=False
+            )
             if done.returncode:
                 raise RuntimeError(done.stderr)
-            found[name] = json.loads(done.stdout.splitlines()[-1])
-    return found
+            figures[name] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
     parser.add_argument("--json", action="store_true", help="print one JSON object, as last line")
@@ -161,17 +185,20 @@ def main() -> None:
     if args.start is not None:
         print(json.dumps(start(args.start, args.workers)))
         return
-    found = measure(args.rows, args.workers)
-    print(f"{found['rows']:,} rows, {found['size_mb']:,.0f} MB")
+    figures = measure(args.rows, args.workers)
+    print(f"{figures['rows']:,} rows, {figures['size_mb']:,.0f} MB")
     for name in ("first", "again"):
-        f = found[name]
+        f = figures[name]
         print(
-            f"{name:>6}: index {f['index_s']:.2f} s, first batch {f['first_batch_s']:.2f} s (bar {SECONDS:g}), memory "
-            f"{f['held_mib']:.0f} MiB, most {f['most_mib']:.0f} MiB (bar {MEMORY:g})"
+            f"{name:>6}: index {f['index_s']:.2f} s, first batch {f['first_batch_s']:.2f} s "
+            f"(bar {SECONDS:g}), memory {f['held_mib']:.0f} MiB, "
+            f"most {f['most_mib']:.0f} MiB (bar {MEMORY:g})"
         )
-    found["passed"] = found["first"]["first_batch_s"] <= SECONDS and found["first"]["most_mib"] <= MEMORY
+    figures["passed"] = (
+        figures["first"]["first_batch_s"] <= SECONDS and figures["first"]["most_mib"] <= MEMORY
+    )
     if args.json:
-        print(json.dumps(found | {"environment": environment()}))
+        print(json.dumps(figures | {"environment": environment()}))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What a stage-3 step (connector + LoRA, encoder features given) costs against the bare LLM + LoRA on as many tokens.
+"""Measure a stage-3 step (connector + LoRA, features given) against the bare LLM + LoRA.
 
     python scripts/bench/step.py [--json] [--tiny] [--pairs 7] [--threads 2]
 
-Both take the same sequence lengths, targets and optimizer, and turn by turn in one process, so that whatever else the
-machine does meets both. `ratio` compares with the bare LLM under the same loss (its head on targets only); `ratio_hf`
-with the loss that transformers itself computes (its head on every token).
+Both take the same sequence lengths, targets and optimizer, and turn by turn in one process, so that
+whatever else the machine does meets both. `ratio` compares with the bare LLM under the same loss
+(its head on targets only); `ratio_hf` with the loss that transformers itself computes (its head on
+every token).
 """
 
 from __future__ import annotations
@@ -30,14 +31,35 @@ from avllm.objectives.next_token import next_token_loss, targets
 from avllm.tokens import EncoderInput
 from avllm.training.task import Task
 
-FULL = {"hidden": 768, "layers": 12, "heads": 12, "vocab": 32_000, "text": 216, "frames": 16, "side": 14, "seconds": 10}
-TINY = {"hidden": 32, "layers": 2, "heads": 2, "vocab": 64, "text": 12, "frames": 2, "side": 4, "seconds": 1}
+FULL = {
+    "hidden": 768,
+    "layers": 12,
+    "heads": 12,
+    "vocab": 32_000,
+    "text": 216,
+    "frames": 16,
+    "side": 14,
+    "seconds": 10,
+}
+TINY = {
+    "hidden": 32,
+    "layers": 2,
+    "heads": 2,
+    "vocab": 64,
+    "text": 12,
+    "frames": 2,
+    "side": 4,
+    "seconds": 1,
+}
 TARGETS = 24  # tokens of an answer
 BAR = 1.10
 
 
 def build(size: dict[str, int]) -> AVLLM:
-    """Features as of SigLIP and Whisper, pooled to 4 tokens a frame and 2 a second, projected; a Llama with LoRA."""
+    """Return a Llama with LoRA and a connector of features as of SigLIP and Whisper.
+
+    They are pooled to 4 tokens a frame and 2 a second, and projected.
+    """
     hidden = size["hidden"]
     llm = {
         "model_type": "llama",
@@ -47,9 +69,25 @@ def build(size: dict[str, int]) -> AVLLM:
     }
     llm |= {"num_hidden_layers": size["layers"], "num_attention_heads": size["heads"]}
     one_layer = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": hidden}
-    eye = {"model_type": "siglip_vision_model", "hidden_size": hidden, **one_layer, "image_size": 8, "patch_size": 8}
-    ear = {"model_type": "whisper", "d_model": hidden, "encoder_layers": 1, "encoder_attention_heads": 2}
-    ear |= {"encoder_ffn_dim": hidden, "decoder_layers": 1, "decoder_ffn_dim": 8, "decoder_attention_heads": 2}
+    eye = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": hidden,
+        **one_layer,
+        "image_size": 8,
+        "patch_size": 8,
+    }
+    ear = {
+        "model_type": "whisper",
+        "d_model": hidden,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+    }
+    ear |= {
+        "encoder_ffn_dim": hidden,
+        "decoder_layers": 1,
+        "decoder_ffn_dim": 8,
+        "decoder_attention_heads": 2,
+    }
     config = AVConfig(
         llm={"config": llm},
         encoders={
@@ -71,25 +109,30 @@ def build(size: dict[str, int]) -> AVLLM:
 
 
 def features(size: dict[str, int]) -> dict[str, EncoderInput]:
-    """What frozen encoders say about a clip of ``seconds``: patches of each frame, 50 steps of sound a second."""
-    found = {}
-    for name, steps, tokens in (("video", size["frames"], size["side"] ** 2), ("audio", 50 * size["seconds"], 1)):
+    """Return features of a clip: patches of each frame, 50 steps of sound a second."""
+    inputs = {}
+    for name, steps, tokens in (
+        ("video", size["frames"], size["side"] ** 2),
+        ("audio", 50 * size["seconds"], 1),
+    ):
         edges = torch.linspace(0, size["seconds"], steps + 1)
         mask = torch.ones(steps, tokens, dtype=torch.bool)
         x = torch.randn(steps, tokens, size["hidden"])
-        found[name] = EncoderInput({}, torch.stack([edges[:-1], edges[1:]], 1), mask, {"": x})
-    return found
+        inputs[name] = EncoderInput({}, torch.stack([edges[:-1], edges[1:]], 1), mask, {"": x})
+    return inputs
 
 
 def make_row(model: AVLLM, size: dict[str, int], number: int) -> Row:
-    """A clip, a question and an answer."""
+    """Return a clip, a question and an answer."""
     from avllm.registry import build as build_part
 
     clip = features(size)
     grids = model.connector.output_grid({name: item.grid for name, item in clip.items()})
     order = build_part("layouts", model.config.layout).order(grids)
     media = torch.tensor([model.config.media_token_ids[name] for name in order])
-    words = torch.randint(3, size["vocab"], (size["text"] - 3 * (number % 2),))  # rows of two lengths: some padding
+    words = torch.randint(
+        3, size["vocab"], (size["text"] - 3 * (number % 2),)
+    )  # rows of two lengths: some padding
     ids = torch.cat([media, words])
     labels = torch.full_like(ids, IGNORE)
     labels[-min(TARGETS, len(words) // 2) :] = ids[-min(TARGETS, len(words) // 2) :]
@@ -97,11 +140,15 @@ def make_row(model: AVLLM, size: dict[str, int], number: int) -> Row:
 
 
 def steps(model: AVLLM, batch: Batch) -> dict[str, Callable[[], Tensor]]:
-    """Loss functions of the three contestants; the bare ones get embeddings of the same shape for nothing."""
+    """Return the losses of the three contestants; the bare ones get embeddings for nothing."""
     task = Task(model, [{"type": "next_token"}])
     embeds = torch.randn(*batch.input_ids.shape, model.llm.get_input_embeddings().embedding_dim)
-    inputs = {"inputs_embeds": embeds, "attention_mask": batch.attention_mask.long(), "use_cache": False}
-    at, wanted = targets(batch.labels)
+    inputs = {
+        "inputs_embeds": embeds,
+        "attention_mask": batch.attention_mask.long(),
+        "use_cache": False,
+    }
+    places, ids = targets(batch.labels)
 
     def ours() -> Tensor:
         losses, _ = task(batch)
@@ -109,7 +156,7 @@ def steps(model: AVLLM, batch: Batch) -> dict[str, Callable[[], Tensor]]:
 
     def bare() -> Tensor:
         hidden = model.llm.get_decoder()(**inputs).last_hidden_state
-        return next_token_loss(model.llm.get_output_embeddings()(hidden[at]), wanted)[0] / len(wanted)
+        return next_token_loss(model.llm.get_output_embeddings()(hidden[places]), ids)[0] / len(ids)
 
     def bare_hf() -> Tensor:
         return model.llm(**inputs, labels=batch.labels).loss
@@ -118,7 +165,7 @@ def steps(model: AVLLM, batch: Batch) -> dict[str, Callable[[], Tensor]]:
 
 
 def timed(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> float:
-    """Seconds of forward, backward and update."""
+    """Return seconds of forward, backward and update."""
     began = time.perf_counter()
     loss().backward()
     optimizer.step()
@@ -127,7 +174,7 @@ def timed(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> float
 
 
 def measure(size: dict[str, int], batch_size: int, pairs: int) -> dict[str, Any]:
-    """Medians in milliseconds and the median ratios of turns taken side by side."""
+    """Return medians in milliseconds and the median ratios of turns taken side by side."""
     torch.manual_seed(0)
     model = build(size)
     batch = collate([make_row(model, size, i) for i in range(batch_size)], pad_id=0)
@@ -135,7 +182,8 @@ def measure(size: dict[str, int], batch_size: int, pairs: int) -> dict[str, Any]
     connector = list(model.connector.parameters())
     contestants = steps(model, batch)
     optimizers = {
-        name: torch.optim.AdamW([*lora, *connector] if name == "ours" else lora, lr=1e-5) for name in contestants
+        name: torch.optim.AdamW([*lora, *connector] if name == "ours" else lora, lr=1e-5)
+        for name in contestants
     }
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(pairs + 1):
@@ -165,22 +213,32 @@ def measure(size: dict[str, int], batch_size: int, pairs: int) -> dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure, with the options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
-    parser.add_argument("--tiny", action="store_true", help="a model of a few thousand weights, to see that it runs")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a model of a few thousand weights, to see that it runs"
+    )
     parser.add_argument("--pairs", type=int, default=7, help="turns of each contestant")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=None, help="of torch; as it finds them when not given")
+    parser.add_argument(
+        "--threads", type=int, default=None, help="of torch; as it finds them when not given"
+    )
     arguments = parser.parse_args()
     hush_libraries()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    found = measure(TINY if arguments.tiny else FULL, arguments.batch_size, arguments.pairs)
-    took = found["milliseconds"]
-    print(f"stage-3 step {took['ours']} ms, bare LLM + LoRA {took['bare']} ms: {found['ratio']}x (bar {BAR}x)")
-    print(f"against transformers' own loss ({took['bare_hf']} ms): {found['ratio_hf']}x")
+    figures = measure(TINY if arguments.tiny else FULL, arguments.batch_size, arguments.pairs)
+    took = figures["milliseconds"]
+    print(
+        f"stage-3 step {took['ours']} ms, bare LLM + LoRA {took['bare']} ms: "
+        f"{figures['ratio']}x (bar {BAR}x)"
+    )
+    print(f"against transformers' own loss ({took['bare_hf']} ms): {figures['ratio_hf']}x")
     if arguments.json:
-        print(json.dumps({**found, "environment": environment()}))
+        print(json.dumps({**figures, "environment": environment()}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a class of odd files is: how one is made, and what a check has to say of it."""
+"""Define classes of odd files: how one is made, and what a check has to report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from writing import write
 FRONT = {"form": {"movflags": "faststart"}}
 CONTAINERS: list[tuple[str, dict[str, Any]]] = [
     (".mkv", {}),
-    (".webm", {"codec": "libvpx-vp9", "sound": "libopus", "options": {"deadline": "realtime", "cpu-used": "8"}}),
+    (
+        ".webm",
+        {
+            "codec": "libvpx-vp9",
+            "sound": "libopus",
+            "options": {"deadline": "realtime", "cpu-used": "8"},
+        },
+    ),
     (".avi", {"codec": "mpeg4", "sound": "libmp3lame"}),
     (".ts", {}),
     (".flv", {"rate": 44_100}),
@@ -21,7 +28,13 @@ CONTAINERS: list[tuple[str, dict[str, Any]]] = [
     (".mpg", {"codec": "mpeg2video", "sound": "mp2", "fps": 25}),
     (".mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none"}}),
 ]
-SOUNDS = [(".wav", "pcm_s16le"), (".flac", "flac"), (".mp3", "libmp3lame"), (".ogg", "libopus"), (".m4a", "aac")]
+SOUNDS = [
+    (".wav", "pcm_s16le"),
+    (".flac", "flac"),
+    (".mp3", "libmp3lame"),
+    (".ogg", "libopus"),
+    (".m4a", "aac"),
+]
 SPOILT = ("undecodable", "truncated", "no_video", "no_audio", "empty_interval", "absurd_header")
 Part = dict[str, Any]
 
@@ -54,11 +67,11 @@ class Place:
         return path
 
     def share(self, low: float, high: float) -> float:
-        """A random number between two."""
+        """Return a random number between two."""
         return float(self.draw.uniform(low, high))
 
     def one_of(self, choices: list[Any]) -> Any:
-        """Each of some choices in turn."""
+        """Return each of some choices in turn."""
         return choices[self.number % len(choices)]
 
 
@@ -86,15 +99,15 @@ def odd(*errors: str, warnings: tuple[str, ...] = (), either: bool = False) -> C
 
 
 def video(path: Path, **more: Any) -> Part:
-    """A video part."""
+    """Return a video part."""
     return {"type": "video", "video": path.name, **more}
 
 
 def audio(path: Path, **more: Any) -> Part:
-    """An audio part."""
+    """Return an audio part."""
     return {"type": "audio", "audio": path.name, **more}
 
 
 def image(path: Path) -> Part:
-    """An image part."""
+    """Return an image part."""
     return {"type": "image", "image": path.name}

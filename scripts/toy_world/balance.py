@@ -1,12 +1,14 @@
-"""How much can be guessed without looking, without listening, or without both? Measured on the test split.
+"""Measure on the test split how much can be guessed without looking, listening, or both.
 
-Guessers are fitted on the training rows: the majority answer of each cell (wording, wording and slot, number of events,
-...), and a decision tree and a forest on all that the stream's true script says, a perfect eye or ear. Of times they
-guess seconds. It also looks whether the answers of a kind are equally frequent, and each wording has every answer.
+Guessers are fitted on the training rows: the majority answer of each cell (wording, wording and
+slot, number of events, ...), and a decision tree and a forest on all that the stream's true script
+says, a perfect eye or ear. Of times they guess seconds. It also looks whether the answers of a kind
+are equally frequent, and each wording has every answer.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from questions import CHOICES, WORDINGS
@@ -15,26 +17,30 @@ from scripting import COLOURS, DIRECTIONS, KINDS, PITCHES, SHAPES, SIZES
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-BLIND_LIMIT, STREAM_LIMIT = 0.05, 0.08  # points above chance
+BLIND_LIMIT = 0.05  # points above chance
+STREAM_LIMIT = 0.08  # points above chance
 UNEVEN_LIMIT = 0.05  # share of the most frequent answer above an equal one
-TIME_LIMIT = 0.85  # mean absolute error of a time guessed from the other stream, of that of a blind guess
-ROWS_A_PAIR = 20  # training rows for each wording and answer from which on every pair has to be there
+TIME_LIMIT = 0.85
+"""Mean absolute error of a time guessed from the other stream, as a share of a blind guess's."""
+ROWS_A_PAIR = 20
+"""Training rows a pair of wording and answer from which on every pair has to occur."""
 
 
 def blind_features(row: dict, clip: dict) -> list[float]:
-    """The wording, the slot and the length of the clip."""
+    """Return the wording, the slot and the length of the clip."""
     slot = row["meta"].get("slot")
     return [row["meta"]["wording"], SHAPES.index(slot) if slot else -1, clip["duration"]]
 
 
 def padded(values: list[float], size: int) -> list[float]:
-    """The first `size` values, -1 where there are fewer."""
+    """Return the first `size` values, -1 where there are fewer."""
     return [*values[:size], *[-1.0] * (size - len(values))]
 
 
 def video_features(row: dict, clip: dict) -> list[float]:
-    """All that a perfect eye tells of the clip, besides the blind features."""
-    events, things = clip["events"], clip["objects"]
+    """Return all that a perfect eye sees of the clip, after the blind features."""
+    events = clip["events"]
+    things = clip["objects"]
     first = things[0]
     direction = list(DIRECTIONS).index(clip["direction"]) if clip["direction"] else -1
     kinds = [
@@ -42,9 +48,15 @@ def video_features(row: dict, clip: dict) -> list[float]:
         list(COLOURS).index(first["colour"]) if first["colour"] else -1,
         list(SIZES).index(first["size"]),
     ]
-    bounces, gone = events["bounces"], events["vanishes"]
+    bounces = events["bounces"]
+    gone = events["vanishes"]
     gaps = np.diff(bounces).tolist()
-    times = [events["appears"], -1.0 if gone is None else gone, *padded(bounces, 3), *padded(gaps, 2)]
+    times = [
+        events["appears"],
+        -1.0 if gone is None else gone,
+        *padded(bounces, 3),
+        *padded(gaps, 2),
+    ]
     return [
         *blind_features(row, clip),
         len(things),
@@ -58,7 +70,7 @@ def video_features(row: dict, clip: dict) -> list[float]:
 
 
 def audio_features(row: dict, clip: dict) -> list[float]:
-    """All that a perfect ear tells of the clip, besides the blind features."""
+    """Return all that a perfect ear hears of the clip, after the blind features."""
     clicks = clip["clicks"]
     values = [len(clicks), *padded(clicks, 3), *padded(np.diff(clicks).tolist(), 2)]
     for s in clip["sounds"][:1]:
@@ -80,7 +92,7 @@ FEATURES: dict[str, Callable[[dict, dict], list[float]]] = {
 
 
 def majority_guess(keys: list, answers: list[str], new_keys: list) -> list[str]:
-    """The most frequent training answer of each key, of all answers where the key is new."""
+    """Return the most frequent training answer of each key, of all answers where the key is new."""
     cells: dict = defaultdict(Counter)
     for key, answer in zip(keys, answers, strict=True):
         cells[key][answer] += 1
@@ -88,48 +100,67 @@ def majority_guess(keys: list, answers: list[str], new_keys: list) -> list[str]:
     return [cells[k].most_common(1)[0][0] if k in cells else usual for k in new_keys]
 
 
+KEY_COLUMNS = {"wording": [0], "slot": [1], "wording and slot": [0, 1], "length": [2]}
+"""Columns of the blind features by which majorities are taken."""
+
+
+def keys_of(features: np.ndarray, columns: list[int]) -> list[tuple]:
+    """Return some columns of each row, as a key."""
+    return [tuple(row) for row in features[:, columns].round(1).tolist()]
+
+
+def features_of(view: str, rows: list[dict], clips: dict[str, dict]) -> np.ndarray:
+    """Return what a view shows of each row, float64 ``(rows, columns)``."""
+    values = [FEATURES[view](row, clips[row["meta"]["clip"]]) for row in rows]
+    return np.asarray(values, np.float64)
+
+
 def guesses(train: np.ndarray, answers: list[str], test: np.ndarray) -> dict[str, list[str]]:
-    """The answers of every guesser to the test rows. Features (rows, columns)."""
-    found = {}
-    for name, columns in {"wording": [0], "slot": [1], "wording and slot": [0, 1], "length": [2]}.items():
-        keys, new_keys = ([tuple(r) for r in x[:, columns].round(1).tolist()] for x in (train, test))
-        found[f"majority by {name}"] = majority_guess(keys, answers, new_keys)
+    """Return the answers of every guesser to the test rows. Features ``(rows, columns)``."""
+    answers_by_guesser = {}
+    for name, columns in KEY_COLUMNS.items():
+        keys = keys_of(train, columns)
+        guessed = majority_guess(keys, answers, keys_of(test, columns))
+        answers_by_guesser[f"majority by {name}"] = guessed
     leaf = max(5, min(20, len(answers) // 50))
     tree = DecisionTreeClassifier(min_samples_leaf=leaf, max_leaf_nodes=24, random_state=0)
     forest = RandomForestClassifier(30, min_samples_leaf=leaf, random_state=0, n_jobs=1)
-    found["tree"] = tree.fit(train, answers).predict(test).tolist()
-    found["forest"] = forest.fit(train, answers).predict(test).tolist()
-    return found
+    answers_by_guesser["tree"] = tree.fit(train, answers).predict(test).tolist()
+    answers_by_guesser["forest"] = forest.fit(train, answers).predict(test).tolist()
+    return answers_by_guesser
 
 
-def best_guess(kind: str, view: str, rows: dict[str, list[dict]], clips: dict[str, dict]) -> tuple[str, float]:
-    """The best guesser of this view and its accuracy on the test split."""
-    features = {
-        s: np.asarray([FEATURES[view](row, clips[row["meta"]["clip"]]) for row in rows[s]], np.float64) for s in rows
-    }
-    answers = {s: [answer_of(row) for row in rows[s]] for s in rows}
-    found = guesses(features["train"], answers["train"], features["test"])
-    right = {
-        name: float(np.mean([g == a for g, a in zip(v, answers["test"], strict=True)])) for name, v in found.items()
-    }
-    name = max(right, key=right.__getitem__)
-    return name, right[name]
+def best_guess(view: str, rows: dict[str, list[dict]], clips: dict[str, dict]) -> tuple[str, float]:
+    """Return the best guesser of this view and its accuracy on the test split."""
+    train_answers = [answer_of(row) for row in rows["train"]]
+    test_answers = [answer_of(row) for row in rows["test"]]
+    test_features = features_of(view, rows["test"], clips)
+    guessed = guesses(features_of(view, rows["train"], clips), train_answers, test_features)
+    accuracy = {name: share_right(answers, test_answers) for name, answers in guessed.items()}
+    name = max(accuracy, key=accuracy.__getitem__)
+    return name, accuracy[name]
+
+
+def share_right(guessed: list[str], answers: list[str]) -> float:
+    """Return the share of guesses that are the answers."""
+    return float(np.mean([g == a for g, a in zip(guessed, answers, strict=True)]))
 
 
 def answer_of(row: dict) -> str:
-    """The answer's text."""
+    """Return the answer's text."""
     return row["messages"][1]["content"][0]["text"]
 
 
 def best_time(view: str, rows: dict[str, list[dict]], clips: dict[str, dict]) -> tuple[str, float]:
-    """The best guesser of seconds from this view and its mean absolute error on the test split."""
-    x = {s: np.asarray([FEATURES[view](row, clips[row["meta"]["clip"]]) for row in rows[s]], np.float64) for s in rows}
-    y = {s: np.asarray([row["seconds"] for row in rows[s]]) for s in rows}
+    """Return the best guesser of seconds from this view and its mean absolute error in tests."""
+    x = {split: features_of(view, rows[split], clips) for split in rows}
+    y = {split: seconds_of(rows[split]) for split in rows}
     leaf = max(5, min(20, len(y["train"]) // 50))
     tree = DecisionTreeRegressor(min_samples_leaf=leaf, max_leaf_nodes=24, random_state=0)
     forest = RandomForestRegressor(30, min_samples_leaf=leaf, random_state=0, n_jobs=1)
     guessed = {
-        name: g.fit(x["train"], y["train"]).predict(x["test"]) for name, g in (("tree", tree), ("forest", forest))
+        name: g.fit(x["train"], y["train"]).predict(x["test"])
+        for name, g in (("tree", tree), ("forest", forest))
     }
     guessed["median"] = np.full(len(y["test"]), np.median(y["train"]))
     errors = {name: float(np.abs(guess - y["test"]).mean()) for name, guess in guessed.items()}
@@ -137,8 +168,16 @@ def best_time(view: str, rows: dict[str, list[dict]], clips: dict[str, dict]) ->
     return name, errors[name]
 
 
+def seconds_of(rows: list[dict]) -> np.ndarray:
+    """Return the true seconds of each row."""
+    return np.asarray([row["seconds"] for row in rows])
+
+
 def views_of(kind: str) -> list[str]:
-    """What must not tell the answer: nothing at all, and the stream (or each of the two) that is not asked about."""
+    """Return the views from which the answer must not follow.
+
+    These are no stream at all, and the stream (or each of the two) that is not asked about.
+    """
     about, what = kind.split(".")
     if about == "when":
         about = {"sound": "heard", "thing": "seen"}[what]
@@ -146,108 +185,184 @@ def views_of(kind: str) -> list[str]:
 
 
 def both_streams(row: dict, clips: dict[str, dict]) -> bool:
-    """Is the row's clip one with picture and sound?"""
+    """Return whether the row's clip has picture and sound."""
     return clips[row["meta"]["clip"]]["form"] == "av"
 
 
 def kind_report(kind: str, rows: dict[str, list[dict]], clips: dict[str, dict]) -> dict:
-    """One line of the report."""
+    """Return one line of the report."""
     report: dict = {"n_train": len(rows["train"]), "n_test": len(rows["test"])}
     timed = kind not in CHOICES
     if not timed:
-        frequent = Counter(answer_of(r) for r in rows["test"])
-        pairs = {(r["meta"]["wording"], answer_of(r)) for r in rows["train"]}
-        report |= {"answers": len(frequent), "chance": round(max(frequent.values()) / len(rows["test"]), 4)}
-        report["missing_pairs"] = len({w for w, _ in pairs}) * len({a for _, a in pairs}) - len(pairs)
-        report["pairs"] = len(pairs)
+        report |= answer_counts(rows)
     for view in views_of(kind):
-        seen = rows if view == "blind" else {s: [r for r in v if both_streams(r, clips)] for s, v in rows.items()}
-        name, figure = best_time(view, seen, clips) if timed else best_guess(kind, view, seen, clips)
-        report[view] = {"guesser": name, "mae_s" if timed else "accuracy": round(figure, 4), "n": len(seen["test"])}
+        used = rows if view == "blind" else rows_of_both_streams(rows, clips)
+        if timed:
+            name, error = best_time(view, used, clips)
+            figure = {"mae_s": round(error, 4)}
+        else:
+            name, accuracy = best_guess(view, used, clips)
+            figure = {"accuracy": round(accuracy, 4)}
+        report[view] = {"guesser": name, **figure, "n": len(used["test"])}
     if timed:
         report["blind_mae_s"] = report["blind"]["mae_s"]
     return report
 
 
-def balance_report(scripts: dict[str, list[dict]], questions: dict[str, list[dict]]) -> dict[str, dict]:
-    """For each kind: n, number of answers, chance (the most frequent answer), the best guesses."""
-    clips = {c["id"]: c for split in scripts.values() for c in split}
+def answer_counts(rows: dict[str, list[dict]]) -> dict:
+    """Return how many answers occur, chance, and pairs of wording and answer that do (not)."""
+    frequent = Counter(answer_of(row) for row in rows["test"])
+    pairs = {(row["meta"]["wording"], answer_of(row)) for row in rows["train"]}
+    wordings = {wording for wording, _ in pairs}
+    answers = {answer for _, answer in pairs}
+    return {
+        "answers": len(frequent),
+        "chance": round(max(frequent.values()) / len(rows["test"]), 4),
+        "missing_pairs": len(wordings) * len(answers) - len(pairs),
+        "pairs": len(pairs),
+    }
+
+
+def rows_of_both_streams(
+    rows: dict[str, list[dict]], clips: dict[str, dict]
+) -> dict[str, list[dict]]:
+    """Return the rows, by split, whose clips have picture and sound."""
+    chosen = {}
+    for split, of_split in rows.items():
+        chosen[split] = [row for row in of_split if both_streams(row, clips)]
+    return chosen
+
+
+def balance_report(
+    scripts: dict[str, list[dict]], questions: dict[str, list[dict]]
+) -> dict[str, dict]:
+    """Return by kind: n, number of answers, chance (the most frequent one), the best guesses."""
+    clips = {clip["id"]: clip for split in scripts.values() for clip in split}
     rows: dict = {kind: {"train": [], "test": []} for kind in WORDINGS}
     for split in ("train", "test"):
         for row in questions[split]:
             if row["kind"] in rows:
                 rows[row["kind"]][split].append(row)
-    report = {kind: kind_report(kind, rows[kind], clips) for kind in WORDINGS if all(rows[kind].values())}
+    report = {
+        kind: kind_report(kind, rows[kind], clips) for kind in WORDINGS if all(rows[kind].values())
+    }
     return report | {"unanswerable": refusal_report(questions)}
 
 
 def refusal_report(questions: dict[str, list[dict]]) -> dict:
-    """Do the words tell that a question cannot be answered? Chance is never to refuse."""
-    keys, refused = {}, {}
+    """Return how well the words show that a question cannot be answered; chance never refuses."""
+    keys = {}
+    refused = {}
     for split in ("train", "test"):
         metas = [row["meta"] for row in questions[split]]
         keys[split] = [(m["asked"], m["wording"], m.get("slot")) for m in metas]
         refused[split] = [str(row["kind"] == "unanswerable") for row in questions[split]]
-    found = majority_guess(keys["train"], refused["train"], keys["test"])
+    guessed = majority_guess(keys["train"], refused["train"], keys["test"])
     frequent = Counter(refused["test"])
-    n = len(found)
-    accuracy = sum(g == a for g, a in zip(found, refused["test"], strict=True)) / n
+    n = len(guessed)
+    accuracy = sum(g == a for g, a in zip(guessed, refused["test"], strict=True)) / n
+    guess = {
+        "guesser": "majority by kind, wording and slot",
+        "accuracy": round(accuracy, 4),
+        "n": n,
+    }
     return {
-        "n_train": refused["train"].count("True"), "n_test": refused["test"].count("True"), "answers": 2,
+        "n_train": refused["train"].count("True"),
+        "n_test": refused["test"].count("True"),
+        "answers": 2,
         "chance": round(max(frequent.values()) / n, 4),
-        "blind": {"guesser": "majority by kind, wording and slot", "accuracy": round(accuracy, 4), "n": n},
-    }  # fmt: skip
+        "blind": guess,
+    }
 
 
-def over_limits(report: dict[str, dict]) -> list[str]:
-    """What can be guessed too well, by more than three standard errors over the limit: some 150 guesses are made."""
+@dataclass(frozen=True)
+class Problem:
+    """A way in which a kind of question gives its answers away.
+
+    Attributes:
+        kind: of question.
+        reason: ``guessed``, ``time_guessed``, ``frequent_answer`` or ``missing_pairs``.
+        text: the figures, for people.
+        view: of the guesser: ``blind``, ``video`` or ``audio``.
+    """
+
+    kind: str
+    reason: str
+    text: str
+    view: str = ""
+
+
+def over_limits(report: dict[str, dict]) -> list[Problem]:
+    """Return what can be guessed too well.
+
+    Some 150 guesses are made, so a figure counts from three standard errors over the limit on.
+    """
     problems = []
     for kind, line in report.items():
         if "missing_pairs" in line:
             problems += uneven(kind, line)
         for view in ("blind", "video", "audio"):
-            if view not in line:
-                continue
-            guess = line[view]
-            told = f"{kind} by {guess['guesser']} from {view}, {guess['n']} test rows:"
-            if "mae_s" in guess:
-                limit = line["blind_mae_s"] * (TIME_LIMIT - guess["n"] ** -0.5)
-                if view != "blind" and guess["mae_s"] < limit:
-                    problems.append(f"{told} {guess['mae_s']:.2f} s off in the mean; limit {limit:.2f} s")
-                continue
-            limit = line["chance"] + (BLIND_LIMIT if view == "blind" else STREAM_LIMIT)
-            limit += 3 * (limit * (1 - min(limit, 1.0)) / guess["n"]) ** 0.5
-            if guess["accuracy"] > limit:
-                right = f"{guess['accuracy']:.1%} right; chance {line['chance']:.1%}, limit {limit:.1%}"
-                problems.append(f"{told} {right}")
+            if view in line:
+                problems += guessed_too_well(kind, line, view)
     return problems
 
 
-def uneven(kind: str, line: dict) -> list[str]:
-    """Whether an answer is too frequent, or never stands behind one of the wordings."""
-    equal, problems = 1 / line["answers"], []
+def guessed_too_well(kind: str, line: dict, view: str) -> list[Problem]:
+    """Return the problem that a kind is guessed too well from a view, or none."""
+    guess = line[view]
+    n = guess["n"]
+    source = f"{kind} by {guess['guesser']} from {view}, {n} test rows:"
+    if "mae_s" in guess:
+        error = guess["mae_s"]
+        limit = line["blind_mae_s"] * (TIME_LIMIT - n**-0.5)
+        if view == "blind" or error >= limit:
+            return []
+        text = f"{source} {error:.2f} s off in the mean; limit {limit:.2f} s"
+        return [Problem(kind, "time_guessed", text, view)]
+    limit = line["chance"] + (BLIND_LIMIT if view == "blind" else STREAM_LIMIT)
+    limit += 3 * (limit * (1 - min(limit, 1.0)) / n) ** 0.5
+    accuracy = guess["accuracy"]
+    if accuracy <= limit:
+        return []
+    text = f"{source} {accuracy:.1%} right; chance {line['chance']:.1%}, limit {limit:.1%}"
+    return [Problem(kind, "guessed", text, view)]
+
+
+def uneven(kind: str, line: dict) -> list[Problem]:
+    """Return the problems that an answer is too frequent, or never goes with a wording."""
+    problems = []
+    equal = 1 / line["answers"]
     limit = equal + UNEVEN_LIMIT + 3 * (equal * (1 - equal) / line["n_test"]) ** 0.5
     if line["chance"] > limit:
-        problems.append(
-            f"{kind}: the most frequent answer is {line['chance']:.1%} of {line['n_test']}; limit {limit:.1%}"
-        )
-    if line["missing_pairs"] and line["n_train"] >= ROWS_A_PAIR * (line["pairs"] + line["missing_pairs"]):
-        problems.append(f"{kind}: {line['missing_pairs']} pairs of a wording and an answer never occur in training")
+        share = f"{line['chance']:.1%} of {line['n_test']}"
+        text = f"{kind}: the most frequent answer is {share}; limit {limit:.1%}"
+        problems.append(Problem(kind, "frequent_answer", text))
+    missing = line["missing_pairs"]
+    if missing and line["n_train"] >= ROWS_A_PAIR * (line["pairs"] + missing):
+        text = f"{kind}: {missing} pairs of a wording and an answer are not in training"
+        problems.append(Problem(kind, "missing_pairs", text))
     return problems
 
 
 def cell(guess: dict) -> str:
-    """A guess for people."""
+    """Return a guess for people."""
     return f"{guess['mae_s']:.2f} s off" if "mae_s" in guess else f"{guess['accuracy']:.1%}"
 
 
 def balance_table(report: dict[str, dict]) -> Table:
-    """The report for the terminal."""
+    """Return the report for the terminal."""
     table = Table(title="Toy world: what can be guessed on the test split")
     for name in ("kind", "train", "test", "answers", "chance", "blind", "video", "audio"):
         table.add_column(name, justify="left" if name == "kind" else "right", no_wrap=True)
     for kind, line in report.items():
         cells = [cell(line[v]) if v in line else "" for v in ("blind", "video", "audio")]
         chance = f"{line['chance']:.1%}" if "chance" in line else ""
-        table.add_row(kind, str(line["n_train"]), str(line["n_test"]), str(line.get("answers", "")), chance, *cells)
+        table.add_row(
+            kind,
+            str(line["n_train"]),
+            str(line["n_test"]),
+            str(line.get("answers", "")),
+            chance,
+            *cells,
+        )
     return table

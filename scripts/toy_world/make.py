@@ -1,9 +1,10 @@
-"""The toy world: a few thousand small real files (mp4, wav, jpg) with questions, captions and the ground truth.
+"""Make the toy world: small real files (mp4, wav, jpg), questions, captions, ground truth.
 
     python scripts/toy_world/make.py OUT --clips 3000 --seed 0 --workers 2
 
-Made on the spot from a seed, so there is nothing to download. The bytes depend on the seed and the number of clips
-alone. At the end it measures what can be guessed without looking or listening, prints it, and fails above the limits.
+Made on the spot from a seed, so there is nothing to download. The bytes depend on the seed and the
+number of clips alone. At the end it measures what can be guessed without looking or listening,
+prints it, and fails above the limits.
 """
 
 import argparse
@@ -28,31 +29,33 @@ UNFINISHED = "unfinished.json"
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    """What the bytes of the world depend on."""
+    """Return all that the bytes of the world depend on."""
     return {"recipe": "toy_world", "version": VERSION, "clips": args.clips, "seed": args.seed}
 
 
 def read_json(path: Path) -> dict | None:
-    """The file's content, None when there is no file."""
+    """Return the file's content, None when there is no file."""
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
-    """One JSON object a line."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows))
+    """Write one JSON object a line."""
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
+    )
 
 
 def prepare(out: Path, settings: dict, remake: bool) -> bool:
     """Make `out` ready for these settings; True when the finished world is there already."""
-    found = read_json(out / "world.json") or read_json(out / UNFINISHED)
-    if found is not None and found["settings"] != settings and not remake:
+    world = read_json(out / "world.json") or read_json(out / UNFINISHED)
+    if world is not None and world["settings"] != settings and not remake:
         raise SystemExit(
-            f"{out} holds a world of other settings: {found['settings']}, asked for {settings}. "
+            f"{out} holds a world of other settings: {world['settings']}, asked for {settings}. "
             "Choose another folder, or add --remake to replace it."
         )
-    if found is None and out.exists() and any(out.iterdir()):
+    if world is None and out.exists() and any(out.iterdir()):
         raise SystemExit(f"{out} is not empty and holds no toy world. Choose another folder.")
-    if remake and found is not None:
+    if remake and world is not None:
         shutil.rmtree(out / "clips", ignore_errors=True)
         (out / "world.json").unlink(missing_ok=True)
     if (out / "world.json").exists():
@@ -69,7 +72,9 @@ def render_all(scripts: list[dict], seed: int, out: Path, workers: int) -> None:
     """Write the files that are not there yet; a file is there whole or not at all."""
     todo = [s for s in scripts if not (out / s["file"]).exists()]
     work = partial(render_clip, seed=seed, folder=out)
-    with tqdm(total=len(scripts), initial=len(scripts) - len(todo), desc="clips", unit="clip") as bar:
+    with tqdm(
+        total=len(scripts), initial=len(scripts) - len(todo), desc="clips", unit="clip"
+    ) as bar:
         if workers <= 1:
             for script in todo:
                 work(script)
@@ -81,8 +86,9 @@ def render_all(scripts: list[dict], seed: int, out: Path, workers: int) -> None:
 
 
 def write_manifests(out: Path, scripts: dict[str, list[dict]], seed: int) -> dict[str, list[dict]]:
-    """Write the question and caption manifests and the ground truth; gives the question rows of each split."""
-    questions, taken = {}, set()
+    """Write the manifests and the ground truth, and return the question rows of each split."""
+    questions = {}
+    taken: set[str] = set()
     for split in SPLITS:
         questions[split] = question_rows(scripts[split], split, seed)
         captions = caption_rows(scripts[split], split, seed, taken)
@@ -94,14 +100,23 @@ def write_manifests(out: Path, scripts: dict[str, list[dict]], seed: int) -> dic
 
 
 def make_world(out: Path, settings: dict, workers: int) -> dict:
-    """Render, write the manifests, measure; returns what world.json holds."""
-    seed, start = settings["seed"], time.perf_counter()
+    """Render, write the manifests, measure, and return the content of world.json."""
+    seed = settings["seed"]
+    start = time.perf_counter()
     scripts = {s: script_split(seed, s, n) for s, n in split_sizes(settings["clips"]).items()}
     render_all([s for split in SPLITS for s in scripts[split]], seed, out, workers)
     questions = write_manifests(out, scripts, seed)
     report = balance_report(scripts, questions)
-    counts = {split: dict(sorted(Counter(row["kind"] for row in questions[split]).items())) for split in SPLITS}
-    world = {"settings": settings, "clips": {s: len(v) for s, v in scripts.items()}, "rows": counts, "balance": report}
+    counts = {}
+    for split in SPLITS:
+        kinds = Counter(row["kind"] for row in questions[split])
+        counts[split] = dict(sorted(kinds.items()))
+    world = {
+        "settings": settings,
+        "clips": {s: len(v) for s, v in scripts.items()},
+        "rows": counts,
+        "balance": report,
+    }
     (out / "world.json").write_text(json.dumps(world, indent=1))
     (out / UNFINISHED).unlink()
     print(f"{settings['clips']} clips in {time.perf_counter() - start:.0f} s: {out}")
@@ -109,13 +124,26 @@ def make_world(out: Path, settings: dict, workers: int) -> dict:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=Path, help="folder to write: clips/, manifests, script.jsonl, world.json")
-    parser.add_argument("--clips", type=int, default=3000, help="clips in all four splits together (default 3000)")
-    parser.add_argument("--seed", type=int, default=0, help="the whole world follows from it (default 0)")
-    parser.add_argument("--workers", type=int, default=2, help="processes; changes the time, not the world (default 2)")
-    parser.add_argument("--remake", action="store_true", help="replace a world of other settings in OUT")
+    parser.add_argument(
+        "out", type=Path, help="folder to write: clips/, manifests, script.jsonl, world.json"
+    )
+    parser.add_argument(
+        "--clips", type=int, default=3000, help="clips in all four splits together (default 3000)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the whole world follows from it (default 0)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="processes; changes the time, not the world (default 2)",
+    )
+    parser.add_argument(
+        "--remake", action="store_true", help="replace a world of other settings in OUT"
+    )
     return parser.parse_args(argv)
 
 
@@ -131,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     Console(width=96).print(balance_table(world["balance"]))
     problems = over_limits(world["balance"])
     for problem in problems:
-        print(f"not balanced: {problem}", file=sys.stderr)
+        print(f"not balanced: {problem.text}", file=sys.stderr)
     return 1 if problems else 0
 
 

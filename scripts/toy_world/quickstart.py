@@ -1,9 +1,10 @@
-"""The whole line on two cores: world, backbones, three stages, evaluation, report. Called by scripts/quickstart.sh.
+"""Run all on two cores: world, backbones, three stages, evaluation, report; see quickstart.sh.
 
     python scripts/toy_world/quickstart.py [--clips 3000] [--seed 0]
 
-Everything lies under runs/quickstart. A phase that is done is not done again unless the files that it is made from, or
-a phase before it, have changed; a phase that was killed goes on where it was (stages) or starts over (the others).
+Everything is under runs/quickstart. A phase that is done is not done again unless the files that
+it is made from, or a phase before it, have changed; a phase that was killed goes on where it was
+(stages) or starts over (the others).
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN = Path("runs/quickstart")  # relative to ROOT, as in the presets
 WORLD = RUN / "world"
 STAGE_SECONDS = RUN / "stage_seconds.json"
-WORLD_FILES = [f"scripts/toy_world/{name}.py" for name in ("make", "balance", "questions", "rendering", "scripting")]
+WORLD_FILES = [
+    f"scripts/toy_world/{name}.py"
+    for name in ("make", "balance", "questions", "rendering", "scripting")
+]
 STAGES = {"stage1": "stage1_align", "stage2": "stage2_caption", "stage3": "stage3_instruct"}
 
 
@@ -49,95 +53,131 @@ class Phase:
 
 
 def phases(clips: int, seed: int, cores: int) -> list[Phase]:
-    """What is done, in order."""
+    """Return the phases, in order."""
     python = sys.executable
-    world = [python, "scripts/toy_world/make.py", str(WORLD), "--clips", str(clips), "--seed", str(seed)]
+    world = [
+        python,
+        "scripts/toy_world/make.py",
+        str(WORLD),
+        "--clips",
+        str(clips),
+        "--seed",
+        str(seed),
+    ]
     pretrain = {
         name: [python, f"scripts/toy_world/backbones/{name}.py", str(WORLD), str(RUN / name)]
         for name in ("llm", "vision", "audio")
     }
-    report = [python, "scripts/toy_world/report.py", str(RUN)]
+    ask = [python, "scripts/toy_world/asking.py", str(RUN), "--cores", str(cores)]
     return [
         Phase(
-            "world", "real files: clips, sounds, pictures, questions", [[[*world, "--workers", str(cores)]]],
-            WORLD_FILES, [WORLD],
+            name="world",
+            about="real files: clips, sounds, pictures, questions",
+            lanes=[[[*world, "--workers", str(cores)]]],
+            made_from=WORLD_FILES,
+            makes=[WORLD],
         ),
         Phase(
-            "backbones", "an eye, an ear and a language model, from scratch",
-            [[command] for command in pretrain.values()],
-            ["scripts/toy_world/backbones", "avllm/training/muon.py", "avllm/precision.py"],
-            [RUN / name for name in pretrain],
+            name="backbones",
+            about="an eye, an ear and a language model, from scratch",
+            lanes=[[command] for command in pretrain.values()],
+            made_from=[
+                "scripts/toy_world/backbones",
+                "avllm/training/muon.py",
+                "avllm/precision.py",
+            ],
+            makes=[RUN / name for name in pretrain],
         ),
         training_phase(cores),
         Phase(
-            "evaluation", "as they are, with a stream removed or exchanged, and combinations never seen",
-            [[[*report, "ask", "--cores", str(cores)]]], ["scripts/toy_world/report.py", "avllm"],
-            [RUN / "evaluation"],
+            name="evaluation",
+            about="all streams, a stream removed or exchanged, combinations never seen",
+            lanes=[[ask]],
+            made_from=["scripts/toy_world/asking.py", "avllm"],
+            makes=[RUN / "evaluation"],
         ),
-    ]  # fmt: skip
+    ]
 
 
 def training_phase(cores: int) -> Phase:
-    """The three stages; on several cores two processes share each step's batch."""
+    """Return the three stages; on several cores two processes share each step's batch."""
     files = [f"train/presets/toy/{preset}.yaml" for preset in STAGES.values()]
     if cores > 1:
-        start = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
+        start = [
+            str(Path(sys.executable).with_name("torchrun")),
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+        ]
     else:
         start = [sys.executable]
     command = [*start, "scripts/toy_world/train.py", str(STAGE_SECONDS), *files]
-    made = [*(RUN / name for name in STAGES), STAGE_SECONDS]
-    made_from = [*files, "scripts/toy_world/train.py", "avllm"]
-    return Phase("training", "alignment, captions, questions: " + ", ".join(files), [[command]], made_from, made)
+    return Phase(
+        name="training",
+        about="alignment, captions, questions: " + ", ".join(files),
+        lanes=[[command]],
+        made_from=[*files, "scripts/toy_world/train.py", "avllm"],
+        makes=[*(RUN / name for name in STAGES), STAGE_SECONDS],
+    )
 
 
-# ---- what is done already ------------------------------------------------------------------------------------------
+# ---- what is done already
 
 
 def fingerprint(phase: Phase, before: str) -> str:
-    """A digest of the phase's commands and of the files that it is made from, chained to the phase before."""
+    """Return a digest of the phase's commands and files, chained to that of the phase before."""
     digest = hashlib.sha256(json.dumps([before, phase.lanes]).encode())
     for name in phase.made_from:
         path = ROOT / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        for file in files:
             digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
 class Journal:
-    """runs/quickstart/journal.json: which phases were begun and finished, from what, and how long they took."""
+    """The file journal.json: phases that were begun and finished, from what, and their seconds."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.phases: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.is_file() else {}
+        self.phases: dict[str, dict[str, object]] = (
+            json.loads(path.read_text()) if path.is_file() else {}
+        )
 
     def done(self, name: str, stamp: str) -> bool:
-        """Whether the phase was finished from the very same files."""
-        found = self.phases.get(name, {})
-        return found.get("stamp") == stamp and bool(found.get("done"))
+        """Return whether the phase was finished from the very same files."""
+        phase = self.phases.get(name, {})
+        return phase.get("stamp") == stamp and bool(phase.get("done"))
 
     def begin(self, phase: Phase, stamp: str) -> float:
-        """Clear away what was made from other files; return the seconds spent on this phase by killed runs."""
-        found = self.phases.get(phase.name, {})
-        if found.get("stamp") != stamp:
-            for made in phase.makes:
-                shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
-            found = {"stamp": stamp, "seconds": 0.0, "done": False}
-        self.phases[phase.name] = found
+        """Delete what was made from other files; return the seconds that killed runs spent."""
+        entry = self.phases.get(phase.name, {})
+        if entry.get("stamp") != stamp:
+            for path in phase.makes:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            entry = {"stamp": stamp, "seconds": 0.0, "done": False}
+        self.phases[phase.name] = entry
         self.write()
-        return float(str(found["seconds"]))
+        return float(str(entry["seconds"]))
 
     def write(self) -> None:
-        """Whole or not at all."""
+        """Write the file, whole or not at all."""
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.phases, indent=1))
         part.replace(self.path)
 
 
-# ---- running -------------------------------------------------------------------------------------------------------
+# ---- running
 
 
 def run_lane(commands: list[list[str]], failed: list[str], log: Path | None) -> None:
-    """Commands one after the other until one fails; their output goes to `log` where several lanes would mix."""
+    """Run commands one after the other until one fails.
+
+    Their output goes to `log` where several lanes would mix.
+    """
     for command in commands:
         if failed:
             return
@@ -145,13 +185,16 @@ def run_lane(commands: list[list[str]], failed: list[str], log: Path | None) -> 
             code = subprocess.run(command, cwd=ROOT, check=False).returncode
         else:
             with log.open("a", encoding="utf-8") as out:
-                code = subprocess.run(command, cwd=ROOT, stdout=out, stderr=out, check=False).returncode
+                code = subprocess.run(
+                    command, cwd=ROOT, stdout=out, stderr=out, check=False
+                ).returncode
         if code:
-            failed.append(f"{' '.join(command)} ended with code {code}" + (f"; see {log}" if log else ""))
+            where = f"; see {log}" if log else ""
+            failed.append(f"{' '.join(command)} ended with code {code}{where}")
 
 
 def run_phase(phase: Phase, cores: int) -> None:
-    """All lanes, side by side where there are cores for it.
+    """Run all lanes, side by side where there are cores for it.
 
     Raises:
         SystemExit: a command failed.
@@ -175,24 +218,32 @@ def run_phase(phase: Phase, cores: int) -> None:
 
 
 def wait_for(lanes: Sequence[threading.Thread], logs: Sequence[Path]) -> None:
-    """Until all lanes have ended; every ten seconds the last line of each log."""
+    """Wait until all lanes have ended; print the last line of each log every ten seconds."""
     began = time.perf_counter()
     while any(lane.is_alive() for lane in lanes):
         next((lane for lane in lanes if lane.is_alive()), lanes[0]).join(10)
-        texts = [log.read_text(errors="replace").replace("\r", "\n") for log in logs if log.is_file()]
+        texts = [
+            log.read_text(errors="replace").replace("\r", "\n") for log in logs if log.is_file()
+        ]
         last = [text.strip().rsplit("\n", 1)[-1] for text in texts]
-        print(f"  {time.perf_counter() - began:4.0f} s  " + "  |  ".join(line[-60:] for line in last), flush=True)
+        print(
+            f"  {time.perf_counter() - began:4.0f} s  " + "  |  ".join(line[-60:] for line in last),
+            flush=True,
+        )
 
 
 class MemoryWatch(threading.Thread):
-    """The largest memory that this process and all below it held at once (proportional set size), in MB."""
+    """Watches the largest memory of this process and all below it, in MB.
+
+    Memory is the proportional set size: what processes share counts once.
+    """
 
     def __init__(self, peak: float) -> None:
         super().__init__(daemon=True)
         self.peak = peak
 
     def run(self) -> None:
-        """Look twice a second, or less often where looking takes long: at most a fiftieth of a core's time."""
+        """Measure twice a second, or less often: it takes at most a fiftieth of a core's time."""
         while True:
             began = time.thread_time()
             self.peak = max(self.peak, sum(pss_mb(pid) for pid in family(os.getpid())))
@@ -200,7 +251,7 @@ class MemoryWatch(threading.Thread):
 
 
 def family(root: int) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and all that descend from it."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -209,14 +260,14 @@ def family(root: int) -> list[int]:
             except (FileNotFoundError, ProcessLookupError):
                 continue  # it has just ended
             children.setdefault(parent, []).append(int(entry))
-    found = [root]
-    for pid in found:
-        found += children.get(pid, [])
-    return found
+    processes = [root]
+    for pid in processes:  # grows while it is gone through
+        processes += children.get(pid, [])
+    return processes
 
 
 def pss_mb(pid: int) -> float:
-    """Memory of one process, its share of what is shared; 0 where it has just ended."""
+    """Return the memory of one process, with its share of shared pages; 0 where it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -226,30 +277,41 @@ def pss_mb(pid: int) -> float:
 
 def main() -> None:
     """Run what is not done, then print the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=int, default=3000, help="clips of the toy world")
     parser.add_argument("--seed", type=int, default=0, help="of the toy world")
     parser.add_argument("--cores", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--install-seconds", type=float, default=0.0, help="noted in the summary")
     args = parser.parse_args()
     os.chdir(ROOT)
-    # One thread a process: the phases use the cores with processes. Nothing here has to be looked up on a hub. Nothing
-    # is compiled either, and told so, PEFT's imports need not load the compiler.
-    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TORCHDYNAMO_DISABLE="1", TOKENIZERS_PARALLELISM="false")
+    # One thread a process: the phases use the cores with processes. Nothing has to be looked up on
+    # a hub. Nothing is compiled; with this variable, PEFT's imports do not load the compiler.
+    os.environ.update(
+        OMP_NUM_THREADS="1",
+        HF_HUB_OFFLINE="1",
+        TORCHDYNAMO_DISABLE="1",
+        TOKENIZERS_PARALLELISM="false",
+    )
     RUN.mkdir(parents=True, exist_ok=True)
     journal = Journal(RUN / "journal.json")
     install = journal.phases.setdefault("install", {"seconds": 0.0})
     install["seconds"] = max(float(str(install["seconds"])), args.install_seconds)
-    memory = MemoryWatch(float(str(journal.phases.setdefault("memory", {"peak_mb": 0.0})["peak_mb"])))
+    memory = MemoryWatch(
+        float(str(journal.phases.setdefault("memory", {"peak_mb": 0.0})["peak_mb"]))
+    )
     memory.start()
-    todo, stamp = phases(args.clips, args.seed, args.cores), ""
+    todo = phases(args.clips, args.seed, args.cores)
+    stamp = ""
     for number, phase in enumerate(todo, start=1):
         stamp = fingerprint(phase, stamp)
         if journal.done(phase.name, stamp):
             print(f"[{number}/{len(todo)}] {phase.name}: done before", flush=True)
             continue
         print(f"[{number}/{len(todo)}] {phase.name}: {phase.about}", flush=True)
-        spent, began = journal.begin(phase, stamp), time.perf_counter()
+        spent = journal.begin(phase, stamp)
+        began = time.perf_counter()
         try:
             run_phase(phase, args.cores)
             journal.phases[phase.name]["done"] = True
@@ -257,7 +319,7 @@ def main() -> None:
             journal.phases[phase.name]["seconds"] = round(spent + time.perf_counter() - began, 1)
             journal.phases["memory"] = {"peak_mb": round(memory.peak)}
             journal.write()
-    subprocess.run([sys.executable, "scripts/toy_world/report.py", str(RUN), "report"], check=True)
+    subprocess.run([sys.executable, "scripts/toy_world/report.py", str(RUN)], check=True)
 
 
 if __name__ == "__main__":

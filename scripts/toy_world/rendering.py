@@ -1,4 +1,4 @@
-"""Scripts to files: numpy pictures and sounds, written by PyAV as H.264 + AAC mp4, wav and jpg."""
+"""Render scripts with numpy and write them with PyAV: H.264 + AAC mp4, wav and jpg."""
 
 import os
 import wave
@@ -20,18 +20,21 @@ GRID = np.arange(SIDE, dtype=np.float32) + 0.5  # centres of the pixels
 
 
 def paint(thing: dict) -> tuple[int, int, int]:
-    """Red, green and blue of a thing."""
+    """Return red, green and blue of a thing."""
     return COLOURS[thing["colour"]] if thing["colour"] else thing["shade"]
 
 
 def outline(thing: dict, dx: np.ndarray, dy: np.ndarray, r: float) -> np.ndarray:
-    """Signed distance to the outline of a thing; without a named shape, half way between two of them."""
+    """Return the signed distance to a thing's outline.
+
+    Without a named shape, the outline is half way between two of them.
+    """
     shapes = [thing["shape"]] if thing["shape"] else thing["between"]
     return sum(distance(shape, dx, dy, r) for shape in shapes) / len(shapes)
 
 
 def distance(shape: str, dx: np.ndarray, dy: np.ndarray, r: float) -> np.ndarray:
-    """Signed distance in pixels to the outline of `shape` of radius `r`, negative inside."""
+    """Return the signed distance in pixels to the outline of `shape` of radius `r`, < 0 inside."""
     if shape == "circle":
         return np.hypot(dx, dy) - r
     if shape == "ring":
@@ -41,23 +44,28 @@ def distance(shape: str, dx: np.ndarray, dy: np.ndarray, r: float) -> np.ndarray
     if shape == "triangle":
         return np.maximum(np.abs(dx) * 0.866 - dy * 0.5 - 0.5 * r, dy - 0.62 * r)
     if shape == "cross":
-        x, y = np.abs(dx), np.abs(dy)
+        x = np.abs(dx)
+        y = np.abs(dy)
         return np.minimum(np.maximum(x - r, y - 0.34 * r), np.maximum(y - r, x - 0.34 * r))
-    raise ValueError(f"shape {shape!r} is not drawn here; expected circle, ring, square, triangle or cross")
+    raise ValueError(
+        f"shape {shape!r} is not drawn here; expected circle, ring, square, triangle or cross"
+    )
 
 
 def draw_thing(frame: np.ndarray, thing: dict, x: float, y: float) -> None:
     """Blend one thing into a float32 frame (H, W, 3), anti-aliased, centre (x, y) in pixels."""
     r = SIZES[thing["size"]]
-    x0, x1 = max(0, int(x - r - 2)), min(SIDE, int(x + r + 3))
-    y0, y1 = max(0, int(y - r - 2)), min(SIDE, int(y + r + 3))
+    x0 = max(0, int(x - r - 2))
+    x1 = min(SIDE, int(x + r + 3))
+    y0 = max(0, int(y - r - 2))
+    y1 = min(SIDE, int(y + r + 3))
     inside = outline(thing, GRID[None, x0:x1] - x, GRID[y0:y1, None] - y, r)
     cover = np.clip(0.5 - inside, 0, 1)[..., None]
     frame[y0:y1, x0:x1] += cover * (np.asarray(paint(thing), np.float32) - frame[y0:y1, x0:x1])
 
 
 def texture(rng: np.random.Generator) -> np.ndarray:
-    """A smooth periodic texture (H, W, 3) of low contrast around a dark tint."""
+    """Return a smooth periodic texture (H, W, 3) of low contrast around a dark tint."""
     waves = np.fft.fftfreq(SIDE)[:, None] ** 2 + np.fft.fftfreq(SIDE)[None, :] ** 2
     noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal((SIDE, SIDE))) * np.exp(-waves * 220)).real
     tint = rng.uniform(62, 92, size=3)
@@ -65,20 +73,26 @@ def texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_walls(frame: np.ndarray, clip: dict, t: int) -> None:
-    """Two grey walls, 3 px thick; the one that is hit lights up for LIT frames."""
-    axis, (low, high) = clip["walls"]["axis"], clip["walls"]["at"]
+    """Draw two grey walls, 3 px thick; the one that is hit lights up for LIT frames."""
+    axis = clip["walls"]["axis"]
+    low, high = clip["walls"]["at"]
     mover = clip["objects"][0][axis]
-    hits = [round(b * FPS) for b in clip["events"]["bounces"] if 0 <= t - round(b * FPS) < LIT]
-    lit = None if not hits else low if mover[hits[0]] - low < high - mover[hits[0]] else high
+    bounces = [round(second * FPS) for second in clip["events"]["bounces"]]
+    hits = [frame_number for frame_number in bounces if 0 <= t - frame_number < LIT]
+    lit = None
+    if hits:
+        place = mover[hits[0]]
+        lit = low if place - low < high - place else high
     for at, edge in ((low, slice(low, low + 3)), (high, slice(high - 3, high))):
         where = (edge, slice(None)) if axis == "y" else (slice(None), edge)
         frame[where] = (255.0, 255.0, 255.0) if at == lit else (125.0, 125.0, 125.0)
 
 
 def render_frames(clip: dict, rng: np.random.Generator) -> np.ndarray:
-    """The frames of a script, uint8 (T, H, W, 3)."""
+    """Return the frames of a script, uint8 (T, H, W, 3)."""
     steps = len(clip["objects"][0]["x"])
-    ground, (dx, dy) = texture(rng), clip["background"]["drift"]
+    ground = texture(rng)
+    dx, dy = clip["background"]["drift"]
     frames = np.empty((steps, SIDE, SIDE, 3), np.uint8)
     for t in range(steps):
         frame = np.roll(ground, (round(dy * t / FPS), round(dx * t / FPS)), axis=(0, 1))
@@ -91,18 +105,23 @@ def render_frames(clip: dict, rng: np.random.Generator) -> np.ndarray:
 
 
 def oscillate(phase: np.ndarray, timbre: str, frequency: float) -> np.ndarray:
-    """A sine, a few partials, or the first harmonics below 7 kHz of a square or saw, of the given phase in radians."""
+    """Return a wave of a timbre at the given phase, in radians.
+
+    It is a sum of a few partials, or of the first harmonics below 7 kHz of a square or saw.
+    """
     if timbre in PARTIALS:
-        return np.sum([loud * np.sin(order * phase) for order, loud in PARTIALS[timbre].items()], axis=0)
+        partials = [loud * np.sin(order * phase) for order, loud in PARTIALS[timbre].items()]
+        return np.sum(partials, axis=0)
     step = 2 if timbre == "square" else 1
     orders = np.arange(1, max(2, min(20, int(7000 / (1.5 * frequency)) + 1)), step)
     return 0.75 * np.sum(np.sin(orders[:, None] * phase[None]) / orders[:, None], axis=0)
 
 
 def render_sound(sound: dict, rng: np.random.Generator) -> np.ndarray:
-    """The waveform of one sound from its start to its end, float (S,)."""
+    """Return the waveform of one sound from its start to its end, float (S,)."""
     n = max(1, round((sound["end"] - sound["start"]) * RATE))
-    t, f = np.arange(n) / RATE, sound["frequency"]
+    t = np.arange(n) / RATE
+    f = sound["frequency"]
     fade = np.minimum(1, np.minimum(t, t[::-1]) / 0.005)
     if sound["kind"] == "noise":
         spectrum = np.fft.rfft(rng.standard_normal(n))
@@ -121,13 +140,14 @@ def render_sound(sound: dict, rng: np.random.Generator) -> np.ndarray:
 
 
 def render_audio(clip: dict, rng: np.random.Generator) -> np.ndarray:
-    """The sound track of a script, float32 (S,) at 16 kHz: its sound, its clicks and a faint hiss."""
+    """Return the sound track of a script, float32 (S,) at 16 kHz: sound, clicks, a faint hiss."""
     total = round(clip["duration"] * RATE)
     if clip["form"] == "silent":
         return np.zeros(total, np.float32)
     x = rng.standard_normal(total) * rng.uniform(0.001, 0.006)
     for sound in clip["sounds"]:
-        at, y = round(sound["start"] * RATE), sound["level"] * render_sound(sound, rng)
+        at = round(sound["start"] * RATE)
+        y = sound["level"] * render_sound(sound, rng)
         x[at : at + len(y)] += y[: total - at]
     for click in clip["clicks"]:
         at = round(click * RATE)
@@ -138,22 +158,27 @@ def render_audio(clip: dict, rng: np.random.Generator) -> np.ndarray:
 
 
 def write_mp4(path: Path, frames: np.ndarray, audio: np.ndarray | None) -> None:
-    """H.264 (no B-frames, so that the video needs no edit list) and AAC.
+    """Write H.264 (no B-frames, so that the video needs no edit list) and AAC.
 
-    The encoder puts its 1,024 samples of priming before time 0 and the muxer writes them into the sound's edit list,
-    as long as every frame carries its time: left without one they are counted from 0 and the sound is 64 ms late.
+    The encoder puts its 1,024 samples of priming before time 0 and the muxer writes them into the
+    sound's edit list, as long as every frame carries its time: left without one they are counted
+    from 0 and the sound is 64 ms late.
     """
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as out:
         options = {"preset": "ultrafast", "crf": "20", "bf": "0", "threads": "1"}
         video = out.add_stream("libx264", rate=FPS, options=options)
-        video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        video.width = frames.shape[2]
+        video.height = frames.shape[1]
+        video.pix_fmt = "yuv420p"
         fast = {"aac_coder": "fast"}  # the default coder takes half of the whole time
-        sound = None if audio is None else out.add_stream("aac", rate=RATE, layout="mono", options=fast)
-        if sound is not None:
+        sound = None
+        if audio is not None:
+            sound = out.add_stream("aac", rate=RATE, layout="mono", options=fast)
             sound.bit_rate = 64000
         for i, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = i, Fraction(1, FPS)
+            frame.pts = i
+            frame.time_base = Fraction(1, FPS)
             out.mux(video.encode(frame))
         out.mux(video.encode())
         if audio is not None and sound is not None:
@@ -161,13 +186,15 @@ def write_mp4(path: Path, frames: np.ndarray, audio: np.ndarray | None) -> None:
                 chunk = av.AudioFrame.from_ndarray(
                     audio[None, at : at + AAC_FRAME].copy(), format="fltp", layout="mono"
                 )
-                chunk.sample_rate, chunk.pts, chunk.time_base = RATE, at, Fraction(1, RATE)
+                chunk.sample_rate = RATE
+                chunk.pts = at
+                chunk.time_base = Fraction(1, RATE)
                 out.mux(sound.encode(chunk))
             out.mux(sound.encode())
 
 
 def write_wav(path: Path, audio: np.ndarray) -> None:
-    """16 bit PCM."""
+    """Write 16 bit PCM."""
     with wave.open(str(path), "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
@@ -176,12 +203,19 @@ def write_wav(path: Path, audio: np.ndarray) -> None:
 
 
 def render_clip(clip: dict, seed: int, folder: Path) -> None:
-    """Write the clip's file under `folder`, whole or not at all. Draws from (seed, split, index) alone."""
+    """Write the clip's file under `folder`, whole or not at all.
+
+    All that is random follows from (seed, split, index).
+    """
     key = [seed, SPLITS.index(clip["split"]), 3, clip["index"]]
     path = folder / clip["file"]
     part = path.with_name(path.name + ".part")
-    frames = render_frames(clip, np.random.default_rng([*key, 0])) if clip["form"] != "wav" else None
-    audio = render_audio(clip, np.random.default_rng([*key, 1])) if clip["form"] in ("av", "silent", "wav") else None
+    frames = None
+    audio = None
+    if clip["form"] != "wav":
+        frames = render_frames(clip, np.random.default_rng([*key, 0]))
+    if clip["form"] in ("av", "silent", "wav"):
+        audio = render_audio(clip, np.random.default_rng([*key, 1]))
     if clip["form"] == "jpg":
         Image.fromarray(frames[0]).save(part, format="JPEG", quality=92)  # type: ignore[index]
     elif clip["form"] == "wav":

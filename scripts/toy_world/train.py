@@ -1,10 +1,10 @@
-"""Train several stages in one process, so that the libraries are loaded once. Called by quickstart.py, under torchrun.
+"""Train several stages in one process, so that libraries load once; see quickstart.py.
 
     torchrun --nproc_per_node 2 scripts/toy_world/train.py SECONDS PRESET...
 
-As the scripts in train/, one after the other. The presets are written for two processes; a single one takes twice
-the micro-steps and gets the same steps. SECONDS is a JSON file in which the time of each stage is added up. A finished
-stage is left as it is, an interrupted one goes on.
+As the scripts in train/, one after the other. The presets are written for two processes; a single
+one takes twice the micro-steps and gets the same steps. SECONDS is a JSON file in which the time of
+each stage is added up. A finished stage is skipped, an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from avllm.training.trainer import run_stage
 
 def main() -> None:
     """Run the presets in order."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("seconds", type=Path, help="JSON file for the time of each stage")
     parser.add_argument("presets", nargs="+", type=Path)
     args = parser.parse_args()
@@ -33,7 +35,8 @@ def main() -> None:
         dist.init_process_group("gloo")  # one group for all stages
     for preset in args.presets:
         began = time.perf_counter()
-        config, changes = load_config(preset), []
+        config = load_config(preset)
+        changes = []
         if processes == 1:
             changes.append(f"train.accumulate={2 * config.train.accumulate}")
         if config.model is not None:  # later stages have it from the first

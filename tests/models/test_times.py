@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from avllm.models.checkpoint import save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 from avllm.models.words import load_words
+from avllm.objectives.next_token import NextToken
 
 ANCHORS = {"type": "time_codecs.own_codecs:Anchors"}
 torch.set_num_threads(1)
@@ -153,3 +155,30 @@ def test_a_chat_without_its_clips_says_seconds(world: World) -> None:
     _, processor = composed(world, ANCHORS)
     messages = sample(text("red "), at(0.5)).messages
     assert "red 0.5 s" in str(processor.apply_chat_template(messages))
+
+
+def test_a_time_between_two_words_is_a_soft_target(world: World) -> None:
+    model, processor = composed(world, ANCHORS)
+    given = sample(text("red "), at(0.3), text(" and "), at(0.0), text(" "), at(0.6))
+    clips = MediaReader(processor).inputs(given.media, world.captions.parent)
+    duration = clips[0]["video"].duration
+    assert duration is not None
+    row = processor.row(given, clips)
+    assert row.soft is not None
+    names = {i: word for word, i in model.config.words.items()}
+    shares = [0.3 / duration * 4 - 1, 0.6 / duration * 4 - 2]
+    assert [names[int(i)] for i in row.soft.id] == ["<t1>", "<t2>", "<t2>", "<t3>"]
+    expected = [1 - shares[0], shares[0], 1 - shares[1], shares[1]]
+    assert row.soft.weight.tolist() == pytest.approx(expected, abs=1e-5)
+    for place in set(row.soft.place.tolist()):
+        here = row.soft.place == place
+        assert int(row.input_ids[place]) == int(row.soft.id[here][row.soft.weight[here].argmax()])
+        assert int(row.labels[place]) == int(row.input_ids[place])
+    hard = replace(row, soft=None)
+    objective = NextToken(model)
+    losses = [objective(model, processor.collate([one]))[0] for one in (row, hard)]
+    assert abs(float(losses[0]) - float(losses[1])) > 1e-4
+    losses[0].backward()
+    assert model.words is not None
+    assert model.words.output.weight.grad is not None
+    assert bool((model.words.output.weight.grad.abs().sum(1) > 0).all())

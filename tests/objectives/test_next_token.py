@@ -10,7 +10,8 @@ import torch
 from tiny import make_llm
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-from avllm.objectives.next_token import head_is_plain, next_token_loss, targets
+from avllm.models.llm import head_is_plain
+from avllm.objectives.next_token import next_token_loss, targets
 
 
 def test_targets_stand_behind_their_places() -> None:

@@ -1,4 +1,4 @@
-"""What every objective of the folder keeps to, with its default options; a new file is found by itself."""
+"""Hold every objective to its contract; a new file is found by itself, and tested as its cases say."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from objectives.objective_cases import ObjectiveCase, cases
 from tiny import World, make_world
 
 from avllm.config import ModelConfig
@@ -15,7 +16,7 @@ from avllm.data.manifest import read_manifest
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
-from avllm.registry import build, choices
+from avllm.registry import build
 from avllm.training.start import Parts, padding
 
 
@@ -41,13 +42,13 @@ def batch_of(parts: Parts, manifest: Path, rows: int) -> Any:
     return padding(parts, blanks=False)([dataset[i] for i in range(rows)])[0].batch
 
 
-@pytest.mark.parametrize("name", choices("objectives"))
-def test_a_sum_over_targets_that_teaches_the_connector(parts: Parts, world: World, name: str) -> None:
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_a_sum_over_targets_that_teaches_the_connector(parts: Parts, world: World, case: ObjectiveCase) -> None:
     torch.manual_seed(0)
     model = parts.model.train()
     model.zero_grad()
-    objective = build("objectives", {"type": name}, model)
-    batch = batch_of(parts, world.questions, 12)
+    objective = build("objectives", case.spec, model)
+    batch = batch_of(parts, case.manifest(world), case.rows)
     weight = objective.weight(batch)
     assert isinstance(weight, float)
     assert weight > 0
@@ -61,12 +62,12 @@ def test_a_sum_over_targets_that_teaches_the_connector(parts: Parts, world: Worl
     assert all(p.grad is None for p in model.llm.parameters())  # what is frozen stays so
 
 
-@pytest.mark.parametrize("name", choices("objectives"))
+@pytest.mark.parametrize("case", cases(), ids=str)
 def test_a_batch_without_targets_weighs_nothing_and_is_a_zero_on_the_graph(
-    parts: Parts, world: World, name: str
+    parts: Parts, world: World, case: ObjectiveCase
 ) -> None:
-    objective = build("objectives", {"type": name}, parts.model.train())
-    empty = batch_of(parts, world.questions, 0)
+    objective = build("objectives", case.spec, parts.model.train())
+    empty = batch_of(parts, case.manifest(world), 0)
     assert objective.weight(empty) == 0.0
     loss, figures = objective(parts.model, empty)
     assert float(loss.detach()) == 0.0

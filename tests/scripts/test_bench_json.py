@@ -28,10 +28,10 @@ RATIOS = {
 }
 
 
-def call(script: Path, arguments: tuple[str, ...], told: Path) -> None:
+def call(script: Path, arguments: tuple[str, ...], output: Path) -> None:
     """Run a script in this (child) process; what it prints goes to a file."""
     sys.argv = [str(script), *arguments]
-    with told.open("w") as file, contextlib.redirect_stdout(file):
+    with output.open("w") as file, contextlib.redirect_stdout(file):
         runpy.run_path(str(script), run_name="__main__")
 
 
@@ -43,9 +43,9 @@ def test_every_bench_is_among_them() -> None:
 def test_its_last_line_is_one_json_object(name: str, tmp_path: Path) -> None:
     if name == "decode.py":
         pytest.importorskip("decord")  # the plain loop that it is held against
-    together(call, SCRIPTS / name, (*SMALL[name], "--json"), tmp_path / "told", ranks=1)
-    lines = (tmp_path / "told").read_text().splitlines()
-    found = json.loads(lines[-1])
-    assert found.keys() >= {*RATIOS[name], "environment"}
+    together(call, SCRIPTS / name, (*SMALL[name], "--json"), tmp_path / "output", ranks=1)
+    lines = (tmp_path / "output").read_text().splitlines()
+    figures = json.loads(lines[-1])
+    assert figures.keys() >= {*RATIOS[name], "environment"}
     assert len(lines) > 1, "a person gets words before it"
     assert not any(line.startswith("{") for line in lines[:-1])

@@ -18,6 +18,6 @@ def test_it_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = tmp_path / "rows.jsonl"
     write_manifest(manifest, map(bench["caption_row"], range(3000)))
     assert len({row.media[0] for row in read_manifest(manifest)}) == 1000
-    found = bench["start"](manifest, workers=0)
-    assert 0 < found["index_s"] <= found["first_batch_s"]
-    assert found["most_mib"] >= 0
+    figures = bench["start"](manifest, workers=0)
+    assert 0 < figures["index_s"] <= figures["first_batch_s"]
+    assert figures["most_mib"] >= 0

@@ -25,10 +25,10 @@ def bench() -> Any:
 
 
 def test_it_measures(bench: Any) -> None:
-    found = bench.measure(bench.TINY, batch_size=2, pairs=1)
-    assert found["ratio"] > 0
-    assert set(found["milliseconds"]) == {"ours", "bare", "bare_hf"}
-    assert found["length"] == found["media_tokens"] + bench.TINY["text"]
+    figures = bench.measure(bench.TINY, batch_size=2, pairs=1)
+    assert figures["ratio"] > 0
+    assert set(figures["milliseconds"]) == {"ours", "bare", "bare_hf"}
+    assert figures["length"] == figures["media_tokens"] + bench.TINY["text"]
 
 
 def test_both_sides_do_the_same_work(bench: Any) -> None:

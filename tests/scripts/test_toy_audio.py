@@ -1,4 +1,4 @@
-"""The toy world's ear: what it is told about heights between pitches, and what its disguises hide."""
+"""Test the toy world's ear: its labels of heights between pitches, and the effects of disguises."""
 
 from __future__ import annotations
 

@@ -38,6 +38,17 @@ def test_ask_prints_the_answer(
     assert found == "".join(said)
 
 
+def test_ask_takes_a_decoder(
+    checkpoint: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--video", str(clips[0]), "--max-new-tokens", "12", "--decoding"]
+    found = ask(monkeypatch, capsys, str(checkpoint), *options, "{type: contrastive, noise: 0.9, alpha: 2}", QUESTION)
+    decoding = {"type": "contrastive", "noise": 0.9, "alpha": 2}
+    chat = Chat.load(checkpoint)
+    assert found == "".join(chat.ask(QUESTION, video=clips[0], max_new_tokens=12, decoding=decoding))
+    assert found != "".join(Chat.load(checkpoint).ask(QUESTION, video=clips[0], max_new_tokens=12))
+
+
 def test_a_mistake_is_one_line(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -45,6 +56,7 @@ def test_a_mistake_is_one_line(
         ([str(checkpoint), "--video", str(tmp_path / "no.mp4"), "what ?"], "missing: no such file"),
         ([str(tmp_path), "what ?"], "expected an avllm checkpoint folder"),
         ([str(checkpoint), "what ?", "--sound", "loud"], "expected one of auto, on, off"),
+        ([str(checkpoint), "what ?", "--decoding", "{type: contrastive, alpa: 1}"], "'alpha'"),
     ]:
         monkeypatch.setattr(sys, "argv", ["avllm", "ask", *arguments])
         with pytest.raises(SystemExit) as end:

@@ -1,4 +1,7 @@
-"""Room on the disk for a feature cache: shards that were used longest ago leave, those that a run needs never do."""
+"""Keep a feature cache within its size limit: the shards used longest ago are deleted first.
+
+A shard that a run needs is never deleted.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,18 @@ from pathlib import Path
 
 from avllm.errors import UserError
 
-STALE = 86_400.0  # seconds after which a half-written shard has been left by a process that died
+STALE = 86_400.0  # seconds after which the process that wrote a partial shard must have died
 
 
 class CacheError(UserError):
-    """The cache cannot be used for this run: its features would be wrong, or have no room."""
+    """The cache cannot be used for this run: its features would be wrong, or do not fit."""
 
 
-class Use:
-    """That a run reads from the folder, for as long as this object (or the process) lives.
+class FolderInUse:
+    """Mark a folder as read by a run for as long as this object (or the process) lives.
 
-    A shared lock on the folder itself: it leaves no file behind and dies with the process, however that ends.
+    It holds a shared lock on the folder itself, which leaves no file behind and ends with the
+    process, however that ends.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,92 +37,105 @@ class Use:
         os.close(self._handle)
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Within this no other run reads from the folder; False where one does."""
+    def exclusive(self) -> Iterator[bool]:
+        """Keep other runs from the folder within the block; yield False when one reads from it."""
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
+            acquired = True
         except BlockingIOError:
-            free = False
+            acquired = False
         try:
-            yield free
+            yield acquired
         finally:
             fcntl.flock(self._handle, fcntl.LOCK_SH)
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The whole shards of a folder."""
+    """List the whole shards of a folder."""
     return sorted(folder.glob("*.safetensors"))
 
 
 def seconds_of(shard: Path) -> Path:
-    """The small file beside a shard that keeps what its clips took to make."""
+    """Return the file beside a shard that holds how long its clips took to make."""
     return shard.with_suffix(".json")
 
 
 def touch(folder: Path, names: Collection[str]) -> None:
-    """Remember that shards are used now (in their access time, which reading alone may not change)."""
+    """Record that shards are used now, in their access time, which reading may not change."""
     now = time.time_ns()
     for name in names:
         path = folder / name
         try:
             os.utime(path, ns=(now, path.stat().st_mtime_ns))
-        except PermissionError:  # another user's, whose own runs say when it was used
+        except PermissionError:  # another user's shard, whose own runs record its use
             continue
 
 
-def make_room(folder: Path, use: Use, keep: Collection[str], wanted: int, limit: int) -> list[str]:
-    """Delete shards, those used longest ago first, until ``wanted`` more bytes stay within the limit.
+def make_room(
+    folder: Path,
+    in_use: FolderInUse,
+    needed: Collection[str],
+    incoming: int,
+    limit: int,
+) -> list[str]:
+    """Delete the shards used longest ago until ``incoming`` more bytes fit into the limit.
 
     Args:
         folder: of the cache.
-        use: this run's.
-        keep: names of the shards that this run needs.
-        wanted: bytes that will be written.
+        in_use: this run's mark on the folder.
+        needed: names of the shards that this run needs; they are not deleted.
+        incoming: bytes that will be written.
         limit: bytes of all shards together.
 
     Returns:
-        the names of the shards that left.
+        the names of the deleted shards.
 
     Raises:
-        CacheError: what the run needs is more than the limit, or another run reads from the folder.
+        CacheError: the run needs more than the limit, or another run reads from the folder.
     """
     sizes = {path.name: path.stat().st_size for path in shards_of(folder)}
-    needed = sum(size for name, size in sizes.items() if name in keep) + wanted
-    if needed > limit:
+    needed_size = sum(size for name, size in sizes.items() if name in needed) + incoming
+    if needed_size > limit:
         raise CacheError(
-            f"the features of this run take {gigabytes(needed)} in {folder}, and data.cache_max_gb is "
-            f"{gigabytes(limit)}. Raise it to at least {needed / 1e9 + 0.005:.2f}, keep them in half precision "
-            "(data.cache_dtype), or leave out data.cache"
+            f"the features of this run take {gigabytes(needed_size)} in {folder}, and "
+            f"data.cache_max_gb is {gigabytes(limit)}. Raise it to at least "
+            f"{needed_size / 1e9 + 0.005:.2f}, keep them in half precision (data.cache_dtype), or "
+            "leave out data.cache",
+            reason="too_large",
         )
-    surplus = sum(sizes.values()) + wanted - limit
+    surplus = sum(sizes.values()) + incoming - limit
     if surplus <= 0:
         return []
-    gc.collect()  # a run that has ended in this process may not have given back its use
-    with use.alone() as free:
-        if not free:
+    gc.collect()  # a run that ended in this process may not have released its mark yet
+    with in_use.exclusive() as acquired:
+        if not acquired:
             raise CacheError(
-                f"{gigabytes(surplus)} have to leave {folder} (data.cache_max_gb is {gigabytes(limit)}), but another "
-                "run reads from it. Wait for its end, give another data.cache, or raise data.cache_max_gb"
+                f"{gigabytes(surplus)} have to be deleted from {folder} (data.cache_max_gb is "
+                f"{gigabytes(limit)}), but another run reads from it. Wait for its end, give "
+                "another data.cache, or raise data.cache_max_gb",
+                reason="in_use",
             )
-        return _evict(folder, {name: size for name, size in sizes.items() if name not in keep}, surplus)
+        unneeded = {name: size for name, size in sizes.items() if name not in needed}
+        return _evict(folder, unneeded, surplus)
 
 
 def _evict(folder: Path, sizes: dict[str, int], surplus: int) -> list[str]:
+    """Delete stale partial files, then shards by last use until the surplus is gone."""
     for partial in folder.glob(".*.partial"):
         if time.time() - partial.stat().st_mtime > STALE:
             partial.unlink()
-    gone: list[str] = []
-    for name in sorted(sizes, key=lambda name: ((folder / name).stat().st_atime_ns, name)):
+    last_use = {name: (folder / name).stat().st_atime_ns for name in sizes}
+    deleted: list[str] = []
+    for name in sorted(sizes, key=lambda name: (last_use[name], name)):
         if surplus <= 0:
             break
         (folder / name).unlink()
         seconds_of(folder / name).unlink(missing_ok=True)
-        gone.append(name)
+        deleted.append(name)
         surplus -= sizes[name]
-    return gone
+    return deleted
 
 
 def gigabytes(size: float) -> str:
-    """Bytes for people: ``1.25 GB``, with more digits for what is small."""
+    """Return bytes as text, ``1.25 GB``, with more digits for less than 0.1 GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e9:.6f} GB"

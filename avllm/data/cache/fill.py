@@ -1,11 +1,13 @@
-"""Features of frozen encoders, computed once: nothing is decoded or encoded a second time.
+"""Compute features of frozen encoders once, so that no clip is decoded or encoded a second time.
 
-An entry is content-addressed: file hash, interval, preparation of frames and sound, the encoders' weights and options,
-and the dtype make up its key, so that any of them changing is a miss and never a wrong hit. Entries lie in safetensors
-shards, each written whole or not at all; the shards' own headers are the index.
+An entry is content-addressed: file hash, interval, preparation of frames and sound, the encoders'
+weights and options, and the dtype make up its key, so that any change of them is a miss and never a
+wrong hit. Entries lie in safetensors shards, each written whole or not at all; the shards' own
+headers are the index.
 
-What a run lacks is computed before its first step (each clip once, as a first epoch would), or beforehand by
-``avllm data encode``; so all epochs read the same bits, also those of a run that was killed and goes on.
+A run computes what is missing before its first step (each clip once, as a first epoch would), or
+``avllm data encode`` does so beforehand. So all epochs read the same bits, also those of a run that
+was killed and continues.
 """
 
 from __future__ import annotations
@@ -27,13 +29,14 @@ from avllm.data.cache.hashes import Hashes
 from avllm.data.cache.store import FeatureCache, Filled, place_name, recipe
 from avllm.data.collate import gather_stream
 from avllm.data.media.load import MediaError
-from avllm.data.reading import Place, Prepare, Prepared, read_batches
+from avllm.data.reading import Place, Prepare, Prepared, Reading, read_batches
 from avllm.data.schema import RowError, resolve
 from avllm.log import logger
 
 __all__ = [
     "CacheEngine",
     "CacheError",
+    "ClipEncoding",
     "FeatureCache",
     "Filled",
     "account",
@@ -45,92 +48,128 @@ __all__ = [
 
 LOG = logger(__name__)
 CacheEngine = Callable[[FeatureCache, Sequence[Place], int], Generator[Filled, None, None]]
-"""Encodes media parts into a cache, a number of them a shard, and says what became of each shard."""
-SAMPLED = 8  # clips that are read to measure what reading costs
+"""Encodes media parts into a cache, a number of them a shard, and reports on each shard."""
+SAMPLED_CLIPS = 8  # clips that are read to measure what reading costs
 
 
-def fill(
-    cache: FeatureCache,
-    places: Sequence[Place],
-    prepare: Prepare,
-    encoders: nn.ModuleDict,
-    *,
-    device: torch.device,
-    num_workers: int = 0,
-    batch_size: int = 32,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    max_bytes: int | None = None,
-    engine: CacheEngine | None = None,
-) -> int:
-    """Decode and encode what the cache does not hold yet, shared out over the processes.
+@dataclass(frozen=True)
+class ClipEncoding:
+    """Say how media parts become features.
 
-    Args:
-        cache: to be filled.
-        places: media parts; repeated ones count once.
+    Attributes:
         prepare: decodes media parts and prepares them for the encoders.
         encoders: frozen, by stream.
         device: that they run on.
         num_workers: processes that decode.
         batch_size: clips encoded at once and written as one shard.
         autocast: the precision that training runs in.
-        max_bytes: of all shards in the folder; those used longest ago leave. None = no limit.
+    """
+
+    prepare: Prepare
+    encoders: nn.ModuleDict
+    device: torch.device
+    num_workers: int = 0
+    batch_size: int = 32
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+def fill(
+    cache: FeatureCache,
+    places: Sequence[Place],
+    encoding: ClipEncoding,
+    *,
+    max_bytes: int | None = None,
+    engine: CacheEngine | None = None,
+) -> int:
+    """Decode and encode what the cache does not hold yet; each process does its share.
+
+    Args:
+        cache: to be filled.
+        places: media parts; repeated ones count once.
+        encoding: how they become features.
+        max_bytes: of all shards in the folder; those used longest ago are deleted. None = no limit.
         engine: encodes what is missing; None = this process.
 
     Returns:
-        how many clips this process encoded; ``cache.filled`` tells more.
+        how many clips this process encoded; ``cache.filled`` holds all counts.
 
     Raises:
-        CacheError: what this run needs is more than ``max_bytes``; told after the first shard, by which the rest is
-            judged, or at the end.
+        CacheError: this run needs more than ``max_bytes``. It is raised after the first shard, from
+            whose size the rest is estimated, or at the end.
     """
-    began, needed = time.perf_counter(), _share_keys(cache, places, num_workers)
+    began = time.perf_counter()
+    needed = _share_keys(cache, places, encoding.num_workers)
     missing = _claim(cache, needed)
-    mine = _Chosen(places, [needed[key] for key in missing[distributed.rank() :: distributed.world_size()]])
+    own_keys = missing[distributed.rank() :: distributed.world_size()]
+    own_places = _Selection(places, [needed[key] for key in own_keys])
     if missing:
         LOG.info("encoding %d of %d clips into %s", len(missing), len(needed), cache.folder)
-    how: dict[str, Any] = {"device": device, "num_workers": num_workers, "batch_size": batch_size, "autocast": autocast}
-    shards = engine(cache, mine, batch_size) if engine else encode_places(cache, mine, prepare, encoders, **how)
-    done, rest = Filled(len(needed), len(needed) - len(missing)), -(-len(mine) // batch_size) - 1
+    if engine is None:
+        shards = encode_places(cache, own_places, encoding)
+    else:
+        shards = engine(cache, own_places, encoding.batch_size)
+    total = Filled(needed=len(needed), cached=len(needed) - len(missing))
+    more_shards = -(-len(own_places) // encoding.batch_size) - 1  # after the first, rounded up
     with closing(shards):
-        done.add(next(shards, Filled()))  # its size tells how much the rest will take
-        _limit(cache, needed, done, len(missing), max_bytes)
-        for shard in track(shards, "features", total=rest, disable=not (rest > 0 and distributed.is_main())):
-            done.add(shard)
-    _settle(cache, needed, done.failed)
-    _limit(cache, needed, done, 0, max_bytes)
-    done.seconds = time.perf_counter() - began
-    cache.filled = done
-    return done.encoded
+        total.add(next(shards, Filled()))
+        _limit(cache, needed, total, len(missing), max_bytes)
+        quiet = more_shards <= 0 or not distributed.is_main()
+        for shard in track(shards, "features", total=more_shards, disable=quiet):
+            total.add(shard)
+    _settle(cache, needed, total.failed)
+    _limit(cache, needed, total, 0, max_bytes)
+    total.seconds = time.perf_counter() - began
+    cache.filled = total
+    return total.encoded
 
 
 def encode_places(
     cache: FeatureCache,
     places: Sequence[Place],
-    prepare: Prepare,
-    encoders: nn.ModuleDict,
-    *,
-    device: torch.device,
-    num_workers: int = 0,
-    batch_size: int = 32,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    encoding: ClipEncoding,
 ) -> Generator[Filled, None, None]:
-    """Encode media parts into the cache shard by shard, whatever it holds: the work of one process, of any engine."""
-    encoders.to(device).eval()
-    for loaded in read_batches(places, prepare, batch_size, num_workers):
-        good = {one.number: one.found for one in loaded if isinstance(one.found, dict)}
-        failed = {cache.key(places[one.number]): one.found for one in loaded if not isinstance(one.found, dict)}
-        began = time.perf_counter()
-        with torch.no_grad(), autocast():
-            encoded = encode(list(good.values()), encoders, device)
-        each = (time.perf_counter() - began) / max(1, len(good))
-        decoding = sum(one.seconds for one in loaded if one.number in good) / max(1, len(good))
-        clips = {cache.key(places[n]): clip for n, clip in zip(good, encoded, strict=True)}
-        yield Filled(encoded=len(clips), size=cache.put(clips, decoding, each) if clips else 0, failed=failed)
+    """Encode media parts into the cache shard by shard, whether or not it holds them.
+
+    This is the work of one process, of any engine. It yields a report on each shard.
+    """
+    encoding.encoders.to(encoding.device).eval()
+    batches = read_batches(places, encoding.prepare, encoding.batch_size, encoding.num_workers)
+    for readings in batches:
+        yield _encode_shard(cache, places, readings, encoding)
+
+
+def _encode_shard(
+    cache: FeatureCache,
+    places: Sequence[Place],
+    readings: list[Reading],
+    encoding: ClipEncoding,
+) -> Filled:
+    """Encode decoded clips and write them as one shard; report those that failed to decode."""
+    prepared: dict[str, Prepared] = {}
+    report = Filled()
+    decoding_seconds = 0.0
+    for reading in readings:
+        key = cache.key(places[reading.number])
+        if isinstance(reading.found, dict):
+            prepared[key] = reading.found
+            decoding_seconds += reading.seconds
+        else:
+            report.failed[key] = reading.found
+    began = time.perf_counter()
+    with torch.no_grad(), encoding.autocast():
+        encoded = encode(list(prepared.values()), encoding.encoders, encoding.device)
+    encoding_seconds = time.perf_counter() - began
+    if prepared:
+        clips = dict(zip(prepared, encoded, strict=True))
+        count = len(clips)
+        report.encoded = count
+        report.size = cache.put(clips, decoding_seconds / count, encoding_seconds / count)
+    return report
 
 
 @dataclass
-class _Chosen(Sequence[Place]):
-    """Some of many media parts, which may be read only when they are asked for."""
+class _Selection(Sequence[Place]):
+    """Select some of many media parts, which are read from the manifest only when accessed."""
 
     places: Sequence[Place]
     numbers: list[int]
@@ -143,32 +182,42 @@ class _Chosen(Sequence[Place]):
 
 
 def _share_keys(cache: FeatureCache, places: Sequence[Place], threads: int) -> dict[str, int]:
-    """Hash the files, each process its share; the keys of all, with the number of the first part that has each."""
-    names: dict[str, str] = {}
-    first: dict[str, int] = {}
-    rank, count = distributed.rank(), distributed.world_size()
-    mine = range(len(places) * rank // count, len(places) * (rank + 1) // count)  # intervals of a file stay together
+    """Compute the keys of all media parts; each process hashes its share of the files.
+
+    Returns:
+        for each distinct key the number of the first part that has it, in order of the parts.
+    """
+    rank = distributed.rank()
+    processes = distributed.world_size()
+    # Consecutive parts, so that the intervals of a file stay together.
+    share = range(len(places) * rank // processes, len(places) * (rank + 1) // processes)
     hashes = Hashes(cache.folder)
-    hashes.look((resolve(part, root) for root, part in map(places.__getitem__, mine)), threads, distributed.is_main())
-    for number in mine:
+    files = (resolve(part, root) for root, part in (places[number] for number in share))
+    hashes.add(files, threads, distributed.is_main())
+    keys: dict[str, str] = {}
+    first_numbers: dict[str, int] = {}
+    for number in share:
         place = places[number]
-        key = names[place_name(place)] = cache.key(place, hashes[resolve(place[1], place[0])])
-        first.setdefault(key, number)
+        root, part = place
+        key = cache.key(place, hashes[resolve(part, root)])
+        keys[place_name(place)] = key
+        first_numbers.setdefault(key, number)
     needed: dict[str, int] = {}
-    for their_names, theirs in distributed.gather_objects((names, first)):
-        cache.keys |= their_names
-        for key, number in theirs.items():
+    for other_keys, other_numbers in distributed.gather_objects((keys, first_numbers)):
+        cache.keys |= other_keys
+        for key, number in other_numbers.items():
             needed[key] = min(number, needed.get(key, number))
     return dict(sorted(needed.items(), key=lambda item: item[1]))
 
 
 def _claim(cache: FeatureCache, needed: Iterable[str]) -> list[str]:
-    """Hold the shards that are there, so that no other run deletes them; the keys that are missing, as the main
-    process sees it: others may be adding to the folder.
+    """Keep other runs from deleting the shards that exist, and return the keys that are missing.
+
+    They are missing as the main process sees it: other runs may be adding to the folder.
     """
     missing: list[str] = []
     if distributed.is_main():
-        assert cache.use
+        cache.mark_in_use()
         cache.read_index()
         touch(cache.folder, cache.shards(needed))
         missing = [key for key in needed if key not in cache.index]
@@ -177,83 +226,128 @@ def _claim(cache: FeatureCache, needed: Iterable[str]) -> list[str]:
     return missing
 
 
-def _limit(cache: FeatureCache, needed: Iterable[str], done: Filled, missing: int, max_bytes: int | None) -> None:
-    """Make room for the clips that are ``missing`` (those done so far among them), judged by those done; all processes
-    refuse together.
+def _limit(
+    cache: FeatureCache,
+    needed: Iterable[str],
+    done: Filled,
+    missing: int,
+    max_bytes: int | None,
+) -> None:
+    """Delete shards until the ``missing`` clips fit; all processes raise together if they cannot.
+
+    Args:
+        cache: that is filled.
+        needed: keys that the run needs.
+        done: what this process wrote so far; the size of the rest is estimated from it.
+        missing: clips that the cache lacked, those done so far among them.
+        max_bytes: of all shards; None = no limit.
     """
     if max_bytes is None:
         return
-    parts = distributed.gather_objects((done.size, done.encoded))
-    size, clips = sum(s for s, _ in parts), sum(n for _, n in parts)
-    refused: CacheError | None = None
+    size = 0
+    clips = 0
+    for shard_size, shard_clips in distributed.gather_objects((done.size, done.encoded)):
+        size += shard_size
+        clips += shard_clips
+    refusal: CacheError | None = None
     if distributed.is_main():
         cache.read_index()
-        wanted = round(size / clips * max(0, missing - clips)) if clips else 0
+        incoming = round(size / clips * max(0, missing - clips)) if clips else 0
+        shards = cache.shards(needed)
         try:
-            gone = make_room(cache.folder, cache.use, cache.shards(needed), wanted, max_bytes)
-            if gone:
-                LOG.info("%d shards that were used longest ago left %s", len(gone), cache.folder)
+            deleted = make_room(cache.folder, cache.mark_in_use(), shards, incoming, max_bytes)
+            if deleted:
+                LOG.info("deleted %d shards used longest ago from %s", len(deleted), cache.folder)
         except CacheError as error:
-            refused = error
-    refused = distributed.gather_objects(refused)[0]
-    if refused is not None:
-        raise refused
+            refusal = error
+    refusal = distributed.gather_objects(refusal)[0]
+    if refusal is not None:
+        raise refusal
 
 
-def _settle(cache: FeatureCache, needed: Collection[str], failed: dict[str, MediaError | RowError]) -> None:
-    everyones = {k: v for part in distributed.gather_objects(failed) for k, v in part.items()}
-    cache.failed = {name: everyones[key] for name, key in cache.keys.items() if key in everyones}
+def _settle(
+    cache: FeatureCache,
+    needed: Collection[str],
+    failed: dict[str, MediaError | RowError],
+) -> None:
+    """Share the failures of all processes, and check that every other clip is in the cache."""
+    all_failed: dict[str, MediaError | RowError] = {}
+    for failed_there in distributed.gather_objects(failed):
+        all_failed |= failed_there
+    cache.failed = {n: all_failed[key] for n, key in cache.keys.items() if key in all_failed}
     distributed.barrier()
     cache.read_index()
-    lost = [key for key in needed if key not in cache.index and key not in everyones]
+    lost = [key for key in needed if key not in cache.index and key not in all_failed]
     if lost:
         raise CacheError(
-            f"{len(lost)} of {len(needed)} clips have left {cache.folder} while it was filled; does another run make "
-            "room in it? Start again, or give another data.cache"
+            f"{len(lost)} of {len(needed)} clips were deleted from {cache.folder} while it was "
+            "filled, perhaps by another run that made room in it. Start again, or give another "
+            "data.cache",
+            reason="lost",
         )
 
 
 def account(cache: FeatureCache, places: Iterable[Place]) -> str:
-    """One line about a cache filled with these places: hit rate, size, what reading costs, and what it saves of the
-    time measured when the features were made.
+    """Describe a cache filled with these places in one line.
+
+    It names the hit rate, the size, what reading costs, and the time it saves, as measured when the
+    features were made. A cache that costs more time than it saves gets a warning.
     """
     done = cache.filled
     keys = {key for name, key in cache.keys.items() if name not in cache.failed}
     shards = [cache.index[key] for key in keys]
-    costs = [cache.costs[shard] for shard in shards if shard in cache.costs]
     size = sum((cache.folder / name).stat().st_size for name in set(shards))
-    tried = list(islice((place for place in places if place_name(place) not in cache.failed), SAMPLED))
-    began = time.perf_counter()
-    for place in tried:
-        cache.get(place)
-    reading = (time.perf_counter() - began) / max(1, len(tried))
-    decoding, encoding = (sum(c[i] for c in costs) / max(1, len(costs)) for i in (0, 1))
+    costs = [cache.costs[shard] for shard in shards if shard in cache.costs]
+    decoding = _mean([cost.decoding for cost in costs])
+    encoding = _mean([cost.encoding for cost in costs])
+    reading = _seconds_to_read(cache, places)
     if costs and reading > decoding + encoding:
         LOG.warning(
-            "reading a clip's features takes %.1f ms, making them %.1f ms: the cache costs time. Leave out data.cache, "
-            "put it on a faster disk, or keep less (data.cache_dtype)",
+            "reading a clip's features takes %.1f ms, making them %.1f ms: the cache costs time. "
+            "Leave out data.cache, put it on a faster disk, or keep less (data.cache_dtype)",
             1000 * reading,
             1000 * (decoding + encoding),
         )
+    hit_rate = done.cached / max(1, done.needed)
     return (
-        f"features of {done.wanted} clips ({gigabytes(size)}): {done.found} were there "
-        f"({done.found / max(1, done.wanted):.1%}), the others took {done.seconds:.1f} s; each epoch is spared "
+        f"features of {done.needed} clips ({gigabytes(size)}): {done.cached} were in the cache "
+        f"({hit_rate:.1%}), the others took {done.seconds:.1f} s; each epoch saves "
         f"{len(keys) * decoding:.1f} s of decoding and {len(keys) * encoding:.1f} s of encoding, "
         f"and reads for {len(keys) * reading:.1f} s"
     )
 
 
-def encode(clips: list[Prepared], encoders: nn.ModuleDict, device: torch.device) -> list[Prepared]:
-    """Prepared clips -> the same with features instead of inputs, on the CPU."""
-    found: list[Prepared] = [{} for _ in clips]
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+def _seconds_to_read(cache: FeatureCache, places: Iterable[Place]) -> float:
+    """Measure the mean time to read a clip's features, over the first few clips."""
+    readable = (place for place in places if place_name(place) not in cache.failed)
+    sampled = list(islice(readable, SAMPLED_CLIPS))
+    began = time.perf_counter()
+    for place in sampled:
+        cache.get(place)
+    return (time.perf_counter() - began) / max(1, len(sampled))
+
+
+def encode(
+    clips: list[Prepared],
+    encoders: nn.ModuleDict,
+    device: torch.device,
+) -> list[Prepared]:
+    """Return prepared clips with features instead of inputs, on the CPU."""
+    encoded: list[Prepared] = [{} for _ in clips]
     for stream, encoder in encoders.items():
         items = [clip.get(stream) for clip in clips]
         if all(item is None for item in items):
             continue
         layers = encoder.encode(gather_stream(stream, items).to(device))  # type: ignore[operator]
         for number, item in enumerate(items):
-            if item is not None:
-                t, p = item.mask.shape
-                features = {name: tokens.x[number, :t, :p].cpu() for name, tokens in layers.items()}  # (T, P, D)
-                found[number][stream] = replace(item, inputs={}, features=features)
-    return found
+            if item is None:
+                continue
+            t, p = item.mask.shape
+            # (T, P, D) of each layer
+            features = {name: tokens.x[number, :t, :p].cpu() for name, tokens in layers.items()}
+            encoded[number][stream] = replace(item, inputs={}, features=features)
+    return encoded

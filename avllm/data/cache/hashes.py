@@ -1,4 +1,4 @@
-"""Hashes of media files, kept beside a feature cache: a file that is as it was is not read again to be found."""
+"""Keep the hashes of media files beside a feature cache, so that unchanged files are not read again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -20,16 +21,27 @@ from avllm.log import logger
 
 LOG = logger(__name__)
 NAME = "hashes.jsonl"
-AT_ONCE = 256  # files that threads are given at a time
-KEEP_EVERY = 1.0  # seconds between writings: what a kill costs
-TAIL = 2**20  # bytes, more than any line takes
+FIELDS = ("path", "state", "sha256")
+FILES_AT_ONCE = 256  # files that are handed to the threads at a time
+WRITE_EVERY = 1.0  # seconds between writes: the work that a kill costs
+LONGEST_LINE = 2**20  # bytes, more than any line takes
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file by its full name, with the state that says whether it changed."""
+
+    name: str
+    path: Path
+    state: list[int] | None
 
 
 class Hashes:
-    """SHA-256 by file, out of ``hashes.jsonl`` where size and times are as they were, and else of the bytes.
+    """Hold the SHA-256 of files by path.
 
-    Any number of processes may read and add; each waits for its turn to write. What lies in a store is read each time:
-    not all of them tell when a file changed.
+    A hash is read from ``hashes.jsonl`` where the file's size and times are unchanged, and computed
+    from its bytes otherwise. Any number of processes may read and add; each waits for its turn to
+    write. Files in a store are read each time: not every store reports when a file changed.
 
     Args:
         folder: of the cache.
@@ -37,95 +49,116 @@ class Hashes:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / NAME
-        self._known: dict[str, str] = {}
+        self._hashes: dict[str, str] = {}
 
     def __getitem__(self, path: Path) -> str:
-        """The hash of a file that was looked at."""
-        return self._known[_name(path)]
+        """Return the hash of a file that was added."""
+        return self._hashes[_full_name(path)]
 
-    def look(self, paths: Iterable[Path], threads: int = 1, bar: bool = True) -> int:
-        """Take in files; those that are not known are hashed, with a progress bar.
+    def add(self, paths: Iterable[Path], threads: int = 1, progress_bar: bool = True) -> int:
+        """Add files; hash those without a valid entry in ``hashes.jsonl``.
 
         Args:
-            threads: that read. bar: show it.
+            paths: of the files.
+            threads: that read.
+            progress_bar: show one.
 
         Returns:
-            how many were hashed.
+            how many files were hashed.
 
         Raises:
             CacheError: a line of ``hashes.jsonl`` is damaged. OSError: a file cannot be read.
         """
-        wanted = {name: (path, state_of(path)) for name, path in {_name(p): p for p in paths}.items()}
-        for name, state, found in self._kept():
-            if name in wanted and wanted[name][1] == state:
-                self._known[name] = found
-        todo = [name for name in wanted if name not in self._known]
-        added: list[dict[str, object]] = []
+        files = {name: _File(name, path, state_of(path)) for name, path in _by_name(paths).items()}
+        self._read_entries(files)
+        missing = [file for name, file in files.items() if name not in self._hashes]
+        entries: list[dict[str, object]] = []
         written = time.monotonic()
         with ThreadPoolExecutor(max(1, threads)) as pool:
-            done = self._hash(pool, [(name, wanted[name][0]) for name in todo])
-            for name, found in track(done, "hashing files", total=len(todo), disable=not (bar and todo)):
-                self._known[name] = found
-                if wanted[name][1] is not None:
-                    added.append({"path": name, "state": wanted[name][1], "sha256": found})
-                if time.monotonic() - written >= KEEP_EVERY:
-                    self._keep(added)
-                    added, written = [], time.monotonic()
-        self._keep(added)
-        return len(todo)
+            hashed = track(
+                self._hash(pool, missing),
+                "hashing files",
+                total=len(missing),
+                disable=not (progress_bar and missing),
+            )
+            for file, digest in hashed:
+                self._hashes[file.name] = digest
+                if file.state is not None:
+                    entries.append({"path": file.name, "state": file.state, "sha256": digest})
+                if time.monotonic() - written >= WRITE_EVERY:
+                    self._write(entries)
+                    entries = []
+                    written = time.monotonic()
+        self._write(entries)
+        return len(missing)
+
+    def _read_entries(self, files: dict[str, _File]) -> None:
+        """Take the hashes of unchanged files from ``hashes.jsonl``."""
+        advice = "delete the file, and the hashes are made again"
+        for entry in read_whole_rows(self.file, FIELDS, CacheError, advice):
+            file = files.get(entry["path"])
+            if file is not None and file.state == entry["state"]:
+                self._hashes[file.name] = entry["sha256"]
 
     @staticmethod
-    def _hash(pool: ThreadPoolExecutor, files: list[tuple[str, Path]]) -> Iterator[tuple[str, str]]:
-        for first in range(0, len(files), AT_ONCE):  # handing over a million at once would take a gigabyte
-            some = files[first : first + AT_ONCE]
-            yield from zip((name for name, _ in some), pool.map(file_hash, [p for _, p in some]), strict=True)
+    def _hash(pool: ThreadPoolExecutor, files: list[_File]) -> Iterator[tuple[_File, str]]:
+        """Yield each file with its hash; a million tasks at once would take a gigabyte."""
+        for first in range(0, len(files), FILES_AT_ONCE):
+            some = files[first : first + FILES_AT_ONCE]
+            digests = pool.map(file_hash, [file.path for file in some])
+            yield from zip(some, digests, strict=True)
 
-    def _kept(self) -> Iterator[tuple[str, list[int], str]]:
-        """(file, state, hash) of each whole line."""
-        advice = "delete the file, and the hashes are made again"
-        for row in read_whole_rows(self.file, ("path", "state", "sha256"), CacheError, advice):
-            yield row["path"], row["state"], row["sha256"]
-
-    def _keep(self, rows: list[dict[str, object]]) -> None:
-        if not rows:
+    def _write(self, entries: list[dict[str, object]]) -> None:
+        """Append entries; a folder that cannot be written to costs a warning only."""
+        if not entries:
             return
-        lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        lines = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
         try:
             with self.file.open("ab+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # for as long as the file is open
+                fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
                 _cut_torn_line(file)
                 file.write(lines)
         except OSError as error:
-            LOG.warning("%s cannot be written (%s): %d files will be hashed again", self.file, error, len(rows))
+            LOG.warning(
+                "%s cannot be written (%s): %d files will be hashed again",
+                self.file,
+                error,
+                len(entries),
+            )
 
 
 def _cut_torn_line(file: IO[bytes]) -> None:
-    """Cut what a process that died left of its last line."""
+    """Cut a last line that a process which died did not finish."""
     end = file.seek(0, os.SEEK_END)
-    file.seek(max(0, end - TAIL))
+    file.seek(max(0, end - LONGEST_LINE))
     tail = file.read()
     whole = tail.rfind(b"\n") + 1
     if whole < len(tail):
         file.truncate(end - (len(tail) - whole))
 
 
-def _name(path: Path) -> str:
+def _full_name(path: Path) -> str:
     return url_of(path) or os.path.abspath(path)
 
 
-def state_of(path: Path) -> list[int] | None:
-    """Size and times of a file (of its shard); None where they do not tell whether it changed.
+def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    return {_full_name(path): path for path in paths}
 
-    The time of change (ctime) beside that of modification: copying with times kept sets the one and not the other.
+
+def state_of(path: Path) -> list[int] | None:
+    """Return size and times of a file (of its shard); None where they do not reveal a change.
+
+    The time of change (ctime) is read beside that of modification (mtime): a copy that keeps times
+    sets mtime back and not ctime.
     """
-    place = byte_range_of(path)
-    file = str(path) if place is None else place.file
+    byte_range = byte_range_of(path)
+    file = str(path) if byte_range is None else byte_range.file
     if url_of(file) or not os.path.isfile(file):
         return None
-    found = os.stat(file)
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    status = os.stat(file)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, or its absence: the decoder will say what is wrong."""
+    """Return the SHA-256 of a file's bytes; of a missing file a mark, since decoding reports it."""
     return f"absent: {path}" if size_of(path) is None else sha256(path)

@@ -1,4 +1,4 @@
-"""A folder of features: what their addresses are made of, and the shards that hold them."""
+"""Read and write a folder of features: shards of entries whose keys are hashes of all their inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from avllm.data.cache.disk import CacheError, Use, seconds_of, shards_of
+from avllm.data.cache.disk import CacheError, FolderInUse, seconds_of, shards_of
 from avllm.data.cache.hashes import file_hash
 from avllm.data.media.load import MediaError
 from avllm.data.reading import Place, Prepared
@@ -25,53 +25,73 @@ from avllm.data.store.storage import local_path
 from avllm.tokens import EncoderInput
 
 FORMAT = 2  # of an entry: 2 holds a clip's duration and side information beside its features
-OPEN_SHARDS = 256  # of a process: each takes memory for its header, and one of the system's maps (65,530 of them)
+# Open shards of a process. Each takes memory for its header, and one of the system's 65,530 maps.
+OPEN_SHARDS = 256
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Hold the mean seconds that decoding and encoding a clip took when its shard was made."""
+
+    decoding: float
+    encoding: float
 
 
 @dataclass
 class Filled:
-    """What filling a cache did, in this process and (``found``, ``wanted``) over all.
+    """Report on the filling of a cache, or of one shard.
 
     Attributes:
-        wanted: distinct clips that the run needs; found: those of them that were there before.
-        encoded: clips that this process encoded, ``size`` their bytes, ``seconds`` the time that it all took.
-        failed: by key what was wrong with those that could not be.
+        needed: distinct clips that the run needs, over all processes.
+        cached: those of them that the cache held before, over all processes.
+        encoded: clips that this process encoded.
+        size: their bytes.
+        seconds: that filling took.
+        failed: errors of clips that could not be encoded, by key.
     """
 
-    wanted: int = 0
-    found: int = 0
+    needed: int = 0
+    cached: int = 0
     encoded: int = 0
     size: int = 0
     seconds: float = 0.0
     failed: dict[str, MediaError | RowError] = field(default_factory=dict)
 
     def add(self, other: Filled) -> None:
-        """Take in what one more shard was."""
-        self.encoded, self.size = self.encoded + other.encoded, self.size + other.size
+        """Add the report of one more shard."""
+        self.encoded += other.encoded
+        self.size += other.size
         self.failed |= other.failed
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes and bytes of all parameters and buffers."""
+    """Return the SHA-256 over names, dtypes and bytes of all parameters and buffers."""
     total = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        values = tensor.detach().cpu().contiguous().flatten()
+        total.update(values.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
-def recipe(processor: Any, encoders: nn.ModuleDict, precision: str, dtype: str | None = None) -> dict[str, Any]:
-    """Everything besides the clip that decides its features, JSON-able.
+def recipe(
+    processor: Any,
+    encoders: nn.ModuleDict,
+    precision: str,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """Return everything besides the clip that decides its features, JSON-able.
 
     Raises:
         CacheError: an encoder trains, so that features of now would be wrong a step later.
     """
     for stream, encoder in encoders.items():
-        training = next((n for n, p in encoder.named_parameters() if p.requires_grad), None)
-        if training:
+        trained = [name for name, p in encoder.named_parameters() if p.requires_grad]
+        if trained:
             raise CacheError(
-                f"data.cache is set, but `trainable` trains encoders.{stream}.{training}; "
-                "freeze the encoder or leave out data.cache"
+                f"data.cache is set, but `trainable` trains encoders.{stream}.{trained[0]}; "
+                "freeze the encoder or leave out data.cache",
+                reason="trained_encoder",
             )
     return {
         "format": FORMAT,
@@ -84,32 +104,36 @@ def recipe(processor: Any, encoders: nn.ModuleDict, precision: str, dtype: str |
 
 
 def encoder_recipe(encoder: Any) -> dict[str, Any]:
-    """What decides an encoder's features: its class, weights, options (which layer, which tokens) and config.
+    """Return what decides an encoder's features: class, weights, options (layers, tokens), config.
 
-    Left out of the config is what names where it came from: a later stage reads the same encoder from a checkpoint.
+    The config's fields that name where it came from are left out: a later stage reads the same
+    encoder from a checkpoint.
     """
     config = encoder.backbone_config.to_dict()
-    named = ("architectures", "dtype", "torch_dtype", "transformers_version")
+    origin = ("architectures", "dtype", "torch_dtype", "transformers_version")
+    decisive = {k: v for k, v in config.items() if k not in origin and not k.startswith("_")}
     return {
         "class": f"{type(encoder).__module__}:{type(encoder).__qualname__}",
         "options": encoder.options(),
-        "config": {k: v for k, v in config.items() if k not in named and not k.startswith("_")},
+        "config": decisive,
         "weights": weights_digest(encoder),
     }
 
 
 class FeatureCache:
-    """A folder of features.
+    """Hold a folder of features.
 
     Args:
         folder: of the cache, shared by any number of runs.
         made_by: see :func:`recipe`.
 
     Attributes:
-        index: by key the shard of each entry.
-        costs: by shard the seconds that decoding and encoding an entry took when it was made.
-        failed: what was wrong with media that could not be decoded when the cache was filled.
-        filled: what the last filling did.
+        index: shard of each entry, by key.
+        keys: key of each media part that was asked for, by :func:`place_name`.
+        costs: what an entry took to make, by shard.
+        failed: errors of media that could not be decoded when the cache was filled, by
+            :func:`place_name`.
+        filled: report of the last filling.
     """
 
     def __init__(self, folder: str | Path, made_by: dict[str, Any]) -> None:
@@ -119,38 +143,39 @@ class FeatureCache:
         self.dtype = made_by["dtype"]
         self.index: dict[str, str] = {}
         self.keys: dict[str, str] = {}
-        self.costs: dict[str, tuple[float, float]] = {}
+        self.costs: dict[str, Cost] = {}
         self.failed: dict[str, MediaError | RowError] = {}
-        self._shards: dict[tuple[int, str], Any] = {}
+        self._open_shards: dict[tuple[int, str], Any] = {}
         self.filled = Filled()
-        self._use: Use | None = None
+        self._in_use: FolderInUse | None = None
         self.read_index()
 
-    @property
-    def use(self) -> Use:
-        """That this run reads from the folder; no shard leaves it meanwhile but by this run's own wish."""
-        self._use = self._use or Use(self.folder)
-        return self._use
+    def mark_in_use(self) -> FolderInUse:
+        """Keep other runs from deleting shards of the folder while this object lives."""
+        if self._in_use is None:
+            self._in_use = FolderInUse(self.folder)
+        return self._in_use
 
     def read_index(self) -> None:
-        """Look at the headers of shards that are new since the last time, and forget those that have left."""
+        """Read the headers of shards that are new since the last time; forget deleted shards."""
         paths = shards_of(self.folder)
-        there = {path.name for path in paths}
-        self.index = {key: shard for key, shard in self.index.items() if shard in there}
-        known = set(self.index.values())
+        names = {path.name for path in paths}
+        self.index = {key: shard for key, shard in self.index.items() if shard in names}
+        indexed = set(self.index.values())
         for path in paths:
-            if path.name in known:
+            if path.name in indexed:
                 continue
             try:
                 with open_shard(path) as shard:
-                    keys = {name.partition("/")[0] for name in shard.keys()}  # noqa: SIM118 (safe_open is no mapping)
-                self._read_costs(path)
-            except FileNotFoundError:  # it has left since: before it holds the folder, a run keeps nobody from that
+                    tensor_names = list(shard.keys())
+                self._read_cost(path)
+            except FileNotFoundError:  # another run deleted it: this one has not marked the folder
                 continue
+            keys = {name.partition("/")[0] for name in tensor_names}
             for key in keys:
                 self.index.setdefault(key, path.name)
 
-    def _read_costs(self, shard: Path) -> None:
+    def _read_cost(self, shard: Path) -> None:
         path = seconds_of(shard)
         if not path.is_file():
             return
@@ -158,69 +183,87 @@ class FeatureCache:
             decoding, encoding = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CacheError(
-                f"{path} is damaged ({error}); delete it: it says how long its clips took, no more"
+                f"{path} is damaged ({error}); delete it: it only holds how long its clips took",
+                reason="damaged_times",
             ) from error
-        self.costs[shard.name] = (decoding, encoding)
+        self.costs[shard.name] = Cost(decoding, encoding)
 
     def shards(self, keys: Iterable[str]) -> set[str]:
-        """Names of the shards that hold the entries that are there."""
+        """Return the names of the shards that hold entries with these keys."""
         return {self.index[key] for key in keys if key in self.index}
 
     def key(self, place: Place, content: str | None = None) -> str:
-        """The address of a media part's features; kept.
+        """Return the key of a media part's features; it is computed once.
 
         Args:
-            content: hash of its file, see :class:`avllm.data.cache.hashes.Hashes`; None reads the file.
+            place: the media part and its folder.
+            content: hash of its file, see :class:`avllm.data.cache.hashes.Hashes`; None = read it.
         """
         name = place_name(place)
         if name not in self.keys:
-            part, path = place[1].model_dump(mode="json", exclude={part_field(place[1])}), resolve(place[1], place[0])
-            parts = [self.made_by, json.dumps(part, sort_keys=True), content or file_hash(path)]
-            self.keys[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+            root, part = place
+            # The file's content is part of the key, its name is not.
+            fields = part.model_dump(mode="json", exclude={part_field(part)})
+            content = content or file_hash(resolve(part, root))
+            inputs = [self.made_by, json.dumps(fields, sort_keys=True), content]
+            self.keys[name] = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:32]
         return self.keys[name]
 
     def get(self, place: Place) -> Prepared:
-        """The streams of a media part with their features.
+        """Return the streams of a media part with their features.
 
         Raises:
-            MediaError, RowError: what was found wrong when the cache was filled. KeyError: it was never filled.
+            MediaError, RowError: the part could not be decoded when the cache was filled.
+            KeyError: the cache does not hold it.
         """
         name = place_name(place)
         if name in self.failed:
             raise self.failed[name]
         key = self.key(place)
         shard = self._shard(self.index[key])
-        found: dict[str, dict[str, Tensor]] = {}
-        for full in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
-            owner, stream, kind = full.split("/", 2)
+        streams: dict[str, dict[str, Tensor]] = {}
+        for tensor_name in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
+            owner, stream, kind = tensor_name.split("/", 2)
             if owner == key and stream:
-                found.setdefault(stream, {})[kind] = shard.get_tensor(full)
-        return {stream: _unpack(parts) for stream, parts in sorted(found.items())}
+                streams.setdefault(stream, {})[kind] = shard.get_tensor(tensor_name)
+        return {stream: _unpack(tensors) for stream, tensors in sorted(streams.items())}
 
     def _shard(self, name: str) -> Any:
-        place = (os.getpid(), name)  # a handle does not survive the fork into a loader worker
-        if place not in self._shards:
-            if len(self._shards) >= OPEN_SHARDS:
-                self._shards.pop(next(iter(self._shards)))
-            self._shards[place] = open_shard(self.folder / name)
-        return self._shards[place]
+        """Open a shard, or return it when it is among those last opened."""
+        handle = (os.getpid(), name)  # an open shard does not survive the fork into a loader worker
+        if handle not in self._open_shards:
+            if len(self._open_shards) >= OPEN_SHARDS:
+                oldest = next(iter(self._open_shards))
+                del self._open_shards[oldest]
+            self._open_shards[handle] = open_shard(self.folder / name)
+        return self._open_shards[handle]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_shards": {}, "_use": None}
+        return self.__dict__ | {"_open_shards": {}, "_in_use": None}
 
     def for_writing(self) -> FeatureCache:
-        """The same folder and recipe without what is known of their entries: all that a process needs to add some."""
+        """Return a cache with the same folder and recipe and no index, to be sent to a process."""
         empty = copy(self)
-        empty.index, empty.keys, empty.costs, empty.failed, empty.filled = {}, {}, {}, {}, Filled()
+        empty.index = {}
+        empty.keys = {}
+        empty.costs = {}
+        empty.failed = {}
+        empty.filled = Filled()
         return empty
 
-    def put(self, clips: dict[str, Prepared], decode_seconds: float = 0.0, encode_seconds: float = 0.0) -> int:
+    def put(
+        self,
+        clips: dict[str, Prepared],
+        decode_seconds: float = 0.0,
+        encode_seconds: float = 0.0,
+    ) -> int:
         """Write clips (by key) as one shard.
 
         Args:
             clips: features by stream.
-            decode_seconds, encode_seconds: what each of them took in the mean; kept beside the shard, whose bytes
-                follow from its clips alone.
+            decode_seconds: mean time to decode one of them. It lies beside the shard, whose bytes
+                depend on its clips alone.
+            encode_seconds: mean time to encode one of them.
 
         Returns:
             bytes of the shard.
@@ -229,11 +272,13 @@ class FeatureCache:
         for key, clip in clips.items():
             tensors[f"{key}//"] = torch.zeros(0)  # a clip without any stream is an entry too
             for stream, item in clip.items():
-                tensors |= {f"{key}/{stream}/{kind}": t.contiguous() for kind, t in _pack(item, self.dtype).items()}
+                for kind, tensor in _pack(item, self.dtype).items():
+                    tensors[f"{key}/{stream}/{kind}"] = tensor.contiguous()
         name = hashlib.sha256("".join(sorted(clips)).encode()).hexdigest()[:32] + ".safetensors"
         partial = self.folder / f".{name}.{os.getpid()}.partial"
         partial.write_text(json.dumps([decode_seconds, encode_seconds]), encoding="utf-8")
-        partial.replace(seconds_of(self.folder / name))  # before the shard: it is there for whoever sees the shard
+        # Before the shard, so that whoever sees the shard finds its times.
+        partial.replace(seconds_of(self.folder / name))
         save_file(tensors, partial)
         size = partial.stat().st_size
         with partial.open("rb") as file:
@@ -243,39 +288,51 @@ class FeatureCache:
 
 
 def open_shard(path: Path) -> Any:
-    """A shard for reading.
+    """Open a shard for reading.
 
     Raises:
-        CacheError: it is damaged. FileNotFoundError: it is not there.
+        CacheError: it is damaged. FileNotFoundError: it does not exist.
     """
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:
         raise CacheError(
-            f"{path} is no whole shard of features ({error}); delete it, and what it held is made anew"
+            f"{path} is no whole shard of features ({error}); delete it, and its features are made again",
+            reason="damaged_shard",
         ) from error
 
 
 def place_name(place: Place) -> str:
-    """A media part of a manifest's folder as one text."""
+    """Return a media part and its folder as one text."""
     return f"{place[0]}|{place[1].model_dump_json()}"
 
 
 def part_field(part: MediaPart) -> str:
-    """The field that holds the file's name: it is no part of the address, the content is."""
+    """Return the field that holds the file's name."""
     return part.type
 
 
 def _pack(item: EncoderInput, dtype: str | None) -> dict[str, Tensor]:
-    cast = getattr(torch, dtype) if dtype else None
-    features = {f"layer/{k}": v.to(cast) if cast else v for k, v in (item.features or {}).items()}
-    extra = {f"extra/{k}": v for k, v in item.extra.items()}
-    duration = {} if item.duration is None else {"duration": torch.tensor(item.duration, dtype=torch.float64)}
-    return {"span": item.span, "mask": item.mask, **features, **extra, **duration}
+    """Return an input's tensors by name, its features in ``dtype`` (None = their own)."""
+    tensors = {"span": item.span, "mask": item.mask}
+    for layer, features in (item.features or {}).items():
+        tensors[f"layer/{layer}"] = features.to(getattr(torch, dtype)) if dtype else features
+    for name, extra in item.extra.items():
+        tensors[f"extra/{name}"] = extra
+    if item.duration is not None:
+        tensors["duration"] = torch.tensor(item.duration, dtype=torch.float64)
+    return tensors
 
 
-def _unpack(parts: dict[str, Tensor]) -> EncoderInput:
-    features = {k.removeprefix("layer/"): v for k, v in parts.items() if k.startswith("layer/")}
-    extra = {k.removeprefix("extra/"): v for k, v in parts.items() if k.startswith("extra/")}
-    duration = float(parts["duration"]) if "duration" in parts else None
-    return EncoderInput({}, parts["span"], parts["mask"], features, extra, duration)
+def _unpack(tensors: dict[str, Tensor]) -> EncoderInput:
+    """Return the input that :func:`_pack` was given, without the encoder's inputs."""
+    features = {}
+    extra = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "layer":
+            features[rest] = tensor
+        elif kind == "extra":
+            extra[rest] = tensor
+    duration = float(tensors["duration"]) if "duration" in tensors else None
+    return EncoderInput({}, tensors["span"], tensors["mask"], features, extra, duration)

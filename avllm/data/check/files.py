@@ -1,4 +1,4 @@
-"""All files of some manifests, looked at in parallel; a journal keeps what was found, so that a check goes on."""
+"""Examine all files of some manifests in parallel, with a journal that lets a check continue."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from avllm.data.check.file import Decode, Job, PlainReader, Reader, Use, examine, nothing_but
+from avllm.data.check.file import examine, result_without_decode
 from avllm.data.check.rows import Line
+from avllm.data.check.uses import Decode, FileJob, PartReader, PlainReader, Use
 from avllm.data.check.workers import Lost, run_guarded
 from avllm.data.schema import resolve_path
 from avllm.data.store.append_only import AppendOnly, read_whole_rows
@@ -27,196 +28,266 @@ from avllm.data.store.storage import StoreError, byte_range_of, sha256, size_of,
 from avllm.errors import UserError
 
 Uses = Mapping[str, tuple[Use, ...]]
-OVERHEAD_SECONDS = 10.0  # that a file may take beside decoding: reading it over a network, a busy machine
-FORM = 4  # of what is found out about a file; results of another form are not reused
-LONGEST_SECONDS = 3600.0  # for reading all bytes of a file
-KEEP_EVERY = 1.0  # seconds; a journal that comes to the disk file by file is slower than reading headers
+"""The distinct ways in which rows use each file."""
+OVERHEAD_SECONDS = 10.0  # a file may take beside decoding: a slow network, a busy machine
+RESULT_VERSION = 4  # of a file's result; results of another version are not reused
+READ_SECONDS = 3600.0  # the time limit for reading all bytes of a file
+WRITE_EVERY = 1.0  # seconds; writing each result at once would take longer than reading headers
 
 
 class CheckError(UserError):
-    """A check cannot go on out of its journal."""
+    """A check cannot continue with its journal."""
 
 
 @dataclass(frozen=True)
-class Looking:
-    """How files are looked at.
+class ExamineOptions:
+    """Choose how files are examined.
 
     Attributes:
-        decode: ``headers``; ``sample``: also what training would read; ``full``: also every other packet.
-        reader: reads a part as training does, and knows how many seconds that may take.
-        reading: names the reader in the journal: results of another one are not reused.
+        decode: ``headers``; ``sample``: also what training would read; ``full``: also every other
+            packet.
+        reader: reads a part as training does, and has the time limit for it.
+        reader_name: of the reader in the journal; results of another one are not reused.
         workers: processes.
     """
 
     decode: Decode = "sample"
-    reader: Reader = PlainReader()
-    reading: str = "plain"
+    reader: PartReader = PlainReader()
+    reader_name: str = "plain"
     workers: int = 2
 
 
 def gather(rows: Iterable[Line]) -> dict[str, tuple[Use, ...]]:
-    """Every file of some rows, and the distinct ways in which they use it."""
-    first: dict[str, Use] = {}
-    more: dict[str, dict[Use, None]] = {}  # of the few files that are used in several ways
+    """Collect every file of some rows, and the distinct ways in which they use it.
+
+    Most files are used in one way, and most of those in the same way. So files with several uses
+    are held apart, and equal uses share one tuple.
+    """
+    first_uses: dict[str, Use] = {}
+    other_uses: dict[str, dict[Use, None]] = {}  # an ordered set, of files with several uses
     for line in rows:
         for path, use in media_of(line):
-            if first.setdefault(path, use) != use:
-                more.setdefault(path, {})[use] = None
-    shared: dict[tuple[Use, ...], tuple[Use, ...]] = {}  # most files are used alike: one tuple for all of them
-    return {path: shared.setdefault(uses, uses) for path, use in first.items() if (uses := (use, *more.get(path, ())))}
+            if first_uses.setdefault(path, use) != use:
+                other_uses.setdefault(path, {})[use] = None
+    shared: dict[tuple[Use, ...], tuple[Use, ...]] = {}
+    uses_by_path: dict[str, tuple[Use, ...]] = {}
+    for path, first in first_uses.items():
+        uses = (first, *other_uses.get(path, ()))
+        uses_by_path[path] = shared.setdefault(uses, uses)
+    return uses_by_path
 
 
 def media_of(line: Line) -> list[tuple[str, Use]]:
-    """The file and the use of each media part of a row; none of a malformed one."""
-    parts = [] if line.sample is None else line.sample.media
-    return [(_absolute(part.path, line.manifest), Use.of(part)) for part in parts]
+    """Return file and use of each media part of a row; nothing for a malformed one."""
+    if line.sample is None:
+        return []
+    return [(_absolute(part.path, line.manifest), Use.of(part)) for part in line.sample.media]
 
 
 @functools.lru_cache(maxsize=1 << 12)
 def _absolute(path: str, manifest: Path) -> str:
-    found = resolve_path(path, manifest.parent)
-    return url_of(found) or os.path.abspath(found)
+    file = resolve_path(path, manifest.parent)
+    return url_of(file) or os.path.abspath(file)
 
 
 class Files:
-    """What was found out about files.
+    """Hold the results of examined files.
+
+    A result is the JSON-able dictionary of :func:`avllm.data.check.file.examine`. It is held as
+    text, which takes a tenth of the memory of its objects.
 
     Attributes:
-        reused: how many came out of the journal.
+        options: how files are examined.
+        journal: see below.
+        reused: number of results that came from the journal.
 
     Args:
-        looking: how they are looked at.
-        journal: JSONL file that is read, and written on; None keeps nothing.
+        options: how files are examined.
+        journal: JSONL file that is read, and appended to; None writes none.
     """
 
-    def __init__(self, looking: Looking, journal: Path | None) -> None:
-        self.looking, self.journal, self.reused = looking, journal, 0
-        self._known: dict[str, str] = {}  # path -> its result as JSON: a tenth of the memory of its objects
-        self._last: tuple[str, dict[str, Any]] = ("", {})  # rows about one file mostly stand together
+    def __init__(self, options: ExamineOptions, journal: Path | None) -> None:
+        self.options = options
+        self.journal = journal
+        self.reused = 0
+        self._results: dict[str, str] = {}  # path -> JSON
+        self._last_path = ""  # rows about one file are mostly neighbours: its result is parsed once
+        self._last_result: dict[str, Any] = {}
 
     def __getitem__(self, path: str) -> dict[str, Any]:
-        if path != self._last[0]:
-            self._last = path, json.loads(self._known[path])
-        return self._last[1]
+        if path != self._last_path:
+            self._last_result = json.loads(self._results[path])
+            self._last_path = path
+        return self._last_result
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        return ((path, json.loads(text)) for path, text in self._known.items())
+        return ((path, json.loads(text)) for path, text in self._results.items())
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._results)
 
-    def look(self, uses: Uses) -> None:
-        """Look at each file that the journal does not know as it is now.
+    def examine(self, uses: Uses) -> None:
+        """Examine each file that has no result in the journal, or has changed since.
 
         Raises:
             CheckError: the journal is damaged.
         """
-        for path, key, text in journalled(self.journal):
-            if path in uses and key == self._key(path, uses[path]):
-                self._known[path] = text
-        self.reused = len(self._known)
-        keys: dict[str, str] = {}  # of the files in work: how they were before they were looked at
-        look = partial(examine, self.looking.reader, self.looking.decode)
-        done = run_guarded(look, self._jobs(uses, keys), workers=self.looking.workers, seconds=self._seconds)
-        todo = len(uses) - self.reused
-        shown = track(done, "files", total=todo, disable=todo == 0, console=Console(stderr=True))
+        for entry in read_journal(self.journal):
+            if entry.path in uses and entry.key == self._key(entry.path, uses[entry.path]):
+                self._results[entry.path] = entry.result
+        self.reused = len(self._results)
+        keys: dict[str, str] = {}  # of the files in work, made before they are read
+        results = run_guarded(
+            partial(examine, self.options.reader, self.options.decode),
+            self._jobs(uses, keys),
+            workers=self.options.workers,
+            seconds=self._time_limit,
+        )
+        remaining = len(uses) - self.reused
         with nullcontext() if self.journal is None else _Journal(self.journal) as journal:
-            for job, found in shown:
+            for job, result in _with_progress(results, "files", remaining):
+                lost = isinstance(result, Lost)
+                if lost:
+                    result = result_without_decode(job, result.reason, result.detail)
+                text = json.dumps(result, ensure_ascii=False)
+                self._results[job.path] = text
                 key = keys.pop(job.path)
-                result = nothing_but(job, found.reason, found.detail) if isinstance(found, Lost) else found
-                self._known[job.path] = json.dumps(result, ensure_ascii=False)
-                if journal is not None and not isinstance(found, Lost) and not _passing(found):
-                    journal.add({"path": job.path, "key": key, "found": self._known[job.path]})
+                if journal is not None and not lost and not _may_pass(result):
+                    journal.add(JournalEntry(job.path, key, text))
 
-    def _jobs(self, uses: Uses, keys: dict[str, str]) -> Iterator[Job]:
+    def _jobs(self, uses: Uses, keys: dict[str, str]) -> Iterator[FileJob]:
+        """Yield a job for each file without a result, and put its key into ``keys``."""
         for path in uses:
-            if path not in self._known:
+            if path not in self._results:
                 keys[path] = self._key(path, uses[path])
-                yield Job(path, uses[path])
+                yield FileJob(path, uses[path])
 
-    def _seconds(self, job: Job) -> float:
-        decodes = len(job.uses) + 1 + (self.looking.decode == "full")  # the headers beside the uses
-        return self.looking.reader.timeout * decodes + OVERHEAD_SECONDS
+    def _time_limit(self, job: FileJob) -> float:
+        decodes = len(job.uses) + 1  # the headers beside the uses
+        if self.options.decode == "full":
+            decodes += 1
+        return self.options.reader.timeout * decodes + OVERHEAD_SECONDS
 
     def _key(self, path: str, uses: Iterable[Use]) -> str:
-        size, changed = stamp(path)
-        # not the time limit: what another one would change is not kept
-        how = [FORM, size, changed, self.looking.decode, self.looking.reading, list(uses)]
-        return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:32]
+        """Return a hash of all that a result depends on, so that a change makes it invalid.
+
+        The time limit is left out: results that another limit could change are not journalled.
+        """
+        stamp = stamp_of(path)
+        inputs = [
+            RESULT_VERSION,
+            stamp.size,
+            stamp.changed,
+            self.options.decode,
+            self.options.reader_name,
+            list(uses),
+        ]
+        return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
 
 
-def journalled(journal: Path | None) -> Iterator[tuple[str, str, str]]:
-    """(path, key, result) of each whole line.
+class JournalEntry(NamedTuple):
+    """Hold a file's path, the key of all that the result depends on, and the result."""
+
+    path: str
+    key: str
+    result: str
+
+
+def read_journal(journal: Path | None) -> Iterator[JournalEntry]:
+    """Yield each whole line of a journal.
 
     Raises:
-        CheckError: a line is no entry.
+        CheckError: a line is damaged.
     """
     if journal is None:
         return
     advice = "delete the file, and all media are examined again"
     for row in read_whole_rows(journal, ("path", "key", "found"), CheckError, advice):
-        yield row["path"], row["key"], row["found"]
+        yield JournalEntry(row["path"], row["key"], row["found"])
 
 
 class _Journal:
-    """A journal that is brought to the disk now and then, and when it is closed."""
+    """Append entries to a journal about once a second, and when it is closed."""
 
     def __init__(self, path: Path) -> None:
         self._file = AppendOnly(path)
-        self._waiting: list[dict[str, Any]] = []
-        self._kept = time.monotonic()
+        self._unwritten: list[dict[str, Any]] = []
+        self._written_at = time.monotonic()
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Take in a row."""
-        self._waiting.append(row)
-        if time.monotonic() - self._kept >= KEEP_EVERY:
-            self._keep()
+    def add(self, entry: JournalEntry) -> None:
+        """Add an entry."""
+        self._unwritten.append({"path": entry.path, "key": entry.key, "found": entry.result})
+        if time.monotonic() - self._written_at >= WRITE_EVERY:
+            self._write()
 
-    def _keep(self) -> None:
-        self._file.append(self._waiting)
-        self._waiting, self._kept = [], time.monotonic()
+    def _write(self) -> None:
+        self._file.append(self._unwritten)
+        self._unwritten = []
+        self._written_at = time.monotonic()
 
     def __enter__(self) -> _Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._file:
-            self._keep()
+            self._write()
 
 
-def _passing(found: Mapping[str, Any]) -> bool:
-    """Whether time ran out over a file, or its store did not answer: another day they may do better."""
-    problems = [*found["problems"], *(p for use in found["uses"] for p in use["problems"])]
+def _with_progress(results: Iterator[Any], name: str, total: int) -> Iterator[Any]:
+    """Show a progress bar on stderr, unless there is nothing to do."""
+    console = Console(stderr=True)
+    yield from track(results, name, total=total, disable=total == 0, console=console)
+
+
+def _may_pass(result: Mapping[str, Any]) -> bool:
+    """Return whether a problem may be gone next time: a timeout, or a store without an answer."""
+    problems = list(result["problems"])
+    for use in result["uses"]:
+        problems += use["problems"]
     return any(reason in ("timeout", "unreachable") for reason, _ in problems)
 
 
-def stamp(path: str) -> tuple[int, int]:
-    """Size and time of change of a file (of its shard; 0 behind a URL); (-1, 0) of one that cannot be reached."""
-    place = byte_range_of(path)
-    file = path if place is None else place.file
+class Stamp(NamedTuple):
+    """Hold size and time of change (ns) of a file, which reveal that it changed."""
+
+    size: int
+    changed: int
+
+
+def stamp_of(path: str) -> Stamp:
+    """Return the stamp of a file, with the time of its shard for a member and 0 for a URL.
+
+    It is (-1, 0) for a file that cannot be reached; :func:`examine` reports why.
+    """
+    byte_range = byte_range_of(path)
+    file = path if byte_range is None else byte_range.file
     try:
         size = size_of(path)
-        changed = 0 if size is None or url_of(file) else os.stat(file).st_mtime_ns
-    except (StoreError, OSError):  # gone between two looks, or in a store that does not answer: examine() tells
-        size = None
-    return (-1, 0) if size is None else (size, changed)
+        if size is None:
+            return Stamp(-1, 0)
+        return Stamp(size, 0 if url_of(file) else os.stat(file).st_mtime_ns)
+    except (StoreError, OSError):
+        return Stamp(-1, 0)
 
 
 def same_bytes(paths: Iterable[str], workers: int, journal: Path | None) -> dict[str, str]:
-    """SHA-256 of the files that can have a twin at all: those whose size another one has.
+    """Return the SHA-256 of the files whose size another one has; no others can be equal.
 
     Args:
-        workers: processes. journal: JSONL file of hashes that are known, which is added to; None keeps nothing.
+        paths: of the files.
+        workers: processes.
+        journal: JSONL file of known hashes, which is appended to; None writes none.
 
     Raises:
         CheckError: the journal is damaged.
     """
     paths = list(paths)
-    sizes = np.fromiter((stamp(path)[0] for path in paths), np.int64, len(paths))
-    found, counts = np.unique(sizes, return_counts=True)
-    twins = np.isin(sizes, found[(counts > 1) & (found > 0)])
-    wanted = [paths[i] for i in np.flatnonzero(twins)]
-    return remembered("duplicates", content_hash, wanted, workers, journal)
+    # Numbers in an array, since there may be millions of files.
+    file_sizes = np.fromiter((stamp_of(path).size for path in paths), np.int64, len(paths))
+    sizes, counts = np.unique(file_sizes, return_counts=True)
+    repeated_sizes = sizes[(counts > 1) & (sizes > 0)]
+    candidates = [paths[i] for i in np.flatnonzero(np.isin(file_sizes, repeated_sizes))]
+    return remembered("duplicates", content_hash, candidates, workers, journal)
 
 
 def remembered(
@@ -225,33 +296,46 @@ def remembered(
     paths: Iterable[str],
     workers: int,
     journal: Path | None,
-    seconds: float = LONGEST_SECONDS,
+    seconds: float = READ_SECONDS,
 ) -> dict[str, str]:
-    """What a function says of files, in worker processes; None, and what a lost worker would have said, is left out.
+    """Apply a function to files in worker processes, and remember its values in the journal.
 
     Args:
-        name: of what it says, in the journal, where it stands as long as a file's size and time are the same.
-        seconds: a file may take.
+        name: of the values in the journal, where they are valid while a file's stamp is unchanged.
+        function: takes a path; files for which it returns None are left out of the result.
+        paths: of the files.
+        workers: processes.
+        journal: JSONL file; None writes none.
+        seconds: time limit for a file.
+
+    Returns:
+        the value for each path, without those whose worker was lost.
 
     Raises:
         CheckError: the journal is damaged.
     """
-    keys = {path: "{} {} {}".format(name, *stamp(path)) for path in paths}
-    known = {path: text for path, key, text in journalled(journal) if keys.get(path) == key}
-    todo = [path for path in keys if path not in known]
-    done = run_guarded(function, todo, workers=workers, seconds=lambda path: seconds)
-    shown = track(done, name, total=len(todo), disable=not todo, console=Console(stderr=True))
-    with nullcontext() if journal is None or not todo else _Journal(journal) as kept:
-        for path, found in shown:
-            if isinstance(found, str):
-                known[path] = found
-                if kept is not None:
-                    kept.add({"path": path, "key": keys[path], "found": found})
-    return known
+    keys: dict[str, str] = {}
+    for path in paths:
+        stamp = stamp_of(path)
+        keys[path] = f"{name} {stamp.size} {stamp.changed}"
+    values: dict[str, str] = {}
+    for entry in read_journal(journal):
+        if keys.get(entry.path) == entry.key:
+            values[entry.path] = entry.result
+    missing = [path for path in keys if path not in values]
+    results = run_guarded(function, missing, workers=workers, seconds=lambda path: seconds)
+    with nullcontext() if journal is None or not missing else _Journal(journal) as open_journal:
+        for path, value in _with_progress(results, name, len(missing)):
+            if not isinstance(value, str):
+                continue
+            values[path] = value
+            if open_journal is not None:
+                open_journal.add(JournalEntry(path, keys[path], value))
+    return values
 
 
 def content_hash(path: str) -> str | None:
-    """SHA-256 of a file's bytes; None when it cannot be read."""
+    """Return the SHA-256 of a file's bytes; None when it cannot be read."""
     try:
         return sha256(path)
     except (StoreError, OSError):

@@ -1,4 +1,4 @@
-"""A check's report as one page that stands on its own: tables, histograms, pictures of what is wrong."""
+"""Write a check's report as one self-contained page: tables, histograms and pictures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from pathlib import Path
 
 from avllm.data.check.histogram import histogram
 from avllm.data.check.reasons import REASONS, Finding
-from avllm.data.check.report import Report
+from avllm.data.check.report import CheckReport
 
-LONGEST_NAME, LONGEST_SEEN = 80, 400  # characters; check.json has the rest
-UNITS = {"seconds": "of a clip", "frames": "of a clip", "sound level": "dB of full scale", "tokens": "of a row"}
+LONGEST_NAME = 80  # characters; check.json has the rest
+LONGEST_DETAIL = 400
+UNITS = {
+    "seconds": "of a clip",
+    "frames": "of a clip",
+    "sound level": "dB of full scale",
+    "tokens": "of a row",
+}
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888; --bar: #4a7fb5; --error: #d0342c; --warning: #b07400 }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em }
@@ -21,7 +27,7 @@ h1 { margin-bottom: .2em } h2 { margin: 1.8em 0 .4em }
 .cards div { border: 1px solid var(--line); border-radius: 8px; padding: .5em 1.1em; color: var(--soft) }
 .cards b { display: block; font-size: 1.6em; font-weight: 600; color: CanvasText }
 .error, .cards .error b { color: var(--error) } .warning, .cards .warning b { color: var(--warning) }
-.mend { border-left: 4px solid var(--error); padding: .3em .8em }
+.fix { border-left: 4px solid var(--error); padding: .3em .8em }
 table { border-collapse: collapse; margin: .4em 0 1em; width: 100% }
 th { font-weight: 600; color: var(--soft) } a { color: inherit }
 th, td { text-align: left; padding: .3em .9em .3em 0; border-bottom: 1px solid var(--line); vertical-align: top;
@@ -41,57 +47,89 @@ svg text { font-size: 11px; fill: var(--soft) }
 """
 
 
-def write_page(report: Report, path: Path) -> None:
+def write_page(report: CheckReport, path: Path) -> None:
     """Write the page."""
-    plots = [histogram(name, unit, report.values[name]) for name, unit in UNITS.items() if report.values.get(name)]
-    parts = [
-        "<h1>Data check</h1>",
-        _cards(report),
-        *(f"<p class=mend>{html.escape(each)}</p>" for each in report.mending()),
-        "<h2>What was found</h2>",
-        _overview(report),
-        "<h2>Distributions</h2>",
-        f"<div class=plots>{''.join(plots)}</div>" if plots else "<p>Nothing could be measured.</p>",
-        "<h2>Examples</h2>" if report.reasons else "",
-        *(_reason(report, reason) for reason in report.ranked()),
-        "<h2>Sources</h2>",
-        _table(
-            ("source", "rows", "with errors", "with warnings"),
-            [(s, c["rows"], c["error"], c["warning"]) for s, c in sorted(report.sources.items())],
-        ),
-        _table(("manifest", "rows"), report.rows.items()),
-        "<h2>Slowest files</h2>",
-        _table(("file", "seconds of one core"), [(path, seconds) for seconds, path in report.slowest]),
-    ]
-    body = "\n".join(parts)
-    head = '<meta charset=utf-8><meta name=viewport content="width=device-width"><title>Data check</title>'
-    page = f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
+    body = "\n".join(
+        [
+            "<h1>Data check</h1>",
+            _cards(report),
+            *(f"<p class=fix>{html.escape(sentence)}</p>" for sentence in report.advice()),
+            "<h2>Findings</h2>",
+            _overview(report),
+            "<h2>Distributions</h2>",
+            _plots(report),
+            "<h2>Examples</h2>" if report.reasons else "",
+            *(_details(report, reason) for reason in report.ranked()),
+            "<h2>Sources</h2>",
+            _sources(report),
+            _table(("manifest", "rows"), report.rows.items()),
+            "<h2>Slowest files</h2>",
+            _table(("file", "seconds of one core"), [(file, s) for s, file in report.slowest]),
+        ]
+    )
+    head = (
+        '<meta charset=utf-8><meta name=viewport content="width=device-width">'
+        f"<title>Data check</title><style>{STYLE}</style>"
+    )
+    page = f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n"
     path.write_text(page, encoding="utf-8")
 
 
-def _cards(report: Report) -> str:
+def _cards(report: CheckReport) -> str:
+    """Return the numbers at the top of the page."""
     rows = sum(report.rows.values())
-    bad, warned = report.count("error"), report.count("warning")
+    errors = report.count("error")
+    warnings = report.count("warning")
+    reused = f", {report.reused:,} from the journal" if report.reused else ""
     cards = [
-        ("", f"{rows:,}", "rows"),
-        ("", f"{report.files:,}", "files" + (f", {report.reused:,} known from before" if report.reused else "")),
-        ("error" if bad else "", f"{bad:,}", f"rows with errors ({bad / max(1, rows):.1%})"),
-        ("warning" if warned else "", f"{warned:,}", f"rows with warnings ({warned / max(1, rows):.1%})"),
-        ("", f"{report.seconds:,.0f} s", "took the check"),
+        _card(f"{rows:,}", "rows"),
+        _card(f"{report.files:,}", f"files{reused}"),
+        _card(f"{errors:,}", f"rows with errors ({errors / max(1, rows):.1%})", errors, "error"),
+        _card(
+            f"{warnings:,}",
+            f"rows with warnings ({warnings / max(1, rows):.1%})",
+            warnings,
+            "warning",
+        ),
+        _card(f"{report.seconds:,.0f} s", "duration of the check"),
     ]
-    return "<div class=cards>" + "".join(f'<div class="{c}"><b>{n}</b>{t}</div>' for c, n, t in cards) + "</div>"
+    return f"<div class=cards>{''.join(cards)}</div>"
 
 
-def _overview(report: Report) -> str:
-    """Each reason with its number of rows, as a bar beside the others."""
+def _card(number: str, text: str, count: int = 0, severity: str = "") -> str:
+    """Return a card, coloured by severity when there is something to count."""
+    return f'<div class="{severity if count else ""}"><b>{number}</b>{text}</div>'
+
+
+def _plots(report: CheckReport) -> str:
+    measured = [name for name in UNITS if report.values.get(name)]
+    plots = [histogram(name, UNITS[name], report.values[name]) for name in measured]
+    if not plots:
+        return "<p>Nothing could be measured.</p>"
+    return f"<div class=plots>{''.join(plots)}</div>"
+
+
+def _sources(report: CheckReport) -> str:
+    rows = [
+        (source, counts["rows"], counts["error"], counts["warning"])
+        for source, counts in sorted(report.sources.items())
+    ]
+    return _table(("source", "rows", "with errors", "with warnings"), rows)
+
+
+def _overview(report: CheckReport) -> str:
+    """Return a table of the reasons, with the number of rows as bars."""
     if not report.reasons:
         return "<p>Nothing.</p>"
-    most, rows = max(report.reasons.values()), []
+    most = max(report.reasons.values())
+    rows = []
     for reason in report.ranked():
-        about, count = REASONS[reason], report.reasons[reason]
+        about = REASONS[reason]
+        count = report.reasons[reason]
         bar = f'<span style="width:{100 * count / most:.1f}%"></span>'
         rows.append(
-            f"<tr><td class={about.severity}>{about.severity}</td><td><a href=#{reason}>{reason}</a></td>"
+            f"<tr><td class={about.severity}>{about.severity}</td>"
+            f"<td><a href=#{reason}>{reason}</a></td>"
             f"<td class=n>{count:,}</td><td class='share {about.severity}'>{bar}</td>"
             f"<td>{html.escape(about.meaning)}</td></tr>"
         )
@@ -99,29 +137,39 @@ def _overview(report: Report) -> str:
     return f"<table class=overview>{head}{''.join(rows)}</table>"
 
 
-def _reason(report: Report, reason: str) -> str:
-    """What a reason means, what helps, and examples with pictures."""
-    about, found = REASONS[reason], report.examples[reason]
-    title = f"<b class={about.severity}>{reason}</b>: {report.reasons[reason]:,} rows; {html.escape(about.meaning)}"
-    note = f"What helps: {html.escape(about.advice)}."
-    if report.reasons[reason] > len({(f.manifest, f.line) for f in found}):
+def _details(report: CheckReport, reason: str) -> str:
+    """Return meaning and advice of a reason, and examples with pictures."""
+    about = REASONS[reason]
+    findings = report.examples[reason]
+    count = report.reasons[reason]
+    title = f"<b class={about.severity}>{reason}</b>: {count:,} rows; {html.escape(about.meaning)}"
+    note = f"Advice: {html.escape(about.advice)}."
+    if count > len({(finding.manifest, finding.line) for finding in findings}):
         note += " Some of them, findings.jsonl has all:"
     opened = " open" if about.severity == "error" else ""
-    body = f"<p id={reason}>{note}</p>{_examples(found, report.thumbnails)}"  # inside: a link to it opens the details
-    return f"<details{opened}><summary>{title}</summary>{body}</details>"
+    # The anchor is inside, so that a link to it opens the details.
+    content = f"<p id={reason}>{note}</p>{_examples(findings, report.thumbnails)}"
+    return f"<details{opened}><summary>{title}</summary>{content}</details>"
 
 
-def _examples(found: Sequence[Finding], pictures: dict[str, str]) -> str:
-    shown = any(f.path in pictures for f in found)
-    rows = []
-    for f in found:
-        line = f"<td>{html.escape(os.path.basename(f.manifest))}:{f.line}</td>"
-        file = f'<td class=file title="{html.escape(f.path or "")}">{_cut(_name(f), LONGEST_NAME)}</td>'
-        texts = f"<td>{_cut(f.id, LONGEST_NAME)}</td>{line}{file}<td>{_cut(f.detail, LONGEST_SEEN)}</td>"
-        rows.append(f"<tr>{_picture(pictures.get(f.path or '', '')) if shown else ''}{texts}</tr>")
-    head = "".join(f"<th class={name}>{name}</th>" for name in ("id", "line", "file", "seen"))
-    picture = "<th class=picture></th>" if shown else ""
-    return f"<table class=examples><tr>{picture}{head}</tr>{''.join(rows)}</table>"
+def _examples(findings: Sequence[Finding], pictures: dict[str, str]) -> str:
+    """Return a table of findings; it has a column of pictures when there is one."""
+    with_pictures = any(finding.path in pictures for finding in findings)
+    rows = "".join(_example(finding, pictures, with_pictures) for finding in findings)
+    head = "<th class=picture></th>" if with_pictures else ""
+    head += "".join(f"<th class={name}>{name}</th>" for name in ("id", "line", "file", "seen"))
+    return f"<table class=examples><tr>{head}</tr>{rows}</table>"
+
+
+def _example(finding: Finding, pictures: dict[str, str], with_pictures: bool) -> str:
+    path = finding.path or ""
+    picture = _picture(pictures.get(path, "")) if with_pictures else ""
+    return (
+        f"<tr>{picture}<td>{_cut(finding.id, LONGEST_NAME)}</td>"
+        f"<td>{html.escape(os.path.basename(finding.manifest))}:{finding.line}</td>"
+        f'<td class=file title="{html.escape(path)}">{_cut(_name(finding), LONGEST_NAME)}</td>'
+        f"<td>{_cut(finding.detail, LONGEST_DETAIL)}</td></tr>"
+    )
 
 
 def _picture(data: str) -> str:
@@ -130,7 +178,7 @@ def _picture(data: str) -> str:
 
 
 def _name(finding: Finding) -> str:
-    """The file as a row would name it: relative to the manifest's folder where it lies in there."""
+    """Return the file relative to the manifest's folder, where it lies in that folder."""
     folder = os.path.dirname(os.path.abspath(finding.manifest)) + os.sep
     return (finding.path or "").removeprefix(folder)
 
@@ -140,9 +188,13 @@ def _cut(text: str, longest: int) -> str:
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th{' class=n' if i else ''}>{html.escape(name)}</th>" for i, name in enumerate(names))
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    """Return a table; all columns but the first hold numbers."""
+    head = "".join(f"<th class=n>{html.escape(name)}</th>" for name in names[1:])
+    body = ""
+    for row in rows:
+        cells = "".join(_cell(value) for value in row)
+        body += f"<tr>{cells}</tr>"
+    return f"<table><tr><th>{html.escape(names[0])}</th>{head}</tr>{body}</table>"
 
 
 def _cell(value: object) -> str:

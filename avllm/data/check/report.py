@@ -1,4 +1,4 @@
-"""What a check found, counted: the one value that the check writes and that the page and the tables show."""
+"""Hold a check's results: the one value that the check writes and that page and tables show."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from avllm.data.check.reasons import REASONS, Finding
+from avllm.data.check.reasons import REASONS, Finding, Severity
 
 EXAMPLES = 20  # findings of a reason that the report shows; findings.jsonl has all
+EXAMPLES_OF_A_FILE = 5  # findings of a reason about one file that are shown before other files'
 
 
 @dataclass
-class Report:
-    """What a check found.
+class CheckReport:
+    """Count the findings of a check.
 
     Attributes:
-        rows: by manifest. files: distinct ones; reused: of them out of the journal.
-        reasons: how many rows each reason has; examples: the first findings of each.
-        to_mend: by manifest, the lines of rows with errors that no quarantine list can set aside.
+        rows: by manifest.
+        files: distinct ones.
+        reused: files whose results came from the journal.
+        reasons: how many rows have each reason.
+        examples: the first findings of each reason.
+        to_fix: line numbers, by manifest, of rows with errors that no quarantine list can set
+            aside.
         sources: by source: rows, rows with errors, rows with warnings.
-        values: of the histograms: seconds, frames and sound level (dB) of the clips, tokens of the rows.
+        values: of the histograms: seconds, frames and sound level (dB) of the clips, tokens of the
+            rows.
         thumbnails: JPEGs in base64 of files with problems.
         slowest: seconds of one core, and file.
+        seconds: that the check took.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
@@ -32,51 +39,86 @@ class Report:
     reused: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[Finding]] = field(default_factory=lambda: defaultdict(list))
-    to_mend: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    to_fix: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     sources: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    values: dict[str, array[float]] = field(default_factory=lambda: defaultdict(lambda: array("f")))
+    values: dict[str, array[float]] = field(
+        default_factory=lambda: defaultdict(lambda: array("f")),
+    )
     thumbnails: dict[str, str] = field(default_factory=dict)
     slowest: list[tuple[float, str]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def count(self, severity: str) -> int:
-        """Rows with a finding of this severity."""
-        return sum(c[severity] for c in self.sources.values())
+    def add(self, source: str, findings: Sequence[Finding]) -> None:
+        """Count the findings of one row, and keep some as examples."""
+        self.sources[source].update({finding.severity for finding in findings})
+        self.reasons.update({finding.reason for finding in findings})
+        for finding in findings:
+            examples = self.examples[finding.reason]
+            if len(examples) < self._most_examples(finding):
+                examples.append(finding)
+
+    def _most_examples(self, finding: Finding) -> int:
+        """Return how many examples the reason may have before this finding is left out."""
+        shown_paths = {example.path for example in self.examples[finding.reason]}
+        same_file = finding.path is not None and finding.path in shown_paths
+        return EXAMPLES_OF_A_FILE if same_file else EXAMPLES
+
+    def count(self, severity: Severity) -> int:
+        """Return the number of rows with a finding of this severity."""
+        return sum(counts[severity] for counts in self.sources.values())
 
     def ranked(self) -> list[str]:
-        """The reasons, errors first, then by how many rows have them."""
+        """Return the reasons: errors first, then by how many rows have them."""
         return sorted(self.reasons, key=lambda r: (REASONS[r].severity, -self.reasons[r]))
 
-    def mending(self) -> list[str]:
-        """What has to be mended in the manifests themselves, in words."""
-        found = []
-        for manifest, numbers in self.to_mend.items():
-            some = ", ".join(map(str, numbers[:EXAMPLES]))
+    def advice(self) -> list[str]:
+        """Name the rows that have to be fixed by hand, a sentence for each manifest."""
+        sentences = []
+        for manifest, numbers in self.to_fix.items():
+            first = ", ".join(map(str, numbers[:EXAMPLES]))
             more = f" and {len(numbers) - EXAMPLES} more" if len(numbers) > EXAMPLES else ""
             word = "line" if len(numbers) == 1 else "lines"
-            found.append(f"no quarantine list can set these rows aside, mend them: {manifest} {word} {some}{more}")
-        return found
+            sentences.append(
+                "no quarantine list can name these rows (malformed, or without a unique id): "
+                f"fix {manifest} {word} {first}{more}"
+            )
+        return sentences
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``check.json`` holds it."""
+        """Return the content of ``check.json``."""
+        reasons = {}
+        for reason in self.ranked():
+            reasons[reason] = {
+                "severity": REASONS[reason].severity,
+                "rows": self.reasons[reason],
+            }
+        examples = {}
+        for reason, findings in self.examples.items():
+            examples[reason] = [vars(finding) for finding in findings]
         return {
             "rows": dict(self.rows),
             "files": self.files,
             "files_from_journal": self.reused,
             "rows_with_errors": self.count("error"),
             "rows_with_warnings": self.count("warning"),
-            "reasons": {r: {"severity": REASONS[r].severity, "rows": self.reasons[r]} for r in self.ranked()},
-            "to_mend": dict(self.to_mend),
-            "sources": {s: dict(c) for s, c in self.sources.items()},
+            "reasons": reasons,
+            "to_fix": dict(self.to_fix),
+            "sources": {source: dict(counts) for source, counts in self.sources.items()},
             "summary": {name: summary(values) for name, values in self.values.items()},
-            "examples": {r: [vars(f) for f in found] for r, found in self.examples.items()},
+            "examples": examples,
             "slowest": self.slowest,
             "seconds": round(self.seconds, 1),
         }
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Least, median, greatest and sum of some numbers."""
+    """Return count, least, median, greatest and sum of some numbers."""
     ordered = sorted(values)
-    found = {"count": len(ordered), "min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1]}
-    return {name: round(value, 3) for name, value in {**found, "sum": sum(ordered)}.items()}
+    figures = {
+        "count": len(ordered),
+        "min": ordered[0],
+        "median": ordered[len(ordered) // 2],
+        "max": ordered[-1],
+        "sum": sum(ordered),
+    }
+    return {name: round(value, 3) for name, value in figures.items()}

@@ -1,4 +1,4 @@
-"""What the rows of a manifest say, held against the schema, against each other and against test rows."""
+"""Check the rows of a manifest against the schema, against each other and against test rows."""
 
 from __future__ import annotations
 
@@ -8,22 +8,35 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pydantic_core import from_json
 
+from avllm.data.check.reasons import Problem
 from avllm.data.manifest import ManifestError, parse_row, raw_lines
 from avllm.data.schema import Sample, TextPart, TimePart
 
 LONG_TEXT = 20_000  # characters
 CAPTION_WORDS = 6  # shorter answers are shared by chance ("a dog barks")
-# What conversations of other systems hold where their media stood.
-PLACEHOLDER = re.compile(r"<\|?/?(?:image|video|audio|speech|sound|av|vid|im)(?:here|_?pad|_?start|_?end)?\|?>", re.I)
+# Placeholders that other systems write into conversations where media belong.
+PLACEHOLDER = re.compile(
+    r"<\|?/?(?:image|video|audio|speech|sound|av|vid|im)(?:here|_?pad|_?start|_?end)?\|?>",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a manifest; ``sample`` is None where it is malformed, and ``error`` says why."""
+    """Hold one line of a manifest.
+
+    Attributes:
+        manifest: its file.
+        number: of the line, from 1.
+        sample: None where the line is malformed.
+        error: why it is malformed, or "".
+        id: of the row; "" where a malformed line has none.
+    """
 
     manifest: Path
     number: int
@@ -31,9 +44,14 @@ class Line:
     error: str
     id: str
 
+    @property
+    def location(self) -> str:
+        """Name manifest and line."""
+        return f"{self.manifest} line {self.number}"
+
 
 def lines(manifests: Sequence[Path]) -> Iterator[Line]:
-    """Every line that is not blank, malformed ones included.
+    """Yield every line that is not blank, malformed ones included.
 
     Raises:
         ManifestError: a manifest is no file, or empty.
@@ -43,124 +61,154 @@ def lines(manifests: Sequence[Path]) -> Iterator[Line]:
         for number, text in raw_lines(manifest):
             yield _line(manifest, number, text)
         if not number:
-            raise ManifestError(f"{manifest} holds no row; expected one JSON object a line. Leave it out, or fill it")
+            raise ManifestError(
+                f"{manifest} holds no row; expected one JSON object a line",
+                reason="empty",
+            )
 
 
 def _line(manifest: Path, number: int, text: bytes) -> Line:
-    where = f"{manifest} line {number}"
+    location = f"{manifest} line {number}"
     try:
-        sample = parse_row(text, where)
+        sample = parse_row(text, location)
     except ManifestError as error:
-        return Line(manifest, number, None, str(error).removeprefix(f"{where}: "), _id_of(text))
+        message = str(error).removeprefix(f"{location}: ")
+        return Line(manifest, number, None, message, _id_of(text))
     return Line(manifest, number, sample, "", sample.id)
 
 
 def _id_of(text: bytes) -> str:
-    """The id of a line that is no sample, where it has one."""
+    """Return the id of a malformed line, or "" where it has none."""
     try:
-        data = from_json(text)  # as rows are read: json.loads falls over deep nesting and takes half surrogates
+        # As rows are read: json.loads fails on deep nesting, and accepts half surrogates.
+        data = from_json(text)
     except ValueError:  # no JSON, or no UTF-8
         return ""
-    found = data.get("id") if isinstance(data, dict) else None
-    return found if isinstance(found, str) else ""
+    identity = data.get("id") if isinstance(data, dict) else None
+    return identity if isinstance(identity, str) else ""
 
 
 def listable(identity: str) -> bool:
-    """Whether an id can stand in a quarantine list: in front of a tab, on one line."""
-    return identity != "" and not any(c in identity for c in "\t\n\r")
+    """Return whether a quarantine list can name an id: before a tab, on one line."""
+    return identity != "" and not any(character in identity for character in "\t\n\r")
 
 
-def text_problems(sample: Sample) -> Iterator[tuple[str, str]]:
-    """(reason, detail) of all that is odd about a row's own words."""
+def text_problems(sample: Sample) -> Iterator[Problem]:
+    """Yield what is odd about a row's id, licence and text."""
     if not listable(sample.id):
-        yield "unlisted_id", f"id {sample.id!r}"
+        yield Problem("unlisted_id", f"id {sample.id!r}")
     if not sample.licence:
-        yield "no_licence", f"source {sample.source}"
+        yield Problem("no_licence", f"source {sample.source}")
     if not (sample.answer or "").strip():
-        yield "empty_answer", f"the last turn is the {sample.messages[-1].role}'s"
-    for number, message in enumerate(sample.messages):
-        last_answer = number == len(sample.messages) - 1 and message.role == "assistant"
-        only_text = all(isinstance(part, TextPart | TimePart) for part in message.content)
-        if only_text and not message.text.strip() and not last_answer:
-            yield "empty_text", f"turn {number} ({message.role}) holds nothing"
-        if len(message.text) > LONG_TEXT:
-            yield "long_text", f"turn {number} ({message.role}) has {len(message.text)} characters"
-        found = PLACEHOLDER.search(message.text)
-        if found:
-            media = len(message.content) - sum(isinstance(p, TextPart | TimePart) for p in message.content)
-            seen = f"turn {number} ({message.role}) holds {found[0]!r} as text, beside {media} media parts"
-            yield "placeholder", seen
+        yield Problem("empty_answer", f"the last turn is the {sample.messages[-1].role}'s")
+    for number in range(len(sample.messages)):
+        yield from _turn_problems(sample, number)
+
+
+def _turn_problems(sample: Sample, number: int) -> Iterator[Problem]:
+    """Yield what is odd about one turn of a row."""
+    message = sample.messages[number]
+    turn = f"turn {number} ({message.role})"
+    text_parts = [p for p in message.content if isinstance(p, TextPart | TimePart)]
+    media_count = len(message.content) - len(text_parts)
+    is_answer = number == len(sample.messages) - 1 and message.role == "assistant"
+    if not media_count and not message.text.strip() and not is_answer:
+        yield Problem("empty_text", f"{turn} holds nothing")
+    if len(message.text) > LONG_TEXT:
+        yield Problem("long_text", f"{turn} has {len(message.text)} characters")
+    placeholder = PLACEHOLDER.search(message.text)
+    if placeholder:
+        seen = f"{turn} holds {placeholder[0]!r} as text, beside {media_count} media parts"
+        yield Problem("placeholder", seen)
 
 
 class Ids:
-    """Which ids stand where. Of ids that stand once nothing is kept but a hash, 8 bytes a row."""
+    """Find ids that occur more than once.
+
+    Rows are counted in a first pass and looked up in a second. Of an id that occurs once only a
+    hash is held, 8 bytes a row.
+    """
 
     def __init__(self) -> None:
         self._hashes = array("q")
-        self._twice: set[int] = set()
-        self._first: dict[str, tuple[Path, int]] = {}
+        self._repeated: set[int] = set()  # hashes that occur more than once
+        self._first: dict[str, tuple[Path, int]] = {}  # repeated id -> manifest and line
 
     def counting(self, rows: Iterable[Line]) -> Iterator[Line]:
-        """The same rows, whose ids are counted while they pass."""
+        """Yield the same rows, and count their ids."""
         for line in rows:
             self._hashes.append(hash(line.id))
             yield line
-        found, counts = np.unique(np.array(self._hashes, np.int64), return_counts=True)
-        self._twice = set(found[counts > 1].tolist())
+        hashes, counts = np.unique(np.array(self._hashes, np.int64), return_counts=True)
+        self._repeated = set(hashes[counts > 1].tolist())
         self._hashes = array("q")
 
-    def problems(self, line: Line) -> Iterator[tuple[str, str]]:
-        """Whether the id of a line, of rows that were counted, stood somewhere before."""
-        if not line.id or hash(line.id) not in self._twice:
+    def problems(self, line: Line) -> Iterator[Problem]:
+        """Yield a problem when an earlier row, of those that were counted, has the line's id."""
+        if not line.id or hash(line.id) not in self._repeated:
             return
-        first = self._first.setdefault(line.id, (line.manifest, line.number))
-        if first != (line.manifest, line.number):
-            reason = "duplicate_id" if first[0] == line.manifest else "id_in_two_manifests"
-            yield reason, f"id {line.id!r} stands already in {first[0]} line {first[1]}"
+        manifest, number = self._first.setdefault(line.id, (line.manifest, line.number))
+        if (manifest, number) == (line.manifest, line.number):
+            return
+        reason = "duplicate_id" if manifest == line.manifest else "id_in_two_manifests"
+        yield Problem(reason, f"id {line.id!r} occurs already in {manifest} line {number}")
+
+
+class Origin(NamedTuple):
+    """Locate a test row: its source, its manifest and line."""
+
+    source: str
+    location: str
 
 
 @dataclass
 class TestRows:
-    """What training rows must not share: the ids of test rows, and their answers where these are long enough.
+    """Hold what training rows must not share with test rows: ids, and long enough answers.
 
     Attributes:
-        malformed: the lines that are no rows: what they would show is not known.
+        ids: origin of each id.
+        captions: location of each answer, by :func:`caption_key`.
+        malformed: test lines that are no rows; training rows cannot be compared with them.
     """
 
     __test__ = False  # pytest takes the name for a test's
 
-    ids: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> source, where
-    captions: dict[bytes, str] = field(default_factory=dict)  # digest -> where
+    ids: dict[str, Origin] = field(default_factory=dict)
+    captions: dict[bytes, str] = field(default_factory=dict)
     malformed: list[Line] = field(default_factory=list)
 
-    def noting(self, rows: Iterable[Line]) -> Iterator[Line]:
-        """The same rows, which are taken in while they pass."""
+    def adding(self, rows: Iterable[Line]) -> Iterator[Line]:
+        """Yield the same rows, and add them."""
         for line in rows:
-            self._note(line)
+            self._add(line)
             yield line
 
-    def _note(self, line: Line) -> None:
+    def _add(self, line: Line) -> None:
         if line.sample is None:
             self.malformed.append(line)
             return
-        where = f"{line.manifest} line {line.number}"
-        self.ids.setdefault(line.sample.id, (line.sample.source, where))
+        self.ids.setdefault(line.sample.id, Origin(line.sample.source, line.location))
         key = caption_key(line.sample)
         if key is not None:
-            self.captions.setdefault(key, where)
+            self.captions.setdefault(key, line.location)
 
-    def problems(self, sample: Sample) -> Iterator[tuple[str, str]]:
-        """What a training row shares with test rows."""
-        source, where = self.ids.get(sample.id, ("", ""))
-        if where:
-            yield "test_id" if source == sample.source else "same_id_as_test", f"id {sample.id!r}: {where}"
+    def problems(self, sample: Sample) -> Iterator[Problem]:
+        """Yield what a training row shares with test rows."""
+        origin = self.ids.get(sample.id)
+        if origin is not None:
+            reason = "test_id" if origin.source == sample.source else "same_id_as_test"
+            yield Problem(reason, f"id {sample.id!r}: {origin.location}")
         key = caption_key(sample)
         if key is not None and key in self.captions:
-            yield "test_caption", f"{(sample.answer or '')[:80]!r}: {self.captions[key]}"
+            answer = (sample.answer or "")[:80]
+            yield Problem("test_caption", f"{answer!r}: {self.captions[key]}")
 
 
 def caption_key(sample: Sample) -> bytes | None:
-    """Equal for the same answer, whatever its case and punctuation; None for answers that many rows share."""
+    """Return a hash of a row's answer that ignores case and punctuation.
+
+    It is None for answers of a few words, which many rows share.
+    """
     words = re.findall(r"\w+", (sample.answer or "").casefold())
     if len(words) < CAPTION_WORDS:
         return None

@@ -1,9 +1,10 @@
-"""Everything that is wrong with manifests and their files, found before it costs anything.
+"""Find the errors of manifests and their files before training does.
 
-Three passes that hold no row: the rows say which files there are and how they are used; the files are looked at in
-worker processes (``check_files.py``); the rows are read again and each is told what is wrong with it, with its files
-and with what it shares with others. Errors go to the quarantine list, which training leaves out; warnings to the
-report. Rows that no such list can set aside have to be mended: the report names their lines.
+Three passes, none of which holds all rows: the rows say which files there are and how they use
+them; worker processes examine the files (``files.py``); the rows are read again, and each gets its
+findings: about itself, its files, and what it shares with other rows. Rows with errors go to the
+quarantine list, which training leaves out; warnings go to the report. The report names the lines of
+rows that no such list can name, since they have to be fixed by hand.
 """
 
 from __future__ import annotations
@@ -12,30 +13,42 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from avllm.data.check.file import Use, thumbnail
-from avllm.data.check.files import OVERHEAD_SECONDS, Files, Looking, Uses, gather, media_of, remembered, same_bytes
+from avllm.data.check.file import thumbnail
+from avllm.data.check.files import (
+    OVERHEAD_SECONDS,
+    ExamineOptions,
+    Files,
+    Uses,
+    gather,
+    media_of,
+    remembered,
+    same_bytes,
+)
 from avllm.data.check.page import write_page
-from avllm.data.check.reasons import MENDED, REASONS, Finding
-from avllm.data.check.report import EXAMPLES, Report
+from avllm.data.check.reasons import UNLISTED, Finding, Problem
+from avllm.data.check.report import CheckReport
 from avllm.data.check.rows import Ids, Line, TestRows, lines, listable, text_problems
+from avllm.data.check.uses import Use
 from avllm.data.manifest import ManifestError
 from avllm.data.schema import RowError, Sample
 from avllm.data.store.storage import local_path
 
-SAME_FILE = 5  # examples before which rows about a file that is shown already are shown too
-SLOWEST = 5
-UNSHOWABLE = {"missing", "unreachable", "timeout", "crashed"}  # reasons of files of which there is no picture
+SLOWEST = 5  # files that the report names
+UNSHOWABLE = {"missing", "unreachable", "timeout", "crashed"}  # no picture can be read of these
+HISTOGRAMS = {"seconds": "seconds", "frames": "frames", "level_db": "sound level"}
+"""Figures of a file's uses, and the histograms that show them."""
 
 
-class Tokens(Protocol):
-    """Counts a row's tokens."""
+class TokenCounter(Protocol):
+    """Count a row's tokens."""
 
     def __call__(self, sample: Sample, media: Sequence[dict[str, int]]) -> int:
-        """Tokens of a row whose media parts take ``media`` tokens by stream.
+        """Return the tokens of a row whose media parts take ``media`` tokens by stream.
 
         Raises:
             RowError: no training row can be made of it.
@@ -46,50 +59,43 @@ class Tokens(Protocol):
 def check(
     manifests: Sequence[Path],
     *,
-    looking: Looking | None = None,
+    options: ExamineOptions | None = None,
     against: Sequence[Path] = (),
-    tokens: Tokens | None = None,
+    tokens: TokenCounter | None = None,
     output: Path | None = None,
-) -> Report:
+) -> CheckReport:
     """Check manifests and their files.
 
     Args:
         manifests: JSONL files.
-        looking: how files are looked at.
+        options: how files are examined.
         against: manifests of test rows, none of which may occur among the others.
         tokens: counts a row's tokens; None counts none.
-        output: folder for ``check.json``, ``check.html``, ``quarantine.txt`` (id, tab, reasons: the rows with errors
-            that a list can set aside),
-            ``findings.jsonl`` (everything) and ``journal.jsonl``, out of which an interrupted check goes on.
+        output: folder for ``check.json``, ``check.html``, ``findings.jsonl`` (all findings),
+            ``quarantine.txt`` (id, tab, reasons: the rows with errors that a list can name) and
+            ``journal.jsonl``, with which an interrupted check continues.
 
     Raises:
-        ManifestError: a manifest is no file, or was written to meanwhile. StoreError: the output is a URL.
-        CheckError: its journal is damaged.
+        ManifestError: a manifest is no file, or was changed meanwhile. StoreError: the output is a
+            URL. CheckError: its journal is damaged.
     """
-    began, looking = time.monotonic(), looking or Looking()
+    began = time.monotonic()
     manifests = list(dict.fromkeys(manifests))
     if output is not None:
         output = local_path(output)
         output.mkdir(parents=True, exist_ok=True)
-    ids, test = Ids(), TestRows()
-    uses, test_uses = gather(ids.counting(lines(manifests))), gather(test.noting(lines(against)))
-    files = Files(looking, None if output is None else output / "journal.jsonl")
-    files.look(uses)
+    ids = Ids()
+    test = TestRows()
+    uses = gather(ids.counting(lines(manifests)))
+    test_uses = gather(test.adding(lines(against)))
+    files = Files(options or ExamineOptions(), None if output is None else output / "journal.jsonl")
+    files.examine(uses)
     judge = Judge(files, uses, ids, test, test_uses, tokens)
-    report = Report(files=len(files), reused=files.reused)
-    with ExitStack() as stack:
-        sinks = [stack.enter_context(_whole(output / name)) for name in SINKS] if output is not None else []
-        for line in test.malformed:
-            found = Finding(line.id, str(line.manifest), line.number, "", "malformed_test", line.error)
-            _tell(report, "(test rows)", line, [found], sinks)
-        for line in lines(manifests):
-            report.rows[str(line.manifest)] += 1
-            source = "(malformed)" if line.sample is None else line.sample.source
-            report.sources[source]["rows"] += 1
-            _tell(report, source, line, judge.findings(line, report), sinks)
-    _facts(report, files)
+    report = CheckReport(files=len(files), reused=files.reused)
+    _judge_rows(judge, manifests, report, output)
+    _add_figures(report, files)
     if output is not None:
-        report.thumbnails = _pictures(report, files)
+        report.thumbnails = _thumbnails(report, files)
     report.seconds = time.monotonic() - began
     if output is not None:
         text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
@@ -98,26 +104,102 @@ def check(
     return report
 
 
-SINKS = ("quarantine.txt", "findings.jsonl")
+def _judge_rows(
+    judge: Judge,
+    manifests: Sequence[Path],
+    report: CheckReport,
+    output: Path | None,
+) -> None:
+    """Read the rows again, and record the findings of each."""
+    with _open_lists(output) as lists:
+        for line in judge.test.malformed:
+            finding = _finding(line, Problem("malformed_test", line.error))
+            _record(report, "(test rows)", line, [finding], lists)
+        for line in lines(manifests):
+            source = "(malformed)" if line.sample is None else line.sample.source
+            report.rows[str(line.manifest)] += 1
+            report.sources[source]["rows"] += 1
+            _record(report, source, line, judge.findings(line, report), lists)
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Write the rows to quarantine and all findings, a line each."""
+
+    quarantine: IO[str]
+    findings: IO[str]
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[str]]:
-    """A text file that appears when it is complete."""
+def _open_lists(output: Path | None) -> Iterator[_Lists | None]:
+    """Open the lists of an output folder; yield None without one."""
+    if output is None:
+        yield None
+        return
+    with (
+        _open_whole(output / "quarantine.txt") as quarantine,
+        _open_whole(output / "findings.jsonl") as findings,
+    ):
+        yield _Lists(quarantine, findings)
+
+
+@contextmanager
+def _open_whole(path: Path) -> Iterator[IO[str]]:
+    """Open a text file that gets its name when it is complete."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         yield file
     partial.replace(path)
 
 
+def _record(
+    report: CheckReport,
+    source: str,
+    line: Line,
+    findings: list[Finding],
+    lists: _Lists | None,
+) -> None:
+    """Count the findings of a line, and write them to the lists.
+
+    A line with errors goes to the quarantine list, or, where the list cannot name it, to the lines
+    that have to be fixed by hand.
+    """
+    report.add(source, findings)
+    errors = list(dict.fromkeys(f.reason for f in findings if f.severity == "error"))
+    quarantined = bool(errors) and listable(line.id) and UNLISTED.isdisjoint(errors)
+    if errors and not quarantined:
+        report.to_fix[str(line.manifest)].append(line.number)
+    if lists is None:
+        return
+    if quarantined:
+        lists.quarantine.write(f"{line.id}\t{','.join(errors)}\n")
+    for finding in findings:
+        entry = {"severity": finding.severity, **vars(finding)}
+        lists.findings.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _finding(line: Line, problem: Problem, path: str | None = None) -> Finding:
+    source = "" if line.sample is None else line.sample.source
+    return Finding(
+        line.id,
+        str(line.manifest),
+        line.number,
+        source,
+        problem.reason,
+        problem.detail,
+        path,
+    )
+
+
 class Judge:
-    """What is wrong with a row, given all files.
+    """Find the errors and oddities of rows, given the results of all files.
 
     Args:
-        files: what was found out about them.
+        files: their results.
         uses: how rows use them.
         ids: of all rows.
-        test: rows that must not occur; test_files: their files.
+        test: rows that must not occur.
+        test_uses: how test rows use their files.
         tokens: counts a row's tokens, or None.
     """
 
@@ -127,100 +209,120 @@ class Judge:
         uses: Uses,
         ids: Ids,
         test: TestRows,
-        test_files: Uses,
-        tokens: Tokens | None,
+        test_uses: Uses,
+        tokens: TokenCounter | None,
     ) -> None:
-        self.files, self.uses, self.ids, self.test, self.tokens = files, uses, ids, test, tokens
-        hashes = same_bytes({**uses, **test_files}, files.looking.workers, files.journal)
-        self.shown_in_test = {hashes[p]: p for p in test_files if p in hashes}
-        self.test_files = test_files
-        first: dict[str, str] = {}
-        self.twins = {p: twin for p in uses if p in hashes and (twin := first.setdefault(hashes[p], p)) != p}
-        self.hashes = hashes
+        self.files = files
+        self.uses = uses
+        self.ids = ids
+        self.test = test
+        self.test_paths = test_uses.keys()
+        self.tokens = tokens
+        all_paths = {**uses, **test_uses}
+        self.hashes = same_bytes(all_paths, files.options.workers, files.journal)
+        self.test_path_by_hash: dict[str, str] = {}
+        for path in test_uses:
+            if path in self.hashes:
+                self.test_path_by_hash[self.hashes[path]] = path
+        self.twins = self._find_twins()
 
-    def findings(self, line: Line, report: Report) -> list[Finding]:
-        """Everything about one line; its tokens go into the report's values."""
-        sample = line.sample
-        found: list[tuple[str, str, str | None]] = [(*each, None) for each in self.ids.problems(line)]
-        if sample is None:
-            found.append(("malformed", line.error, None))
-            return [self._finding(line, *each) for each in found]
-        found += [(*each, None) for each in (*text_problems(sample), *self.test.problems(sample))]
-        places = media_of(line)
-        media = [self._use(line, path, use) for path, use in places]
-        for (path, _), seen in zip(places, media, strict=True):
-            found += [(reason, detail, path) for reason, detail in (*seen["problems"], *self._shared(path))]
-        if self.tokens is not None and not any(REASONS[reason].severity == "error" for reason, _, _ in found):
-            found += [(*each, None) for each in self._length(sample, media, report)]
-        return [self._finding(line, *each) for each in dict.fromkeys(found)]
+    def _find_twins(self) -> dict[str, str]:
+        """Return, for each file whose bytes an earlier file has, that file."""
+        first_path: dict[str, str] = {}  # by hash
+        twins: dict[str, str] = {}
+        for path in self.uses:
+            if path not in self.hashes:
+                continue
+            first = first_path.setdefault(self.hashes[path], path)
+            if first != path:
+                twins[path] = first
+        return twins
 
-    @staticmethod
-    def _finding(line: Line, reason: str, detail: str, path: str | None) -> Finding:
-        source = "" if line.sample is None else line.sample.source
-        return Finding(line.id, str(line.manifest), line.number, source, reason, detail, path)
+    def findings(self, line: Line, report: CheckReport) -> list[Finding]:
+        """Return all findings about a line; the report's values get the length of the row."""
+        findings = [_finding(line, problem) for problem in self.ids.problems(line)]
+        if line.sample is None:
+            return [*findings, _finding(line, Problem("malformed", line.error))]
+        row_problems = [*text_problems(line.sample), *self.test.problems(line.sample)]
+        findings += [_finding(line, problem) for problem in row_problems]
+        tokens_of_media: list[dict[str, int]] = []
+        for path, use in media_of(line):
+            result = self._result_of(line, path, use)
+            problems = [*result["problems"], *self._shared_bytes(path)]
+            findings += [_finding(line, Problem(*problem), path) for problem in problems]
+            tokens_of_media.append(result.get("tokens", {}))
+        if not any(finding.severity == "error" for finding in findings):
+            length_problems = self._count_tokens(line.sample, tokens_of_media, report)
+            findings += [_finding(line, problem) for problem in length_problems]
+        return list(dict.fromkeys(findings))
 
-    def _use(self, line: Line, path: str, use: Use) -> dict[str, Any]:
+    def _result_of(self, line: Line, path: str, use: Use) -> dict[str, Any]:
+        """Return the result of a use, with the problems of the file itself added to its own."""
         if use not in self.uses.get(path, ()):
-            where = f"{line.manifest} line {line.number}"
-            raise ManifestError(f"{where} is another row than when the check began; check it again when it is whole")
-        found = self.files[path]
-        mine: dict[str, Any] = found["uses"][self.uses[path].index(use)]
-        return {**mine, "problems": [*mine["problems"], *found["problems"]]}
+            raise ManifestError(
+                f"{line.location} is another row than when the check began; check the manifest "
+                "again when it is complete",
+                reason="changed",
+            )
+        file_result = self.files[path]
+        use_result: dict[str, Any] = file_result["uses"][self.uses[path].index(use)]
+        problems = [*use_result["problems"], *file_result["problems"]]
+        return {**use_result, "problems": problems}
 
-    def _shared(self, path: str) -> Iterator[tuple[str, str]]:
-        if path in self.test_files:
-            yield "test_media", "a test row names the same file"
-        elif path in self.hashes and self.hashes[path] in self.shown_in_test:
-            yield "test_media", f"the same bytes as {self.shown_in_test[self.hashes[path]]}"
+    def _shared_bytes(self, path: str) -> Iterator[Problem]:
+        """Yield a problem for a test row's file and for a training row's file with equal bytes."""
+        test_path = self.test_path_by_hash.get(self.hashes.get(path, ""))
+        if path in self.test_paths:
+            yield Problem("test_media", "a test row names the same file")
+        elif test_path is not None:
+            yield Problem("test_media", f"the same bytes as {test_path}")
         twin = self.twins.get(path)
-        if twin is not None and os.path.realpath(twin) != os.path.realpath(path):  # a link is no other file
-            yield "duplicate_media", f"the same bytes as {twin}"
+        # A link to a file is no second file.
+        if twin is not None and os.path.realpath(twin) != os.path.realpath(path):
+            yield Problem("duplicate_media", f"the same bytes as {twin}")
 
-    def _length(self, sample: Sample, media: list[dict[str, Any]], report: Report) -> Iterator[tuple[str, str]]:
-        assert self.tokens is not None
+    def _count_tokens(
+        self,
+        sample: Sample,
+        media: list[dict[str, int]],
+        report: CheckReport,
+    ) -> Iterator[Problem]:
+        """Add the length of a row to the report, or yield why it has none."""
+        if self.tokens is None:
+            return
         try:
-            count = self.tokens(sample, [use.get("tokens", {}) for use in media])
+            count = self.tokens(sample, media)
         except RowError as error:
-            yield error.reason, error.detail
+            yield Problem(error.reason, error.detail)
         else:
             report.values["tokens"].append(count)
 
 
-def _tell(report: Report, source: str, line: Line, found: list[Finding], sinks: list[IO[str]]) -> None:
-    """Count what was found about a line and write it down."""
-    report.sources[source].update({f.severity for f in found})
-    for reason in dict.fromkeys(f.reason for f in found):
-        report.reasons[reason] += 1
-    for finding in found:
-        shown = report.examples[finding.reason]
-        known = finding.path is not None and finding.path in {f.path for f in shown}
-        if len(shown) < (SAME_FILE if known else EXAMPLES):
-            shown.append(finding)
-    errors = list(dict.fromkeys(f.reason for f in found if f.severity == "error"))
-    listed = errors and listable(line.id) and not MENDED.intersection(errors)
-    if errors and not listed:
-        report.to_mend[str(line.manifest)].append(line.number)
-    if sinks:
-        quarantine, everything = sinks
-        if listed:
-            quarantine.write(f"{line.id}\t{','.join(errors)}\n")
-        everything.writelines(json.dumps({"severity": f.severity, **vars(f)}, ensure_ascii=False) + "\n" for f in found)
+def _add_figures(report: CheckReport, files: Files) -> None:
+    """Add the figures of all files for the histograms, and the slowest files."""
+    for path, result in files:
+        for use in result["uses"]:
+            for figure, histogram in HISTOGRAMS.items():
+                if figure in use:
+                    report.values[histogram].append(use[figure])
+        report.slowest.append((result.get("seconds", 0.0), path))
+        report.slowest = sorted(report.slowest, reverse=True)[:SLOWEST]
 
 
-def _facts(report: Report, files: Files) -> None:
-    """Figures of all files for the histograms."""
-    names = {"seconds": "seconds", "frames": "frames", "level_db": "sound level"}
-    for path, found in files:
-        for use in found["uses"]:
-            for key in names.keys() & use.keys():
-                report.values[names[key]].append(use[key])
-        report.slowest = sorted([*report.slowest, (found.get("seconds", 0.0), path)], reverse=True)[:SLOWEST]
-
-
-def _pictures(report: Report, files: Files) -> dict[str, str]:
-    """Thumbnails of the files in the report's examples."""
-    every = (f for found in report.examples.values() for f in found)
-    wanted = dict.fromkeys(f.path for f in every if f.path and f.reason not in UNSHOWABLE)
-    seconds = 2 * files.looking.reader.timeout + OVERHEAD_SECONDS
-    found = remembered("thumbnails", thumbnail, wanted, files.looking.workers, files.journal, seconds)
-    return {path: data for path, data in found.items() if data}
+def _thumbnails(report: CheckReport, files: Files) -> dict[str, str]:
+    """Return pictures of the files in the report's examples."""
+    paths: dict[str, None] = {}  # as an ordered set
+    for reason, findings in report.examples.items():
+        if reason not in UNSHOWABLE:
+            paths |= dict.fromkeys(finding.path for finding in findings if finding.path)
+    options = files.options
+    seconds = 2 * options.reader.timeout + OVERHEAD_SECONDS
+    pictures = remembered(
+        "thumbnails",
+        thumbnail,
+        paths,
+        options.workers,
+        files.journal,
+        seconds,
+    )
+    return {path: picture for path, picture in pictures.items() if picture}

@@ -1,4 +1,4 @@
-"""What manifests hold, in numbers: rows by source, kind and modality, seconds, tokens."""
+"""Count the rows of manifests by source, kind and modality, with their seconds and tokens."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from avllm.data.check.file import Use, can_be_used
-from avllm.data.check.files import Files, Looking, Uses, gather, media_of
+from avllm.data.check.file import can_be_used
+from avllm.data.check.files import ExamineOptions, Files, Uses, gather, media_of
 from avllm.data.check.reasons import REASONS
 from avllm.data.check.rows import lines
-from avllm.data.check.run import Tokens
+from avllm.data.check.run import TokenCounter
+from avllm.data.check.uses import Use
 from avllm.data.schema import RowError, Sample, VideoPart
 
 
 @dataclass
-class Share:
-    """What one source, kind or modality has of the rows.
+class RowTotals:
+    """Add up the rows of one source, kind or modality.
 
     Attributes:
-        rows: how many. words: of the answers.
-        seconds: of media; unknown: media parts whose length is not known.
-        sound, no_sound: videos whose sound is wanted, with a sound track and without; of the files that were opened.
-        tokens: of the rows that can be trained on; refused: rows that cannot, which have none.
+        rows: how many.
+        words: of the answers.
+        seconds: of media.
+        unknown: media parts whose length is not known.
+        sound: videos with a sound track, of the opened files whose sound is not switched off.
+        no_sound: videos without one.
+        tokens: of the rows that can be trained on.
+        refused: rows that cannot be trained on, which have no tokens.
     """
 
     rows: int = 0
@@ -36,106 +41,143 @@ class Share:
     tokens: int = 0
     refused: int = 0
 
-    def add(self, other: Share) -> None:
-        """Add up."""
+    def add(self, other: RowTotals) -> None:
+        """Add other rows."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 @dataclass
 class Stats:
-    """Shares by ``manifest``, ``source``, ``kind`` and ``modality``, and what all have together.
+    """Hold the totals of manifests.
 
     Attributes:
-        malformed: lines that are no rows. refused: rows that have no tokens, by reason (of ``REASONS``).
+        total: of all rows.
+        by: totals by ``manifest``, ``source``, ``kind`` and ``modality``, then by name.
+        malformed: lines that are no rows.
+        refused: rows that have no tokens, by reason (of ``REASONS``).
+        media_files: distinct files.
     """
 
-    total: Share = field(default_factory=Share)
-    by: dict[str, dict[str, Share]] = field(default_factory=dict)
+    total: RowTotals = field(default_factory=RowTotals)
+    by: dict[str, dict[str, RowTotals]] = field(default_factory=dict)
     malformed: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     media_files: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        by = {group: {name: vars(share) for name, share in shares.items()} for group, shares in self.by.items()}
-        bad = {"malformed": self.malformed, "refused": dict(self.refused)}
-        return {"total": vars(self.total), **bad, "files": self.media_files, **by}
+        """Return the totals, JSON-able."""
+        content: dict[str, Any] = {
+            "total": vars(self.total),
+            "malformed": self.malformed,
+            "refused": dict(self.refused),
+            "files": self.media_files,
+        }
+        for group, totals in self.by.items():
+            content[group] = {name: vars(total) for name, total in totals.items()}
+        return content
 
 
 def modality(sample: Sample) -> str:
-    """``video``, ``video (no sound)``, ``audio``, ``image``, several of them, or ``text``."""
-    kinds = Counter(
-        "video (no sound)" if use.kind == "video" and use.sound == "off" else use.kind
-        for use in map(Use.of, sample.media)
-    )
-    return " + ".join(f"{n} {kind}" if n > 1 else kind for kind, n in sorted(kinds.items())) or "text"
+    """Return ``video``, ``video (no sound)``, ``audio``, ``image``, several, or ``text``."""
+    counts: Counter[str] = Counter()
+    for part in sample.media:
+        use = Use.of(part)
+        mute = use.kind == "video" and use.sound == "off"
+        counts["video (no sound)" if mute else use.kind] += 1
+    names = [f"{count} {kind}" if count > 1 else kind for kind, count in sorted(counts.items())]
+    return " + ".join(names) or "text"
 
 
-def stats(manifests: Sequence[Path], *, looking: Looking | None = None, tokens: Tokens | None = None) -> Stats:
+def stats(
+    manifests: Sequence[Path],
+    *,
+    options: ExamineOptions | None = None,
+    tokens: TokenCounter | None = None,
+) -> Stats:
     """Count rows, media and text.
 
     Args:
         manifests: JSONL files.
-        looking: how files are opened for the length of clips; None opens none, and knows only intervals.
-        tokens: counts a row's tokens; with a model's processor the media's tokens have to be looked up too. Rows that
-            it takes for too long are refused: let it have no limit.
+        options: how files are opened for the length of clips; None opens none, and then only the
+            length of intervals is known.
+        tokens: counts a row's tokens; a model's processor also needs ``options`` for the media's.
+            Rows that it finds too long are refused, so it should have no limit.
 
     Raises:
         ManifestError: a manifest is no file.
     """
     uses = gather(lines(manifests))
-    found, files = Stats(media_files=len(uses)), None
-    if looking is not None:
-        files = Files(looking, None)
-        files.look(uses)
+    result = Stats(media_files=len(uses))
+    files: Files | None = None
+    if options is not None:
+        files = Files(options, None)
+        files.examine(uses)
     for line in lines(manifests):
         if line.sample is None:
-            found.malformed += 1
+            result.malformed += 1
             continue
         sample = line.sample
-        media = [_seen(files, uses, path, use) for path, use in media_of(line)]
-        share = _share(sample, media)
+        media = [_result_of(files, uses, path, use) for path, use in media_of(line)]
+        row = _totals_of_row(sample, media)
         if tokens is not None:
             try:
-                share.tokens = _tokens(sample, media, tokens)
+                row.tokens = _count_tokens(sample, media, tokens)
             except RowError as error:
-                share.refused = 1
-                found.refused[error.reason] += 1
-        found.total.add(share)
-        names = {"source": sample.source, "kind": sample.kind or "(none)", "modality": modality(sample)}
-        for group, name in {"manifest": str(line.manifest), **names}.items():
-            found.by.setdefault(group, {}).setdefault(name, Share()).add(share)
-    return found
+                row.refused = 1
+                result.refused[error.reason] += 1
+        _add_row(result, row, sample, line.manifest)
+    return result
 
 
-def _seen(files: Files | None, uses: Uses, path: str, use: Use) -> dict[str, Any]:
+def _add_row(result: Stats, row: RowTotals, sample: Sample, manifest: Path) -> None:
+    result.total.add(row)
+    groups = {
+        "manifest": str(manifest),
+        "source": sample.source,
+        "kind": sample.kind or "(none)",
+        "modality": modality(sample),
+    }
+    for group, name in groups.items():
+        result.by.setdefault(group, {}).setdefault(name, RowTotals()).add(row)
+
+
+def _result_of(files: Files | None, uses: Uses, path: str, use: Use) -> dict[str, Any]:
+    """Return the result of a use of a file, or, of files not opened, the length of its interval."""
     if files is not None:
-        known: dict[str, Any] = files[path]["uses"][uses[path].index(use)]
-        return known
-    return {} if use.end is None else {"seconds": use.end - (use.start or 0.0)}
+        result: dict[str, Any] = files[path]["uses"][uses[path].index(use)]
+        return result
+    if use.end is None:
+        return {}
+    return {"seconds": use.end - (use.start or 0.0)}
 
 
-def _share(sample: Sample, media: list[dict[str, Any]]) -> Share:
-    seconds = [use.get("seconds") for use in media]
-    share = Share(rows=1, words=len((sample.answer or "").split()))
-    share.seconds = sum(s for s in seconds if s is not None)
-    share.unknown = sum(s is None for s, part in zip(seconds, sample.media, strict=True) if part.type != "image")
+def _totals_of_row(sample: Sample, media: list[dict[str, Any]]) -> RowTotals:
+    """Return the totals of one row, without its tokens."""
+    row = RowTotals(rows=1, words=len((sample.answer or "").split()))
     for part, use in zip(sample.media, media, strict=True):
+        seconds = use.get("seconds")
+        if seconds is not None:
+            row.seconds += seconds
+        elif part.type != "image":
+            row.unknown += 1
         if isinstance(part, VideoPart) and part.sound != "off" and "problems" in use:
             mute = any(reason in ("no_sound_track", "no_audio") for reason, _ in use["problems"])
-            share.no_sound += mute
-            share.sound += can_be_used(use) and not mute
-    return share
+            if mute:
+                row.no_sound += 1
+            elif can_be_used(use):
+                row.sound += 1
+    return row
 
 
-def _tokens(sample: Sample, media: list[dict[str, Any]], tokens: Tokens) -> int:
-    """Tokens of a row.
+def _count_tokens(sample: Sample, media: list[dict[str, Any]], tokens: TokenCounter) -> int:
+    """Return the tokens of a row.
 
     Raises:
-        RowError: training would leave it out: for its media, or for what it says.
+        RowError: training would leave the row out, for its media or for its text.
     """
-    for reason, detail in (problem for use in media for problem in use.get("problems", [])):
-        if REASONS[reason].severity == "error":
-            raise RowError(reason, detail)
+    for use in media:
+        for reason, detail in use.get("problems", []):
+            if REASONS[reason].severity == "error":
+                raise RowError(reason, detail)
     return tokens(sample, [use.get("tokens", {}) for use in media])

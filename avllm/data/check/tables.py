@@ -1,8 +1,9 @@
-"""What `avllm data check`, `stats` and `mix` say on a terminal, on stderr: stdout is for --json."""
+"""Print the results of `avllm data check`, `stats` and `mix` on stderr; stdout is for --json."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,100 +12,144 @@ from rich.markup import escape
 from rich.table import Table
 
 from avllm.data.check.reasons import REASONS
-from avllm.data.check.report import Report
-from avllm.data.check.stats import Share, Stats
+from avllm.data.check.report import CheckReport
+from avllm.data.check.stats import RowTotals, Stats
 from avllm.data.mixture import Portion
 
 
-def print_report(report: Report, output: Path | None, counted: bool) -> None:
-    """Each reason with an example, then how many rows have errors, and which have to be mended.
+def print_report(report: CheckReport, output: Path | None, counted: bool) -> None:
+    """Print each reason with an example, how many rows have errors, and which to fix by hand.
 
     Args:
-        output: the folder that the page is in. counted: whether tokens were.
+        report: of the check.
+        output: the folder with the page.
+        counted: whether tokens were.
     """
     console = Console(stderr=True)
-    table = Table(box=None, pad_edge=False, expand=True)
-    columns: list[tuple[str, Literal["left", "right"]]] = [("", "left"), ("reason", "left"), ("rows", "right")]
-    for name, justify in columns:
-        table.add_column(name, justify=justify, no_wrap=True)
-    # a terminal gets lines of its width, a log or a pipe all that there is
-    cut = console.is_terminal
-    table.add_column("what it means, and an example", overflow="ellipsis" if cut else "fold", no_wrap=cut, ratio=1)
-    for reason in report.ranked():
-        about, first = REASONS[reason], report.examples[reason][0]
-        example = f"{first.id or f'line {first.line}'}: {first.detail}"
-        colour = "red" if about.severity == "error" else "yellow"
-        told = f"{about.meaning}\n[dim]{escape(_one_line(example))}[/]"
-        table.add_row(f"[{colour}]{about.severity}[/]", reason, f"{report.reasons[reason]:,}", told)
     if report.reasons:
-        console.print(table)
+        # A terminal gets lines of its width; a log or a pipe gets all text.
+        console.print(_reasons_table(report, cut=console.is_terminal))
     if not counted:
-        console.print("tokens were not counted: give --preset (or --checkpoint) to find rows that are too long for it")
+        console.print(
+            "tokens were not counted: give --preset (or --checkpoint) to find rows that are too long for it",
+        )
+    pages = f"; see {output / 'check.html'}, and quarantine.txt beside it" if output else ""
     console.print(
-        f"{sum(report.rows.values()):,} rows, {report.files:,} files ({report.reused:,} known from before): "
-        f"{report.count('error'):,} rows with errors, {report.count('warning'):,} with warnings"
-        + ("" if output is None else f"; see {output / 'check.html'}, and quarantine.txt beside it"),
+        f"{sum(report.rows.values()):,} rows, {report.files:,} files ({report.reused:,} from the "
+        f"journal): {report.count('error'):,} rows with errors, "
+        f"{report.count('warning'):,} with warnings{pages}",
         highlight=False,
         markup=False,
     )
-    for each in report.mending():
-        console.print(each, style="red", highlight=False, markup=False)
+    for sentence in report.advice():
+        console.print(sentence, style="red", highlight=False, markup=False)
+
+
+def _reasons_table(report: CheckReport, cut: bool) -> Table:
+    """Return a table of the reasons; ``cut`` shortens what does not fit into a line."""
+    table = Table(box=None, pad_edge=False, expand=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("reason", no_wrap=True)
+    table.add_column("rows", justify="right", no_wrap=True)
+    overflow: Literal["ellipsis", "fold"] = "ellipsis" if cut else "fold"
+    table.add_column("meaning, and an example", overflow=overflow, no_wrap=cut, ratio=1)
+    for reason in report.ranked():
+        about = REASONS[reason]
+        finding = report.examples[reason][0]
+        example = f"{finding.id or f'line {finding.line}'}: {finding.detail}"
+        colour = "red" if about.severity == "error" else "yellow"
+        table.add_row(
+            f"[{colour}]{about.severity}[/]",
+            reason,
+            f"{report.reasons[reason]:,}",
+            f"{about.meaning}\n[dim]{escape(_one_line(example))}[/]",
+        )
+    return table
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def print_stats(found: Stats, opened: bool) -> None:
-    """One table, and the rows that are in none; ``opened``: whether the files were."""
+def print_stats(stats: Stats, opened: bool) -> None:
+    """Print one table, and the rows that it leaves out; ``opened``: whether the files were."""
     console = Console(stderr=True)
-    console.print(_stats_table(found))
-    if found.total.unknown and not opened:
+    console.print(_stats_table(stats))
+    if stats.total.unknown and not opened:
         console.print("give --probe to open the files for the length of their clips")
-    if found.refused:
-        named = ", ".join(f"{count:,} {reason}" for reason, count in found.refused.most_common())
-        said = f"{found.total.refused:,} rows have no tokens, since training leaves them out: {named}"
-        console.print(f"{said}; see `avllm data check`", highlight=False)
-    if found.malformed:
-        console.print(f"{found.malformed:,} malformed lines; see `avllm data check`")
+    if stats.refused:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in stats.refused.most_common())
+        console.print(
+            f"{stats.total.refused:,} rows have no tokens, since training leaves them out: "
+            f"{reasons}; see `avllm data check`",
+            highlight=False,
+        )
+    if stats.malformed:
+        console.print(f"{stats.malformed:,} malformed lines; see `avllm data check`")
 
 
-def _stats_table(found: Stats) -> Table:
-    """All groups one below the other; columns of which no row knows anything are left out."""
-    total = found.total
-    columns: dict[str, tuple[bool, Callable[[Share], str]]] = {
-        "rows": (True, lambda s: f"{s.rows:,}"),
-        "hours": (total.seconds > 0, lambda s: f"{s.seconds / 3600:,.2f}"),
-        "clips of unknown length": (total.unknown > 0, lambda s: f"{s.unknown:,}"),
-        "with sound": (total.sound + total.no_sound > 0, lambda s: f"{s.sound:,}"),
-        "mute": (total.sound + total.no_sound > 0, lambda s: f"{s.no_sound:,}"),
-        "words an answer": (True, lambda s: f"{s.words / max(1, s.rows):.1f}"),
-        "tokens": (total.tokens > 0, lambda s: f"{s.tokens:,}"),
-        "refused rows": (total.refused > 0, lambda s: f"{s.refused:,}"),
-    }
-    shown = {name: tell for name, (there, tell) in columns.items() if there}
+@dataclass(frozen=True)
+class _Column:
+    """Describe a column of the table of statistics."""
+
+    name: str
+    cell: Callable[[RowTotals], str]
+    shown: bool = True
+
+
+def _columns(total: RowTotals) -> list[_Column]:
+    """Return the columns that hold something for some row."""
+    opened = total.sound + total.no_sound > 0
+    columns = [
+        _Column("rows", lambda t: f"{t.rows:,}"),
+        _Column("hours", lambda t: f"{t.seconds / 3600:,.2f}", total.seconds > 0),
+        _Column("clips of unknown length", lambda t: f"{t.unknown:,}", total.unknown > 0),
+        _Column("with sound", lambda t: f"{t.sound:,}", opened),
+        _Column("mute", lambda t: f"{t.no_sound:,}", opened),
+        _Column("words an answer", lambda t: f"{t.words / max(1, t.rows):.1f}"),
+        _Column("tokens", lambda t: f"{t.tokens:,}", total.tokens > 0),
+        _Column("refused rows", lambda t: f"{t.refused:,}", total.refused > 0),
+    ]
+    return [column for column in columns if column.shown]
+
+
+def _stats_table(stats: Stats) -> Table:
+    """Return a table of all groups, one below the other, and of the sum of all rows."""
+    columns = _columns(stats.total)
     table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold", min_width=20)
-    for name in shown:
-        table.add_column(name, justify="right")
-    for group, shares in {**found.by, "all": {"": total}}.items():
-        table.add_row(f"[bold]{group}[/]", *([tell(total) for tell in shown.values()] if group == "all" else []))
-        for name, share in sorted(shares.items(), key=lambda item: -item[1].rows) if group != "all" else []:
-            table.add_row(f"  {escape(name)}", *(tell(share) for tell in shown.values()))
+    for column in columns:
+        table.add_column(column.name, justify="right")
+    for group, totals_by_name in stats.by.items():
+        table.add_row(f"[bold]{group}[/]")
+        by_size = sorted(totals_by_name.items(), key=lambda item: -item[1].rows)
+        for name, totals in by_size:
+            table.add_row(f"  {escape(name)}", *(column.cell(totals) for column in columns))
+    table.add_row("[bold]all[/]", *(column.cell(stats.total) for column in columns))
     return table
 
 
-def print_mixture(found: list[Portion], temperature: float) -> None:
-    """A line a source."""
+def print_mixture(portions: list[Portion], temperature: float) -> None:
+    """Print a line for each source."""
     console = Console(stderr=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("manifest", overflow="fold", min_width=20)
     for name in ("weight", "max_rows", "rows", "items", "drawn", "share", "epochs"):
         table.add_column(name, justify="right")
-    for portion in found:
-        settings = (str(portion.weight), "" if portion.max_rows is None else f"{portion.max_rows:,}")
-        figures = (f"{portion.rows:,}", f"{portion.items:,}", f"{portion.drawn:,}", f"{portion.share:.1%}")
-        table.add_row(escape(portion.manifest), *settings, *figures, f"{portion.epochs:.2f}")
+    for portion in portions:
+        table.add_row(
+            escape(portion.manifest),
+            str(portion.weight),
+            "" if portion.max_rows is None else f"{portion.max_rows:,}",
+            f"{portion.rows:,}",
+            f"{portion.items:,}",
+            f"{portion.drawn:,}",
+            f"{portion.share:.1%}",
+            f"{portion.epochs:.2f}",
+        )
     console.print(table)
     if temperature != 1:
-        console.print(f"temperature {temperature:g}: sizes count by their power 1/{temperature:g}", highlight=False)
+        console.print(
+            f"temperature {temperature:g}: sizes count by their power 1/{temperature:g}",
+            highlight=False,
+        )

@@ -1,7 +1,7 @@
-"""Work that may hang, or kill its process: each task has a time-out, and a worker that is lost takes nothing with it.
+"""Run tasks that may hang or kill their process: each has a time limit, and costs at most itself.
 
-``concurrent.futures`` and ``multiprocessing.Pool`` give up, or wait for ever, when one worker dies inside a C library;
-here each worker has a pipe of its own and is killed and replaced alone.
+``concurrent.futures`` and ``multiprocessing.Pool`` give up, or wait for ever, when one worker dies
+inside a C library; here each worker has its own pipe, and is killed and replaced alone.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ T = TypeVar("T")
 
 START_SECONDS = 180.0  # a worker imports torch and libav first; on a busy machine that takes long
 READY = "ready"
-MEDIA = "avllm.data.media.load"  # takes seconds to import; the server finds it wherever the function's own module lies
+# Imported by the server that forks the workers, since that takes seconds.
+MEDIA = "avllm.data.media.load"
 
 
 @dataclass(frozen=True)
 class Lost:
-    """What stands in the place of a result that a worker never gave.
+    """Report a task whose worker gave no result.
 
     Attributes:
         reason: ``timeout`` or ``crashed``.
@@ -36,33 +37,38 @@ class Lost:
 
 
 def run_guarded(
-    function: Callable[[T], Any], tasks: Iterable[T], *, workers: int, seconds: Callable[[T], float]
+    function: Callable[[T], Any],
+    tasks: Iterable[T],
+    *,
+    workers: int,
+    seconds: Callable[[T], float],
 ) -> Iterator[tuple[T, Any]]:
-    """Call a function on tasks in processes of their own; results come as they are ready, in any order.
+    """Call a function on tasks in worker processes; yield results as they arrive, in any order.
 
     Args:
-        function: stands in a module (or is a partial of one that does), takes one task, gives something picklable.
+        function: takes one task and returns a picklable value; it is defined in a module, or a
+            partial of such a function.
         tasks: read lazily, one ahead of the workers.
         workers: how many processes.
-        seconds: the time-out of a task.
+        seconds: the time limit of a task.
 
     Yields:
-        (task, result); the result is :class:`Lost` when the process hung or died over the task.
+        (task, result); the result is :class:`Lost` when the process hung or died during the task.
 
     Raises:
-        RuntimeError: workers do not even start.
+        RuntimeError: a worker dies before it gets a task.
     """
-    todo = iter(tasks)
-    spare = next(todo, None)
+    remaining = iter(tasks)
+    next_task = next(remaining, None)
     pool: list[_Worker[T]] = []
     try:
-        if spare is not None:
+        if next_task is not None:
             pool += [_Worker(function) for _ in range(max(1, workers))]
-        while spare is not None or any(worker.task is not None for worker in pool):
+        while next_task is not None or any(worker.task is not None for worker in pool):
             for worker in pool:
-                if spare is not None and worker.idle:
-                    worker.give(spare, seconds(spare))
-                    spare = next(todo, None)
+                if next_task is not None and worker.idle:
+                    worker.give(next_task, seconds(next_task))
+                    next_task = next(remaining, None)
             yield from _collect(pool, function)
     finally:
         for worker in pool:
@@ -70,19 +76,21 @@ def run_guarded(
 
 
 def _collect(pool: list[_Worker[T]], function: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
-    """What came in until the next deadline; lost workers are replaced in place."""
+    """Yield the results that arrive before the next deadline; replace lost workers."""
     busy = [worker for worker in pool if not worker.idle]
-    pause = max(0.0, min(worker.until for worker in busy) - time.monotonic())
+    pause = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
     wait([worker.pipe for worker in busy], timeout=pause)
-    for place, worker in enumerate(pool):
+    for number, worker in enumerate(pool):
         if worker.idle:
             continue
         answer = worker.answer()
         if isinstance(answer, Lost):
             if not worker.started:
-                raise RuntimeError(f"a worker process {answer.detail} before it had a task; see its message above")
+                raise RuntimeError(
+                    f"a worker process {answer.detail} before it had a task; see its message above",
+                )
             worker.end()
-            pool[place] = _Worker(function)
+            pool[number] = _Worker(function)
         if answer is not None and worker.task is not None:
             yield worker.take(), answer.value if isinstance(answer, _Value) else answer
 
@@ -93,7 +101,7 @@ class _Value:
 
 
 class _Worker(Generic[T]):
-    """One process, its pipe, and the task that it has."""
+    """Hold one process, its pipe, and the task that it works on."""
 
     def __init__(self, function: Callable[[T], Any]) -> None:
         context = _context(function)
@@ -102,30 +110,35 @@ class _Worker(Generic[T]):
         self.process.start()
         theirs.close()  # else the pipe would not end with the process
         self.task: T | None = None
-        self.started, self.limit = False, START_SECONDS
-        self.until = time.monotonic() + START_SECONDS
+        self.started = False
+        self.limit = START_SECONDS
+        self.deadline = time.monotonic() + START_SECONDS
 
     @property
     def idle(self) -> bool:
         return self.started and self.task is None
 
     def give(self, task: T, seconds: float) -> None:
-        self.task, self.limit, self.until = task, seconds, time.monotonic() + seconds
+        self.task = task
+        self.limit = seconds
+        self.deadline = time.monotonic() + seconds
         try:
             self.pipe.send((task, seconds))
-        except BrokenPipeError:  # it died while it had nothing to do: answer() tells
+        except BrokenPipeError:  # it died while it was idle: answer() reports that
             return
 
     def take(self) -> T:
-        task, self.task = self.task, None
-        assert task is not None
+        assert self.task is not None
+        task = self.task
+        self.task = None
         return task
 
     def answer(self) -> _Value | Lost | None:
-        """A result, what became of the process, or None when there is nothing yet (or it has just started)."""
+        """Return a result, the loss of the process, or None when no result has arrived."""
         if not self.pipe.poll():
-            late = time.monotonic() > self.until
-            return Lost("timeout", f"gave no answer in {self.limit:g} s and was stopped") if late else None
+            if time.monotonic() > self.deadline:
+                return Lost("timeout", f"gave no answer in {self.limit:g} s and was stopped")
+            return None
         try:
             message = self.pipe.recv()
         except (EOFError, OSError):
@@ -149,18 +162,20 @@ def _ending(code: int | None) -> str:
 
 
 def _context(function: Callable[..., Any]) -> Any:
-    """A server that has imported what the tasks need, and forks: replacing a worker takes milliseconds."""
+    """Return a context that forks a server with the imports, which takes milliseconds a worker."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    given = [type(value).__module__ for value in getattr(function, "args", ())]
-    context.set_forkserver_preload([MEDIA, getattr(function, "func", function).__module__, *given])
+    # Of a partial: the modules of its function and of its arguments.
+    own_module = getattr(function, "func", function).__module__
+    argument_modules = [type(value).__module__ for value in getattr(function, "args", ())]
+    context.set_forkserver_preload([MEDIA, own_module, *argument_modules])
     return context
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
-    """A worker's life: tasks in, results out, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that gave the tasks ends the workers
+    """Receive tasks and send results until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
     os.environ["OMP_NUM_THREADS"] = "1"
     pipe.send(READY)
     while True:
@@ -168,7 +183,7 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
             task, seconds = pipe.recv()
         except (EOFError, ConnectionResetError):
             return
-        # Should the process that watches be gone, the kernel ends a call that hangs.
+        # If the main process is gone, the kernel ends a call that hangs.
         signal.alarm(int(seconds) + 5)
         result = function(task)
         signal.alarm(0)

@@ -1,1 +1,1 @@
-"""Media files as frames and sound on one clock; only this room opens them."""
+"""Read media files as frames and sound on one clock; no other room opens them."""

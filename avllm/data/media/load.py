@@ -1,7 +1,8 @@
-"""Media files to tensors: frames and sound of the same interval, on one clock, the same on every call.
+"""Read media files as tensors: frames and sound of the same interval, on one clock.
 
-The clip's second 0 is the interval's start. ``media_open.py``, ``media_frames.py``, ``media_sound.py`` and
-``media_backends.py`` do the work; everything else in the package calls the functions here.
+Every call gives the same tensors. The clip's second 0 is the interval's start. ``open.py``,
+``frames.py``, ``sound.py`` and ``backends.py`` do the work; the rest of the package calls the
+functions of this file.
 """
 
 from __future__ import annotations
@@ -17,15 +18,8 @@ import torchaudio
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from avllm.data.media.backends import BACKENDS, read_with
-from avllm.data.media.frames import (
-    Window,
-    display_matrix,
-    displayed_size,
-    first_frame,
-    read_frames,
-    read_window,
-    rotation,
-)
+from avllm.data.media.display import display_matrix, displayed_size, rotation
+from avllm.data.media.frames import first_frame, read_frames
 from avllm.data.media.open import (
     BROKEN_PICTURE,
     MAX_PIXELS,
@@ -41,6 +35,7 @@ from avllm.data.media.open import (
 )
 from avllm.data.media.sampling import Sampling, centres
 from avllm.data.media.sound import read_sound
+from avllm.data.media.window import read_window
 from avllm.data.store.storage import open_bytes
 
 if TYPE_CHECKING:
@@ -67,12 +62,12 @@ SOUND_MODES = ("auto", "on", "off")
 
 @dataclass(frozen=True)
 class Frames:
-    """Pictures of a clip.
+    """Hold the pictures of a clip.
 
     Attributes:
         x: uint8 RGB, ``(T, H, W, 3)``.
-        span: float32 ``(T, 2)``, start and end of each step in seconds of the clip; contiguous, the last ends with the
-            clip.
+        span: float32 ``(T, 2)``, start and end of each step in seconds of the clip; contiguous, the
+            last ends with the clip.
     """
 
     x: Tensor
@@ -81,12 +76,12 @@ class Frames:
 
 @dataclass(frozen=True)
 class Sound:
-    """Sound of a clip.
+    """Hold the sound of a clip.
 
     Attributes:
         x: float32 ``(S,)``, the mean of all channels, full scale 1.
         rate: samples a second.
-        start: second of the clip at which ``x[0]`` stands; above 0 when the track starts late.
+        start: second of the clip at which ``x[0]`` is heard; above 0 when the track starts late.
     """
 
     x: Tensor
@@ -96,11 +91,13 @@ class Sound:
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames and sound of one interval of a file.
+    """Hold frames and sound of an interval of a file.
 
     Attributes:
+        frames: None when the clip has no picture, or none was read.
+        sound: None when the clip has no sound, or none was read.
         duration: seconds.
-        more_sounds: the same sound at further rates, for a model whose audio encoders hear at several.
+        more_sounds: the same sound at further rates, for audio encoders with different rates.
     """
 
     frames: Frames | None
@@ -110,14 +107,14 @@ class Clip:
 
     @property
     def size(self) -> int:
-        """Bytes that the decoded tensors take."""
-        parts = [part for part in (self.frames, self.sound, *self.more_sounds) if part is not None]
-        return sum(part.x.numel() * part.x.element_size() for part in parts)
+        """Return the bytes of the decoded tensors."""
+        tracks = [track for track in (self.frames, self.sound, *self.more_sounds) if track is not None]
+        return sum(track.x.numel() * track.x.element_size() for track in tracks)
 
     def sound_at(self, rate: int) -> Sound:
         """Return the sound at one of the rates that were read.
 
-        Where only ``sound`` is left, since it was changed after decoding, the others follow from it.
+        A sound that was changed after decoding has no further rates; it is resampled.
 
         Raises:
             ValueError: the clip has no sound.
@@ -133,7 +130,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file's headers and its first frame say. Seconds, pixels as displayed (after rotation), Hz."""
+    """Describe a file by its headers and its first frame.
+
+    Times are in seconds, sizes in pixels as displayed (after rotation), rates in Hz.
+    """
 
     duration: float
     has_video: bool
@@ -176,10 +176,10 @@ def load_video(
         sampling: which frames; None = no frames.
         rate: samples a second of the sound; None = no sound.
         more_rates: further ones, for ``Clip.more_sounds``.
-        sound: ``auto`` = when the file has any in the interval, ``on`` = must have, ``off`` = not decoded.
+        sound: ``auto`` = read when the interval has any, ``on`` = required, ``off`` = not read.
         backend: one of ``BACKENDS``; all give the same frames, ``auto`` is the fastest.
-        timeout: seconds, looked at between packets, or between frames where another back end decodes them; what hangs
-            within a library ends with its process alone.
+        timeout: seconds, checked between packets, or between frames where another back end decodes
+            them; a call that hangs within a library ends only with its process.
         threads: of the decoder.
 
     Raises:
@@ -191,12 +191,18 @@ def load_video(
         raise ValueError(f"backend={backend!r}; expected one of {', '.join(BACKENDS)}")
     with open_media(path, timeout, threads) as media:
         if media.video is None and sampling is not None:
-            raise no_track(path, "no_video", "the file has no video track; give it as an audio part")
+            raise no_track(
+                path,
+                "no_video",
+                "the file has no video track; give it as an audio part",
+            )
         first, last = media.interval(start, end)
-        frames = None if sampling is None else _frames(media, first, last, sampling, backend, threads)
+        clip_frames: Frames | None = None
+        if sampling is not None:
+            clip_frames = _frames(media, first, last, sampling, backend, threads)
         rates = [] if rate is None or sound == "off" else [rate, *more_rates]
         sounds = _sounds(media, first, last, rates, required=sound == "on")
-    return Clip(frames, sounds[0] if sounds else None, last - first, sounds[1:])
+    return Clip(clip_frames, sounds[0] if sounds else None, last - first, sounds[1:])
 
 
 def load_audio(
@@ -220,9 +226,10 @@ def load_audio(
 
 
 def load_image(path: str | Path) -> Clip:
-    """Read a still image as a clip of one frame, ``span`` [[0, 0]] and duration 0; turned as its EXIF data says.
+    """Read a still image as a clip of one frame, with ``span`` [[0, 0]] and duration 0.
 
-    Transparent pixels become white. Animations give their first frame.
+    It is turned as its EXIF data say. Transparent pixels become white. Animations give their first
+    frame.
 
     Raises:
         MediaError: missing, zero_byte, undecodable, absurd_header, truncated.
@@ -237,10 +244,15 @@ def load_image(path: str | Path) -> Clip:
     except MediaError:
         raise
     except Image.DecompressionBombError as error:
-        seen = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; the limit is {MAX_PIXELS:,}"
+        least = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        seen = f"more than {least:,} pixels; the limit is {MAX_PIXELS:,}"
         raise MediaError(path, "absurd_header", f"the header declares {seen}") from error
     except UnidentifiedImageError as error:
-        raise MediaError(path, "undecodable", "it is no picture of a form that Pillow knows") from error
+        raise MediaError(
+            path,
+            "undecodable",
+            "it is no picture of a format that Pillow reads",
+        ) from error
     except BROKEN_PICTURE as error:
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise MediaError(path, reason, str(error)) from error
@@ -249,21 +261,31 @@ def load_image(path: str | Path) -> Clip:
 
 
 def probe(path: str | Path, timeout: float = 60.0) -> MediaInfo:
-    """Headers of a video or sound file, and its first frame for the rotation.
+    """Read the headers of a video or sound file, and its first frame for the rotation.
 
     Raises:
-        MediaError: missing, zero_byte, undecodable, absurd_header, truncated, timeout; ``no_video`` when there is
-            neither video nor sound in the file.
+        MediaError: missing, zero_byte, undecodable, absurd_header, truncated, timeout; ``no_video``
+            when there is neither video nor sound in the file.
     """
     with open_media(path, timeout) as media:
         if media.video is None and media.audio is None:
             raise no_track(path, "no_video", "the file has neither a video nor a sound track")
         duration = file_duration(media)
-        fields = {**_video_info(media), **_audio_info(media), "container": media.container.format.name}
-    return MediaInfo(duration, media.video is not None, media.audio is not None, **fields)
+        fields = {**_video_info(media), **_audio_info(media)}
+        container = media.container.format.name
+    has_video = media.video is not None
+    has_audio = media.audio is not None
+    return MediaInfo(duration, has_video, has_audio, container=container, **fields)
 
 
-def _frames(media: OpenMedia, first: float, last: float, sampling: Sampling, backend: str, threads: int) -> Frames:
+def _frames(
+    media: OpenMedia,
+    first: float,
+    last: float,
+    sampling: Sampling,
+    backend: str,
+    threads: int,
+) -> Frames:
     spans = sampling.spans(last - first)
     moments = [first + centre for centre in centres(spans)]
     if backend in ("auto", "pyav"):
@@ -273,22 +295,36 @@ def _frames(media: OpenMedia, first: float, last: float, sampling: Sampling, bac
     return Frames(torch.from_numpy(pixels), torch.tensor(spans, dtype=torch.float32))
 
 
-def _sounds(media: OpenMedia, first: float, last: float, rates: Sequence[int], required: bool) -> tuple[Sound, ...]:
-    """Return the interval's sound at each rate; nothing where there is none."""
+def _sounds(
+    media: OpenMedia,
+    first: float,
+    last: float,
+    rates: Sequence[int],
+    required: bool,
+) -> tuple[Sound, ...]:
+    """Read the interval's sound at each rate; return nothing where there is none.
+
+    Raises:
+        MediaError: no_audio, when it is required and there is none.
+    """
     if not rates:
         return ()
-    read = [] if media.audio is None else read_sound(media, first, last, rates)
-    if required and not read:
-        what = "the file has no sound track" if media.audio is None else "the sound track is empty"
-        raise no_track(media.path, "no_audio", f"{what} between {first:.3f} and {last:.3f} s")
-    if len(read) < len(rates):  # less than one sample at the lowest rate: no sound at all
+    sounds = [] if media.audio is None else read_sound(media, first, last, rates)
+    if required and not sounds:
+        empty = "the file has no sound track" if media.audio is None else "the sound track is empty"
+        detail = f"{empty} between {first:.3f} and {last:.3f} s"
+        raise no_track(media.path, "no_audio", detail)
+    if len(sounds) < len(rates):  # less than one sample at the lowest rate: no sound at all
         return ()
-    begins = [max(0.0, start - first) for _, start in read]
-    return tuple(Sound(x, rate, begin) for (x, _), rate, begin in zip(read, rates, begins, strict=True))
+    placed = []
+    for (samples, start), rate in zip(sounds, rates, strict=True):
+        placed.append(Sound(samples, rate, max(0.0, start - first)))
+    return tuple(placed)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion cuts everything above 255 to white
+    """Return the pixels ``(H, W, 3)`` of an image of any mode."""
+    if image.mode.startswith("I"):  # 16 bits; Pillow's conversion turns everything above 255 white
         grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, -1)  # (H, W, 3)
     if image.has_transparency_data:
@@ -301,7 +337,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
 def _video_info(media: OpenMedia) -> dict[str, Any]:
     if media.video is None:
         return {}
-    window: Window = read_window(media, 0.0, 0.0)
+    window = read_window(media, 0.0, 0.0)
     frame = first_frame(media, window)
     width, height = displayed_size(frame)
     rate = media.video.average_rate

@@ -1,4 +1,4 @@
-"""The media parts of a row -> their clips: which loader reads a file, with which tracks, and that it reads it once."""
+"""Decode the media parts of a row: choose loader and tracks of each file, and read it once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOUDEST_FIRST: tuple[Literal["on", "auto", "off"], ...] = ("on", "auto", "off")
 
 
 class Stretch(NamedTuple):
-    """What parts have in common that one decode serves: the file and the interval of it; or a still picture."""
+    """Identify what one decode reads: a file and an interval of it, or a still picture."""
 
     path: Path
     start: float | None = None
@@ -23,9 +23,11 @@ class Stretch(NamedTuple):
 
     @classmethod
     def of(cls, part: MediaPart, root: Path | None) -> Stretch:
-        """What a part shows; a relative path is relative to ``root``."""
+        """Return the stretch of a part; a relative path is relative to ``root``."""
         path = resolve(part, root)
-        return cls(path, still=True) if isinstance(part, ImagePart) else cls(path, part.start, part.end)
+        if isinstance(part, ImagePart):
+            return cls(path, still=True)
+        return cls(path, part.start, part.end)
 
 
 def load_parts(
@@ -37,9 +39,9 @@ def load_parts(
     more_rates: Sequence[int] = (),
     timeout: float = 60.0,
 ) -> list[Clip]:
-    """Decode media parts; those that show the same interval of a file share one open of it and one decode.
+    """Decode media parts; those with the same interval of a file share one open and one decode.
 
-    What they share they hold together: tensors of a clip are not to be changed in place.
+    Their clips share tensors, so these must not be changed in place.
 
     Args:
         parts: which files and intervals, usually of one row.
@@ -50,16 +52,19 @@ def load_parts(
         timeout: seconds for each file.
 
     Returns:
-        a clip a part, in order; the same that the part alone would be.
+        a clip for each part, in order, equal to the clip of the part alone.
 
     Raises:
-        MediaError: with the reason. ValueError: an audio part and no rate.
+        MediaError: with the reason. ValueError: there is an audio part, and no rate.
     """
-    wanted: dict[Stretch, list[MediaPart]] = {}
-    for part in parts:
-        wanted.setdefault(Stretch.of(part, root), []).append(part)
-    read = {s: _read(s, asked, sampling, rate, more_rates, timeout) for s, asked in wanted.items()}
-    return [_tracks(read[Stretch.of(part, root)], part) for part in parts]
+    stretches = [Stretch.of(part, root) for part in parts]
+    parts_by_stretch: dict[Stretch, list[MediaPart]] = {}
+    for stretch, part in zip(stretches, parts, strict=True):
+        parts_by_stretch.setdefault(stretch, []).append(part)
+    clips: dict[Stretch, Clip] = {}
+    for stretch, sharing in parts_by_stretch.items():
+        clips[stretch] = _read(stretch, sharing, sampling, rate, more_rates, timeout)
+    return [_tracks_of(clips[s], part) for s, part in zip(stretches, parts, strict=True)]
 
 
 def _read(
@@ -70,31 +75,41 @@ def _read(
     more_rates: Sequence[int],
     timeout: float,
 ) -> Clip:
-    """All that any of the parts wants of a file."""
+    """Read all tracks of a stretch that any of the parts needs."""
     path, start, end, still = stretch
     if still:
         return load_image(path)
-    sounds = {"on" if isinstance(part, AudioPart) else part.sound for part in parts if not isinstance(part, ImagePart)}
-    sound = next(mode for mode in LOUDEST_FIRST if mode in sounds)
-    if rate is None and any(isinstance(part, AudioPart) for part in parts):
-        raise ValueError(f"{path} is to be heard, but rate is None; expected samples a second")
-    if rate is not None and not any(isinstance(part, VideoPart) for part in parts):
-        return load_audio(path, rate=rate, more_rates=more_rates, start=start, end=end, timeout=timeout)
-    asked = None if sound == "off" else rate
+    audio_parts = [part for part in parts if isinstance(part, AudioPart)]
+    video_parts = [part for part in parts if isinstance(part, VideoPart)]
+    if audio_parts and rate is None:
+        raise ValueError(f"{path} is an audio part, and rate is None; expected samples a second")
+    if not video_parts and rate is not None:
+        return load_audio(
+            path,
+            rate=rate,
+            more_rates=more_rates,
+            start=start,
+            end=end,
+            timeout=timeout,
+        )
+    modes = {part.sound for part in video_parts}
+    if audio_parts:
+        modes.add("on")
+    sound = next(mode for mode in LOUDEST_FIRST if mode in modes)
     return load_video(
         path,
         start=start,
         end=end,
         sampling=sampling,
-        rate=asked,
+        rate=None if sound == "off" else rate,
         more_rates=more_rates,
         sound=sound,
         timeout=timeout,
     )
 
 
-def _tracks(clip: Clip, part: MediaPart) -> Clip:
-    """What a part wants of the clip that was read for all."""
+def _tracks_of(clip: Clip, part: MediaPart) -> Clip:
+    """Return the tracks that a part needs of the clip that was read for all parts."""
     if isinstance(part, AudioPart):
         return replace(clip, frames=None)
     if isinstance(part, VideoPart) and part.sound == "off":

@@ -1,7 +1,8 @@
-"""Another sampling rate, by torchaudio's windowed sinc."""
+"""Change the sampling rate of a sound, by torchaudio's windowed sinc."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
@@ -12,33 +13,42 @@ import torchaudio
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEIGHBOURS = 16  # filters that are applied together
+FILTERS_AT_ONCE = 16  # neighbouring filters that one product applies
 
 
 class Resampler(Protocol):
-    """Gives a sound another sampling rate.
+    """Change the sampling rate of a sound.
 
     Attributes:
-        before, after: samples of silence that it wants around the sound.
+        before: samples of silence that it needs before the sound.
+        after: samples of silence that it needs after the sound.
     """
 
     before: int
     after: int
 
     def __call__(self, padded: Tensor) -> Tensor:
-        """``(before + samples + after,)`` -> ``(ceil(samples * new / old),)``."""
+        """Resample ``(before + samples + after,)`` to ``(ceil(samples * new / old),)``."""
         ...
 
 
 @lru_cache(maxsize=16)
 def resampler(ratio: Fraction) -> Resampler:
-    """For ``ratio`` old samples to a new one."""
+    """Return a resampler that makes one sample of ``ratio`` old ones."""
     if ratio == 1:
         return _Same()
-    # functional.resample with its kernel kept
-    whole = _Whole(torchaudio.transforms.Resample(ratio.numerator, ratio.denominator))
-    sparse = _Sparse(whole.how)
-    return sparse if sparse.pays else whole
+    # The transform holds its kernel, which functional.resample would compute at each call.
+    transform = torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
+    sparse = _Sparse(transform)
+    return sparse if sparse.is_faster else _Whole(transform)
+
+
+@dataclass(frozen=True)
+class _FilterGroup:
+    """Hold neighbouring filters: their first tap that is not 0, and ``(taps, filters)``."""
+
+    first_tap: int
+    weights: Tensor
 
 
 class _Same:
@@ -51,39 +61,46 @@ class _Same:
 class _Whole:
     before = after = 0
 
-    def __init__(self, how: torchaudio.transforms.Resample) -> None:
-        self.how = how
+    def __init__(self, transform: torchaudio.transforms.Resample) -> None:
+        self.transform = transform
 
     def __call__(self, padded: Tensor) -> Tensor:
-        return self.how(padded)
+        return self.transform(padded)
 
 
 class _Sparse:
-    """The same numbers without the zeros: 44.1 to 16 kHz takes 160 filters of 475 taps, of which 33 each are not 0.
+    """Compute the same numbers without the kernel's zeros.
 
-    Filters that stand next to each other see nearly the same samples, and each of them returns every ``old`` samples:
-    a product of matrices of which the first is a view of the sound.
+    44.1 to 16 kHz takes 160 filters of 475 taps, of which 33 in each filter are not 0. Neighbouring
+    filters read nearly the same samples, and each filter reads again ``old`` samples further. So
+    the output of some filters is a product of matrices, the first of which is a view of the sound.
     """
 
-    def __init__(self, whole: torchaudio.transforms.Resample) -> None:
-        self.old, self.width = whole.orig_freq // whole.gcd, whole.width
-        filters = whole.kernel[:, 0]  # (new, taps)
+    def __init__(self, transform: torchaudio.transforms.Resample) -> None:
+        self.old = transform.orig_freq // transform.gcd
+        filters = transform.kernel[:, 0]  # (new, taps)
         self.new, self.taps = filters.shape
-        self.before, self.after = self.width, self.width + self.old
-        self.groups: list[tuple[int, Tensor]] = []  # first tap, (taps of it, filters)
-        for part in filters.split(NEIGHBOURS):
-            used = (part != 0).any(0).nonzero()
-            first, last = int(used[0]), int(used[-1]) + 1
-            self.groups.append((first, part[:, first:last].T.contiguous()))
+        self.before = transform.width
+        self.after = transform.width + self.old
+        self.groups: list[_FilterGroup] = []
+        for group in filters.split(FILTERS_AT_ONCE):  # (filters, taps)
+            used = (group != 0).any(0).nonzero()  # taps that some filter of the group reads
+            first = int(used[0])
+            last = int(used[-1]) + 1
+            self.groups.append(_FilterGroup(first, group[:, first:last].T.contiguous()))
 
     @property
-    def pays(self) -> bool:
-        """Whether the view's rows do not overlap, so that nothing is copied."""
-        return all(len(taps) <= self.old for _, taps in self.groups)
+    def is_faster(self) -> bool:
+        """Return whether the rows of the views do not overlap, so that nothing is copied."""
+        return all(len(group.weights) <= self.old for group in self.groups)
 
     def __call__(self, padded: Tensor) -> Tensor:
         rows = (len(padded) - self.taps) // self.old + 1
         out = padded.new_empty(rows, self.new)
-        for (first, taps), into in zip(self.groups, out.split(NEIGHBOURS, dim=1), strict=True):
-            torch.mm(padded[first:].as_strided((rows, len(taps)), (self.old, 1)), taps, out=into)
-        return out.view(-1)[: -(-self.new * (len(padded) - self.before - self.after) // self.old)]
+        columns = out.split(FILTERS_AT_ONCE, dim=1)  # views (rows, filters) of each group
+        for group, column in zip(self.groups, columns, strict=True):
+            shape = (rows, len(group.weights))  # row k begins k * old samples after the first
+            samples = padded[group.first_tap :].as_strided(shape, (self.old, 1))
+            torch.mm(samples, group.weights, out=column)
+        length = len(padded) - self.before - self.after
+        return out.view(-1)[: -(-self.new * length // self.old)]  # rounded up

@@ -1,22 +1,25 @@
-"""Which moments of a clip are looked at: pure arithmetic on seconds, no file in sight."""
+"""Choose the moments of a clip that are read, by arithmetic on seconds alone."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
 
+from avllm.errors import UserError
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many frames of a clip, and how large.
+    """Say how many frames of a clip are read, and how large.
 
     Exactly one of ``num_frames`` and ``fps`` is given.
 
     Attributes:
         num_frames: this many, uniform over the clip, each at the centre of its segment.
         fps: this many a second, each at the centre of its step.
-        max_frames: with ``fps``: a clip that would have more gets this many, uniform over the whole clip.
-        short_side: pixels of the picture's shorter side; larger pictures are shrunk while decoding, smaller ones stay.
+        max_frames: with ``fps``: a clip that would have more gets this many, uniform over it.
+        short_side: pixels of the picture's shorter side; larger pictures are shrunk while decoding,
+            smaller ones are not enlarged.
     """
 
     num_frames: int | None = None
@@ -26,14 +29,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if (self.num_frames is None) == (self.fps is None):
-            raise ValueError(f"num_frames={self.num_frames} and fps={self.fps}: give exactly one of the two")
+            seen = f"num_frames={self.num_frames} and fps={self.fps}"
+            raise UserError(f"{seen}: give exactly one of the two", reason="not_one")
         for name in ("num_frames", "fps", "max_frames", "short_side"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name}={value}: expected a number above 0")
+                raise UserError(f"{name}={value}: expected a number above 0", reason="not_positive")
 
     def count(self, duration: float) -> int:
-        """Number of steps T of a clip of ``duration`` seconds; 1 for a clip without duration."""
+        """Return the number of steps T of a clip of ``duration`` seconds; 1 without duration."""
         if duration <= 0:
             return 1
         if self.num_frames is not None:
@@ -43,7 +47,7 @@ class Sampling:
         return steps if self.max_frames is None else min(steps, self.max_frames)
 
     def spans(self, duration: float) -> list[tuple[float, float]]:
-        """Start and end in seconds of each of the T steps: contiguous, from 0 to ``duration``."""
+        """Return start and end in seconds of each of the T steps, from 0 to ``duration``."""
         steps = self.count(duration)
         capped = self.fps is None or steps < round(duration * self.fps)
         step = duration / steps if capped else 1.0 / float(self.fps or 1)
@@ -51,7 +55,7 @@ class Sampling:
         return list(itertools.pairwise(edges))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after shrinking to ``short_side``, aspect kept."""
+        """Return width and height after shrinking to ``short_side`` with the same aspect."""
         short = min(width, height)
         if self.short_side is None or self.short_side >= short:
             return width, height
@@ -59,5 +63,5 @@ class Sampling:
 
 
 def centres(spans: list[tuple[float, float]]) -> list[float]:
-    """The moment of each step: its centre."""
+    """Return the moment of each step, its centre."""
     return [(first + last) / 2 for first, last in spans]

@@ -1,27 +1,44 @@
-"""Every packet of a file decoded: what a check finds that reads more than training would."""
+"""Decode every packet of a file, for checks that read more than training does."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 
 from avllm.data.media.open import MediaError, OpenMedia, open_media, read_packets
 
 
-@dataclass(frozen=True)
-class Whole:
-    """What decoding a whole file gave: frames of the picture, seconds of sound, and packets (all, and the broken)."""
+@dataclass
+class WholeFile:
+    """Count what decoding a whole file gave.
 
-    frames: int
-    sound_seconds: float
-    packets: int
-    broken: int
+    Attributes:
+        frames: of the picture.
+        sound_seconds: of the sound.
+        packets: of both.
+        broken: packets that cannot be decoded, or give corrupt frames.
+    """
+
+    frames: int = 0
+    sound_seconds: float = 0.0
+    packets: int = 0
+    broken: int = 0
+
+    def add(self, frames: Iterable[Any]) -> None:
+        """Count decoded frames of the picture or of the sound."""
+        for frame in frames:
+            if isinstance(frame, av.VideoFrame):
+                self.frames += 1
+            else:
+                self.sound_seconds += frame.samples / frame.sample_rate
 
 
-def decode_whole(path: str | Path, timeout: float = 60.0) -> Whole:
-    """Decode all packets of the picture and of the sound; holds one frame at a time.
+def decode_whole(path: str | Path, timeout: float = 60.0) -> WholeFile:
+    """Decode all packets of the picture and of the sound, holding one frame at a time.
 
     Raises:
         MediaError: the file cannot be opened, or the time is over.
@@ -30,35 +47,28 @@ def decode_whole(path: str | Path, timeout: float = 60.0) -> Whole:
         return _decode(media)
 
 
-def _decode(media: OpenMedia) -> Whole:
+def _decode(media: OpenMedia) -> WholeFile:
     streams = {s.index: s for s in (media.video, media.audio) if s is not None}
-    frames, seconds, packets, broken = 0, 0.0, 0, 0
+    counts = WholeFile()
     for packet in read_packets(media):
         if packet.stream_index not in streams:
             continue
-        packets += 1
+        counts.packets += 1
         try:
-            decoded = packet.decode()
+            frames = packet.decode()
         except av.error.InvalidDataError:
-            broken += 1
+            counts.broken += 1
             continue
-        broken += packet.is_corrupt or any(_is_corrupt(frame) for frame in decoded)
-        frames, seconds = _count(decoded, frames, seconds)
+        if packet.is_corrupt or any(_is_corrupt(frame) for frame in frames):
+            counts.broken += 1
+        counts.add(frames)
     for stream in streams.values():
-        frames, seconds = _count(stream.codec_context.decode(None), frames, seconds)
-    if media.video is not None and not frames:
-        raise MediaError(media.path, "undecodable", f"none of {packets} packets gave a frame")
-    return Whole(frames, seconds, packets, broken)
+        counts.add(stream.codec_context.decode(None))
+    if media.video is not None and not counts.frames:
+        detail = f"none of {counts.packets} packets gave a frame"
+        raise MediaError(media.path, "undecodable", detail)
+    return counts
 
 
 def _is_corrupt(frame: object) -> bool:
     return bool(getattr(frame, "is_corrupt", False))
-
-
-def _count(decoded: object, frames: int, seconds: float) -> tuple[int, float]:
-    for frame in decoded:  # type: ignore[attr-defined]
-        if isinstance(frame, av.VideoFrame):
-            frames += 1
-        else:
-            seconds += frame.samples / frame.sample_rate
-    return frames, seconds

@@ -26,7 +26,7 @@ class LockedError(UserError):
 def read_whole_rows(
     path: Path,
     fields: Collection[str],
-    error_type: type[Exception],
+    error_type: type[UserError],
     advice: str,
 ) -> Iterator[dict[str, Any]]:
     """Yield each row of a file whose line is complete; yield none when there is no file.
@@ -48,9 +48,10 @@ def read_whole_rows(
                 missing = set(fields) - row.keys()
             except (ValueError, AttributeError) as error:
                 message = f"{path} line {number} is damaged ({error!r}); {advice}"
-                raise error_type(message) from error
+                raise error_type(message, reason="damaged_row") from error
             if missing:
-                raise error_type(f"{path} line {number} lacks {sorted(missing)}; {advice}")
+                message = f"{path} line {number} lacks {sorted(missing)}; {advice}"
+                raise error_type(message, reason="damaged_row")
             yield row
 
 

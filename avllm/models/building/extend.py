@@ -115,7 +115,7 @@ def extend_model(model: Any, processor: AVProcessor, extension: ExtendConfig) ->
     model.encoders = nn.ModuleDict(dict(sorted(encoders.items())))
     model.connector = Connector(model.config.connector, widths_of(model.encoders), width)
     model.connector.to(device=like.device, dtype=like.dtype)
-    for place, adapter in enumerate(model.connector):
+    for place, adapter in enumerate(model.connector.adapters):
         if place not in growth.places:
             adapter.load_init()
     for adapter, place in zip(before, growth.places, strict=True):

@@ -1,12 +1,13 @@
-"""Train the toy world's ear from scratch: a small Whisper encoder that names what sounds at each 40 ms.
+"""Train the toy world's ear from scratch: a small Whisper encoder that names sounds each 40 ms.
 
     python scripts/toy_world/backbones/audio.py WORLD OUT
 
-Reads the training split of a toy world alone: its sound files, and `script.jsonl` for what sounds when. No clip of it
-has a held-out pair of kind and pitch. The ear is told how high sounds between two named pitches are, though, which no
-question asks; and it hears sounds that are moved to other bands, also to such a pitch, without being told the pitch.
-OUT becomes an ordinary Whisper checkpoint (`WhisperModel` with an untrained one-layer decoder that nobody uses). One
-thread; a finished OUT is left as it is.
+Reads the training split of a toy world alone: its sound files, and `script.jsonl` for what sounds
+when. No clip of it has a held-out pair of kind and pitch. The ear learns how high sounds between
+two named pitches are, though, which no question asks; and it hears sounds that are moved to other
+bands, also to such a pitch, without a label of the pitch. OUT becomes an ordinary Whisper
+checkpoint (`WhisperModel` with an untrained one-layer decoder that is not used). One thread; a
+finished OUT is not trained again.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ from avllm.encoders.whisper import Whisper
 from avllm.precision import has_fast_bfloat16, training_attention
 from avllm.training.muon import Muon
 
-SECONDS, HOP = 6, 320  # the longest clip; samples between mel frames, twice Whisper's: half the steps tell as much here
-STEPS, STEP = 150, 0.04  # a window in the steps that the encoder gives, two mel frames each
+SECONDS = 6  # of the longest clip
+HOP = 320  # samples between mel frames, twice Whisper's: half the steps are enough for this world
+STEPS = 150  # of the encoder in a window, two mel frames each
+STEP = 0.04  # seconds
 PIECE = 10  # mel frames, 0.2 s: of what a window is cut into
 KINDS = ("none", "tone", "chirp", "noise", "pulse")
 PITCHES = (280.0, 540.0, 1040.0, 2000.0, 3850.0)  # Hz: deep, low, middle, high, shrill
@@ -47,9 +50,13 @@ class Sounds:
     """Log-mel windows of N clips and what is true at each of their steps.
 
     Attributes:
-        mel: ``(N, mels, 2 * STEPS)``. classes: ``(N, STEPS, 2)`` long: kind and the number of pulses so far, IGNORE
-            behind the clip's end. height: ``(N, STEPS)``: 0 for no sound, 1 to 5 for the pitches, fractions for what
-            lies between two, IGNORE behind the end. events: ``(N, STEPS, 6)`` float 0 or 1. real: ``(N, STEPS)`` bool.
+        mel: ``(N, mels, 2 * STEPS)``.
+        classes: ``(N, STEPS, 2)`` long: kind and the number of pulses so far, IGNORE after the
+            clip's end.
+        height: ``(N, STEPS)``: 0 for no sound, 1 to 5 for the pitches, fractions between two,
+            IGNORE after the end.
+        events: ``(N, STEPS, 6)`` float 0 or 1.
+        real: ``(N, STEPS)`` bool.
     """
 
     mel: Tensor
@@ -60,11 +67,23 @@ class Sounds:
 
 
 def encoder_config() -> WhisperConfig:
-    """Two layers of width 96 over windows of 6 s."""
-    sizes = {"d_model": 96, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 256}
-    unused = {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 96, "vocab_size": 64}
+    """Return two layers of width 96 over windows of 6 s."""
+    sizes = {
+        "d_model": 96,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 256,
+    }
+    unused = {
+        "decoder_layers": 1,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 96,
+        "vocab_size": 64,
+    }
     ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    config = WhisperConfig(**sizes, **unused, **ends, num_mel_bins=64, max_source_positions=STEPS, init_std=0.08)
+    config = WhisperConfig(
+        **sizes, **unused, **ends, num_mel_bins=64, max_source_positions=STEPS, init_std=0.08
+    )
     config._attn_implementation = training_attention("cpu")
     return config
 
@@ -72,8 +91,13 @@ def encoder_config() -> WhisperConfig:
 def read_sounds(world: Path, split: str, preprocess: Any) -> Sounds:
     """Decode and label every clip of a split that has a sound track."""
     with (world / "script.jsonl").open(encoding="utf-8") as file:
-        scripts = [s for s in map(json.loads, file) if s["split"] == split and s["form"] in ("av", "silent", "wav")]
-    mel, labels = [], []
+        scripts = [
+            s
+            for s in map(json.loads, file)
+            if s["split"] == split and s["form"] in ("av", "silent", "wav")
+        ]
+    mel = []
+    labels = []
     for script in track(scripts, f"sounds of {split}"):
         sound = load_audio(world / script["file"], rate=preprocess.rate).sound
         mel.append(preprocess.prepare(sound.x[: preprocess.unit_samples])["input_features"].half())
@@ -82,10 +106,12 @@ def read_sounds(world: Path, split: str, preprocess: Any) -> Sounds:
 
 
 def label_steps(script: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Classes, height, events and which steps are real, of one clip (see :class:`Sounds`)."""
+    """Return classes, height, events and real steps of one clip (see :class:`Sounds`)."""
     centre = (torch.arange(STEPS) + 0.5) * STEP
     real = centre < script["duration"]
-    classes, height, events = torch.zeros(STEPS, 2, dtype=torch.long), torch.zeros(STEPS), torch.zeros(STEPS, EVENTS)
+    classes = torch.zeros(STEPS, 2, dtype=torch.long)
+    height = torch.zeros(STEPS)
+    events = torch.zeros(STEPS, EVENTS)
     for sound in script["sounds"]:
         on = (centre >= sound["start"]) & (centre < sound["end"])
         classes[on, 0] = KINDS.index(sound["kind"])
@@ -93,20 +119,24 @@ def label_steps(script: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]
         for pulse in sound["pulses"]:
             classes[centre >= pulse, 1] += 1
             events[(centre >= pulse) & (centre < pulse + 0.09), PULSE] = 1
-            events[(centre - pulse).abs() < 1.5 * STEP, STRIKE] = 1  # all of one width, so that a sum over steps counts
+            # All of one width, so that a sum over steps counts.
+            events[(centre - pulse).abs() < 1.5 * STEP, STRIKE] = 1
         events[(centre - sound["start"]).abs() < 1.5 * STEP, BEGIN] = 1
         events[(centre - sound["end"]).abs() < 1.5 * STEP, END] = 1
         classes[centre > sound["end"] + 0.5, 1] = 0
     for click in script["clicks"]:
         events[(centre - click).abs() < 1.5 * STEP, CLICK] = 1
-        events[(centre >= click) & (centre < click + 0.12), RECENT_CLICK] = 1  # wide enough to outlive pooling
+        # Wide enough to survive pooling.
+        events[(centre >= click) & (centre < click + 0.12), RECENT_CLICK] = 1
     classes[~real] = height[~real] = IGNORE
     return classes, height, events, real
 
 
 def height_of(sound: dict[str, Any]) -> float:
-    """1 to 5 for the five pitches; what has no name stands between its neighbours, as far as it is in octaves."""
-    height = float(np.interp(math.log(sound["frequency"]), np.log(PITCHES), range(1, len(PITCHES) + 1)))
+    """Return 1 to 5 for the five pitches; other frequencies lie between, linearly in octaves."""
+    height = float(
+        np.interp(math.log(sound["frequency"]), np.log(PITCHES), range(1, len(PITCHES) + 1))
+    )
     return round(height) if sound["pitch"] else height
 
 
@@ -117,15 +147,21 @@ class Listener(nn.Module):
 
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, nn.Linear(width, sum(self.SIZES) + EVENTS)
+        self.encoder = encoder
+        self.head = nn.Linear(width, sum(self.SIZES) + EVENTS)
 
     def forward(self, mel: Tensor) -> tuple[list[Tensor], Tensor]:
-        """``(N, mels, 2 * STEPS)`` -> logits ``(N, STEPS, size)`` of kind, count and pitch, and of the events."""
-        *classes, events = self.head(self.encoder(mel).last_hidden_state).float().split([*self.SIZES, EVENTS], dim=-1)
+        """Return logits ``(N, STEPS, size)`` of kind, count and pitch, and of the events.
+
+        Args:
+            mel: ``(N, mels, 2 * STEPS)``.
+        """
+        logits = self.head(self.encoder(mel).last_hidden_state).float()
+        *classes, events = logits.split([*self.SIZES, EVENTS], dim=-1)
         return classes, events
 
     def loss(self, sounds: Sounds, rows: Tensor) -> Tensor:
-        """Cross-entropies per real step, of rows ``(n,)`` of the sounds."""
+        """Return cross-entropies per real step, of rows ``(n,)`` of the sounds."""
         mel, labels, height = disguise(
             sounds.mel[rows].float(), sounds.classes[rows].clone(), sounds.height[rows].clone()
         )
@@ -133,41 +169,55 @@ class Listener(nn.Module):
         of_kind, of_count = (F.cross_entropy(x.mT, labels[..., i]) for i, x in enumerate(classes))
         total = 2 * of_kind + 2 * of_count + height_loss(pitch, height)
         rare = torch.tensor([6.0, 2.0, 2.0, 4.0, 4.0, 4.0])  # few steps are events
-        told = sounds.real[rows] & (labels[..., 0] != IGNORE)
-        return total + 8 * F.binary_cross_entropy_with_logits(events[told], sounds.events[rows][told], pos_weight=rare)
+        labelled = sounds.real[rows] & (labels[..., 0] != IGNORE)
+        return total + 8 * F.binary_cross_entropy_with_logits(
+            events[labelled], sounds.events[rows][labelled], pos_weight=rare
+        )
 
 
 def height_loss(logits: Tensor, height: Tensor) -> Tensor:
-    """Cross-entropy of ``logits (N, STEPS, 6)``; a height between two pitches is partly the one, partly the other."""
-    told = height != IGNORE
-    if not told.any():
+    """Return the cross-entropy of ``logits (N, STEPS, 6)``.
+
+    A height between two pitches is partly the one, partly the other.
+    """
+    labelled = height != IGNORE
+    if not labelled.any():
         return logits.sum() * 0.0
-    above = height[told] % 1
-    below = height[told].long()
-    likely = logits[told].log_softmax(-1)
-    low, high = (likely.gather(-1, p[:, None])[:, 0] for p in (below, (below + 1).clamp(max=len(PITCHES))))
+    above = height[labelled] % 1
+    below = height[labelled].long()
+    likely = logits[labelled].log_softmax(-1)
+    next_above = (below + 1).clamp(max=len(PITCHES))
+    low = likely.gather(-1, below[:, None])[:, 0]
+    high = likely.gather(-1, next_above[:, None])[:, 0]
     return -((1 - above) * low + above * high).mean()
 
 
 def disguise(
     mel: Tensor, labels: Tensor, height: Tensor, moved: float = 0.425, cut: float = 0.15
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Take apart what goes together in training: some kinds of sound never have some pitch, which is not to be learned.
+    """Separate kind and pitch: some kinds never have some pitch, which is not to be learned.
 
-    Some windows are moved by a number of bands, half of them by a few, and coloured at random, so that neither pitch
-    nor timbre tells their kind. Others keep their pitch but are cut into random pieces, blurred over the bands and
-    speckled, so that their kind is no longer told. The rest stay as they are.
+    Some windows are moved by a number of bands, half of them by a few, and coloured at random, so
+    that neither pitch nor timbre shows their kind. Others keep their pitch but are cut into random
+    pieces, blurred over the bands and speckled, so that their kind no longer shows. The rest stay
+    unchanged.
 
     Args:
-        mel: ``(n, mels, frames)``. labels: ``(n, STEPS, 2)`` and height: ``(n, STEPS)``, which are changed.
-        moved, cut: shares of windows.
+        mel: ``(n, mels, frames)``.
+        labels: ``(n, STEPS, 2)``, changed in place.
+        height: ``(n, STEPS)``, changed in place.
+        moved: share of windows.
+        cut: share of windows.
     """
     n, bands, frames = mel.shape
     lot = torch.rand(n)
-    is_moved, is_cut = lot < moved, (lot >= moved) & (lot < moved + cut)
-    by = torch.where(torch.rand(n) < 0.5, torch.randint(-6, 7, (n,)), torch.randint(0, bands, (n,))) * is_moved
+    is_moved = lot < moved
+    is_cut = (lot >= moved) & (lot < moved + cut)
+    few = torch.rand(n) < 0.5
+    by = torch.where(few, torch.randint(-6, 7, (n,)), torch.randint(0, bands, (n,))) * is_moved
     source = (torch.arange(bands) - by[:, None]) % bands  # (n, bands)
-    colour = F.interpolate(0.15 * torch.randn(n, 1, 8), bands, mode="linear")[:, 0] * is_moved[:, None]
+    colour = F.interpolate(0.15 * torch.randn(n, 1, 8), bands, mode="linear")[:, 0]
+    colour = colour * is_moved[:, None]  # (n, bands)
     mixed = mel.gather(1, source[..., None].expand(-1, -1, frames)) + colour[..., None]
     for _ in range(4):
         blurred = F.avg_pool2d(mixed[:, None], (3, 1), 1, (1, 0), count_include_pad=False)[:, 0]
@@ -181,7 +231,7 @@ def disguise(
 
 
 def build_optimizer(listener: Listener, lr: float, matrix_lr: float) -> Muon:
-    """Muon for the blocks' matrices, which learn much faster by it; AdamW for the rest."""
+    """Return Muon for the blocks' matrices, which learn much faster by it, AdamW for the rest."""
     matrices = [p for p in listener.encoder.layers.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in listener.parameters() if id(p) not in chosen]
@@ -193,14 +243,17 @@ def build_optimizer(listener: Listener, lr: float, matrix_lr: float) -> Muon:
     )
 
 
-def train(listener: Listener, sounds: Sounds, epochs: int, batch: int, lr: float, matrix_lr: float) -> None:
-    """Warm-up and cosine."""
+def train(
+    listener: Listener, sounds: Sounds, epochs: int, batch: int, lr: float, matrix_lr: float
+) -> None:
+    """Train with warm-up and cosine."""
     optimizer = build_optimizer(listener, lr, matrix_lr)
     order = torch.cat([torch.randperm(len(sounds.mel)) for _ in range(epochs)])
     steps = len(order) // batch
     for step in track(range(steps), "learning to hear"):
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * min((step + 1) / 30, 0.5 * (1 + math.cos(math.pi * step / steps)))
+            cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = group["peak"] * min((step + 1) / 30, cosine)
         with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16("cpu")):
             loss = listener.loss(sounds, order[step * batch : (step + 1) * batch])
         listener.zero_grad()
@@ -211,7 +264,7 @@ def train(listener: Listener, sounds: Sounds, epochs: int, batch: int, lr: float
 
 @torch.no_grad()
 def score(listener: Listener, sounds: Sounds) -> dict[str, float]:
-    """Share of right steps by label, and of click steps that were found."""
+    """Return share of right steps by label, and of click steps that are heard."""
     listener.eval()
     rows = torch.arange(len(sounds.mel)).split(64)
     classes, events = zip(*(listener(sounds.mel[r].float()) for r in rows), strict=True)
@@ -221,19 +274,21 @@ def score(listener: Listener, sounds: Sounds) -> dict[str, float]:
         ("pitch", pitch, sounds.height),
         ("pulses", count, sounds.classes[..., 1]),
     )
-    found = {}
+    figures = {}
     for name, guess, label in labels:
-        told = (label != IGNORE) & (label % 1 == 0)
-        found[name] = float((guess == label)[told].float().mean())
+        labelled = (label != IGNORE) & (label % 1 == 0)
+        figures[name] = float((guess == label)[labelled].float().mean())
     click = torch.cat(events)[..., CLICK] > 0
-    found["click recall"] = float(click[sounds.events[..., CLICK] > 0].float().mean())
+    figures["click recall"] = float(click[sounds.events[..., CLICK] > 0].float().mean())
     listener.train()
-    return found
+    return figures
 
 
 def main() -> None:
     """Train, say how well it hears the validation split, and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("world", type=Path, help="folder that scripts/toy_world/make.py wrote")
     parser.add_argument("out", type=Path, help="folder of the checkpoint")
     parser.add_argument("--epochs", type=int, default=8)
@@ -251,7 +306,14 @@ def main() -> None:
     extractor = WhisperFeatureExtractor(feature_size=64, chunk_length=SECONDS, hop_length=HOP)
     preprocess = Whisper(model.config, preprocessing=extractor.to_dict()).preprocessor()
     listener = Listener(model.encoder, model.config.d_model)
-    train(listener, read_sounds(args.world, "train", preprocess), args.epochs, args.batch, args.lr, args.matrix_lr)
+    train(
+        listener,
+        read_sounds(args.world, "train", preprocess),
+        args.epochs,
+        args.batch,
+        args.lr,
+        args.matrix_lr,
+    )
     figures = score(listener, read_sounds(args.world, "validation", preprocess))
     print("validation: " + ", ".join(f"{name} {value:.1%}" for name, value in figures.items()))
     partial = args.out.with_name(args.out.name + ".partial")

@@ -1,4 +1,4 @@
-"""Logs and what is said about them, side by side in one batch."""
+"""Put logs and the texts about them side by side into one batch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from torch import Tensor
 
 @dataclass
 class Sequence:
-    """A log and what is said about it, blind to one another.
+    """A log and texts about it; no text sees another.
 
     Attributes:
-        bags: one list of token ids a position. labels: the id that is to come next, or -100. parts: 0 for the log,
-            k for the k-th text behind it.
+        bags: one list of token ids a position.
+        labels: the id that is to come next, or -100.
+        parts: 0 for the log, k for the k-th text after it.
+        positions: of the position embedding; each text continues the log's.
     """
 
     bags: list[list[int]]
@@ -28,8 +30,11 @@ class Padded:
     """Sequences of one length.
 
     Attributes:
-        words: ids of all positions' bags, one after the other; starts: ``(R * L,)`` where each position's bag begins.
-        labels, parts (-1 = padding), positions: ``(R, L)``.
+        words: ids of all positions' bags, one after the other.
+        starts: ``(R * L,)`` where each position's bag begins.
+        labels: ``(R, L)``.
+        parts: ``(R, L)``, -1 = padding.
+        positions: ``(R, L)``.
     """
 
     words: Tensor
@@ -40,7 +45,7 @@ class Padded:
 
 
 def pad(sequences: list[Sequence]) -> Padded:
-    """Sequences side by side."""
+    """Return sequences side by side."""
     length = max(len(s.bags) for s in sequences)
     bags = [bag for s in sequences for bag in s.bags + [[0]] * (length - len(s.bags))]
     starts = torch.tensor([0, *(len(b) for b in bags[:-1])]).cumsum(0)
@@ -58,7 +63,7 @@ def pad(sequences: list[Sequence]) -> Padded:
 
 
 def visible(parts: Tensor) -> Tensor:
-    """Which position sees which, ``(R, 1, L, L)`` additive: causal, the log and the own text."""
+    """Return the additive attention mask ``(R, 1, L, L)``: causal, the log and the own text."""
     same = (parts[:, :, None] == parts[:, None]) | (parts[:, None] == 0)
     allowed = same & torch.ones(parts.shape[1], parts.shape[1], dtype=torch.bool).tril()
     return torch.zeros(allowed.shape).masked_fill(~allowed, -1e9)[:, None]

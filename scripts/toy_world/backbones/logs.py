@@ -1,4 +1,7 @@
-"""What happens in a clip as text: a log written from its script. An entry is a list of words for one position."""
+"""Write a log of what happens in a clip, from its script.
+
+An entry is a list of words for one position.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ import math
 from typing import Any
 
 SECONDS = 0.25  # of a log's entry
-CELLS, CELL = 4, 24  # a log's picture has 4 x 4 places of 24 x 24 pixels
+CELLS = 4  # a log's picture has 4 x 4 places
+CELL = 24  # pixels of a place's side
 LOG_WORDS = ["sees", "hears", "nothing", "end", "pulse", "clicks", "moves"]
 
 
 def entries(script: dict[str, Any]) -> dict[str, list[list[str]]]:
-    """What each stream of a clip says in each quarter of a second: words by stream and step."""
+    """Return the words of each quarter of a second, by stream, and of each place of the grid."""
     steps = max(1, math.ceil(script["duration"] / SECONDS - 1e-6))
     log = {}
     if script["objects"]:
-        log["grid"] = [place(script, row, column) for row in range(CELLS) for column in range(CELLS)]
+        log["grid"] = [
+            place(script, row, column) for row in range(CELLS) for column in range(CELLS)
+        ]
         log["video"] = [seen(script, i * SECONDS) for i in range(steps)]
     if script["form"] in ("av", "silent", "wav"):
         log["audio"] = [heard(script, i * SECONDS) for i in range(steps)]
@@ -23,37 +29,52 @@ def entries(script: dict[str, Any]) -> dict[str, list[list[str]]]:
 
 
 def within(time: float | None, start: float) -> bool:
-    """Whether an event falls into the step that begins at `start`."""
+    """Return whether an event falls into the step that begins at `start`."""
     return time is not None and start <= time < start + SECONDS
 
 
 def clock(start: float, times: list[float | None]) -> list[str]:
-    """When an entry is, in the words that an answer says it in: the time of what happens in it, or else its start."""
-    whole, tenth = f"{next((t for t in times if within(t, start)), start):.1f}".split(".")  # type: ignore[arg-type]
+    """Return the time of an entry, in the words of an answer.
+
+    It is the time of the first event within the entry, or else the entry's start.
+    """
+    inside = [time for time in times if time is not None and within(time, start)]
+    time = inside[0] if inside else start
+    whole, tenth = f"{time:.1f}".split(".")
     return [whole, "." + tenth]
 
 
 def place(script: dict[str, Any], row: int, column: int) -> list[str]:
-    """What is to be found at a place of the picture at some time of the clip."""
+    """Return the words of the things that are at a place of the picture at some time."""
     words = []
     for number, thing in enumerate(script["objects"]):
-        reach = CELL / 2 + 4
-        if any(
-            on and abs(x - (column + 0.5) * CELL) < reach and abs(y - (row + 0.5) * CELL) < reach
-            for x, y, on in zip(thing["x"], thing["y"], thing["visible"], strict=True)
-        ):
-            words += [*look(thing), *["moves"] * (number == 0)]
+        if comes_to(thing, row, column):
+            words += look(thing)
+            if number == 0:
+                words.append("moves")
     return words or ["nothing"]
 
 
+def comes_to(thing: dict[str, Any], row: int, column: int) -> bool:
+    """Return whether a thing is visible near the middle of a place in any frame."""
+    reach = CELL / 2 + 4
+    middle_x = (column + 0.5) * CELL
+    middle_y = (row + 0.5) * CELL
+    for x, y, visible in zip(thing["x"], thing["y"], thing["visible"], strict=True):
+        if visible and abs(x - middle_x) < reach and abs(y - middle_y) < reach:
+            return True
+    return False
+
+
 def look(thing: dict[str, Any]) -> list[str]:
-    """What a thing looks like, as far as there are names for it."""
+    """Return shape, colour and size of a thing, as far as they have names."""
     return [thing[key] for key in ("shape", "colour", "size") if thing[key]]
 
 
 def seen(script: dict[str, Any], start: float) -> list[str]:
-    """The picture's entry: the things that are there, where the moving one goes and what happens to it."""
-    events, things = script["events"], script["objects"]
+    """Return the picture's entry: its things, where the moving one goes, what happens to it."""
+    events = script["events"]
+    things = script["objects"]
     frame = min(round(start * script["fps"]) + 1, len(things[0]["visible"]) - 1)
     there = [t for t in things if t["visible"][frame]]
     words = ["sees", *["nothing"] * (not there)]
@@ -63,53 +84,74 @@ def seen(script: dict[str, Any], start: float) -> list[str]:
     if script["direction"] and things[0]["visible"][frame]:
         words += ["moves", script["direction"]]
     words += ["bounce", "bounces"] * any(within(t, start) for t in events["bounces"])
-    words += ["thing", "appear", "appears"] * (events["appears"] > 0 and within(events["appears"], start))
+    words += ["thing", "appear", "appears"] * (
+        events["appears"] > 0 and within(events["appears"], start)
+    )
     return words + ["vanishes"] * within(events["vanishes"], start)
 
 
 def heard(script: dict[str, Any], start: float) -> list[str]:
-    """The sound's entry: the sound that is on, its start, its pulses, and clicks."""
+    """Return the sound's entry: the sound that is on, its start, its pulses, and clicks."""
     words = ["hears"]
     for sound in script["sounds"]:
         if sound["start"] < start + SECONDS and sound["end"] > start:
             words += ["sound", sound["kind"], *filter(None, [sound["pitch"]])]
         words += ["pulse", "pulses"] * any(within(t, start) for t in sound["pulses"])
-        words += ["start", "starts"] * within(sound["start"], start) + ["end", "ends"] * within(sound["end"], start)
+        words += ["start", "starts"] * within(sound["start"], start)
+        words += ["end", "ends"] * within(sound["end"], start)
     words += ["click", "clicks"] * any(within(t, start) for t in script["clicks"])
     words += ["nothing"] * (len(words) == 1)
     sounds = script["sounds"]
-    return words + clock(start, [*(s["start"] for s in sounds), *script["clicks"], *(s["end"] for s in sounds)])
+    starts = [sound["start"] for sound in sounds]
+    ends = [sound["end"] for sound in sounds]
+    return words + clock(start, [*starts, *script["clicks"], *ends])
 
 
 def facts(script: dict[str, Any]) -> dict[str, list[str]]:
-    """The whole clip, one entry a fact, by the kind of question that it answers."""
-    found = facts_seen(script) if script["objects"] else {}
+    """Return the whole clip, one entry a fact, by the kind of question that it answers."""
+    entry_by_kind = facts_seen(script) if script["objects"] else {}
     for sound in script["sounds"]:
-        found["heard.kind"] = ["sound", "kind", sound["kind"]]
-        found |= {"heard.pitch": ["sound", "pitch", sound["pitch"]]} if sound["pitch"] else {}
-        found["when.sound"] = ["sound", "start", "second", *clock(sound["start"], [])]
-        found |= {"heard.pulses": ["pulses", str(len(sound["pulses"]))]} if sound["kind"] == "pulse" else {}
+        entry_by_kind["heard.kind"] = ["sound", "kind", sound["kind"]]
+        if sound["pitch"]:
+            entry_by_kind["heard.pitch"] = ["sound", "pitch", sound["pitch"]]
+        entry_by_kind["when.sound"] = ["sound", "start", "second", *clock(sound["start"], [])]
+        if sound["kind"] == "pulse":
+            entry_by_kind["heard.pulses"] = ["pulses", str(len(sound["pulses"]))]
     if script["form"] == "av":
-        silent = len(set(script["events"]["bounces"]) - set(script["clicks"]))
-        found["both.silent"] = ["silent", "bounces", str(silent)]
-        found["both.sync"] = ["click", "each", "bounce", "no" if silent else "yes"]
-        if script["sounds"]:
-            early = script["sounds"][0]["start"] < script["events"]["appears"]
-            found["both.first"] = ["first", "sound" if early else "thing"]
-    return found
+        entry_by_kind |= facts_of_both(script)
+    return entry_by_kind
+
+
+def facts_of_both(script: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the facts that picture and sound give together."""
+    silent = len(set(script["events"]["bounces"]) - set(script["clicks"]))
+    entry_by_kind = {
+        "both.silent": ["silent", "bounces", str(silent)],
+        "both.sync": ["click", "each", "bounce", "no" if silent else "yes"],
+    }
+    if script["sounds"]:
+        early = script["sounds"][0]["start"] < script["events"]["appears"]
+        entry_by_kind["both.first"] = ["first", "sound" if early else "thing"]
+    return entry_by_kind
 
 
 def facts_seen(script: dict[str, Any]) -> dict[str, list[str]]:
-    """What the picture tells."""
-    things, events = script["objects"], script["events"]
-    found = {"seen.number": ["things", "number", str(len(things))]}
-    found["seen.bounces"] = ["bounces", "bounce", str(len(events["bounces"]))]
+    """Return the facts that the picture gives."""
+    things = script["objects"]
+    events = script["events"]
+    entry_by_kind = {
+        "seen.number": ["things", "number", str(len(things))],
+        "seen.bounces": ["bounces", "bounce", str(len(events["bounces"]))],
+    }
     if len(things) == 1:
-        found |= {
-            f"seen.{key}": ["thing", key, things[0][key]] for key in ("colour", "shape", "size") if things[0][key]
-        }
+        for feature in ("colour", "shape", "size"):
+            value = things[0][feature]
+            if value:
+                entry_by_kind[f"seen.{feature}"] = ["thing", feature, value]
     if script["direction"]:
-        found["seen.direction"] = ["moving", "thing", "way", "direction", script["direction"]]
+        direction = script["direction"]
+        entry_by_kind["seen.direction"] = ["moving", "thing", "way", "direction", direction]
     if events["appears"]:
-        found["when.thing"] = ["moving", "thing", "appear", "second", *clock(events["appears"], [])]
-    return found
+        second = clock(events["appears"], [])
+        entry_by_kind["when.thing"] = ["moving", "thing", "appear", "second", *second]
+    return entry_by_kind

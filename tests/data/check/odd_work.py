@@ -1,4 +1,4 @@
-"""Work that worker processes hang or die over; they import it from here."""
+"""Define work that makes worker processes hang or die; they import it from this module."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from avllm.data.check.file import PlainReader
+from avllm.data.check.uses import PlainReader
 from avllm.data.media.load import Clip, MediaError
 from avllm.data.schema import MediaPart
 
 
 def square(number: int) -> int:
-    """The square; 3 kills its process as a bug in a decoder does, 4 hangs, 5 raises."""
+    """Return the square; 3 kills its process as a bug in a decoder does, 4 hangs, 5 raises."""
     if number == 3:
         os.kill(os.getpid(), signal.SIGSEGV)
     if number == 4:
@@ -27,7 +27,7 @@ def square(number: int) -> int:
 
 @dataclass(frozen=True)
 class OddReader(PlainReader):
-    """Reads as usual, but files whose names say otherwise."""
+    """Read as usual, but hang, die or be late over files with such names."""
 
     timeout: float = 0.2
 

@@ -1,4 +1,4 @@
-"""`avllm data check` and `show`: what is found in rows and files, and that nothing stops it."""
+"""Check the findings of `avllm data check` about rows and files, and `avllm data show`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data.check.checked_rows import about, reasons, words
+from data.check.checked_rows import about, reasons, reasons_of, words
 from data.check.odd_work import OddReader, square
 from data.media import media_files
 from PIL import Image
@@ -22,14 +22,15 @@ from avllm.cli.main import app
 from avllm.config import ModelConfig
 from avllm.data.check import file as check_file
 from avllm.data.check import files as check_files
-from avllm.data.check.file import Job, PlainReader, Use, examine
-from avllm.data.check.files import CheckError, Looking
+from avllm.data.check.file import examine
+from avllm.data.check.files import CheckError, ExamineOptions
 from avllm.data.check.reasons import REASONS
 from avllm.data.check.run import check
+from avllm.data.check.uses import FileJob, PlainReader, Use
 from avllm.data.check.workers import Lost, run_guarded
 from avllm.data.items import read_quarantine
 from avllm.data.media.load import REASONS as MEDIA_REASONS
-from avllm.data.media.whole import Whole
+from avllm.data.media.whole import WholeFile
 from avllm.data.reading import MediaReader
 from avllm.data.row import IGNORE, Row
 from avllm.data.schema import RowError, Sample
@@ -56,39 +57,52 @@ def processor(world: World) -> AVProcessor:
     return described_processor(ModelConfig.model_validate(world.model))
 
 
-# ---- workers --------------------------------------------------------------------------------------------------------
+# ---- workers ------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_is_lost_takes_nothing_with_it() -> None:
-    found = dict(run_guarded(square, range(8), workers=2, seconds=lambda n: 0.5 if n == 4 else 30.0))
-    lost = {n: found.pop(n) for n in (3, 4, 5)}
-    assert found == {n: n * n for n in (0, 1, 2, 6, 7)}
+def test_a_lost_worker_costs_only_its_task() -> None:
+    limits = dict.fromkeys(range(8), 30.0) | {4: 0.5}
+    results = dict(run_guarded(square, range(8), workers=2, seconds=limits.__getitem__))
+    lost = {n: results.pop(n) for n in (3, 4, 5)}
+    assert results == {n: n * n for n in (0, 1, 2, 6, 7)}
     assert all(isinstance(value, Lost) for value in lost.values())
-    assert {n: value.reason for n, value in lost.items()} == {3: "crashed", 4: "timeout", 5: "crashed"}
+    assert {n: value.reason for n, value in lost.items()} == {
+        3: "crashed",
+        4: "timeout",
+        5: "crashed",
+    }
     assert "SIGSEGV" in lost[3].detail
     assert list(run_guarded(square, [], workers=2, seconds=lambda n: 1.0)) == []
 
 
-def test_files_that_hang_or_kill_are_named(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_hang_or_kill_are_named(
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(check_files, "OVERHEAD_SECONDS", 1.0)
     names = ["hangs.mp4", "kills.mp4", "late.mp4", "good.mp4"]
     for name in names:
         shutil.copy(clip, tmp_path / name)
     manifest = write_rows(tmp_path / "m.jsonl", [about(tmp_path / n, n) for n in names])
-    report = check([manifest], looking=Looking(reader=OddReader(), workers=1), output=tmp_path / "out")
+    report = check(
+        [manifest],
+        options=ExamineOptions(reader=OddReader(), workers=1),
+        output=tmp_path / "out",
+    )
     assert (tmp_path / "out/quarantine.txt").read_text() == (
         "hangs.mp4\ttimeout\nkills.mp4\tcrashed\nlate.mp4\ttimeout\n"
     )
-    assert report.examples["crashed"][0].detail == "was killed by SIGSEGV"
+    assert "SIGSEGV" in report.examples["crashed"][0].detail
     journal = [json.loads(line) for line in (tmp_path / "out/journal.jsonl").read_text().splitlines()]
-    kept = [Path(entry["path"]).name for entry in journal if " " not in entry["key"]]
-    assert kept == ["good.mp4"], "and of all their hash and their thumbnail"
+    results = [Path(entry["path"]).name for entry in journal if " " not in entry["key"]]
+    assert results == ["good.mp4"], "the other entries are hashes and thumbnails"
 
 
-# ---- rows -----------------------------------------------------------------------------------------------------------
+# ---- rows ---------------------------------------------------------------------------------------
 
 
-def test_what_is_wrong_with_rows_is_found(tmp_path: Path) -> None:
+def test_rows_have_their_reasons(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         words("good"),
         words("twice"),
@@ -120,24 +134,23 @@ def test_what_is_wrong_with_rows_is_found(tmp_path: Path) -> None:
         "odd field": {"malformed"},
         "": {"malformed"},
     }
-    listed = dict(line.split("\t") for line in (tmp_path / "out/quarantine.txt").read_text().splitlines())
-    assert listed.keys() == {"no answer", "nothing asked", "placeholder", "other placeholder"}
-    assert report.to_mend == {str(first): [3, 10, 11, 12]}
-    assert report.mending() == [
-        f"no quarantine list can set these rows aside, mend them: {first} lines 3, 10, 11, 12",
-    ]
+    quarantined = read_quarantine([tmp_path / "out/quarantine.txt"])
+    assert quarantined.keys() == {"no answer", "nothing asked", "placeholder", "other placeholder"}
+    assert report.to_fix == {str(first): [3, 10, 11, 12]}
+    (sentence,) = report.advice()
+    assert f"{first} lines 3, 10, 11, 12" in sentence
     assert report.rows == {str(first): 12, str(second): 1}
     assert sum(c["rows"] for c in report.sources.values()) == 13
-    bad = next(f for f in report.examples["malformed"] if f.id == "")
-    assert bad.line == 12
+    without_id = [finding.line for finding in report.examples["malformed"] if finding.id == ""]
+    assert without_id == [12]
 
 
-def test_the_quarantine_list_holds_what_can_stand_on_a_line(tmp_path: Path) -> None:
+def test_the_quarantine_list_holds_ids_without_tabs_and_line_breaks(tmp_path: Path) -> None:
     rows = [words("line\rid", " "), {**words("tab\tid"), "colour": "red"}, words("empty", " ")]
     report = check([write_rows(tmp_path / "m.jsonl", rows)], output=tmp_path / "out")
     assert reasons(report)["line\rid"] == {"unlisted_id", "empty_answer"}
     assert read_quarantine([tmp_path / "out/quarantine.txt"]) == {"empty": "empty_answer"}
-    assert list(report.to_mend.values()) == [[1, 2]]
+    assert list(report.to_fix.values()) == [[1, 2]]
 
 
 def test_test_rows_in_training_are_found(clip: Path, tmp_path: Path) -> None:
@@ -153,7 +166,8 @@ def test_test_rows_in_training_are_found(clip: Path, tmp_path: Path) -> None:
         about(other, "t0", source="b"),
         words("short"),
     ]
-    manifest, against = write_rows(tmp_path / "m.jsonl", rows), write_rows(tmp_path / "t.jsonl", test)
+    manifest = write_rows(tmp_path / "m.jsonl", rows)
+    against = write_rows(tmp_path / "t.jsonl", test)
     report = check([manifest], against=[against])
     assert reasons(report) == {
         "bytes": {"test_media"},
@@ -176,10 +190,10 @@ def test_duplicate_media_are_found_by_their_bytes(clip: Path, tmp_path: Path) ->
     assert reasons(report) == {"b": {"duplicate_media"}}
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- files --------------------------------------------------------------------------------------
 
 
-def test_a_check_goes_on_where_it_stopped(clip: Path, tmp_path: Path) -> None:
+def test_an_interrupted_check_continues(clip: Path, tmp_path: Path) -> None:
     names = ["a.mp4", "b.mp4", "c.mp4"]
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(clip.read_bytes() + bytes(number))
@@ -197,18 +211,31 @@ def test_a_check_goes_on_where_it_stopped(clip: Path, tmp_path: Path) -> None:
     changed = check([manifest], output=out)
     assert changed.reused == 2
     assert reasons(changed) == {"b.mp4": {"zero_byte"}}
-    assert check([manifest], looking=Looking("full"), output=out).reused == 0
+    assert check([manifest], options=ExamineOptions("full"), output=out).reused == 0
 
 
-def test_more_time_and_files_of_one_size_cost_nothing_again(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_longer_timeout_and_known_hashes_examine_nothing_again(
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(clip.read_bytes())
-    manifest = write_rows(tmp_path / "m.jsonl", [about(Path(name), name) for name in ("a.mp4", "b.mp4")])
-    first = check([manifest], looking=Looking(reader=PlainReader(timeout=60.0)), output=tmp_path / "out")
-    monkeypatch.setattr(check_files, "content_hash", None)  # what would read them
-    again = check([manifest], looking=Looking(reader=PlainReader(timeout=120.0)), output=tmp_path / "out")
+    manifest = write_rows(
+        tmp_path / "m.jsonl",
+        [about(Path(name), name) for name in ("a.mp4", "b.mp4")],
+    )
+    first = check(
+        [manifest],
+        options=ExamineOptions(reader=PlainReader(timeout=60.0)),
+        output=tmp_path / "out",
+    )
+    monkeypatch.setattr(check_files, "content_hash", None)  # would read the files
+    again = check(
+        [manifest],
+        options=ExamineOptions(reader=PlainReader(timeout=120.0)),
+        output=tmp_path / "out",
+    )
     assert (first.reused, again.reused) == (0, 2)
     assert reasons(first) == reasons(again) == {"b.mp4": {"duplicate_media"}}
     monkeypatch.undo()
@@ -222,14 +249,18 @@ def test_a_damaged_journal_is_named(clip: Path, tmp_path: Path) -> None:
     journal = tmp_path / "out" / "journal.jsonl"
     for line in (b'{"path": "a.mp4" "key"}\n', b"[1]\n", b"{}\n", b"\xff\n"):
         journal.write_bytes(journal.read_bytes() + line)
-        with pytest.raises(CheckError, match=r"journal.jsonl line 2 is no entry .*; delete the file"):
+        with pytest.raises(CheckError, match=r"journal.jsonl line 2") as raised:
             check([manifest], output=tmp_path / "out")
+        assert raised.value.reason == "damaged_row"
         journal.write_bytes(journal.read_bytes()[: -len(line)])
 
 
-def test_headers_tell_of_late_and_short_sound_what_reading_tells(tmp_path: Path) -> None:
+def test_headers_and_decoding_find_the_same_late_and_short_sound(tmp_path: Path) -> None:
     late = media_files.write_clip(
-        tmp_path / "late.mkv", seconds=4, sound=media_files.clicks(1, 48_000, [0.5]), sound_start=1.5
+        tmp_path / "late.mkv",
+        seconds=4,
+        sound=media_files.clicks(1, 48_000, [0.5]),
+        sound_start=1.5,
     )
     uses = (
         Use("video"),
@@ -238,12 +269,12 @@ def test_headers_tell_of_late_and_short_sound_what_reading_tells(tmp_path: Path)
         Use("video", end=1.0),
         Use("video", sound="off"),
     )
-    by_headers, read = (examine(PlainReader(), how, Job(str(late), uses))["uses"] for how in ("headers", "sample"))
-    assert [use["frames"] for use in by_headers] == [100, 75, 25, 25, 100], "of the clip, not those that are read"
-    assert [use["frames"] for use in read] == [100, 75, 25, 25, 100]
-    by_headers, read = ([[r for r, _ in use["problems"]] for use in uses] for uses in (by_headers, read))
-    assert by_headers == [["late_sound", "short_sound"], ["late_sound", "short_sound"], [], [], []]
-    assert read == by_headers
+    for decode in ("headers", "sample"):
+        results = examine(PlainReader(), decode, FileJob(str(late), uses))["uses"]
+        frames = [use["frames"] for use in results]
+        assert frames == [100, 75, 25, 25, 100], "of the clip, not those that are read"
+        both = ["late_sound", "short_sound"]
+        assert [reasons_of(use) for use in results] == [both, both, [], [], []]
 
 
 def test_headers_alone_and_whole_files(clip: Path, tmp_path: Path) -> None:
@@ -256,8 +287,8 @@ def test_headers_alone_and_whole_files(clip: Path, tmp_path: Path) -> None:
         Use("video", end=9.0),
         Use("video", sound="off"),
     )
-    found = examine(PlainReader(), "headers", Job(str(mute), uses))
-    assert [[r for r, _ in use["problems"]] for use in found["uses"]] == [
+    by_headers = examine(PlainReader(), "headers", FileJob(str(mute), uses))["uses"]
+    assert [reasons_of(use) for use in by_headers] == [
         ["no_sound_track"],
         ["no_audio"],
         ["no_audio"],
@@ -265,90 +296,124 @@ def test_headers_alone_and_whole_files(clip: Path, tmp_path: Path) -> None:
         ["no_sound_track", "past_end"],
         [],
     ]
-    assert "frames" not in found["uses"][1], "a sound has none"
-    sample = examine(PlainReader(), "sample", Job(str(mute), uses))
-    assert [{r for r, _ in a["problems"]} for a in sample["uses"]] == [
-        {r for r, _ in b["problems"]} for b in found["uses"]
-    ]
+    assert "frames" not in by_headers[1], "a sound has none"
+    decoded = examine(PlainReader(), "sample", FileJob(str(mute), uses))["uses"]
+    for use, other in zip(decoded, by_headers, strict=True):
+        assert set(reasons_of(use)) == set(reasons_of(other))
     data = bytearray(clip.read_bytes())
     at = data.find(b"mdat")
     last = len(data) - (len(data) - at) // 3
-    assert examine(PlainReader(), "full", Job(str(clip), (Use("video"),)))["problems"] == []
+    assert examine(PlainReader(), "full", FileJob(str(clip), (Use("video"),)))["problems"] == []
     data[last : last + 400] = np.random.default_rng(0).bytes(400)
     (tmp_path / "spoilt.mp4").write_bytes(data)
-    spoilt = examine(PlainReader(), "full", Job(str(tmp_path / "spoilt.mp4"), (Use("video"),)))
-    assert {r for r, _ in [*spoilt["problems"], *spoilt["uses"][0]["problems"]]} & {"damaged", "undecodable"}
+    spoilt = examine(PlainReader(), "full", FileJob(str(tmp_path / "spoilt.mp4"), (Use("video"),)))
+    spoilt_reasons = reasons_of(spoilt) + reasons_of(spoilt["uses"][0])
+    assert set(spoilt_reasons) & {"damaged", "undecodable"}
 
 
-def test_a_file_with_a_warning_is_still_decoded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_a_warning_is_still_decoded_whole(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     mute = write_clip(tmp_path / "mute.mp4", (0, 200, 0), None)
-    monkeypatch.setattr(check_file, "decode_whole", lambda path, timeout: Whole(8, 0.0, 100, 1))
-    found = examine(PlainReader(), "full", Job(str(mute), (Use("video"),)))
-    assert found["problems"] == [("damaged", "1 of 100 packets cannot be decoded")]
+    monkeypatch.setattr(check_file, "decode_whole", lambda path, timeout: WholeFile(8, 0.0, 100, 1))
+    result = examine(PlainReader(), "full", FileJob(str(mute), (Use("video"),)))
+    assert reasons_of(result) == ["damaged"]
+    assert re.findall(r"\d+", result["problems"][0].detail) == ["1", "100"]
 
 
 def test_a_video_without_a_sound_track_is_named_and_not_in_quarantine(tmp_path: Path) -> None:
     mute = write_clip(tmp_path / "mute.mp4", (0, 200, 0), None)
-    report = check([write_rows(tmp_path / "m.jsonl", [about(mute, "mute")])], output=tmp_path / "out")
+    report = check(
+        [write_rows(tmp_path / "m.jsonl", [about(mute, "mute")])],
+        output=tmp_path / "out",
+    )
     assert reasons(report) == {"mute": {"no_sound_track"}}
     assert (report.count("warning"), report.count("error")) == (1, 0)
     assert (tmp_path / "out/quarantine.txt").read_text() == ""
 
 
-def test_a_picture_with_another_behind_it_is_a_jpeg(tmp_path: Path) -> None:
+def test_a_picture_with_a_second_one_in_its_file_is_a_jpeg(tmp_path: Path) -> None:
     picture = Image.new("RGB", (32, 32), "red")
     picture.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[picture])
-    assert examine(PlainReader(), "sample", Job(str(tmp_path / "a.jpg"), (Use("image"),)))["problems"] == []
+    assert examine(PlainReader(), "sample", FileJob(str(tmp_path / "a.jpg"), (Use("image"),)))["problems"] == []
 
 
 def test_files_in_shards_are_checked_like_others(clip: Path, tmp_path: Path) -> None:
     data = clip.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
     (tmp_path / "film.avi").write_bytes(data)
-    rows = [about(clip, "good"), about(tmp_path / "cut.mp4", "cut"), about(tmp_path / "film.avi", "named")]
+    rows = [
+        about(clip, "good"),
+        about(tmp_path / "cut.mp4", "cut"),
+        about(tmp_path / "film.avi", "named"),
+    ]
     manifest = write_rows(tmp_path / "m.jsonl", rows)
     assert CliRunner().invoke(app, ["data", "pack", str(manifest), "--output", str(tmp_path / "p")]).exit_code == 0
-    alone, packed = check([manifest]), check([tmp_path / "p/m.jsonl"], output=tmp_path / "out")
+    alone = check([manifest])
+    packed = check([tmp_path / "p/m.jsonl"], output=tmp_path / "out")
     assert reasons(packed) == reasons(alone)
-    assert reasons(packed) == {"cut": {"truncated"}, "named": {"wrong_extension", "duplicate_media"}}
+    assert reasons(packed) == {
+        "cut": {"truncated"},
+        "named": {"wrong_extension", "duplicate_media"},
+    }
     assert check([tmp_path / "p/m.jsonl"], output=tmp_path / "out").reused == 3
 
 
 def test_every_reason_is_in_the_list() -> None:
     assert set(MEDIA_REASONS) <= REASONS.keys()
-    assert {"too_long", "empty_answer", "reserved_text", "no_encoder", "no_answer"} <= REASONS.keys()
+    assert {
+        "too_long",
+        "empty_answer",
+        "reserved_text",
+        "no_encoder",
+        "no_answer",
+    } <= REASONS.keys()
     assert all(REASONS[r].severity == "error" for r in MEDIA_REASONS)
 
 
-def test_the_page_stands_on_its_own(clip: Path, tmp_path: Path) -> None:
+def test_the_page_is_self_contained(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:300])
-    rows = [about(clip, "<b>odd</b>", licence=None), about(tmp_path / "cut.mp4", "cut"), words("words")]
+    rows = [
+        about(clip, "<b>odd</b>", licence=None),
+        about(tmp_path / "cut.mp4", "cut"),
+        words("words"),
+    ]
     check([write_rows(tmp_path / "m.jsonl", rows)], output=tmp_path / "out")
     page = (tmp_path / "out/check.html").read_text()
     assert not re.search(r"(src|href)=.?https?:", page)
     assert "<b>odd</b>" not in page
     assert "&lt;b&gt;odd" in page
     assert page.count("<svg") == 3  # seconds, frames, sound level
-    found = json.loads((tmp_path / "out/check.json").read_text())
-    assert found["rows_with_errors"] == 1
-    assert found["reasons"]["no_licence"] == {"severity": "warning", "rows": 1}
+    content = json.loads((tmp_path / "out/check.json").read_text())
+    assert content["rows_with_errors"] == 1
+    assert content["reasons"]["no_licence"] == {"severity": "warning", "rows": 1}
 
 
-# ---- tokens ---------------------------------------------------------------------------------------------------------
+# ---- tokens -------------------------------------------------------------------------------------
 
 
-def test_tokens_are_counted_as_in_training(processor: AVProcessor, clip: Path, tmp_path: Path) -> None:
+def test_tokens_are_counted_as_in_training(
+    processor: AVProcessor,
+    clip: Path,
+    tmp_path: Path,
+) -> None:
     sample = Sample.model_validate(about(clip, "short"))
-    seen = examine(processor, "sample", Job(str(clip), (Use.of(sample.media[0]),)))["uses"]
+    seen = examine(processor, "sample", FileJob(str(clip), (Use.of(sample.media[0]),)))["uses"]
     trained = processor.row(sample, MediaReader(processor).inputs(sample.media, None))
     count = ProcessorTokens(processor)
     assert count(sample, [seen[0]["tokens"]]) == len(trained.input_ids)
-    with pytest.raises(RowError, match="the longest row is 2048"):
+    with pytest.raises(RowError) as too_long:
         count(sample, [{"video": 2048}])
-    with pytest.raises(RowError, match="training needs a text"):
+    assert too_long.value.reason == "too_long"
+    with pytest.raises(RowError) as empty:
         count(Sample.model_validate(words("empty", " ")), [])
+    assert empty.value.reason == "empty_answer"
     rows = [words("short"), words("long", "red " * 30)]
-    report = check([write_rows(tmp_path / "m.jsonl", rows)], tokens=TextTokens(processor.tokenizer, 20))
+    report = check(
+        [write_rows(tmp_path / "m.jsonl", rows)],
+        tokens=TextTokens(processor.tokenizer, 20),
+    )
     assert reasons(report) == {"long": {"too_long"}}
     assert list(report.values["tokens"]) == [3]
 
@@ -361,20 +426,26 @@ def test_rows_of_which_none_can_be_counted(processor: AVProcessor, tmp_path: Pat
 
 
 def test_the_journal_knows_how_files_were_read(world: World, processor: AVProcessor) -> None:
-    more = described_processor(ModelConfig.model_validate({**world.model, "sampling": {"num_frames": 3}}))
-    assert reading(processor) == reading(described_processor(ModelConfig.model_validate(world.model)))
+    more = described_processor(
+        ModelConfig.model_validate({**world.model, "sampling": {"num_frames": 3}}),
+    )
+    assert reading(processor) == reading(
+        described_processor(ModelConfig.model_validate(world.model)),
+    )
     assert reading(processor) != reading(more)
 
 
 def test_a_model_without_ears_names_rows_with_sound(world: World, clip: Path) -> None:
     blind = {**world.model, "encoders": {"video": world.model["encoders"]["video"]}}
-    deaf = described_processor(ModelConfig.model_validate({**blind, "connector": [{"type": "mlp", "stream": "video"}]}))
-    found = examine(deaf, "sample", Job(str(clip), (Use("audio"), Use("video"))))["uses"]
-    assert [[reason for reason, _ in use["problems"]] for use in found] == [["no_encoder"], []]
-    assert found[1]["tokens"] == {"video": 32}
+    deaf = described_processor(
+        ModelConfig.model_validate({**blind, "connector": [{"type": "mlp", "stream": "video"}]}),
+    )
+    uses = examine(deaf, "sample", FileJob(str(clip), (Use("audio"), Use("video"))))["uses"]
+    assert [reasons_of(use) for use in uses] == [["no_encoder"], []]
+    assert uses[1]["tokens"] == {"video": 32}
 
 
-# ---- show -----------------------------------------------------------------------------------------------------------
+# ---- show ---------------------------------------------------------------------------------------
 
 
 def test_a_row_is_shown_as_the_model_gets_it(processor: AVProcessor, clip: Path) -> None:
@@ -390,23 +461,32 @@ def test_a_row_is_shown_as_the_model_gets_it(processor: AVProcessor, clip: Path)
 
 
 def test_frames_lie_side_by_side_above_their_seconds() -> None:
-    frames = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 40, 60, 3)  # (T, H, W, 3)
+    frames = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(
+        12,
+        40,
+        60,
+        3,
+    )  # (T, H, W, 3)
     seen = np.asarray(sheet(frames))
     assert seen.shape == (2 * 80, 10 * 120, 3), "enlarged to twice the size, ten in a row"
     assert [int(seen[79, 120 * n][0]) for n in range(10)] == list(range(10))
     assert (seen[80:, :240].reshape(80, 2, 120, 3) == np.array([10, 11])[:, None, None]).all()
-    told = np.asarray(sheet(frames[:1], torch.tensor([[1.0, 2.0]])))
-    assert told.shape == (80 + 14, 120, 3)
-    assert (told[:80] == 0).all()
-    assert told[80:].max() > 200
+    captioned = np.asarray(sheet(frames[:1], torch.tensor([[1.0, 2.0]])))
+    assert captioned.shape == (80 + 14, 120, 3)
+    assert (captioned[:80] == 0).all()
+    assert captioned[80:].max() > 200
 
 
 def test_masked_rows_and_cut_runs_are_errors() -> None:
     ids, names = torch.tensor([1, 9, 9, 2]), {9: "video"}
     whole = Row("a", ids, torch.tensor([IGNORE, IGNORE, IGNORE, 2]), [], ids == 9)
     check_row(whole, [["video", "video"]], names)
-    with pytest.raises(RowError, match="every label is masked") as masked:
-        check_row(Row("a", ids, torch.full_like(ids, IGNORE), [], ids == 9), [["video", "video"]], names)
-    with pytest.raises(RowError, match="A media run was cut or moved") as cut:
+    with pytest.raises(RowError) as masked:
+        check_row(
+            Row("a", ids, torch.full_like(ids, IGNORE), [], ids == 9),
+            [["video", "video"]],
+            names,
+        )
+    with pytest.raises(RowError) as cut:
         check_row(whole, [["video"] * 3], names)
     assert (masked.value.reason, cut.value.reason) == ("no_answer", "cut_run")

@@ -62,7 +62,9 @@ def numbers(frames: object) -> list[int]:
 def clicks(seconds: float, rate: int, at: Sequence[float], channels: int = 1) -> np.ndarray:
     """float32 (C, S): silence with 2 ms of tone at each of the times."""
     x = np.zeros((channels, round(seconds * rate)), np.float32)
-    tone = 0.8 * np.sin(2 * np.pi * 1000 * np.arange(round(0.002 * rate)) / rate + 0.5).astype(np.float32)
+    tone = 0.8 * np.sin(2 * np.pi * 1000 * np.arange(round(0.002 * rate)) / rate + 0.5).astype(
+        np.float32,
+    )
     for time in at:
         first = round(time * rate)
         x[:, first : first + len(tone)] = tone[: x.shape[1] - first]
@@ -132,7 +134,13 @@ def write_format(folder: Path, name: str) -> Path:
     return path if path.exists() else write_clip(path, seconds=3, codec=codec, gop=25, options=options)
 
 
-def sound_frames(audio, sound: np.ndarray, rate: int, layout: str, start: float = 0.0) -> Iterator[AudioFrame]:
+def sound_frames(
+    audio,
+    sound: np.ndarray,
+    rate: int,
+    layout: str,
+    start: float = 0.0,
+) -> Iterator[AudioFrame]:
     """Frames of (C, S) float32 for an encoder; explicit timestamps let it signal its priming."""
     resampler = av.AudioResampler(audio.codec_context.format.name, layout, rate)
     size = audio.codec_context.frame_size or 1024
@@ -144,7 +152,13 @@ def sound_frames(audio, sound: np.ndarray, rate: int, layout: str, start: float 
         yield from resampler.resample(frame)
 
 
-def write_audio(path: Path, sound: np.ndarray, rate: int, codec: str = "pcm_s16le", layout: str = "mono") -> Path:
+def write_audio(
+    path: Path,
+    sound: np.ndarray,
+    rate: int,
+    codec: str = "pcm_s16le",
+    layout: str = "mono",
+) -> Path:
     """Write a file with sound only."""
     with av.open(str(path), "w") as container:
         audio = container.add_stream(codec, rate=rate, layout=layout)

@@ -13,7 +13,7 @@ from tiny import World, make_world, settings
 from tiny_runs import losses, run
 
 from avllm.config import RunConfig
-from avllm.data.check.files import Looking
+from avllm.data.check.files import ExamineOptions
 from avllm.data.check.run import check
 from avllm.inference.row_tokens import ProcessorTokens, reading
 from avllm.models.building.described import stage_processor
@@ -25,7 +25,11 @@ CLASSES = 56
 def make(out: Path, count: int, seed: int = 0) -> Path:
     """Run the script."""
     script = [sys.executable, str(ROOT / "scripts/broken_media/make.py"), str(out)]
-    subprocess.run([*script, "--count", str(count), "--seed", str(seed)], check=True, capture_output=True)
+    subprocess.run(
+        [*script, "--count", str(count), "--seed", str(seed)],
+        check=True,
+        capture_output=True,
+    )
     return out
 
 
@@ -42,7 +46,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def stage(world: World, media: Path, output: Path, **changes: Any) -> dict[str, Any]:
     """An epoch over the media."""
     train = {"epochs": 1, "batch_size": 8, "log_every": 1, "trackers": []}
-    data = {"train": str(media / "manifest.jsonl"), "num_workers": 0, "max_skip_rate": 1.0, **changes}
+    data = {
+        "train": str(media / "manifest.jsonl"),
+        "num_workers": 0,
+        "max_skip_rate": 1.0,
+        **changes,
+    }
     return settings(world, output, data=data, train=train)
 
 
@@ -51,8 +60,13 @@ def checked(media: Path, world: World, tmp_path_factory: pytest.TempPathFactory)
     """The folder of a check that reads as the stage does."""
     output = tmp_path_factory.mktemp("checked")
     processor = stage_processor(RunConfig.model_validate(stage(world, media, output / "run")))
-    looking = Looking("sample", processor, reading(processor), workers=2)
-    check([media / "manifest.jsonl"], looking=looking, tokens=ProcessorTokens(processor), output=output)
+    options = ExamineOptions("sample", processor, reading(processor), workers=2)
+    check(
+        [media / "manifest.jsonl"],
+        options=options,
+        tokens=ProcessorTokens(processor),
+        output=output,
+    )
     return output
 
 
@@ -87,19 +101,30 @@ def test_no_file_takes_five_seconds_of_a_core(checked: Path) -> None:
 
 
 def test_training_leaves_out_exactly_what_the_check_names(
-    world: World, media: Path, checked: Path, tmp_path: Path
+    world: World,
+    media: Path,
+    checked: Path,
+    tmp_path: Path,
 ) -> None:
     done = run(stage(world, media, tmp_path / "all"))
     skipped = {row["id"] for row in read(done / "skipped.jsonl")}
     assert skipped == quarantine(checked).keys()
-    listed = run(stage(world, media, tmp_path / "listed", quarantine=str(checked / "quarantine.txt")))
+    listed = run(
+        stage(world, media, tmp_path / "listed", quarantine=str(checked / "quarantine.txt")),
+    )
     assert {row["id"] for row in read(listed / "skipped.jsonl")} == skipped
-    assert {row["step"] for row in read(listed / "skipped.jsonl")} == {0}  # none of them was opened again
+    assert {row["step"] for row in read(listed / "skipped.jsonl")} == {
+        0,
+    }  # none of them was opened again
     assert losses(listed)
 
 
 def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
-    first, second, other = make(tmp_path / "a", 12), make(tmp_path / "b", 12), make(tmp_path / "c", 12, 1)
+    first, second, other = (
+        make(tmp_path / "a", 12),
+        make(tmp_path / "b", 12),
+        make(tmp_path / "c", 12, 1),
+    )
     names = sorted(p.name for p in first.iterdir())
     assert names == sorted(p.name for p in second.iterdir())
     assert all((first / n).read_bytes() == (second / n).read_bytes() for n in names if (first / n).is_file())

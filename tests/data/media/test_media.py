@@ -51,7 +51,16 @@ def test_uniform_frames_are_those_at_the_centres(clip: Path) -> None:
     found = video(clip, 8)
     assert found.frames is not None
     assert found.duration == 4.0
-    assert numbers(found.frames.x) == [6, 18, 31, 43, 56, 68, 81, 93]  # 0.25 s, 0.75 s, ... at 25 frames a second
+    assert numbers(found.frames.x) == [
+        6,
+        18,
+        31,
+        43,
+        56,
+        68,
+        81,
+        93,
+    ]  # 0.25 s, 0.75 s, ... at 25 frames a second
     assert torch.equal(found.frames.span[:, 0], torch.arange(8) * 0.5)
     assert torch.equal(found.frames.span[1:, 0], found.frames.span[:-1, 1])
     assert found.frames.span[-1, 1] == 4.0
@@ -93,7 +102,11 @@ def test_an_empty_interval_is_an_error(clip: Path, start: float, end: float | No
 
 def test_variable_frame_rate_is_read_by_timestamps(folder: Path) -> None:
     times = [0, 0.04, 0.08, 0.12, 1.0, 2.0, 2.04, 2.08, 3.0, 3.5]
-    path = write_clip(folder / "vfr.mp4", times=times, options={"bf": "0"})  # else the muxer cuts the duration
+    path = write_clip(
+        folder / "vfr.mp4",
+        times=times,
+        options={"bf": "0"},
+    )  # else the muxer cuts the duration
     expected = [max(i for i, t in enumerate(times) if t <= moment) for moment in (0.25, 0.75, 1.25, 1.75, 2.25, 2.75)]
     for backend in ("auto", "decord"):
         found = video(path, 6, end=3.0, backend=backend)
@@ -113,7 +126,13 @@ def test_one_frame_clip(folder: Path) -> None:
 
 def test_few_frames_of_a_long_file_are_sought(folder: Path) -> None:
     path = write_clip(
-        folder / "long.mp4", seconds=200, fps=5, gop=25, size=(80, 48), sound=clicks(200, 8000, [150]), rate=8000
+        folder / "long.mp4",
+        seconds=200,
+        fps=5,
+        gop=25,
+        size=(80, 48),
+        sound=clicks(200, 8000, [150]),
+        rate=8000,
     )
     found = load_video(path, sampling=Sampling(num_frames=4), rate=RATE)
     assert found.frames is not None
@@ -135,7 +154,10 @@ def test_sound_is_found_behind_the_frames_far_into_a_file(folder: Path, suffix: 
         found = load_video(path, sampling=Sampling(num_frames=2), rate=RATE, start=start, end=end)
         alone = load_audio(path, rate=RATE, start=start, end=end)
         assert torch.equal(found.sound.x, alone.sound.x)  # type: ignore[union-attr]
-        assert click_times(found) == pytest.approx([at], abs=0.06)  # these containers do not tell the codec's delay
+        assert click_times(found) == pytest.approx(
+            [at],
+            abs=0.06,
+        )  # these containers do not tell the codec's delay
     few = load_video(path, sampling=Sampling(num_frames=4), rate=None, end=32.0)
     assert numbers(few.frames.x) == pytest.approx([100, 300, 500, 700], abs=2)  # type: ignore[union-attr]
 
@@ -183,7 +205,12 @@ def test_decoding_is_deterministic(clip: Path) -> None:
 def test_short_side_shrinks_and_never_enlarges(clip: Path) -> None:
     for short, shape in [(48, (48, 80)), (96, (96, 160)), (200, (96, 160))]:
         for backend in ("pyav", "decord"):
-            found = video(clip, 1, sampling=Sampling(num_frames=1, short_side=short), backend=backend)
+            found = video(
+                clip,
+                1,
+                sampling=Sampling(num_frames=1, short_side=short),
+                backend=backend,
+            )
             assert found.frames is not None
             assert found.frames.x.shape[1:3] == shape
 
@@ -204,7 +231,10 @@ def test_rotation_metadata_is_applied(folder: Path, angle: int) -> None:
 
 
 @pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)])
-def test_mirrored_pictures_are_mirrored_by_every_backend(folder: Path, matrix: tuple[int, int, int, int]) -> None:
+def test_mirrored_pictures_are_mirrored_by_every_backend(
+    folder: Path,
+    matrix: tuple[int, int, int, int],
+) -> None:
     straight = write_clip(folder / "straight.mp4", seconds=0.4)
     path = set_display_matrix(straight, folder / "mirrored.mp4", matrix)
     expected = video(straight, 2).frames.x
@@ -216,9 +246,17 @@ def test_mirrored_pictures_are_mirrored_by_every_backend(folder: Path, matrix: t
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_before_a_picture_that_starts_late_its_first_frame_stands(folder: Path, suffix: str) -> None:
+def test_before_a_picture_that_starts_late_its_first_frame_stands(
+    folder: Path,
+    suffix: str,
+) -> None:
     late = [2 + i / 25 for i in range(25)]
-    path = write_clip(folder / f"late-picture.{suffix}", times=late, sound=clicks(3, RATE, [0.5, 1.0]), rate=RATE)
+    path = write_clip(
+        folder / f"late-picture.{suffix}",
+        times=late,
+        sound=clicks(3, RATE, [0.5, 1.0]),
+        rate=RATE,
+    )
     found = video(path, 2, start=0.25, end=1.25, rate=RATE)
     assert numbers(found.frames.x) == [0, 0]
     assert click_times(found) == pytest.approx([0.25, 0.75], abs=0.01)
@@ -240,12 +278,24 @@ def test_stream_copied_cut_with_an_edit_list(folder: Path, clip: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "codec"),
-    [("s.mp4", "aac"), ("s.mkv", "aac"), ("s.webm", "libopus"), ("s.mkv", "flac"), ("s.mp4", "libmp3lame")],
+    [
+        ("s.mp4", "aac"),
+        ("s.mkv", "aac"),
+        ("s.webm", "libopus"),
+        ("s.mkv", "flac"),
+        ("s.mp4", "libmp3lame"),
+    ],
 )
 def test_a_click_is_found_where_it_was_written(folder: Path, name: str, codec: str) -> None:
     video_codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
     sound = clicks(4, 48_000, [1.0, 2.5], channels=2)
-    path = write_clip(folder / f"{codec}-{name}", codec=video_codec, sound=sound, sound_codec=codec, layout="stereo")
+    path = write_clip(
+        folder / f"{codec}-{name}",
+        codec=video_codec,
+        sound=sound,
+        sound_codec=codec,
+        layout="stereo",
+    )
     found = load_video(path, sampling=Sampling(num_frames=1), rate=RATE)
     assert click_times(found) == pytest.approx([1.0, 2.5], abs=0.01)
     later = load_video(path, sampling=None, rate=RATE, start=2.25, end=3)
@@ -261,7 +311,11 @@ def test_sound_files_of_every_sample_format(folder: Path, codec: str, rate: int)
     found = load_audio(write_audio(path, sound, rate, codec), rate=rate).sound
     assert found is not None
     assert found.start == 0.0
-    assert torch.allclose(found.x, torch.from_numpy(sound[0]), atol=1 / 100 if codec == "pcm_u8" else 1e-4)
+    assert torch.allclose(
+        found.x,
+        torch.from_numpy(sound[0]),
+        atol=1 / 100 if codec == "pcm_u8" else 1e-4,
+    )
 
 
 @pytest.mark.parametrize("rate", [192_000, 44_101, 11_025])
@@ -275,14 +329,19 @@ def test_odd_rates_are_resampled(folder: Path, rate: int) -> None:
 def test_a_duration_that_is_only_estimated_is_not_believed(folder: Path, name: str) -> None:
     """Five loud seconds and 25 quiet ones: the bit rate of the beginning says little about the length."""
     sound = clicks(30, 44_100, [25.5])
-    sound[:, : 5 * 44_100] += 0.1 * np.random.default_rng(0).standard_normal(5 * 44_100).astype(np.float32)
+    sound[:, : 5 * 44_100] += 0.1 * np.random.default_rng(0).standard_normal(5 * 44_100).astype(
+        np.float32,
+    )
     codec = {"aac": "aac", "mp3": "libmp3lame", "ac3": "ac3"}[name.split(".")[1]]
     plain = name == "plain.mp3"
     path = write_plain_mp3(folder / name, sound, 44_100) if plain else write_audio(folder / name, sound, 44_100, codec)
     found = load_audio(path, rate=RATE)
     assert found.duration == pytest.approx(30, abs=0.1)
     assert found.sound.start + len(found.sound.x) / RATE == pytest.approx(30, abs=0.1)
-    assert click_times(found)[-1] == pytest.approx(25.5, abs=0.06)  # these containers do not tell the codec's delay
+    assert click_times(found)[-1] == pytest.approx(
+        25.5,
+        abs=0.06,
+    )  # these containers do not tell the codec's delay
 
 
 def test_an_interval_is_a_slice_of_the_whole(folder: Path) -> None:
@@ -303,7 +362,10 @@ def test_mono_is_the_mean_of_all_channels(folder: Path) -> None:
     for layout, count in [("stereo", 2), ("7.1", 8)]:
         sound = np.zeros((count, 8_000), np.float32)
         sound[0] = 0.5
-        found = load_audio(write_audio(folder / f"{count}.wav", sound, 8_000, layout=layout), rate=8_000).sound
+        found = load_audio(
+            write_audio(folder / f"{count}.wav", sound, 8_000, layout=layout),
+            rate=8_000,
+        ).sound
         assert found is not None
         assert torch.allclose(found.x, torch.full((8_000,), 0.5 / count), atol=1e-4)
 
@@ -323,7 +385,10 @@ def test_a_track_that_starts_late_or_ends_early_is_not_padded(folder: Path) -> N
 def test_a_hole_in_the_track_keeps_what_follows_in_place(folder: Path) -> None:
     whole = write_clip(folder / "whole.mkv", sound=clicks(4, 48_000, [0.5, 3.0]))
     path = drop_sound_packets(whole, folder / "hole.mkv", 1.0, 2.0)
-    assert click_times(load_video(path, sampling=None, rate=RATE)) == pytest.approx([0.5, 3.0], abs=0.01)
+    assert click_times(load_video(path, sampling=None, rate=RATE)) == pytest.approx(
+        [0.5, 3.0],
+        abs=0.01,
+    )
 
 
 def test_sound_auto_on_off(folder: Path, clip: Path) -> None:
@@ -348,8 +413,19 @@ def test_sound_only_in_a_video_container(folder: Path) -> None:
 
 def test_probe_says_what_is_there(clip: Path) -> None:
     info = probe(clip)
-    assert (info.width, info.height, info.fps, info.num_frames, info.rotation) == (WIDTH, HEIGHT, 25.0, 100, 0)
-    assert (info.video_codec, info.audio_codec, info.audio_rate, info.audio_channels) == ("h264", "aac", 48_000, 1)
+    assert (info.width, info.height, info.fps, info.num_frames, info.rotation) == (
+        WIDTH,
+        HEIGHT,
+        25.0,
+        100,
+        0,
+    )
+    assert (info.video_codec, info.audio_codec, info.audio_rate, info.audio_channels) == (
+        "h264",
+        "aac",
+        48_000,
+        1,
+    )
     assert info.duration == pytest.approx(4.0, abs=0.05)
     assert info.audio_duration == pytest.approx(4.0, abs=0.05)
     assert info.audio_start == 0.0
@@ -361,7 +437,12 @@ def test_probe_says_what_is_there(clip: Path) -> None:
 def test_real_media() -> None:
     for path in sorted(REAL.iterdir()):
         if path.suffix == ".mp4":
-            found = load_video(path, sampling=Sampling(num_frames=4, short_side=112), rate=RATE, end=5.0)
+            found = load_video(
+                path,
+                sampling=Sampling(num_frames=4, short_side=112),
+                rate=RATE,
+                end=5.0,
+            )
             other = video(path, 3, end=5.0, backend="decord").frames
             assert found.frames is not None
             assert min(found.frames.x.shape[1:3]) == 112

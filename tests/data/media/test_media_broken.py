@@ -1,4 +1,4 @@
-"""Files that are not what they should be: each gives a ``MediaError`` with its reason, none crashes or hangs."""
+"""Check broken files: each gives a ``MediaError`` with its reason; none crashes or hangs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,16 @@ from data.media.media_files import (
 from PIL import Image
 
 from avllm.data.media import open as media_open
-from avllm.data.media.load import MediaError, Sampling, is_picture, load_audio, load_image, load_video, probe
+from avllm.data.media.load import (
+    MediaError,
+    Sampling,
+    is_picture,
+    load_audio,
+    load_image,
+    load_video,
+    probe,
+)
+from avllm.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -71,25 +81,36 @@ def test_exif_rotation_is_applied(folder: Path) -> None:
 
 
 def test_broken_images(folder: Path) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(folder / "full.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
+        folder / "full.jpg",
+    )
     whole = (folder / "full.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "text.jpg").write_text("no picture")
     (folder / "empty.jpg").write_bytes(b"")
-    names = {"cut.jpg": "truncated", "text.jpg": "undecodable", "empty.jpg": "zero_byte", "none.jpg": "missing"}
+    names = {
+        "cut.jpg": "truncated",
+        "text.jpg": "undecodable",
+        "empty.jpg": "zero_byte",
+        "none.jpg": "missing",
+    }
     for name, expected in names.items():
         assert reason(lambda name=name: load_image(folder / name)) == expected
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "full.png")
     header = (folder / "full.png").read_bytes()
-    (folder / "header.png").write_bytes(header[:11] + bytes([12]) + header[12:])  # Pillow raises a bare ValueError
+    (folder / "header.png").write_bytes(
+        header[:11] + bytes([12]) + header[12:],
+    )  # Pillow raises a bare ValueError
     assert reason(lambda: load_image(folder / "header.png")) == "truncated"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(folder / "full.avif")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
+        folder / "full.avif",
+    )
     for seed in range(60):  # Pillow raises RuntimeError for some
         flip(folder / "full.avif", folder / "flipped.avif", seed)
         survives(lambda: load_image(folder / "flipped.avif"))
         survives(lambda: is_picture(folder / "flipped.avif"))
     for name in ("full.jpg", "full.png"):
-        with pytest.raises(MediaError, match="undecodable: it is a still picture; give it as an image"):
+        with pytest.raises(MediaError, match=r"undecodable.*image"):
             load_video(folder / name, sampling=None, rate=RATE)
     for seed in range(10):
         flip(folder / "full.jpg", folder / "flipped.jpg", seed)
@@ -152,7 +173,11 @@ def test_truncated_files(folder: Path, clip: Path, name: str, share: float) -> N
 
 
 def test_the_intact_part_of_a_truncated_file_can_be_read(folder: Path) -> None:
-    whole = write_clip(folder / "w.mp4", sound=clicks(4, 48_000, [0.5]), container_options={"movflags": "faststart"})
+    whole = write_clip(
+        folder / "w.mp4",
+        sound=clicks(4, 48_000, [0.5]),
+        container_options={"movflags": "faststart"},
+    )
     data = whole.read_bytes()
     (folder / "half.mp4").write_bytes(data[: int(len(data) * 0.7)])
     found = load_video(folder / "half.mp4", sampling=Sampling(num_frames=2), rate=RATE, end=0.8)
@@ -171,15 +196,16 @@ def test_flipped_bytes_never_crash(folder: Path, name: str) -> None:
 
 def test_huge_dimensions_in_the_header_are_refused(folder: Path) -> None:
     image = b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
-    (folder / "huge.gif").write_bytes(b"GIF89a\xff\xff\xff\xff\x80\x00\x00\x00\x00\x00\xff\xff\xff" + image)
+    (folder / "huge.gif").write_bytes(
+        b"GIF89a\xff\xff\xff\xff\x80\x00\x00\x00\x00\x00\xff\xff\xff" + image,
+    )
     assert reason(lambda: load_image(folder / "huge.gif")) == "absurd_header"
     for call in (video, probe):  # libav has thrown the dimensions away by then
         assert reason(lambda call=call: call(folder / "huge.gif")) == "undecodable"
 
 
 def test_more_pixels_than_memory_are_refused(clip: Path) -> None:
-    with pytest.raises(MediaError, match="fewer frames"):
-        video(clip, 10**6)
+    assert reason(lambda: video(clip, 10**6)) == "undecodable"
 
 
 def test_a_timeout_ends_the_decoding(clip: Path) -> None:
@@ -188,7 +214,11 @@ def test_a_timeout_ends_the_decoding(clip: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord", "torchcodec"])
-def test_a_timeout_ends_every_backend_between_frames(clip: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+def test_a_timeout_ends_every_backend_between_frames(
+    clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+) -> None:
     """On a clock that goes on by a second at each look, so that a time-out is a number of looks."""
     if backend != "pyav":
         pytest.importorskip(backend)
@@ -217,26 +247,54 @@ def test_a_timeout_ends_every_backend_between_frames(clip: Path, monkeypatch: py
         assert looks[0] == whole - fewer + 1, "and at once"
 
 
-def test_errors_cross_processes_and_name_everything() -> None:
+def test_errors_cross_processes_and_name_file_and_reason() -> None:
     error = pickle.loads(pickle.dumps(MediaError("a.mp4", "truncated", "ends at 1 s")))
     assert (error.path, error.reason, error.detail) == ("a.mp4", "truncated", "ends at 1 s")
-    assert str(error) == "a.mp4: truncated: ends at 1 s"
-    assert isinstance(error, ValueError)
+    for content in (error.path, error.reason, error.detail):
+        assert content in str(error)
+    assert isinstance(error, UserError)
 
 
-def test_wrong_arguments_say_what_is_right(clip: Path) -> None:
-    with pytest.raises(ValueError, match="exactly one"):
+def test_wrong_arguments_are_refused(clip: Path) -> None:
+    with pytest.raises(UserError) as raised:
         Sampling()
-    with pytest.raises(ValueError, match="above 0"):
+    assert raised.value.reason == "not_one"
+    with pytest.raises(UserError, match="num_frames=0") as raised:
         Sampling(num_frames=0)
-    with pytest.raises(ValueError, match="expected one of auto"):
+    assert raised.value.reason == "not_positive"
+    with pytest.raises(ValueError, match="backend='opencv'.*auto"):
         video(clip, backend="opencv")
-    with pytest.raises(ValueError, match="expected one of auto"):
+    with pytest.raises(ValueError, match="sound='yes'.*auto"):
         video(clip, sound="yes")
 
 
+def test_the_cover_of_a_sound_file_is_no_video(folder: Path) -> None:
+    path = folder / "cover.m4a"
+    sound = clicks(1, 16_000, [0.5])
+    with av.open(str(path), "w", format="mp4") as file:
+        audio = file.add_stream("aac", rate=16_000, layout="mono")
+        cover = file.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 200, np.uint8), format="rgb24")
+        file.mux(cover.encode(picture.reformat(format="yuvj420p")))
+        frame = av.AudioFrame.from_ndarray(
+            sound[:1].astype(np.float32),
+            format="fltp",
+            layout="mono",
+        )
+        frame.sample_rate = 16_000
+        file.mux(audio.encode(frame))
+        file.mux(audio.encode(None))
+    info = probe(path)
+    assert (info.has_video, info.has_audio) == (False, True)
+    assert reason(lambda: video(path)) == "no_video"
+
+
 def test_sampling_rates_that_nothing_has_are_refused_before_memory_is_taken(folder: Path) -> None:
-    whole = bytearray(write_audio(folder / "rate.wav", clicks(1, 16_000, [0.5]), 16_000).read_bytes())
+    whole = bytearray(
+        write_audio(folder / "rate.wav", clicks(1, 16_000, [0.5]), 16_000).read_bytes(),
+    )
     at = whole.find(b"fmt ") + 12
     for rate in (1, 2**31 - 1):
         whole[at : at + 4] = rate.to_bytes(4, "little")
@@ -251,7 +309,7 @@ def test_eight_channels_are_read(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_files_that_may_not_be_read_are_told(folder: Path) -> None:
+def test_files_without_read_permission_are_missing(folder: Path) -> None:
     path = write_audio(folder / "locked.wav", clicks(1, 16_000, [0.5]), 16_000)
     path.chmod(0)
     assert reason(lambda: load_audio(path, rate=RATE)) == "missing"

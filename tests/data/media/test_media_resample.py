@@ -1,4 +1,4 @@
-"""Another sampling rate: torchaudio's numbers, whatever way they are made."""
+"""Check that resampling gives torchaudio's numbers, by every implementation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import torchaudio
 from avllm.data.media.resample import _Same, _Sparse, _Whole, resampler
 
 
-@pytest.mark.parametrize("old, new", [(44_100, 16_000), (22_050, 16_000), (48_000, 16_000), (8_000, 16_000), (37, 36)])
+@pytest.mark.parametrize(
+    "old, new",
+    [(44_100, 16_000), (22_050, 16_000), (48_000, 16_000), (8_000, 16_000), (37, 36)],
+)
 @pytest.mark.parametrize("samples", [1, 500, 44_100, 50_001])
 def test_torchaudios_numbers(old: int, new: int, samples: int) -> None:
     x = torch.randn(samples, generator=torch.Generator().manual_seed(samples))

@@ -1,0 +1,42 @@
+"""Find out whether an MP4 file was cut short, by the sizes of its outermost boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from avllm.data.store.storage import open_bytes, size_of
+
+
+class CutBox(NamedTuple):
+    """Hold the kind of an MP4 box that ends after its file, and the number of missing bytes."""
+
+    kind: bytes
+    missing: int
+
+
+def cut_box(path: str | Path) -> CutBox | None:
+    """Return the outermost MP4 box that ends after the file; None when there is none."""
+    size = size_of(path) or 0
+    position = 0
+    kind = b""
+    with open_bytes(path) as file:
+        while position + 8 <= size:
+            file.seek(position)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            kind = head[4:8]
+            if position == 0 and kind != b"ftyp":
+                return None
+            if length == 1:
+                length = int.from_bytes(head[8:16], "big")
+            if length < 8:  # 0: the box reaches to the end of the file, wherever that is
+                return None
+            position += length
+    return CutBox(kind, position - size) if position > size else None
+
+
+def missing_end(path: str | Path) -> str:
+    """Describe the missing end of an MP4 that was cut short; return "" for all other files."""
+    cut = cut_box(path)
+    return f"{cut.missing} bytes are missing at the end" if cut else ""

@@ -1,0 +1,1 @@
+"""Ways to choose the tokens of an answer, one decoder a file."""
