@@ -66,6 +66,8 @@ def shared_length(rows: Sequence[Row]) -> int:
             length = int(differing[0])
         if row.first_trained < len(row.input_ids):
             length = min(length, row.first_trained - 1)
+        if row.soft is not None:
+            length = min(length, row.soft.first)
     media_end = max(row.media_end for row in rows)
     return length if length >= media_end else 0
 

@@ -112,8 +112,6 @@ class Row:
         """Return the place of the first token of an answer; the row's length without one."""
         answers = [part.trained for part in self.parts]
         answers.append((self.labels != IGNORE).nonzero().flatten())
-        if self.soft is not None:
-            answers.append(self.soft.place.sort().values)
         return min((int(places[0]) for places in answers if len(places)), default=len(self.input_ids))
 
 

@@ -32,14 +32,14 @@ from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError
 from avllm.fusions.base import consumed_streams
 from avllm.layouts.base import Layout
-from avllm.models.chat_text import MARK, ChatText
 from avllm.models.checkpoint_format import CheckpointError, read_config
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
-from avllm.models.content import Content, in_seconds
 from avllm.models.encoders import widths_of
 from avllm.models.merge import is_placeholder
-from avllm.models.row_parts import row_of
+from avllm.models.rows.chat_text import MARK, ChatText
+from avllm.models.rows.content import Content, in_seconds
+from avllm.models.rows.row_parts import row_of
 from avllm.models.words import add_to_tokenizer, check_tokenizer
 from avllm.registry import build
 from avllm.tokens import EncoderInput, Grid, duration_of

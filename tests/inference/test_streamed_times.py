@@ -10,7 +10,7 @@ import torch
 
 from avllm.inference.stream import stream_text
 from avllm.models.configuration_avllm import AVConfig
-from avllm.models.content import Content
+from avllm.models.rows.content import Content
 
 WORDS = ["A", " bell", " from", " 2", "5", "%", " to", " 7", "5", "%", " and", " 9", "9", "%", ",", " then", " it"]
 

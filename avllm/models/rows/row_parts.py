@@ -7,7 +7,7 @@ from torch import Tensor
 
 from avllm.data.row import IGNORE, Part, Row
 from avllm.data.schema import Sample
-from avllm.models.chat_text import Rendered, Tokenized
+from avllm.models.rows.chat_text import Rendered, Tokenized
 from avllm.tokens import EncoderInput
 
 

@@ -1,0 +1,1 @@
+"""Messages as rows: content as text, text as token ids, turns as parts."""
