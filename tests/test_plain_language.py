@@ -56,7 +56,6 @@ PENDING = (
     "avllm/distributed.py",
     "avllm/encoders",
     "avllm/errors.py",
-    "avllm/evaluation",
     "avllm/inference",
     "avllm/layouts",
     "avllm/models",
