@@ -18,11 +18,7 @@ def main(checkpoint: str, file: str, *questions: str) -> None:
 
     for question in questions:
         print(f"> {question}")
-        for piece in chat.ask(
-            question,
-            **media,
-            max_new_tokens=64,
-        ):  # greedy; temperature=0.7, top_p=0.9 draws
+        for piece in chat.ask(question, **media, max_new_tokens=64):  # greedy; temperature=0.7, top_p=0.9 draws
             print(piece, end="", flush=True)
         print()
         media = {}  # it stays in the history

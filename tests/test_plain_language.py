@@ -37,6 +37,8 @@ OPENINGS = re.compile(r"(What|How|Whether|That|Which)\b")
 """A docstring opens with a verb and its object: "Return the capped size of each source"."""
 
 ALLOWED: dict[str, tuple[str, ...]] = {
+    # A prompt: answers that are kept belong to its exact words.
+    "data_recipes/prompts/describe_clean.yaml": (r"\b(tells?|told)\b(?!( \w+){0,4} apart\b)",),
     # A caption of the toy world: "a small red ring stands still".
     "scripts/toy_world/questions.py": (r"\b(stands?|stood)\b(?! (for|out)\b)",),
 }
@@ -54,7 +56,6 @@ PENDING = (
     "avllm/distributed.py",
     "avllm/encoders",
     "avllm/errors.py",
-    "avllm/evaluation",
     "avllm/inference",
     "avllm/layouts",
     "avllm/models",

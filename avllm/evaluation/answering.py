@@ -81,7 +81,7 @@ def group_rows(rows: Sequence[Row]) -> list[Group]:
         shared = min(shared_length(members), *(len(r.input_ids) - 1 for r in members))
         if shared >= max(row.media_end for row in members):
             groups.append(Group(places, members, shared))
-        else:  # questions that stand before their clip share nothing
+        else:  # a question before its clip shares nothing
             groups += [Group([i], [rows[i]], len(rows[i].input_ids) - 1) for i in places]
     return sorted(groups, key=lambda g: (g.shared, g.places))
 
@@ -170,7 +170,7 @@ def pad_left(items: Sequence[Tensor], value: int) -> tuple[Tensor, Tensor]:
 
 
 def connect_once(model: Any, rows: Sequence[Row]) -> dict[str, Tokens]:
-    """The connector's output for the rows' clips in order; a clip that stands in several rows passes once."""
+    """Return the connector's output for the rows' clips in order; a shared clip passes once."""
     clips = [clip for row in rows for clip in row.clips]
     distinct = {id(clip): clip for clip in clips}
     place = {key: i for i, key in enumerate(distinct)}

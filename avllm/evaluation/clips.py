@@ -1,4 +1,4 @@
-"""Each clip of a manifest decoded and encoded once, however many questions and conditions ask about it."""
+"""Decode and encode each clip of a manifest once, for all questions and conditions."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ def _unit(part: MediaPart, root: Path | None, streams: Streams) -> Unit:
 
 
 def in_chunks(media: Sequence[tuple[MediaPart, ...]], most: int) -> Iterator[list[int]]:
-    """Rows' places in chunks that hold at most ``most`` distinct clips, the rows of one clip together.
+    """Yield rows' numbers in chunks of at most ``most`` distinct clips, rows of a clip together.
 
     Args:
         media: each row's media parts.
-        most: distinct clips whose features are held at a time; a single row with more stands alone.
+        most: distinct clips whose features are held at a time; a row with more is a chunk.
     """
     groups: dict[tuple[MediaPart, ...], list[int]] = {}
     for place, parts in enumerate(media):

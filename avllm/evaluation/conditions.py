@@ -1,4 +1,7 @@
-"""The same questions with a stream taken away or exchanged for another clip's: does the model look, does it listen?"""
+"""Change the media of questions: remove a stream, or exchange it for another clip's.
+
+The answers show whether the model uses what it sees and hears.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from avllm.tokens import EncoderInput
 Streams = dict[str, EncoderInput]
 Partners = dict[tuple[str, MediaPart], MediaPart]
 NEIGHBOURS = 8  # files of about one length, among which the order is random
-DRAWS = 200  # of the order; the fairest is taken
+DRAWS = 200  # random orders, of which the fairest is used
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How the media of a row is changed before it is asked; the text never is.
+    """Say how the media of a row are changed before it is asked; the text is never changed.
 
     Attributes:
         without: a medium that is removed (no token of its streams is left), or ``both``.
@@ -38,18 +41,20 @@ class Condition:
         if self.swap not in (None, *MEDIA):
             raise UserError(f"swap is {self.swap!r}; expected 'audio' or 'video'")
         if self.without and self.swap:
-            raise UserError(f"both without={self.without!r} and swap={self.swap!r}; one change at a time")
+            raise UserError(
+                f"both without={self.without!r} and swap={self.swap!r}; one change at a time",
+            )
 
     @property
     def name(self) -> str:
-        """``as_is``, ``without_audio``, ``swapped_video``, ..."""
+        """Return ``as_is``, ``without_audio``, ``swapped_video``, ..."""
         if self.swap:
             return f"swapped_{self.swap}"
         return f"without_{self.without}" if self.without else "as_is"
 
     @property
     def removed(self) -> tuple[str, ...]:
-        """The media that this condition takes away, with all their streams."""
+        """Return the media that this condition removes, with all their streams."""
         if self.without is None:
             return ()
         return MEDIA if self.without == "both" else (self.without,)
@@ -60,11 +65,12 @@ AS_IS = Condition()
 
 @dataclass(frozen=True)
 class Unit:
-    """A distinct media part of a manifest.
+    """Hold a distinct media part of a manifest.
 
     Attributes:
-        file: where it lies.
-        seconds: how long it is.
+        part: the media part.
+        file: its path.
+        seconds: its length.
         asked: kind and answer of the questions about it.
     """
 
@@ -75,12 +81,12 @@ class Unit:
 
     @property
     def kinds(self) -> frozenset[str]:
-        """Of the questions about it."""
+        """Return the kinds of the questions about it."""
         return frozenset(kind for kind, _ in self.asked)
 
 
 def remove(clip: Streams, streams: Iterable[str]) -> Streams:
-    """The clip without some of its streams."""
+    """Return the clip without some of its streams."""
     gone = set(streams)
     return {name: item for name, item in clip.items() if name not in gone}
 
@@ -95,18 +101,22 @@ def exchange(clip: Streams, other: Streams, streams: Collection[str]) -> Streams
 
 
 def partners(units: Iterable[Unit], seed: int) -> Partners:
-    """For each kind of question and media part asked it, a part of **another file** that is asked this kind, too.
+    """Choose, for each kind of question and clip that is asked it, a clip of another file.
 
-    So the question makes sense of what it meets, and which partner it meets says nothing about its answer. (One partner
-    for all kinds would: clips asked the very same kinds are alike. Only clips that bounce are asked about clicks at
-    bounces, and their bounces are never 0.) Files stand in a circle, sorted by length and shuffled within small blocks;
-    each takes the nearest behind it that will do, so that most kinds of a clip share a partner, no file meets itself
-    and each gives its stream away exactly once for a kind.
+    The partner is asked the same kind of question, too, so the question fits the stream, and the
+    choice of the partner reveals nothing about the answer. (One partner for all kinds would reveal
+    something, since clips with the same kinds are alike: only clips that bounce are asked about
+    clicks at bounces, and their bounces are never 0.)
 
-    Chance alone would let partners have the same answer now in 42%, now in 58% of some hundred pairs, and a model that
-    answers from the stream it was handed be off chance by as much. So several circles are drawn, and that one is taken
-    whose partners agree most nearly as often as strangers do, for all kinds (rerandomisation, Morgan & Rubin 2012). The
-    same seed gives the same partners.
+    Files are sorted by length and shuffled within blocks; each clip's partner is of the next file
+    that is asked the same kind of question, and the last file's next is the first. So most kinds of
+    a clip share a partner, no file is its own partner, and each gives its stream once for a kind.
+
+    By chance partners would have the same answer in 42 % of some hundred pairs, or in 58 %, and the
+    accuracy of a model that answers from the exchanged stream would be off chance by as much. So
+    several orders are drawn, and the one is used whose partners agree most nearly as often as
+    random pairs do, for all kinds (rerandomisation, Morgan & Rubin 2012). The same seed gives the
+    same partners.
 
     Returns:
         partners by (kind, part); a kind that is asked about one file only has none.
@@ -114,52 +124,90 @@ def partners(units: Iterable[Unit], seed: int) -> Partners:
     by_file: dict[str, list[Unit]] = {}
     for unit in sorted(set(units), key=lambda u: u.part.model_dump_json()):
         by_file.setdefault(unit.file, []).append(unit)
-    files = sorted(by_file, key=lambda f: (max(u.seconds for u in by_file[f]), f))
+    lengths = {file: max(unit.seconds for unit in group) for file, group in by_file.items()}
+    files = sorted(by_file, key=lambda file: (lengths[file], file))
     if len(files) < 2:
         return {}
     rng = np.random.default_rng([seed, len(files)])
     blocks = np.array_split(np.arange(len(files)), max(1, len(files) // NEIGHBOURS))
     shares = answer_shares([by_file[file] for file in files])
-    circles = [np.concatenate([rng.permutation(block) for block in blocks]) for _ in range(DRAWS)]
-    fairest = min(circles, key=lambda circle: max((unfairness(circle, x) for x in shares), default=0.0))
-    return around([by_file[files[i]] for i in fairest])
+    fairest = np.arange(len(files))
+    least_unfair = float("inf")
+    for _ in range(DRAWS):
+        order = np.concatenate([rng.permutation(block) for block in blocks])
+        unfair = max((unfairness(order, of_kind) for of_kind in shares), default=0.0)
+        if unfair < least_unfair:
+            fairest = order
+            least_unfair = unfair
+    return next_partners([by_file[files[i]] for i in fairest])
 
 
-def around(circle: list[list[Unit]]) -> Partners:
-    """Each part's partners among the units of the files behind its own."""
-    found: Partners = {}
-    for kind in sorted({kind for group in circle for unit in group for kind in unit.kinds}):
-        asked = [group for group in ([u.part for u in g if kind in u.kinds] for g in circle) if group]
-        if len(asked) > 1:
-            for mine, theirs in zip(asked, asked[1:] + asked[:1], strict=True):
-                found |= {(kind, part): theirs[i % len(theirs)] for i, part in enumerate(mine)}
-    return found
+def next_partners(groups: list[list[Unit]]) -> Partners:
+    """Return each part's partners among the units of the next file that is asked the kind.
+
+    Args:
+        groups: the units of each file, in order.
+    """
+    kinds: set[str] = set()
+    for group in groups:
+        for unit in group:
+            kinds |= unit.kinds
+    chosen: Partners = {}
+    for kind in sorted(kinds):
+        parts_by_file: list[list[MediaPart]] = []  # of the files that are asked this kind
+        for group in groups:
+            parts = [unit.part for unit in group if kind in unit.kinds]
+            if parts:
+                parts_by_file.append(parts)
+        if len(parts_by_file) < 2:
+            continue
+        for number, parts in enumerate(parts_by_file):
+            theirs = parts_by_file[(number + 1) % len(parts_by_file)]
+            for i, part in enumerate(parts):
+                chosen[kind, part] = theirs[i % len(theirs)]
+    return chosen
 
 
 def answer_shares(groups: list[list[Unit]]) -> list[np.ndarray]:
-    """For each kind of question ``(files, answers)``: shares of the answers to it, all 0 where it is not asked."""
-    counts: dict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
-    for place, group in enumerate(groups):
-        for kind, answer in (pair for unit in group for pair in unit.asked):
-            counts[kind][place, answer] += 1
+    """Return the shares of the answers to each kind of question, by file.
+
+    Args:
+        groups: the units of each file.
+
+    Returns:
+        ``(files, answers)`` for each kind; a row of 0 where the file is not asked it.
+    """
+    counts: dict[str, Counter[tuple[int, str]]] = defaultdict(Counter)  # kind -> file, answer
+    for file, group in enumerate(groups):
+        for unit in group:
+            for kind, answer in unit.asked:
+                counts[kind][file, answer] += 1
     shares = []
     for _, of_kind in sorted(counts.items()):
-        answers = {answer: i for i, answer in enumerate(sorted({answer for _, answer in of_kind}))}
+        answers = sorted({answer for _, answer in of_kind})
+        columns = {answer: column for column, answer in enumerate(answers)}
         table = np.zeros((len(groups), len(answers)))
-        for (place, answer), count in of_kind.items():
-            table[place, answers[answer]] = count
+        for (file, answer), count in of_kind.items():
+            table[file, columns[answer]] = count
         shares.append(table / np.maximum(table.sum(1, keepdims=True), 1))
     return shares
 
 
-def unfairness(circle: np.ndarray, shares: np.ndarray) -> float:
-    """By how many standard errors neighbours' answers to one kind agree more or less often than strangers' do."""
-    asked = shares[circle]
-    asked = asked[asked.any(1)]
+def unfairness(order: np.ndarray, shares: np.ndarray) -> float:
+    """Return how far the agreement of partners is from that of random pairs, in standard errors.
+
+    Args:
+        order: ``(files,)``, each file's partner being the next one that is asked the kind.
+        shares: ``(files, answers)`` of one kind, see :func:`answer_shares`.
+    """
+    asked = shares[order]
+    asked = asked[asked.any(1)]  # (n, answers) of the files that are asked the kind
     n = len(asked)
     if n < 2:
         return 0.0
     with_itself = float((asked**2).sum(1).mean())
-    by_chance = max(0.0, (n * float((asked.mean(0) ** 2).sum()) - with_itself) / (n - 1))  # of two different files
-    agree = float((asked * np.roll(asked, -1, 0)).sum(1).mean())
-    return abs(agree - by_chance) / max(1e-9, (by_chance * (1 - by_chance) / n) ** 0.5)
+    any_two = float((asked.mean(0) ** 2).sum())  # agreement of two files, which may be the same
+    by_chance = max(0.0, (n * any_two - with_itself) / (n - 1))  # of two different files
+    agreement = float((asked * np.roll(asked, -1, 0)).sum(1).mean())  # of partners
+    standard_error = (by_chance * (1 - by_chance) / n) ** 0.5
+    return abs(agreement - by_chance) / max(1e-9, standard_error)

@@ -1,4 +1,4 @@
-"""What a figure was measured with: versions, commit, machine, time."""
+"""Describe what a figure was measured with: versions, commit, machine, time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def _version(package: str) -> str | None:
 
 
 def commit(folder: Path) -> str | None:
-    """The commit of the checkout that the package lies in, ``+changes`` behind it when files differ; None outside."""
+    """Return the commit of the checkout that the package lies in; None outside of one.
+
+    ``+changes`` is appended when files differ from it.
+    """
     head = _git(folder, "rev-parse", "HEAD")
     if head is None or _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None  # no checkout, or the package is merely installed below somebody else's

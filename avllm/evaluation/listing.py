@@ -1,4 +1,4 @@
-"""What there is: parts with their options, and what a checkpoint folder is made of."""
+"""List the parts with their options, and the contents of a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def describe(kind: str, name: str) -> dict[str, Any]:
 
 
 def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
-    """What a checkpoint folder holds, without loading a model.
+    """Describe a checkpoint folder without loading a model.
 
     Returns:
         ``{"folder", "stages": [...], "backbones": {part: {name, revision, sha256, found}}, "parameters": {...}, ...}``;
-        ``found`` tells whether the backbone lies where its name points, with the recorded hash (None for hub names).
+        ``found`` says whether the backbone lies where its name points, with the recorded hash (None for hub names).
 
     Raises:
         CheckpointError: no manifest.

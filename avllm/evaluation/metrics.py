@@ -61,12 +61,12 @@ def normalise(text: str) -> str:
 
 
 def exact_match(answer: str, references: Sequence[str]) -> bool:
-    """Whether the normalised answer is one of the normalised references."""
+    """Return whether the normalised answer is one of the normalised references."""
     return normalise(answer) in {normalise(r) for r in references}
 
 
 def token_f1(answer: str, references: Sequence[str]) -> float:
-    """Harmonic mean of word precision and recall against the best reference (SQuAD, arXiv 1606.05250)."""
+    """Return the harmonic mean of word precision and recall against the best reference (SQuAD, arXiv 1606.05250)."""
     return max(_f1(words(answer), words(reference)) for reference in references)
 
 
@@ -78,10 +78,11 @@ def _f1(answer: Sequence[str], reference: Sequence[str]) -> float:
 
 
 def pick_choice(answer: str, choices: Sequence[str]) -> int | None:
-    """Which of the choices an answer means; None when it means none or several.
+    """Return the choice that an answer means; None when it means none or several.
 
-    In this order: it is a choice; it is a letter (``B``, ``(b)``, ``b.``) of the list; exactly one choice stands in it
-    as whole words (where a choice is part of a longer one, the longer counts).
+    Tried in this order: it is a choice; it is a letter (``B``, ``(b)``, ``b.``) of the list; it
+    contains exactly one choice as whole words (where a choice is part of a longer one, the longer
+    counts).
     """
     given = words(answer)
     known = [words(c) for c in choices]

@@ -20,7 +20,7 @@ Figures = Callable[[Sequence[Prediction]], dict[str, float]]
 
 @dataclass(frozen=True)
 class Result:
-    """What one condition gave.
+    """Hold the predictions of one condition, and compute its figures.
 
     Attributes:
         skipped: rows that could not be asked, each ``{"id", "reason", "detail"}``; they are in no figure.
@@ -40,12 +40,12 @@ class Result:
 
     @property
     def kinds(self) -> dict[str, dict[str, Any]]:
-        """Figures by kind of question; rows without a kind stand under ``none``."""
+        """Return figures by kind of question; rows without a kind count as ``none``."""
         return self._by(lambda s: s.kind or "none")
 
     @property
     def sources(self) -> dict[str, dict[str, Any]]:
-        """Figures by source."""
+        """Return figures by source."""
         return self._by(lambda s: s.source)
 
     def _by(self, key: Callable[[Sample], str]) -> dict[str, dict[str, Any]]:

@@ -109,7 +109,7 @@ def make_rows(
 
 
 def recall(scores: np.ndarray, own: np.ndarray) -> dict[str, Any]:
-    """How often a query's own item is among the first 1, 5 and 10.
+    """Return how often a query's item is among the first 1, 5 and 10.
 
     Args:
         scores: ``(n, m)`` of n queries and m items. own: ``(n, m)`` bool, the items that are right.

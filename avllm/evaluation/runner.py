@@ -1,4 +1,4 @@
-"""Ask a model the rows of a benchmark, as they are and with a stream removed or exchanged, and score what it says."""
+"""Ask a model the rows of a benchmark, also with a stream removed or exchanged, and score it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ from avllm.errors import UserError
 from avllm.evaluation.answering import answer_rows
 from avllm.evaluation.benchmarks.base import Benchmark, Prediction, benchmark_of, spread, truths
 from avllm.evaluation.clips import EncodedClip, Failure, encode_clips, in_chunks
-from avllm.evaluation.conditions import AS_IS, Condition, Partners, Streams, exchange, partners, remove
+from avllm.evaluation.conditions import (
+    AS_IS,
+    Condition,
+    Partners,
+    partners,
+)
 from avllm.evaluation.metrics import normalise
 from avllm.evaluation.results import Result
+from avllm.evaluation.variants import Variants
 from avllm.inference.generation import Generation
 from avllm.log import logger
 from avllm.precision import choose_precision
@@ -32,7 +38,7 @@ class SkippedRowsError(UserError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How an evaluation runs.
+    """Choose how an evaluation runs.
 
     Attributes:
         batch_size: rows generated at a time.
@@ -58,7 +64,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         Generation(decoding=self.decoding)
-        choose_precision(self.precision, "cpu")  # is it one?
+        choose_precision(self.precision, "cpu")  # raises for an unknown one
 
 
 def evaluate(
@@ -84,11 +90,20 @@ def evaluate(
         settings: see :class:`Settings`.
 
     Returns:
-        the figures; under a changed condition also how often the answer changed (the rows are asked as they are, too).
+        the figures; under a changed condition also how often the answer changed (the rows are also asked
+        without the change).
     """
     condition = Condition(without, swap)  # type: ignore[arg-type]
     conditions = [AS_IS] if condition == AS_IS else [AS_IS, condition]
-    return evaluate_all(model, processor, rows, conditions, limit=limit, refusal=refusal, **settings)[condition.name]
+    return evaluate_all(
+        model,
+        processor,
+        rows,
+        conditions,
+        limit=limit,
+        refusal=refusal,
+        **settings,
+    )[condition.name]
 
 
 def evaluate_all(
@@ -125,13 +140,21 @@ def evaluate_all(
     try:
         precision = choose_precision(chosen.precision, model.device.type)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return _Run(model, processor, benchmark, list(conditions), chosen, progress, limit).results()
+            return _Run(
+                model,
+                processor,
+                benchmark,
+                list(conditions),
+                chosen,
+                progress,
+                limit,
+            ).results()
     finally:
         model.train(was_training)
 
 
 class _Run:
-    """One pass over a benchmark."""
+    """Ask all rows of a benchmark under all conditions, once."""
 
     def __init__(
         self,
@@ -144,34 +167,48 @@ class _Run:
         limit: int | None = None,
     ) -> None:
         self.model, self.processor, self.benchmark = model, processor, benchmark
-        self.conditions = sorted(conditions, key=lambda c: c != AS_IS)  # first, so that the others can be compared
+        self.conditions = sorted(
+            conditions,
+            key=lambda c: c != AS_IS,
+        )  # first, so that the others can be compared
         self.settings = settings
         self.samples = spread(benchmark.samples(), limit)
         self.prompts = [benchmark.prompt(sample) for sample in self.samples]
         self.max_new_tokens = settings.max_new_tokens or _longest_answer(processor, self.samples)
-        self.found: dict[str, dict[int, Prediction]] = {c.name: {} for c in conditions}
+        # By condition, then by the row's number.
+        self.predictions: dict[str, dict[int, Prediction]] = {c.name: {} for c in conditions}
         self.skipped: dict[int, dict[str, str]] = {}
         self.progress, self.done = progress, 0
         self.cache = _open_cache(settings, model, processor)
 
     def results(self) -> dict[str, Result]:
-        media = [tuple(dict.fromkeys(p.media)) for p in self.prompts]
-        for places in in_chunks(media, self.settings.clips_at_once):
-            self._chunk(places, list(dict.fromkeys(part for i in places for part in media[i])))
+        """Return the results by the conditions' names."""
+        media = [tuple(dict.fromkeys(prompt.media)) for prompt in self.prompts]
+        for numbers in in_chunks(media, self.settings.clips_at_once):
+            parts: dict[MediaPart, None] = {}  # as an ordered set
+            for number in numbers:
+                parts |= dict.fromkeys(media[number])
+            self._chunk(numbers, list(parts))
+        skipped = [self.skipped[number] for number in sorted(self.skipped)]
+        results: dict[str, Result] = {}
         for condition in self.conditions:
-            rows = self.found[condition.name].values()
-            if condition.swap and not any(p.touched for p in rows):
+            by_number = self.predictions[condition.name]
+            predictions = [by_number[number] for number in sorted(by_number)]
+            if condition.swap and not any(prediction.touched for prediction in predictions):
                 raise UserError(
                     f"swap {condition.swap}: no row has a clip with {condition.swap} and another file to take it from"
                 )
-        skipped = [self.skipped[i] for i in sorted(self.skipped)]
-        return {
-            c.name: Result(c, [rows[i] for i in sorted(rows)], self.settings.seed, skipped, self.benchmark.figures)
-            for c in self.conditions
-            for rows in [self.found[c.name]]
-        }
+            results[condition.name] = Result(
+                condition,
+                predictions,
+                self.settings.seed,
+                skipped,
+                self.benchmark.figures,
+            )
+        return results
 
-    def _chunk(self, places: list[int], parts: list[MediaPart]) -> None:
+    def _chunk(self, numbers: list[int], parts: list[MediaPart]) -> None:
+        """Encode some clips, and ask the rows about them under all conditions."""
         encoded = encode_clips(
             self.model,
             self.processor,
@@ -181,91 +218,145 @@ class _Run:
             cache=self.cache,
         )
         clips = {part: clip for part, clip in encoded.items() if isinstance(clip, EncodedClip)}
-        for place in places:
-            failure = next((f for p in self.prompts[place].media if isinstance(f := encoded[p], Failure)), None)
-            if failure is not None:
-                self._skip(place, failure.reason, failure.detail)
-        places = [i for i in places if i not in self.skipped]
+        for number in numbers:
+            outcomes = [encoded[part] for part in self.prompts[number].media]
+            failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+            if failures:
+                self._skip(number, failures[0].reason, failures[0].detail)
         for condition in self.conditions:
-            self._ask(condition, [i for i in places if i not in self.skipped], clips)
+            self._ask(condition, [n for n in numbers if n not in self.skipped], clips)
 
-    def _ask(self, condition: Condition, places: list[int], clips: dict[MediaPart, EncodedClip]) -> None:
-        variants = _Variants(self.processor, condition, clips, self._partners(condition, places, clips))
-        asked_before = self.found.get(AS_IS.name, {})
-        rows: dict[int, Row] = {}
-        answers: dict[int, str] = {}
-        touched: dict[int, bool] = {}
-        for place in places:
-            prompt = self.prompts[place]
-            media = [variants.of(part, prompt.kind or "") for part in prompt.media]
-            touched[place] = any(m.touched for m in media)
-            if not touched[place] and place in asked_before:  # the very same question: it has its answer
-                answers[place] = asked_before[place].answer
-                continue
+    def _ask(
+        self,
+        condition: Condition,
+        numbers: list[int],
+        clips: dict[MediaPart, EncodedClip],
+    ) -> None:
+        """Ask rows under a condition, and record their answers."""
+        partners = self._partners(condition, numbers, clips)
+        variants = Variants(self.processor, condition, clips, partners)
+        questions: list[_Question] = []
+        for number in numbers:
             try:
-                streams, runs = [m.streams for m in media], [m.run for m in media]
-                rows[place] = self.processor.row(prompt, streams, answer=False, runs=runs)
+                questions.append(self._question(number, variants))
             except RowError as error:
-                self._skip(place, error.reason, str(error))
-        self._warn_of_own(condition, [i for i in (*answers, *rows) if not touched[i]], clips)
-        if answers:
-            self._advance(len(answers))
-        found = answer_rows(
+                self._skip(number, error.reason, str(error))
+        self._warn_of_own(condition, [q.number for q in questions if not q.touched], clips)
+        self._answer(questions)
+        for question in questions:
+            parts = self.prompts[question.number].media
+            seconds = max((clips[part].unit.seconds for part in parts), default=0.0)
+            self._note(condition, question, seconds)
+
+    def _question(self, number: int, variants: Variants) -> _Question:
+        """Return a row's question under a condition.
+
+        A row that the condition does not change has its answer from the unchanged condition.
+
+        Raises:
+            RowError: the row cannot be asked.
+        """
+        prompt = self.prompts[number]
+        media = [variants.of(part, prompt.kind or "") for part in prompt.media]
+        touched = any(variant.touched for variant in media)
+        unchanged = self.predictions.get(AS_IS.name, {}).get(number)
+        if not touched and unchanged is not None:
+            return _Question(number, touched, answer=unchanged.answer)
+        streams = [variant.streams for variant in media]
+        runs = [variant.run for variant in media]
+        row = self.processor.row(prompt, streams, answer=False, runs=runs)
+        return _Question(number, touched, row=row)
+
+    def _answer(self, questions: list[_Question]) -> None:
+        """Generate the answers of the questions that have none."""
+        open_questions: list[_Question] = []
+        rows: list[Row] = []
+        for question in questions:
+            if question.row is not None:
+                open_questions.append(question)
+                rows.append(question.row)
+        if len(questions) > len(rows):
+            self._advance(len(questions) - len(rows))
+        answers = answer_rows(
             self.model,
             self.processor,
-            list(rows.values()),
+            rows,
             batch_size=self.settings.batch_size,
             max_new_tokens=self.max_new_tokens,
             decoding=self.settings.decoding,
             progress=self._advance,
         )
-        answers |= zip(rows, found, strict=True)
-        for place, answer in answers.items():
-            seconds = max((clips[p].unit.seconds for p in self.prompts[place].media), default=0.0)
-            self._note(condition, place, answer, seconds, touched[place])
+        for question, answer in zip(open_questions, answers, strict=True):
+            question.answer = answer
 
-    def _warn_of_own(self, condition: Condition, places: list[int], clips: dict[MediaPart, EncodedClip]) -> None:
-        """Rows of a swap that keep what they have, since no other clip is asked their kind of question."""
-        kept = [i for i in places if any(self._swapped(condition, clips[p]) for p in self.prompts[i].media)]
-        if condition.swap and kept:
-            kinds = sorted({self.prompts[i].kind or "none" for i in kept})
+    def _warn_of_own(
+        self,
+        condition: Condition,
+        unchanged: list[int],
+        clips: dict[MediaPart, EncodedClip],
+    ) -> None:
+        """Warn of rows that a swap does not change, since no other clip is asked their kind."""
+
+        def could_change(number: int) -> bool:
+            return any(self._swapped(condition, clips[p]) for p in self.prompts[number].media)
+
+        own = [number for number in unchanged if could_change(number)]
+        if condition.swap and own:
+            kinds = sorted({self.prompts[number].kind or "none" for number in own})
             LOG.warning(
                 "%s: %d rows keep their own %s, no other clip is asked their kind (%s); see `touched`",
-                *(condition.name, len(kept), condition.swap, ", ".join(kinds)),
+                condition.name,
+                len(own),
+                condition.swap,
+                ", ".join(kinds),
             )
 
     def _swapped(self, condition: Condition, clip: EncodedClip) -> bool:
-        """Whether a clip has streams of the medium that the condition exchanges."""
+        """Return whether a clip has streams of the medium that the condition exchanges."""
         return condition.swap is not None and any(
             stream in clip.streams for stream in self.processor.streams_of(condition.swap)
         )
 
-    def _partners(self, condition: Condition, places: list[int], clips: dict[MediaPart, EncodedClip]) -> Partners:
+    def _partners(
+        self,
+        condition: Condition,
+        numbers: list[int],
+        clips: dict[MediaPart, EncodedClip],
+    ) -> Partners:
+        """Return the clips that streams are taken from, under a swap."""
         if condition.swap is None:
             return {}
         asked: dict[MediaPart, list[tuple[str, str]]] = {}
-        for place in places:
-            sample = self.samples[place]
-            # times are as good as never equal: whose meets whose is all one
+        for number in numbers:
+            sample = self.samples[number]
+            # Times are almost never equal, so they have no part in the choice of partners.
             truth = "" if sample.seconds is not None else normalise(truths(sample)[0])
-            for part in self.prompts[place].media:
-                asked.setdefault(part, []).append((self.prompts[place].kind or "", truth))
-        having = [part for part in asked if self._swapped(condition, clips[part])]
-        units = [replace(clips[part].unit, asked=tuple(sorted(asked[part]))) for part in having]
+            for part in self.prompts[number].media:
+                asked.setdefault(part, []).append((self.prompts[number].kind or "", truth))
+        units = []
+        for part, questions in asked.items():
+            if self._swapped(condition, clips[part]):
+                units.append(replace(clips[part].unit, asked=tuple(sorted(questions))))
         return partners(units, self.settings.seed)
 
-    def _note(self, condition: Condition, place: int, answer: str, seconds: float, touched: bool) -> None:
-        sample = self.samples[place]
-        plain = self.found.get(AS_IS.name, {}).get(place) if condition != AS_IS else None
-        changed = None if plain is None else normalise(plain.answer) != normalise(answer)
-        score = self.benchmark.score(sample, answer, seconds)
-        self.found[condition.name][place] = Prediction(sample, answer, score, touched, changed)
+    def _note(self, condition: Condition, question: _Question, seconds: float) -> None:
+        """Score an answer and compare it with the answer of the unchanged condition."""
+        sample = self.samples[question.number]
+        changed: bool | None = None
+        if condition != AS_IS:
+            unchanged = self.predictions.get(AS_IS.name, {}).get(question.number)
+            if unchanged is not None:
+                changed = normalise(unchanged.answer) != normalise(question.answer)
+        score = self.benchmark.score(sample, question.answer, seconds)
+        prediction = Prediction(sample, question.answer, score, question.touched, changed)
+        self.predictions[condition.name][question.number] = prediction
 
-    def _skip(self, place: int, reason: str, detail: str) -> None:
-        sample = self.samples[place]
-        self.skipped[place] = {"id": sample.id, "reason": reason, "detail": detail}
-        for rows in self.found.values():
-            rows.pop(place, None)  # a row that one condition cannot ask is left out of all: the same rows everywhere
+    def _skip(self, number: int, reason: str, detail: str) -> None:
+        """Leave a row out, under all conditions, so that all have the same rows."""
+        sample = self.samples[number]
+        self.skipped[number] = {"id": sample.id, "reason": reason, "detail": detail}
+        for rows in self.predictions.values():
+            rows.pop(number, None)
         LOG.warning("row %s is left out: %s", sample.id, detail)
         if len(self.skipped) > self.settings.max_skip_rate * len(self.samples):
             raise SkippedRowsError(
@@ -279,43 +370,23 @@ class _Run:
             self.progress(self.done, len(self.samples) * len(self.conditions))
 
 
-@dataclass(frozen=True)
-class _Variant:
-    """A clip under a condition: what is left of it, how it stands in the sequence, and whether anything was changed."""
+@dataclass
+class _Question:
+    """Hold a row under a condition: its number, whether its media changed, and row or answer."""
 
-    streams: Streams
-    run: list[str]
+    number: int
     touched: bool
-
-
-class _Variants:
-    """Clips under a condition, each made once: rows about the same clip hold the same object and share its pass."""
-
-    def __init__(
-        self, processor: Any, condition: Condition, clips: dict[MediaPart, EncodedClip], partners: Partners
-    ) -> None:
-        self.processor, self.condition, self.clips, self.partners = processor, condition, clips, partners
-        self.made: dict[tuple[MediaPart, MediaPart | None], _Variant] = {}
-
-    def of(self, part: MediaPart, kind: str) -> _Variant:
-        key = (part, self.partners.get((kind, part)))
-        if key not in self.made:
-            self.made[key] = self._make(*key)
-        return self.made[key]
-
-    def _make(self, part: MediaPart, partner: MediaPart | None) -> _Variant:
-        clip, swap = self.clips[part].streams, self.condition.swap
-        gone = [stream for medium in self.condition.removed for stream in self.processor.streams_of(medium)]
-        streams = remove(clip, gone)
-        if partner is not None and swap is not None:
-            streams = exchange(clip, self.clips[partner].streams, self.processor.streams_of(swap))
-        return _Variant(streams, self.processor.order(streams), partner is not None or len(streams) < len(clip))
+    row: Row | None = None
+    answer: str = ""
 
 
 def _longest_answer(processor: Any, samples: Sequence[Sample]) -> int:
-    texts = sorted({t for s in samples for t in truths(s)})
-    lengths = [len(ids) for ids in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    return 2 * max(lengths) + 4
+    """Return twice the tokens of the longest reference, and four more."""
+    texts: set[str] = set()
+    for sample in samples:
+        texts.update(truths(sample))
+    ids = processor.tokenizer(sorted(texts), add_special_tokens=False)["input_ids"]
+    return 2 * max(len(text_ids) for text_ids in ids) + 4
 
 
 def _open_cache(settings: Settings, model: Any, processor: Any) -> FeatureCache | None:

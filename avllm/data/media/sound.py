@@ -52,7 +52,7 @@ UNSEEKABLE = {"mp3", "aac", "ac3", "eac3", "amr", "mpeg", "mpegvideo"}
 
 
 @dataclass(frozen=True)
-class Piece:
+class SoundPiece:
     """Hold mono samples ``(S,)`` and the index of the first on the file's clock."""
 
     first: int
@@ -83,7 +83,7 @@ class PlacedSound:
     first: int
     last: int
     rate: int
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[SoundPiece] = field(default_factory=list)
     waiting: list[AudioFrame] = field(default_factory=list)
     waiting_from: int = 0
     expected: int | None = None
@@ -112,7 +112,7 @@ class PlacedSound:
         samples = mono(self.waiting)
         low = max(0, self.first - self.waiting_from)
         high = min(len(samples), self.last - self.waiting_from)
-        self.pieces.append(Piece(self.waiting_from + low, samples[low:high]))
+        self.pieces.append(SoundPiece(self.waiting_from + low, samples[low:high]))
         self.waiting = []
 
     @property

@@ -1,4 +1,4 @@
-"""What a benchmark is: samples, the prompt that they are asked with, a score for each answer, figures over all."""
+"""Define a benchmark: samples, their prompt, a score for each answer, figures over all."""
 
 from __future__ import annotations
 

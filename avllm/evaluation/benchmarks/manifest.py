@@ -1,4 +1,4 @@
-"""Any manifest as a benchmark: its rows as they stand, scored by their form. The default."""
+"""Ask the rows of any manifest unchanged, and score them by their form. The default."""
 
 from __future__ import annotations
 

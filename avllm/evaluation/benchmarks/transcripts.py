@@ -1,4 +1,4 @@
-"""What was said: word error rate over a corpus."""
+"""Score transcripts of speech by the word error rate over a corpus."""
 
 from __future__ import annotations
 

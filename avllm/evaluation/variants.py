@@ -1,0 +1,60 @@
+"""Make clips under a condition: without a stream, or with another clip's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from avllm.data.schema import MediaPart
+from avllm.evaluation.clips import EncodedClip
+from avllm.evaluation.conditions import Condition, Partners, Streams, exchange, remove
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Hold a clip under a condition.
+
+    Attributes:
+        streams: what is left of it.
+        run: the stream of each of its tokens.
+        touched: whether anything was changed.
+    """
+
+    streams: Streams
+    run: list[str]
+    touched: bool
+
+
+class Variants:
+    """Make clips under a condition, each once, so that rows about a clip share its pass."""
+
+    def __init__(
+        self,
+        processor: Any,
+        condition: Condition,
+        clips: dict[MediaPart, EncodedClip],
+        partners: Partners,
+    ) -> None:
+        self.processor = processor
+        self.condition = condition
+        self.clips = clips
+        self.partners = partners
+        self.made: dict[tuple[MediaPart, MediaPart | None], Variant] = {}
+
+    def of(self, part: MediaPart, kind: str) -> Variant:
+        key = (part, self.partners.get((kind, part)))
+        if key not in self.made:
+            self.made[key] = self._make(*key)
+        return self.made[key]
+
+    def _make(self, part: MediaPart, partner: MediaPart | None) -> Variant:
+        clip = self.clips[part].streams
+        swap = self.condition.swap
+        removed: list[str] = []
+        for medium in self.condition.removed:
+            removed += self.processor.streams_of(medium)
+        streams = remove(clip, removed)
+        if partner is not None and swap is not None:
+            streams = exchange(clip, self.clips[partner].streams, self.processor.streams_of(swap))
+        touched = partner is not None or len(streams) < len(clip)
+        return Variant(streams, self.processor.order(streams), touched)
