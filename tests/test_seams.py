@@ -290,7 +290,7 @@ def test_time_codec(world: World, own: Own, tmp_path: Path) -> None:
     manifest = write_rows(tmp_path / "when.jsonl", [asked])
     messages = Sample.model_validate(asked).messages
     assert processor.content.write(messages, [1.0]).messages[1].text == "@f"
-    assert processor.say_seconds("it is @c", 10.0) == "it is 2.0 s"
+    assert processor.content.say_seconds("it is @c", 10.0) == "it is 2.0 s"
     assert read(world, processor, manifest).num_targets > 0
 
 
