@@ -16,6 +16,7 @@ from tiny_runs import losses, run
 
 from avllm.config import ModelConfig
 from avllm.data.manifest import read_manifest
+from avllm.data.reading import MediaReader
 from avllm.data.schema import Sample
 from avllm.errors import UserError
 from avllm.evaluation.command import run_eval
@@ -176,7 +177,8 @@ def test_layout(world: World, own: Own) -> None:
     _, forwards = compose(world)
     model, backwards = compose(world, layout={"type": f"{own(LAYOUT)}:Backwards"})
     one, other = (
-        p.read(read_manifest(world.captions)[0].media, world.captions.parent)[0] for p in (forwards, backwards)
+        MediaReader(p).inputs(read_manifest(world.captions)[0].media, world.captions.parent)[0]
+        for p in (forwards, backwards)
     )
     order, reverse = forwards.order(one), backwards.order(other)
     assert order != reverse

@@ -116,7 +116,7 @@ def test_a_checkpoint_keeps_codec_and_words(world: World, tmp_path: Path) -> Non
     loaded, reader = AVLLM.from_pretrained(tmp_path), AVProcessor.from_pretrained(tmp_path)
     assert reader.content.codec.words() == list(loaded.config.words) == processor.content.codec.words()
     given = sample(text("red "), at(0.5))
-    clips = reader.read(given.media, world.captions.parent)
+    clips = MediaReader(reader).inputs(given.media, world.captions.parent)
     assert torch.equal(reader.row(given, clips).input_ids, processor.row(given, clips).input_ids)
 
 
