@@ -24,7 +24,7 @@ class Written:
     """Messages of text and media alone.
 
     Attributes:
-        words: what stands at each added word of the codec's times, in order: a word, or a mixture of several.
+        words: what is written at each added word of the codec's times, in order: a word, or a mixture of several.
     """
 
     messages: list[Message]
