@@ -105,7 +105,7 @@ class EncoderInput:
         inputs: the backbone's keyword arguments, each ``(U, ...)`` over U units (frames, or windows of sound).
         span: ``(T, 2)`` seconds of the clip of each step that will come out.
         mask: ``(T, P)`` bool, which tokens will be real. T may be less than U * steps-a-unit: the tail of the last
-            window of sound that lies behind the clip's end is cut off.
+            window of sound that lies after the clip's end is cut off.
         features: the encoder's own output ``{layer: (T, P, D)}`` where it is already known (cache); then ``inputs`` is
             empty.
         extra: side information by name, ``(T, ...)`` a step or ``(1, ...)`` for the clip.

@@ -25,6 +25,9 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class _Interval(_Strict):
     start: float | None = Field(None, ge=0, description="seconds of the file where the clip begins")
     end: float | None = Field(None, gt=0, description="seconds of the file where the clip ends")
@@ -44,12 +47,31 @@ class TextPart(_Strict):
     text: str
 
 
+class Region(_Strict):
+    """A part of a picture that text may refer to by its id.
+
+    The box is x0, y0, x1, y1 as shares (0 to 1) of the displayed picture's width and height, from its upper left.
+    """
+
+    id: str = Field(min_length=1)
+    box: tuple[Share, Share, Share, Share]
+    time: float | None = Field(None, ge=0, description="second of the clip at which it is there; None: all of it")
+
+    @model_validator(mode="after")
+    def _has_area(self) -> Region:
+        x0, y0, x1, y1 = self.box
+        if x0 >= x1 or y0 >= y1:
+            raise ValueError(f"box {self.box} has no area; expected x0 < x1 and y0 < y1")
+        return self
+
+
 class VideoPart(_Interval):
     """A video file, or an interval of it; ``sound`` says whether its sound track is used."""
 
     type: Literal["video"] = "video"
     video: str = Field(min_length=1)
     sound: Literal["auto", "on", "off"] = "auto"
+    regions: tuple[Region, ...] | None = None
 
     @property
     def path(self) -> str:
@@ -74,6 +96,7 @@ class ImagePart(_Strict):
 
     type: Literal["image"] = "image"
     image: str = Field(min_length=1)
+    regions: tuple[Region, ...] | None = None
 
     @property
     def path(self) -> str:
@@ -122,8 +145,23 @@ class TimePart(_Strict):
         return say_time(self.time)
 
 
+class RegionPart(_Strict):
+    """A reference in text to a region of one of the row's pictures."""
+
+    type: Literal["region"] = "region"
+    region: str = Field(min_length=1, description="the region's id")
+
+    @property
+    def text(self) -> str:
+        """Return ``<region ID>``, as the LLM reads it."""
+        return f"<region {self.region}>"
+
+
 MediaPart = VideoPart | AudioPart | ImagePart
-ContentPart = Annotated[TextPart | TimePart | VideoPart | AudioPart | ImagePart, Field(discriminator="type")]
+WordPart = TextPart | TimePart | RegionPart
+ContentPart = Annotated[
+    TextPart | TimePart | RegionPart | VideoPart | AudioPart | ImagePart, Field(discriminator="type")
+]
 PARTS = "<parts>"  # the two forms of a turn's content, as validation errors call them
 PLAIN = "<plain text>"
 
@@ -161,15 +199,15 @@ class Message(_Strict):
     def _media_is_asked_about(self) -> Message:
         if self.role != "user":  # plain loops, since manifests have millions of rows
             for part in self.content:
-                if isinstance(part, VideoPart | AudioPart | ImagePart):
+                if isinstance(part, MediaPart):
                     seen = f"a {self.role} turn holds media"
                     raise ValueError(f"{seen}; expected media in user turns only")
         return self
 
     @property
     def text(self) -> str:
-        """Return the text parts, joined; times are said in seconds, as the default codec writes them."""
-        return "".join(p.text for p in self.content if isinstance(p, TextPart | TimePart))
+        """Return the parts that are no media as text: times in seconds, as the default codec writes them."""
+        return "".join(p.text for p in self.content if isinstance(p, WordPart))
 
 
 class Sample(_Strict):
@@ -190,24 +228,25 @@ class Sample(_Strict):
 
     @field_validator("messages")
     @classmethod
-    def _times_have_clips(cls, messages: list[Message]) -> list[Message]:
-        times: list[tuple[str, TimePart, int]] = []
-        media = 0
+    def _references_hold(cls, messages: list[Message]) -> list[Message]:
+        references: list[tuple[int, int, TimePart | RegionPart, int]] = []
+        media: list[MediaPart] = []
         for number, message in enumerate(messages):  # plain loops, as above
             for place, part in enumerate(message.content):
-                if isinstance(part, TimePart):
-                    times.append((f"messages.{number}.content.{place}", part, media))
+                if isinstance(part, MediaPart):
+                    media.append(part)
                 elif not isinstance(part, TextPart):
-                    media += 1
-        for field, part, before in times:
-            if part.clip is None and before == 0:
-                raise ValueError(
-                    f"{field} is a time, but no media part comes before it; say which clip it is about",
-                )
-            if part.clip is not None and part.clip >= media:
-                raise ValueError(
-                    f"{field}.clip is {part.clip}; the row has {media} media parts, numbered from 0",
-                )
+                    references.append((number, place, part, len(media)))
+        regions = _region_ids(media)
+        for number, place, part, before in references:
+            field = f"messages.{number}.content.{place}"
+            if isinstance(part, RegionPart):
+                if part.region not in regions:
+                    raise ValueError(f"{field}.region is {part.region!r}; the row's regions are {sorted(regions)}")
+            elif part.clip is None and before == 0:
+                raise ValueError(f"{field} is a time, but no media part comes before it; say which clip it is about")
+            elif part.clip is not None and part.clip >= len(media):
+                raise ValueError(f"{field}.clip is {part.clip}; the row has {len(media)} media parts, numbered from 0")
         return messages
 
     @field_validator("messages")
@@ -229,7 +268,7 @@ class Sample(_Strict):
         """Return the media parts of all turns, in order."""
         parts: list[MediaPart] = []
         for message in self.messages:
-            parts += [p for p in message.content if isinstance(p, VideoPart | AudioPart | ImagePart)]
+            parts += [p for p in message.content if isinstance(p, MediaPart)]
         return parts
 
     @property
@@ -248,6 +287,21 @@ class Sample(_Strict):
         if self.messages[-1].role != "assistant":
             return self
         return self.model_copy(update={"messages": self.messages[:-1]})
+
+
+def _region_ids(media: list[MediaPart]) -> set[str]:
+    """Return the ids of all regions of a row.
+
+    Raises:
+        ValueError: two have the same.
+    """
+    ids: set[str] = set()
+    for number, part in enumerate(media):
+        for region in () if isinstance(part, AudioPart) else part.regions or ():
+            if region.id in ids:
+                raise ValueError(f"media part {number}: a region has the id {region.id!r}, which is taken in this row")
+            ids.add(region.id)
+    return ids
 
 
 def resolve(part: MediaPart, root: Path | None) -> Path:

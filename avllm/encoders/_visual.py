@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as tvf
 from transformers import PretrainedConfig
 
 from avllm.encoders._backbone import Backbone
+from avllm.encoders._regions import Placement, region_extra
 from avllm.encoders.base import part_name
 from avllm.tokens import EncoderInput
 
@@ -54,22 +55,28 @@ class VisualPreprocessor:
             )
 
     def __call__(self, media: Any, duration: float) -> EncoderInput:
-        """Frames ``x`` uint8 (T, H, W, 3) and ``span`` (T, 2) -> ``pixel_values`` (T, 3, h, w)."""
+        """Frames ``x`` uint8 (T, H, W, 3) and ``span`` (T, 2) -> ``pixel_values`` (T, 3, h, w), and their regions."""
         check_frames(media.x)
         x = self.resize(media.x.permute(0, 3, 1, 2))
         mask = torch.ones(x.shape[0], self.tokens, dtype=torch.bool)
-        return EncoderInput({"pixel_values": normalise(x, self.scale, self.mean, self.std)}, media.span, mask)
+        extra = region_extra(media.regions, media.span, self.placement(media.x.shape[1], media.x.shape[2]))
+        pixels = normalise(x, self.scale, self.mean, self.std)
+        return EncoderInput({"pixel_values": pixels}, media.span, mask, extra=extra)
+
+    def placement(self, height: int, width: int) -> Placement:
+        """Return how a picture of this size comes to lie in the encoder's input."""
+        resized = self.size
+        if self.shortest is not None:
+            long = int(self.shortest * max(height, width) / min(height, width))
+            resized = (self.shortest, long) if height <= width else (long, self.shortest)
+        top, left = (resized[0] - self.size[0]) // 2, (resized[1] - self.size[1]) // 2
+        return Placement(resized, top, left, self.size)
 
     def resize(self, x: Tensor) -> Tensor:
         """uint8 (T, 3, H, W) -> uint8 (T, 3, h, w)."""
-        height, width = x.shape[-2:]
-        to = self.size
-        if self.shortest is not None:
-            long = int(self.shortest * max(height, width) / min(height, width))
-            to = (self.shortest, long) if height <= width else (long, self.shortest)
-        x = tvf.resize(x, list(to), interpolation=RESAMPLE[self.resample], antialias=True)
-        top, left = ((have - want) // 2 for have, want in zip(x.shape[-2:], self.size, strict=True))
-        return x[..., top : top + self.size[0], left : left + self.size[1]]
+        at = self.placement(x.shape[-2], x.shape[-1])
+        x = tvf.resize(x, list(at.resized), interpolation=RESAMPLE[self.resample], antialias=True)
+        return x[..., at.top : at.top + self.size[0], at.left : at.left + self.size[1]]
 
     def settings(self) -> dict[str, Any]:
         """Every field, JSON-able, and the class that reads them."""

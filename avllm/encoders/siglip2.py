@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as tvf
 from transformers import PretrainedConfig, Siglip2VisionConfig, Siglip2VisionModel
 
 from avllm.encoders._backbone import Backbone
+from avllm.encoders._regions import Placement, region_extra
 from avllm.encoders._visual import HALF, RESAMPLE, check_frames, normalise
 from avllm.encoders.base import part_name
 from avllm.tokens import EncoderInput
@@ -51,7 +52,9 @@ class NaFlexPreprocessor:
             "pixel_attention_mask": mask.int(),
             "spatial_shapes": torch.tensor([[rows, columns]]).repeat(steps, 1),
         }
-        return EncoderInput(inputs, media.span, torch.ones(steps, 1, dtype=torch.bool) if self.pooled else mask.clone())
+        tokens = torch.ones(steps, 1, dtype=torch.bool) if self.pooled else mask.clone()
+        whole = Placement((size[0], size[1]), 0, 0, (size[0], size[1]))
+        return EncoderInput(inputs, media.span, tokens, extra=region_extra(media.regions, media.span, whole))
 
     def settings(self) -> dict[str, Any]:
         """Every field, JSON-able, and the class that reads them."""

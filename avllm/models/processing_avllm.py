@@ -38,7 +38,7 @@ from avllm.models.connector import Connector
 from avllm.models.encoders import widths_of
 from avllm.models.merge import is_placeholder
 from avllm.models.rows.chat_text import MARK, ChatText
-from avllm.models.rows.content import Content, in_seconds
+from avllm.models.rows.content import Content, check_regions, in_seconds
 from avllm.models.rows.row_parts import row_of
 from avllm.models.words import add_to_tokenizer, check_tokenizer
 from avllm.registry import build
@@ -236,6 +236,8 @@ class AVProcessor(ProcessorMixin):
         rates = sorted({self.preprocessors[s].rate for s in self.streams_of("audio")}, reverse=True)
         sees, hears = bool(self.streams_of("video")), bool(rates)
         for part in parts:
+            if not isinstance(part, AudioPart) and part.regions:
+                self._needs(sees, "picture with regions", "visual")
             if isinstance(part, ImagePart):
                 self._needs(sees, "picture", "visual")
             elif isinstance(part, AudioPart):
@@ -278,6 +280,7 @@ class AVProcessor(ProcessorMixin):
                 inputs[stream] = preprocessor(clip.frames, clip.duration)
             if preprocessor.medium == "audio" and clip.sound is not None:
                 inputs[stream] = preprocessor(clip.sound_at(preprocessor.rate), clip.duration)
+        check_regions(clip, inputs)
         return {stream: replace(item, duration=clip.duration) for stream, item in inputs.items()}
 
     def streams_of(self, medium: str) -> list[str]:

@@ -11,8 +11,8 @@ from avllm.time_codecs.base import Mention, Piece, TimeCodec
 class Percent(TimeCodec):
     """``00`` to ``99`` of the clip's duration (AVicuna, arXiv 2403.16276; VTimeLLM, arXiv 2311.18445).
 
-    The LLM need not know how long a clip is, and clips of any length share a hundred numbers. The last hundredth stands
-    for the end, too.
+    The LLM need not know how long a clip is, and clips of any length share a hundred numbers. The last hundredth means
+    the end, too.
 
     Args:
         mark: written after the digits, so that they differ from other numbers; AVicuna writes none (``""``).

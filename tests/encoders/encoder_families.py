@@ -98,6 +98,7 @@ class Frames:
 
     x: Tensor
     span: Tensor
+    regions: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from avllm.data.check.reasons import Problem
 from avllm.data.manifest import ManifestError, parse_row, raw_lines
-from avllm.data.schema import Sample, TextPart, TimePart
+from avllm.data.schema import Sample, WordPart
 
 LONG_TEXT = 20_000  # characters
 CAPTION_WORDS = 6  # shorter answers are shared by chance ("a dog barks")
@@ -109,7 +109,7 @@ def _turn_problems(sample: Sample, number: int) -> Iterator[Problem]:
     """Yield what is odd about one turn of a row."""
     message = sample.messages[number]
     turn = f"turn {number} ({message.role})"
-    text_parts = [p for p in message.content if isinstance(p, TextPart | TimePart)]
+    text_parts = [p for p in message.content if isinstance(p, WordPart)]
     media_count = len(message.content) - len(text_parts)
     is_answer = number == len(sample.messages) - 1 and message.role == "assistant"
     if not media_count and not message.text.strip() and not is_answer:

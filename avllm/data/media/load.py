@@ -48,6 +48,7 @@ __all__ = [
     "Frames",
     "MediaError",
     "MediaInfo",
+    "RegionBox",
     "Sampling",
     "Sound",
     "is_picture",
@@ -61,6 +62,21 @@ SOUND_MODES = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
+class RegionBox:
+    """A region of the pictures of a clip.
+
+    Attributes:
+        id: its name in the row.
+        box: x0, y0, x1, y1 as shares (0 to 1) of the displayed picture's width and height, from its upper left corner.
+        time: second of the clip at which it is there; None for all of it.
+    """
+
+    id: str
+    box: tuple[float, float, float, float]
+    time: float | None = None
+
+
+@dataclass(frozen=True)
 class Frames:
     """Hold the pictures of a clip.
 
@@ -68,10 +84,12 @@ class Frames:
         x: uint8 RGB, ``(T, H, W, 3)``.
         span: float32 ``(T, 2)``, start and end of each step in seconds of the clip; contiguous, the
             last ends with the clip.
+        regions: what the row names in them.
     """
 
     x: Tensor
     span: Tensor
+    regions: tuple[RegionBox, ...] = ()
 
 
 @dataclass(frozen=True)

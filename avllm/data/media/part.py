@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from avllm.data.media.load import Clip, Sampling, load_audio, load_image, load_video
+from avllm.data.media.load import Clip, RegionBox, Sampling, load_audio, load_image, load_video
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, VideoPart, resolve
 
 LOUDEST_FIRST: tuple[Literal["on", "auto", "off"], ...] = ("on", "auto", "off")
@@ -112,6 +112,9 @@ def _tracks_of(clip: Clip, part: MediaPart) -> Clip:
     """Return the tracks that a part needs of the clip that was read for all parts."""
     if isinstance(part, AudioPart):
         return replace(clip, frames=None)
+    if part.regions and clip.frames is not None:
+        boxes = tuple(RegionBox(region.id, region.box, region.time) for region in part.regions)
+        clip = replace(clip, frames=replace(clip.frames, regions=boxes))
     if isinstance(part, VideoPart) and part.sound == "off":
         return replace(clip, sound=None, more_sounds=())
     return clip

@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from avllm.data.index import Manifest
 from avllm.data.manifest import digest
-from avllm.data.schema import AudioPart, ImagePart, Sample, VideoPart, resolve
+from avllm.data.schema import MediaPart, Sample, resolve
 from avllm.data.store.output_folder import OutputFolder
 from avllm.data.store.storage import open_bytes, size_of, url_of
 from avllm.errors import UserError
@@ -341,6 +341,6 @@ def with_media_paths(sample: Sample, paths: Sequence[str]) -> dict[str, Any]:
     remaining = iter(paths)
     for message, turn in zip(sample.messages, row["messages"], strict=True):
         for part, entry in zip(message.content, turn["content"], strict=True):
-            if isinstance(part, VideoPart | AudioPart | ImagePart):
+            if isinstance(part, MediaPart):
                 entry[part.type] = next(remaining)
     return row

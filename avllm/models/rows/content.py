@@ -1,19 +1,22 @@
-"""Content that is neither text nor media becomes text: times, as the model's codec writes them."""
+"""Content that is neither text nor media becomes text: times as the model's codec writes them, regions by their ids."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
-from avllm.data.schema import AudioPart, ContentPart, ImagePart, Message, RowError, TextPart, TimePart, VideoPart
+from avllm.data.media.load import Clip
+from avllm.data.schema import ContentPart, MediaPart, Message, RegionPart, RowError, TextPart, TimePart, WordPart
+from avllm.encoders._regions import REAL
 from avllm.models.configuration_avllm import AVConfig
 from avllm.registry import build
 from avllm.time_codecs.base import Mixture, Piece, TimeCodec, TimeError
+from avllm.tokens import EncoderInput
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Written:
     """Messages of text and media alone.
 
     Attributes:
-        words: what stands at each added word of the codec's times, in order: a word, or a mixture of several.
+        words: what is written at each added word of the codec's times, in order: a word, or a mixture of several.
     """
 
     messages: list[Message]
@@ -62,11 +65,11 @@ class Content:
                     content.append(TextPart(text="".join(map(_shown, pieces))))
                     words += self._own_words(pieces)
                     continue
-                if isinstance(part, VideoPart | AudioPart | ImagePart):
+                if isinstance(part, MediaPart):
                     media += 1
                 else:
                     self._check_text(part.text, f"messages.{number}.content.{place}")
-                content.append(part)
+                content.append(TextPart(text=part.text) if isinstance(part, RegionPart) else part)
             written.append(message.model_copy(update={"content": content}))
         return Written(written, words)
 
@@ -130,12 +133,31 @@ class Content:
 
 
 def in_seconds(messages: Sequence[Message]) -> list[Message]:
-    """Return messages with their times in seconds, for a chat whose clips are not read."""
+    """Return messages of text and media with times in seconds, for a chat whose clips are not read."""
     written = []
     for message in messages:
-        content = [TextPart(text=part.text) if isinstance(part, TimePart) else part for part in message.content]
+        content = [TextPart(text=part.text) if isinstance(part, WordPart) else part for part in message.content]
         written.append(message.model_copy(update={"content": content}))
     return written
+
+
+def check_regions(clip: Clip, inputs: Mapping[str, EncoderInput]) -> None:
+    """Make sure that an encoder sees something of every region of a clip.
+
+    Raises:
+        RowError: ``region_cropped``.
+    """
+    regions = () if clip.frames is None else clip.frames.regions
+    for stream, item in inputs.items():
+        if REAL not in item.extra:
+            continue
+        for region, seen in zip(regions, item.extra[REAL].any(0).tolist(), strict=True):
+            if not seen:
+                raise RowError(
+                    "region_cropped",
+                    f"nothing of region {region.id!r} (box {region.box}) is left in the pictures of stream {stream!r}, "
+                    "which are cut to their middle; leave the region out, or take an encoder that sees whole pictures",
+                )
 
 
 def _shown(piece: Piece) -> str:

@@ -1,0 +1,67 @@
+"""Regions of a picture through resizing and cropping: as side information in the encoder's own pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BOXES, REAL, SIZE = "region_boxes", "region_mask", "picture_size"  # names of the side information
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a picture comes to lie in an encoder's input: resized, then cut out.
+
+    Attributes:
+        resized: (height, width) in pixels after resizing.
+        top, left: what the crop takes away above and at the left.
+        size: (height, width) of the encoder's input.
+    """
+
+    resized: tuple[int, int]
+    top: int
+    left: int
+    size: tuple[int, int]
+
+    def boxes(self, shares: Tensor) -> Tensor:
+        """Map boxes ``(..., 4)`` of x0, y0, x1, y1 from shares of the picture to the encoder's pixels.
+
+        What lies outside of the crop is cut off; of a box that lies there wholly no area is left.
+        """
+        (height, width), (most_y, most_x) = self.resized, self.size
+        scale = torch.tensor([width, height, width, height])
+        shift = torch.tensor([self.left, self.top, self.left, self.top])
+        most = torch.tensor([most_x, most_y, most_x, most_y])
+        return (shares * scale - shift).clamp(min=0).minimum(most)
+
+
+def region_extra(regions: Sequence[Any], span: Tensor, placement: Placement) -> dict[str, Tensor]:
+    """Return the side information of K regions of T frames; nothing where there are none.
+
+    Args:
+        regions: each with ``box`` (shares of the picture) and ``time`` (seconds of the clip; None: in every frame).
+        span: ``(T, 2)`` of the frames. placement: of every frame.
+
+    Returns:
+        ``region_boxes (T, K, 4)`` float32, pixels of the encoder's input; ``region_mask (T, K)`` bool, True where the
+        region is in the frame; ``picture_size (1, 2)`` long, height and width of the encoder's input.
+    """
+    if not regions:
+        return {}
+    steps = len(span)
+    boxes = placement.boxes(torch.tensor([region.box for region in regions], dtype=torch.float64)).float()  # (K, 4)
+    has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])  # (K,)
+    in_frame = torch.ones(steps, len(regions), dtype=torch.bool)
+    for number, region in enumerate(regions):
+        if region.time is not None:  # the frame nearest to it, since few are looked at
+            nearest = int((span.mean(-1) - region.time).abs().argmin())
+            in_frame[:, number] = torch.arange(steps) == nearest
+    return {
+        BOXES: boxes.expand(steps, -1, -1).clone(),
+        REAL: in_frame & has_area,
+        SIZE: torch.tensor([placement.size]),
+    }
