@@ -36,7 +36,8 @@ class Join(Adapter):
         parts = [streams[self.first], streams[self.stream]]
         most = max(part.mask.shape[2] for part in parts)
         wide = [Tokens(_fill(p.x, most, 2), _fill(p.mask, most, 1), p.span) for p in parts]
-        joined = Tokens(*(torch.cat([getattr(p, name) for p in wide], 1) for name in ("x", "mask", "span")))
+        x = torch.cat([p.x for p in wide], 1)  # (B, T1 + T2 + ..., P, D)
+        joined = Tokens(x, torch.cat([p.mask for p in wide], 1), torch.cat([p.span for p in wide], 1))
         return {**{k: v for k, v in streams.items() if k != self.first}, self.stream: joined}
 
     def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:

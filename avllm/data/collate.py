@@ -356,7 +356,8 @@ def gather_extra(stream: str, items: list[EncoderInput | None], steps: int) -> d
             shape[0] = steps
         out = next(iter(values.values())).new_zeros(len(items), *shape)
         for clip, value in values.items():
-            out[(clip, *(slice(0, size) for size in value.shape))] = value
+            corner = tuple(slice(0, size) for size in value.shape)
+            out[clip][corner] = value
         gathered[name] = out
     return gathered
 
