@@ -312,7 +312,7 @@ def _regex(value: str) -> str:
 
 
 Rule = tuple[Annotated[str, AfterValidator(_regex)], Number | None]
-Stage = Literal["align", "caption", "instruct"]
+Stage = Literal["align", "caption", "instruct", "prefer"]
 
 
 class ExtendConfig(_Section):

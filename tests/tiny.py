@@ -149,6 +149,14 @@ def row(id: str, content: list[dict[str, Any]], answer: str, kind: str | None = 
     return {"id": id, "source": "tiny", "messages": messages, **({"kind": kind} if kind else {})}
 
 
+def make_preferences(world: World) -> Path:
+    """Write the questions with rejected answers, one or two each, into a manifest beside them."""
+    samples = [json.loads(line) for line in world.questions.read_text().splitlines()]
+    for number, sample in enumerate(samples):
+        sample["rejected"] = ["yes", "no sound"][: 1 + number % 2]
+    return write_rows(world.questions.with_name("preferences.jsonl"), samples)
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Write a manifest."""
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")

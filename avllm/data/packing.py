@@ -35,6 +35,8 @@ def share_media(rows: Sequence[Row], max_length: int) -> list[Row]:
         packed rows; the rows themselves where their common beginning does not hold all the media (a question that comes
         before its clip).
     """
+    if any(row.segments is not None for row in rows):  # segments tell one shared beginning apart, not two
+        return list(rows)
     shared = shared_length(rows)
     if shared == 0:
         return list(rows)

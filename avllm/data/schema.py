@@ -219,6 +219,7 @@ class Sample(_Strict):
     kind: str | None = Field(None, description="kind of question, for results by kind")
     choices: list[str] | None = Field(None, description="closed set of answers")
     answers: list[str] | None = Field(None, description="further accepted answers")
+    rejected: list[str] | None = Field(None, description="worse answers than the last turn, for preferences")
     seconds: float | None = Field(
         None,
         description="the answer is this time; scored by absolute error",

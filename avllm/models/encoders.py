@@ -87,13 +87,13 @@ def output_widths(stream: str, spec: dict[str, Any]) -> dict[str, int]:
     """
     part, given = check_encoder(stream, spec)
     if issubclass(part, Backbone):
-        if "config" in spec:
-            config = spec["config"]
-        else:
-            with loading(f"the {stream} encoder ({spec['type']})", spec["name"]):
-                config = AutoConfig.from_pretrained(spec["name"], revision=spec.get("revision"))
         with torch.device("meta"):
-            encoder = make(part, config, **given)
+            if "config" in spec:
+                encoder = make(part, spec["config"], **given)
+            else:
+                with loading(f"the {stream} encoder ({spec['type']})", spec["name"]):
+                    config = AutoConfig.from_pretrained(spec["name"], revision=spec.get("revision"))
+                    encoder = part(config, **given)
     else:
         encoder = load_encoder(stream, spec)[0]
     return widths_of({stream: encoder})

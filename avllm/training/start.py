@@ -37,7 +37,7 @@ from avllm.registry import build, check
 from avllm.training.task import Task
 
 LOG = logger(__name__)
-BEFORE = {"align": (), "caption": ("align",), "instruct": ("caption", "instruct")}
+BEFORE = {"align": (), "caption": ("align",), "instruct": ("caption", "instruct"), "prefer": ("instruct", "prefer")}
 """The stages of which one has to stand at the end of the chain that a stage starts from."""
 
 

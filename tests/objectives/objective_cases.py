@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tiny import World
+from tiny import World, make_preferences
 
+from avllm.data.row_makers.base import RowMaker
+from avllm.data.row_makers.preference import Preference
 from avllm.registry import choices
 
 
@@ -22,13 +24,14 @@ class ObjectiveCase:
     Attributes:
         options: beside its type.
         manifest: writes or picks the rows that it needs; it gets the tiny world.
-        rows: how many of them make the batch.
+        rows: how many of them make the batch. maker: turns them into rows; None for one row each.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     manifest: Callable[[World], Path] = lambda world: world.questions
     rows: int = 12
+    maker: RowMaker | None = None
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -50,6 +53,7 @@ CASES: dict[str, list[ObjectiveCase]] = {
         ObjectiveCase("contrastive", {"pairs": ["video-audio"]}, _captions, rows=6),
         ObjectiveCase("contrastive", {"pairs": ["av-text"], "captions_only": True}, _captions, rows=6),
     ],
+    "dpo": [ObjectiveCase("dpo", manifest=make_preferences, maker=Preference())],
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,10 +34,11 @@ def parts(world: World) -> Parts:
     return Parts(model, AVProcessor.from_model(model, tokenizer), [])
 
 
-def batch_of(parts: Parts, manifest: Path, rows: int) -> Any:
-    """The first rows of a manifest; none gives the batch of a process that has only bad rows."""
+def batch_of(parts: Parts, case: ObjectiveCase, world: World, rows: int) -> Any:
+    """The first rows that a case trains on; none gives the batch of a process that has only bad rows."""
+    manifest = case.manifest(world)
     assert rows <= len(read_manifest(manifest))
-    dataset = SampleDataset([str(manifest)], parts.processor)
+    dataset = SampleDataset([str(manifest)], parts.processor, maker=case.maker)
     return padding(parts, blanks=False)([dataset[i] for i in range(rows)])[0].batch
 
 
@@ -48,7 +48,7 @@ def test_a_sum_over_targets_that_teaches_the_connector(parts: Parts, world: Worl
     model = parts.model.train()
     model.zero_grad()
     objective = build("objectives", case.spec, model)
-    batch = batch_of(parts, case.manifest(world), case.rows)
+    batch = batch_of(parts, case, world, case.rows)
     weight = objective.weight(batch)
     assert isinstance(weight, float)
     assert weight > 0
@@ -67,7 +67,7 @@ def test_a_batch_without_targets_weighs_nothing_and_is_a_zero_on_the_graph(
     parts: Parts, world: World, case: ObjectiveCase
 ) -> None:
     objective = build("objectives", case.spec, parts.model.train())
-    empty = batch_of(parts, case.manifest(world), 0)
+    empty = batch_of(parts, case, world, 0)
     assert objective.weight(empty) == 0.0
     loss, figures = objective(parts.model, empty)
     assert float(loss.detach()) == 0.0

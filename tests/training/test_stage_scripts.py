@@ -32,6 +32,7 @@ def started(script: str, *arguments: str) -> int:
     "script, override, message",
     [
         ("stage1_align.py", "seed=0", "is a preset of stage caption; this script trains stage align"),
+        ("stage4_prefer.py", "seed=0", "is a preset of stage caption; this script trains stage prefer"),
         ("stage2_caption.py", "train.max_step=1", "unknown key train.max_step; did you mean 'max_steps'?"),
         ("stage2_caption.py", "init_from_scratch=false", "starts from a finished align run, but no init is given"),
         ("stage2_caption.py", "data.train=absent.jsonl", "absent.jsonl is not a file; expected a manifest"),

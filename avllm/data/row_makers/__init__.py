@@ -1,1 +1,1 @@
-"""How a sample becomes rows, one row maker a file."""
+"""Turn samples into rows, one row maker a file."""

@@ -1,4 +1,4 @@
-"""What a row maker is: it turns a sample into the rows that are trained on."""
+"""Define a row maker: it turns a sample into the rows that are trained on."""
 
 from __future__ import annotations
 

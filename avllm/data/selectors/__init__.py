@@ -1,1 +1,1 @@
-"""What of a clip goes to the encoders, chosen by the question, one selector a file."""
+"""Choose by the question what of a clip goes to the encoders, one selector a file."""

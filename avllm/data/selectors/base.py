@@ -1,4 +1,4 @@
-"""What a selector is: it keeps, of a decoded clip, what the question is about, before anything is encoded."""
+"""Define a selector: it keeps, of a decoded clip, what the question is about, before anything is encoded."""
 
 from __future__ import annotations
 
