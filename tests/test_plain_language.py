@@ -57,7 +57,6 @@ PENDING = (
     "avllm/encoders",
     "avllm/errors.py",
     "avllm/inference",
-    "avllm/layouts",
     "avllm/models",
     "avllm/objectives",
     "avllm/on_ray.py",

@@ -1,4 +1,4 @@
-"""Prompts that lack something: another reading of a batch, whose logits a decoder holds against the real ones."""
+"""Make references: copies of a batch that lack something, with which a decoder compares it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from avllm.tokens import Tokens
 
 @dataclass(frozen=True)
 class Reference:
-    """The rows of a batch with something left out or changed.
+    """Hold the rows of a batch with something left out or changed.
 
     Attributes:
         batch: R rows, padded on the left.
@@ -32,14 +32,18 @@ def without_media(model: Any, batch: Any) -> Reference:
     placeholders = torch.tensor(list(model.config.media_token_ids.values()), dtype=torch.long)
     is_text = ~torch.isin(batch.input_ids, placeholders.to(batch.input_ids.device))
     no_clip = torch.zeros_like(batch.clip_row, dtype=torch.bool)
-    return Reference(keep_tokens(batch, is_text & batch.attention_mask, no_clip), {}, has_clip(batch))
+    rows = keep_tokens(batch, is_text & batch.attention_mask, no_clip)
+    return Reference(rows, {}, has_clip(batch))
 
 
 def with_noise(model: Any, batch: Any, noise: float, seed: int) -> Reference:
-    """Return the rows with Gaussian noise in the encoders' features, drawn for each row's id, clip and stream.
+    """Return the rows with Gaussian noise in the encoders' features.
+
+    The noise follows from the seed, the row's id, the clip's number and the stream alone.
 
     Args:
-        noise: its share of a clip's variance, which stays what it was (a step of diffusion): 0 to 1.
+        noise: its share of a clip's variance, from 0 to 1. The variance does not change, as in a
+            step of diffusion.
     """
     features = model.media_steps(batch)[0]
     noisy = {name: _noisy(name, tokens, batch, noise, seed) for name, tokens in features.items()}
@@ -51,7 +55,7 @@ def _noisy(stream: str, tokens: Tokens, batch: Any, noise: float, seed: int) -> 
     first_clip: dict[int, int] = {}
     for clip, row in enumerate(batch.clip_row.tolist()):
         number = clip - first_clip.setdefault(row, clip)  # of the clip in its row
-        real = tokens.x[clip][tokens.mask[clip]]  # (N, D): padding draws nothing, or it would change what is drawn
+        real = tokens.x[clip][tokens.mask[clip]]  # (N, D): the noise must not depend on padding
         if not len(real):
             continue
         key = hashlib.sha256(f"{seed}|{batch.ids[row]}|{number}|{stream}".encode()).digest()
@@ -63,13 +67,15 @@ def _noisy(stream: str, tokens: Tokens, batch: Any, noise: float, seed: int) -> 
 
 
 def last_question(model: Any, batch: Any) -> Reference:
-    """Return each row's last question with its own clips: earlier turns, and a system prompt, are left out.
+    """Return each row's last question with its own clips.
 
-    A prompt's labels mark the answers that it holds; the last question follows the last of them.
+    Earlier turns and a system prompt are left out. The labels of a prompt mark the answers that it
+    holds; the last question follows the last of them.
     """
     length = batch.input_ids.shape[1]
     place = torch.arange(length, device=batch.input_ids.device)
-    answered = torch.where(batch.labels >= 0, place, -1).amax(1)  # (R,), -1 where nothing was answered before
+    # The place of the last token that is answered, (R,); -1 where a row answers nothing.
+    answered = torch.where(batch.labels >= 0, place, -1).amax(1)
     keep = batch.attention_mask & (place > answered[:, None])  # (R, L)
     begins = batch.attention_mask & (batch.attention_mask.cumsum(1) == 1)
     begins &= batch.input_ids == (model.llm.config.get_text_config().bos_token_id or -1)
@@ -80,7 +86,12 @@ def last_question(model: Any, batch: Any) -> Reference:
 
 
 def keep_tokens(batch: Any, keep: Tensor, kept_clips: Tensor) -> Any:
-    """Return a batch of the kept tokens ``(R, L)`` bool, padded on the left, with the kept clips ``(B,)`` bool."""
+    """Return a batch of some tokens and clips, padded on the left.
+
+    Args:
+        keep: ``(R, L)`` bool, the tokens to keep.
+        kept_clips: ``(B,)`` bool, the clips to keep.
+    """
     counts = keep.sum(1, keepdim=True)  # (R, 1)
     length = max(1, int(counts.max()))
     real = torch.arange(length, device=keep.device) >= length - counts  # (R, M)

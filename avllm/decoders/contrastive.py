@@ -1,4 +1,4 @@
-"""Contrastive decoding: prefer what the media make likelier (VCD, arXiv 2311.16922; MVCD for examples in context)."""
+"""Prefer tokens that the media make likelier: contrastive decoding (VCD, arXiv 2311.16922)."""
 
 from __future__ import annotations
 
@@ -28,15 +28,18 @@ def contrast(scores: Tensor, reference: Tensor, alpha: float, beta: float) -> Te
     return moved.masked_fill(scores < cutoff, -torch.inf)
 
 
-class Contrastive(Decoder):
-    """Take ``(1 + alpha)`` times the logits less ``alpha`` times those of a prompt that lacks something.
+class ContrastiveDecoding(Decoder):
+    """Contrast the logits of a prompt with those of a reference, a prompt that lacks something.
 
-    The other prompt has its own cache and reads each token of the answer once, so that a step costs two passes of one
-    token. Rows in which nothing is lacking are answered as without this decoder.
+    The result is ``(1 + alpha)`` times the logits less ``alpha`` times the reference's logits.
+
+    The other prompt has its own cache and reads each token of the answer once, so that a step costs
+    two passes of one token. Rows in which nothing is lacking are answered as without this decoder.
 
     Args:
-        reference: ``corrupted_media``: the clips with noise in their encoders' features. ``no_media``: no clips.
-            ``no_examples``: the last question with its clips alone, without earlier turns.
+        reference: ``corrupted_media``: the clips with noise in their encoders' features.
+            ``no_media``: no clips. ``no_examples``: the last question with its clips alone, without
+            earlier turns (MVCD, for examples in context).
         alpha: weight of the reference, 0 or more.
         beta: least probability of a token, as a share of the likeliest one's: 0 to 1.
         noise: for ``corrupted_media``, the noise's share of the features' variance: 0 to 1.
@@ -79,7 +82,7 @@ class Contrastive(Decoder):
 
 
 class _Contrast(LogitsProcessor):
-    """Holds the reference's rows in the LLM's cache, one token short of the answer."""
+    """Contrast each step with the reference, whose rows are in the LLM's cache."""
 
     def __init__(self, model: Any, reference: Reference, alpha: float, beta: float) -> None:
         self.model, self.reference = model, reference
@@ -95,8 +98,8 @@ class _Contrast(LogitsProcessor):
         batch = self.reference.batch
         if input_ids.shape[0] != batch.input_ids.shape[0]:
             raise ValueError(
-                f"{input_ids.shape[0]} rows for {batch.input_ids.shape[0]} prompts; contrastive decoding takes greedy "
-                "or sampled answers, one a prompt"
+                f"{input_ids.shape[0]} rows for {batch.input_ids.shape[0]} prompts; expected one "
+                "a prompt: contrastive decoding takes greedy or sampled answers, no beams"
             )
         if self.cached is None:
             embeds = self.model.merge_media(batch.input_ids, self.reference.tokens, batch)

@@ -1,1 +1,1 @@
-"""Ways for media to act inside the LLM, beside its sequence, one fusion a file."""
+"""Fusions, one a file: let media act inside the LLM, beside its sequence."""

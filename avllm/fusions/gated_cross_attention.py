@@ -1,4 +1,7 @@
-"""Gated cross-attention between the LLM's layers (Flamingo, arXiv 2204.14198, section 3.1.2; also CosMo's)."""
+"""Put gated cross-attention between the LLM's layers (Flamingo, arXiv 2204.14198, section 3.1.2).
+
+CosMo (arXiv 2401.00849) uses the same blocks.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from avllm.tokens import Tokens
 
 @dataclass
 class Memory:
-    """The media of R rows as their text attends to them: M tokens a row, of which some are padding.
+    """Hold the media of R rows for their text to attend to: M tokens a row, some of them padding.
 
     Attributes:
         x: ``(R, M, D)``. mask: ``(R, M)`` bool, True = real.
@@ -28,7 +31,8 @@ class Memory:
         clip_segments: ``(R, M, 2)`` long (group, part) of the clip in packed rows, or None.
         segments: ``(R, L, 2)`` long of the rows, or None.
         first: place of the first hidden state of the LLM's present call: the length of its cache.
-        projected: keys and values by block, kept where no gradient is wanted: each step of an answer reads them.
+        projected: keys and values by block, kept where no gradient is wanted: each step of an
+            answer reads them.
     """
 
     x: Tensor
@@ -40,38 +44,46 @@ class Memory:
     projected: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def seen(self, length: int, only_before: bool) -> Tensor:
-        """Return which media tokens each of ``length`` places attends to, ``(R, length, M)`` bool."""
+        """Return the media tokens that each place attends to, ``(R, length, M)`` bool.
+
+        Args:
+            length: number of places, from ``first`` on.
+            only_before: a place attends only to the latest clip that begins before it.
+        """
         seen = self.mask[:, None].expand(-1, length, -1)  # (R, L, M)
         if self.segments is not None and self.clip_segments is not None:
-            rows, clips = self.segments[:, self.first : self.first + length, None], self.clip_segments[:, None]
+            rows = self.segments[:, self.first : self.first + length, None]  # (R, L, 1, 2)
+            clips = self.clip_segments[:, None]  # (R, 1, M, 2)
             of_group = rows[..., 0] == clips[..., 0]  # (R, L, M)
             of_part = (rows[..., 1] == clips[..., 1]) | (clips[..., 1] == 0)
             seen = seen & of_group & of_part
         if only_before:
-            place = torch.arange(self.first, self.first + length, device=self.at.device)[:, None]  # (L, 1)
-            seen = seen & (self.at[:, None] <= place)
+            places = torch.arange(self.first, self.first + length, device=self.at.device)  # (L,)
+            seen = seen & (self.at[:, None] <= places[:, None])
             latest = torch.where(seen, self.at[:, None], -1).amax(-1, keepdim=True)  # (R, L, 1)
             seen = seen & (self.at[:, None] == latest)
         return seen
 
 
-_ACTIVE: ContextVar[tuple[nn.Module, Memory] | None] = ContextVar("gated_cross_attention", default=None)
+_ACTIVE: ContextVar[tuple[nn.Module, Memory] | None] = ContextVar(
+    "gated_cross_attention", default=None
+)
 
 
 class GatedCrossAttention(Fusion):
     """Put a gated cross-attention and a gated feed-forward before every n-th layer of the LLM.
 
-    Both are multiplied by the tanh of a gate that starts at 0, so that training starts from the LLM as it was. A place
-    that sees no media passes unchanged, through the feed-forward too (Flamingo's acts there), so that text alone gets
-    the LLM's own answer at any point of training.
+    Both are multiplied by the tanh of a gate that starts at 0, so that training starts from the LLM
+    as it was. A place that sees no media passes unchanged, through the feed-forward too (Flamingo's
+    acts there), so that text alone gets the LLM's own answer at any point of training.
 
     Args:
         streams: the streams that are consumed.
         every: n; the blocks lie before layers n, 2n, ...
         heads, dim_head: heads of the attention, and the width of each.
         ff_mult: width of the feed-forward, in widths of the LLM.
-        only_before: each text token attends to the latest clip that begins before it, as in Flamingo; clips without
-            text between them count as one. False: to all clips of its row.
+        only_before: each text token attends to the latest clip that begins before it, as in
+            Flamingo; clips without text between them count as one. False: to all clips of its row.
 
     Raises:
         ValueError: the LLM has fewer layers than ``every``.
@@ -92,16 +104,25 @@ class GatedCrossAttention(Fusion):
         super().__init__(widths, llm, streams=streams)
         layers = decoder_layers(llm)
         if not 1 <= every <= len(layers):
-            raise ValueError(f"every is {every}; expected 1 to {len(layers)}, the number of the LLM's layers")
+            raise ValueError(
+                f"every is {every}; expected 1 to {len(layers)}, the number of the LLM's layers"
+            )
         if len({widths[stream] for stream in streams}) > 1:
-            raise ValueError(f"streams {streams} have widths {[widths[s] for s in streams]}; expected one width")
+            of_streams = [widths[stream] for stream in streams]
+            raise ValueError(
+                f"streams {streams} have widths {of_streams}; expected one width: "
+                "end the connector with an adapter that projects them to it"
+            )
         self.only_before = only_before
         width = llm.get_input_embeddings().weight.shape[-1]
         self.blocks = nn.ModuleList(
-            GatedBlock(width, widths[streams[0]], heads, dim_head, ff_mult) for _ in range(len(layers) // every)
+            GatedBlock(width, widths[streams[0]], heads=heads, dim_head=dim_head, ff_mult=ff_mult)
+            for _ in range(len(layers) // every)
         )
-        # Hooks rather than layers around the LLM's layers: names of weights, and LoRA's targets, stay what they are.
-        llm.get_decoder().register_forward_pre_hook(partial(_note_first_place, self), with_kwargs=True)
+        # Hooks rather than layers around the LLM's: names of weights, LoRA's targets too, remain.
+        llm.get_decoder().register_forward_pre_hook(
+            partial(_note_first_place, self), with_kwargs=True
+        )
         for number in range(len(self.blocks)):
             layer = layers[(number + 1) * every - 1]
             layer.register_forward_pre_hook(partial(_attend, self, number), with_kwargs=True)
@@ -129,12 +150,14 @@ class GatedCrossAttention(Fusion):
             projected = block.project(memory.x)
             if not torch.is_grad_enabled():
                 memory.projected[number] = projected
+        key, value = projected
         seen = memory.seen(x.shape[1], self.only_before)  # (R, L, M)
         beams = x.shape[0] // seen.shape[0]
         if beams > 1:  # each row of the batch is given several times in succession
             seen = seen.repeat_interleave(beams, 0)
-            projected = (projected[0].repeat_interleave(beams, 0), projected[1].repeat_interleave(beams, 0))
-        result: Tensor = block(x, *projected, seen)
+            key = key.repeat_interleave(beams, 0)
+            value = value.repeat_interleave(beams, 0)
+        result: Tensor = block(x, key, value, seen)
         return result
 
 
@@ -142,10 +165,20 @@ class GatedBlock(nn.Module):
     """Cross-attention and feed-forward, each times the tanh of a gate.
 
     Args:
-        width: of the LLM. media_width: of the media tokens. heads, dim_head, ff_mult: as in the fusion.
+        width: of the LLM.
+        media_width: of the media tokens.
+        heads, dim_head, ff_mult: as in the fusion.
     """
 
-    def __init__(self, width: int, media_width: int, heads: int, dim_head: int, ff_mult: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        media_width: int,
+        *,
+        heads: int,
+        dim_head: int,
+        ff_mult: int,
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
@@ -173,9 +206,12 @@ class GatedBlock(nn.Module):
         own = x.to(self.norm.weight.dtype)
         sees = seen.any(-1, keepdim=True)  # (R, L, 1)
         query = self._split(self.query(self.norm(own)))  # (R, H, L, dim_head)
-        # A place that sees nothing is let see everything, since its softmax would be empty, and is zeroed after.
+        # A place that sees nothing attends to everything, since its softmax would be empty, and its
+        # result is multiplied by 0.
         mask = (seen | ~sees)[:, None]  # (R, 1, L, M)
-        attended = scaled_dot_product_attention(query, key.to(query.dtype), value.to(query.dtype), attn_mask=mask)
+        key = key.to(query.dtype)
+        value = value.to(query.dtype)
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask)
         attended = self.out(attended.transpose(1, 2).flatten(2))  # (R, L, D)
         x = x + (self.attention_gate.tanh() * attended * sees).to(x.dtype)
         added = self.feed_forward(x.to(self.norm.weight.dtype))
@@ -186,7 +222,15 @@ class GatedBlock(nn.Module):
 
 
 def gather_memory(streams: list[Tokens], batch: Any) -> Memory:
-    """Gather the real tokens of each row's clips, ``(B, T, P, D)`` by stream -> ``(R, M, D)``, M >= 1."""
+    """Gather the real tokens of each row's clips, M >= 1 a row.
+
+    Args:
+        streams: ``(B, T, P, D)`` each, of the same B clips.
+        batch: R rows.
+
+    Returns:
+        the memory, ``(R, M, D)``.
+    """
     flat = [tokens.flat() for tokens in streams]
     x = torch.cat([features for features, _ in flat], dim=1)  # (B, N, D)
     real = torch.cat([mask for _, mask in flat], dim=1)  # (B, N)
@@ -197,7 +241,8 @@ def gather_memory(streams: list[Tokens], batch: Any) -> Memory:
     most = max(1, int(counts.max()))
     mask = torch.arange(most, device=row.device) < counts[:, None]  # (R, M)
     memory = x.new_zeros(rows, most, x.shape[-1])
-    memory = memory.masked_scatter(mask[..., None], x[real])  # (R, M, D), row by row in the order of the tokens
+    # Row by row in the order of the tokens, (R, M, D).
+    memory = memory.masked_scatter(mask[..., None], x[real])
     at = torch.zeros_like(mask, dtype=torch.long)
     at[mask] = batch.clip_at[clip]
     clip_segments = None
@@ -206,7 +251,9 @@ def gather_memory(streams: list[Tokens], batch: Any) -> Memory:
     return Memory(memory, mask, at, clip_segments, batch.segments)
 
 
-def _note_first_place(fusion: GatedCrossAttention, decoder: Any, args: Any, kwargs: dict[str, Any]) -> None:
+def _note_first_place(
+    fusion: GatedCrossAttention, decoder: Any, args: Any, kwargs: dict[str, Any]
+) -> None:
     """Note at which place of the rows the decoder's call begins."""
     active = _ACTIVE.get()
     if active is not None and active[0] is fusion:
@@ -215,7 +262,11 @@ def _note_first_place(fusion: GatedCrossAttention, decoder: Any, args: Any, kwar
 
 
 def _attend(
-    fusion: GatedCrossAttention, number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    fusion: GatedCrossAttention,
+    number: int,
+    layer: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Change the hidden states that a layer of the LLM is called with, where a context is open."""
     active = _ACTIVE.get()
@@ -225,7 +276,8 @@ def _attend(
         return (fusion.attend(number, args[0], active[1]), *args[1:]), kwargs
     if "hidden_states" not in kwargs:
         raise UserError(
-            f"{type(layer).__name__} is called with {sorted(kwargs)} and no hidden states; gated_cross_attention needs "
-            "an LLM whose layers are handed them"
+            f"{type(layer).__name__} is called with {sorted(kwargs)} and no hidden states; "
+            "gated_cross_attention needs an LLM whose layers take hidden states as an argument"
         )
-    return args, {**kwargs, "hidden_states": fusion.attend(number, kwargs["hidden_states"], active[1])}
+    changed = fusion.attend(number, kwargs["hidden_states"], active[1])
+    return args, {**kwargs, "hidden_states": changed}

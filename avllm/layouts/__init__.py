@@ -1,1 +1,1 @@
-"""The order in which the streams' tokens stand in the LLM's sequence, one layout a file."""
+"""Layouts, one a file: the order of the streams' tokens in the LLM's sequence."""

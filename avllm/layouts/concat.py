@@ -1,13 +1,13 @@
-"""One stream behind the other: Video-LLaMA's order."""
+"""Place the streams one after the other, as Video-LLaMA (arXiv 2306.02858) does."""
 
 from __future__ import annotations
 
-from avllm.layouts.base import Layout
+from avllm.layouts.base import Layout, stream_order
 from avllm.tokens import Grid
 
 
 class Concat(Layout):
-    """All tokens of the first stream, then all of the next.
+    """Place all tokens of the first stream, then all of the next.
 
     Args:
         streams: the order; streams that are not named follow in the connector's order.
@@ -17,5 +17,7 @@ class Concat(Layout):
         self.streams = streams or []
 
     def order(self, grids: dict[str, Grid]) -> list[str]:
-        names = [s for s in self.streams if s in grids] + [s for s in grids if s not in self.streams]
-        return [name for name in names for _ in range(grids[name].places)]
+        order: list[str] = []
+        for stream in stream_order(self.streams, grids):
+            order += [stream] * grids[stream].places
+        return order

@@ -1,9 +1,9 @@
-"""Define a time codec, which writes a time of a clip into the text of the LLM and reads times back out of an answer.
+"""Define a time codec, which writes times of a clip as text and reads them from an answer.
 
-Manifests and answers hold seconds; how the LLM gets them is the codec's business alone. A codec may use words that the
-LLM does not have (``words``): they become added words of the model, with rows that train (LITA, arXiv 2403.19046). A
-time between two such words may be written as a mixture of both, which is a soft target for ``next_token`` (anchors;
-LLaVA-ST, arXiv 2501.08282).
+Manifests and answers hold seconds; how the LLM gets them is the codec's business alone. A codec may
+use words that the LLM does not have (``words``): they become added words of the model, with rows
+that train (LITA, arXiv 2403.19046). A time between two such words may be written as a mixture of
+both, which is a soft target for ``next_token`` (anchors; LLaVA-ST, arXiv 2501.08282).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import ClassVar
 
 from avllm.times import Time, say_moment, say_time
 
-OVERRUN = 0.1  # seconds by which a time may lie after the clip's end and mean the end: annotators' players round up
+OVERRUN = 0.1
+"""Seconds after the clip's end that still mean the end, since annotators' players round up."""
 
 
 class TimeError(ValueError):
-    """A time that cannot be written.
+    """Report a time that cannot be written.
 
     Attributes:
         reason: ``outside_clip`` or ``no_duration``.
@@ -32,7 +33,7 @@ class TimeError(ValueError):
 
 @dataclass(frozen=True)
 class Mixture:
-    """One place of the text that several of the codec's words share.
+    """Fill one place of the text with several of the codec's words, by weight.
 
     Attributes:
         weights: by word, above 0; they sum to 1.
@@ -45,8 +46,11 @@ class Mixture:
 
     def __post_init__(self) -> None:
         positive = all(weight > 0 for weight in self.weights.values())
-        if not self.weights or not positive or not math.isclose(sum(self.weights.values()), 1.0, abs_tol=1e-6):
-            raise ValueError(f"a mixture has weights {self.weights}; expected some above 0 that sum to 1")
+        normalized = math.isclose(sum(self.weights.values()), 1.0, abs_tol=1e-6)
+        if not positive or not normalized:  # an empty mixture sums to 0
+            raise ValueError(
+                f"a mixture has weights {self.weights}; expected some above 0 that sum to 1"
+            )
 
     @property
     def word(self) -> str:
@@ -59,10 +63,11 @@ Piece = str | Mixture
 
 @dataclass(frozen=True)
 class Mention:
-    """A moment in a text.
+    """Locate a moment in a text.
 
     Attributes:
-        first, last: its characters, ``text[first:last]``. seconds: of the clip.
+        first, last: its characters, ``text[first:last]``.
+        seconds: the moment, from the clip's start.
     """
 
     first: int
@@ -71,7 +76,7 @@ class Mention:
 
 
 class TimeCodec:
-    """A way to write times. A new one is one file; its keyword arguments are its options.
+    """Write and read times in one form; the keyword arguments of a codec are its options in YAML.
 
     A subclass writes and finds moments; spans are two moments with ``between`` between them.
 
@@ -94,7 +99,12 @@ class TimeCodec:
         raise NotImplementedError(f"{type(self).__name__}.resolution")
 
     def moment(self, seconds: float, duration: float) -> Sequence[Piece]:
-        """Write a moment, ``0 <= seconds <= duration``: text (words of :meth:`words` in it), or mixtures of words."""
+        """Write a moment as pieces: text, which may hold the codec's words, or mixtures of these.
+
+        Args:
+            seconds: from 0 to ``duration``.
+            duration: of the clip, in seconds.
+        """
         raise NotImplementedError(f"{type(self).__name__}.moment")
 
     def find(self, text: str, duration: float) -> list[Mention]:
@@ -108,47 +118,58 @@ class TimeCodec:
             time: seconds of the clip. duration: None where it is not known.
 
         Raises:
-            TimeError: ``outside_clip``: it lies after the clip's end. ``no_duration``: the codec needs one.
+            TimeError: ``outside_clip``: it lies after the clip's end. ``no_duration``: the codec
+                needs one.
         """
         if duration is None:
             if self.needs_duration:
-                raise TimeError("no_duration", f"{say_time(time)} of a clip whose duration is not known")
+                detail = f"{say_time(time)} of a clip whose duration is not known"
+                raise TimeError("no_duration", detail)
             duration = time.last
         if time.last > duration + OVERRUN:
-            raise TimeError("outside_clip", f"{say_time(time)} of a clip that lasts {duration:.2f} s")
+            detail = f"{say_time(time)} of a clip that lasts {duration:.2f} s"
+            raise TimeError("outside_clip", detail)
         pieces = list(self.moment(min(time.start, duration), duration))
         if time.end is not None:
             pieces += [self.between, *self.moment(min(time.end, duration), duration)]
         return pieces
 
     def read(self, text: str, duration: float) -> list[Time]:
-        """Return the times that a text names, in order, in seconds of a clip that lasts ``duration`` seconds."""
+        """Return the times that a text names, in order and in seconds.
+
+        Args:
+            text: an answer about a clip.
+            duration: of the clip, in seconds.
+        """
         times: list[Time] = []
-        before: Mention | None = None
+        start: Mention | None = None  # of a span that the next mention may end
         for mention in self.find(text, duration):
-            if before is not None and self._ends_span(before, mention, text):
-                times[-1] = Time(before.seconds, mention.seconds)
-                before = None
+            if start is not None and self._ends_span(start, mention, text):
+                times[-1] = Time(start.seconds, mention.seconds)
+                start = None
             else:
                 times.append(Time(mention.seconds))
-                before = mention
+                start = mention
         return times
 
     def to_seconds(self, text: str, duration: float) -> str:
-        """Say every time of a text in seconds; all other text is left alone.
+        """Return the text with every time in seconds; all other text is left alone.
 
-        What is said of the beginning of a text does not change when more follows after a space, so that answers can be
-        shown while they are generated.
+        The result for the beginning of a text does not change when more follows after a space, so
+        that answers can be shown while they are generated.
         """
-        said, at = "", 0
-        before: Mention | None = None
+        converted = ""
+        position = 0  # in the text: everything before it is converted
+        start: Mention | None = None  # of a span that the next mention may end
         for mention in self.find(text, duration):
-            between = text[at : mention.first]
-            is_end = before is not None and self._ends_span(before, mention, text)
-            said += " to " if is_end and between == self.between else between
-            said += say_moment(mention.seconds)
-            at, before = mention.last, None if is_end else mention
-        return said + text[at:]
+            between = text[position : mention.first]
+            ends_span = start is not None and self._ends_span(start, mention, text)
+            if ends_span and between == self.between:
+                between = " to "
+            converted += between + say_moment(mention.seconds)
+            position = mention.last
+            start = None if ends_span else mention
+        return converted + text[position:]
 
     def _ends_span(self, start: Mention, end: Mention, text: str) -> bool:
         between = text[start.last : end.first].strip()

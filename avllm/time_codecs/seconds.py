@@ -1,4 +1,4 @@
-"""Times as numbers of seconds: ``1.5 s``, ``1.5 s to 3.0 s``. The default."""
+"""Write times as numbers of seconds: ``1.5 s``, ``1.5 s to 3.0 s``. The default."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ _MOMENT = re.compile(rf"{_NUMBER}(?:{_UNIT}|(?=\s*(?:to|-|–)\s*\d+(?:\.\d+)?{_
 
 
 class Seconds(TimeCodec):
-    """Plain seconds, which any LLM can read and say (TimeMarker, arXiv 2411.18211, writes times as text, too).
+    """Write plain seconds, which any LLM can read and say.
+
+    TimeMarker (arXiv 2411.18211) writes times as text, too.
 
     Args:
         decimals: digits after the point.
@@ -34,7 +36,7 @@ class Seconds(TimeCodec):
         self.decimals = decimals
 
     def resolution(self, duration: float) -> float:
-        """Half of the last digit."""
+        """Return half of the last digit."""
         return 0.5 * 10**-self.decimals
 
     def moment(self, seconds: float, duration: float) -> Sequence[Piece]:
