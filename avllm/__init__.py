@@ -23,5 +23,6 @@ __all__ = [*_PUBLIC, "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
-        raise AttributeError(f"module 'avllm' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
+        names = ", ".join(sorted(__all__))
+        raise AttributeError(f"module 'avllm' has no attribute {name!r}; it has {names}")
     return getattr(import_module(_PUBLIC[name]), name)

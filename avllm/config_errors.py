@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -14,23 +14,32 @@ def explain(error: ValidationError, given: set[str], settings: type[BaseModel]) 
     """Say which key is wrong, how, and what would be right.
 
     Args:
-        error: of ``settings``. given: the keys that the command line has set. settings: the whole of the settings.
+        error: raised when ``settings`` were validated.
+        given: the keys that the command line has set.
+        settings: the model of all settings.
     """
     lines = []
     for item in error.errors():
-        where = _as_written(item["loc"], given)
-        if item["type"] == "extra_forbidden":
-            line = f"unknown key {where}; {_right_key(item['loc'], settings)}"
-        elif item["type"] == "missing":
-            line = f"{where} is missing"
-        else:
-            line = f"{where}: {item['msg'].removeprefix('Value error, ')} (seen: {_short(item.get('input'))})"
-        lines.append(f"{line} [given on the command line]" if where in given else line)
+        key = _as_written(item["loc"], given)
+        line = _describe(item, key, settings)
+        if key in given:
+            line += " [given on the command line]"
+        lines.append(line)
     return "; ".join(lines)
 
 
+def _describe(item: Mapping[str, Any], key: str, settings: type[BaseModel]) -> str:
+    """Describe one of pydantic's errors, without where the value comes from."""
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key}; {_right_key(item['loc'], settings)}"
+    if item["type"] == "missing":
+        return f"{key} is missing"
+    problem = item["msg"].removeprefix("Value error, ")
+    return f"{key}: {problem} (seen: {_short(item.get('input'))})"
+
+
 def _as_written(place: tuple[int | str, ...], given: set[str]) -> str:
-    """Return the dotted key. Where a section may be given in the place of a list of one, it has no number there."""
+    """Return the dotted key; no list number if the user gave a section instead of a list."""
     key = ".".join(str(name) for name in place) or "preset"
     without_number = key.replace(".0.", ".", 1)
     return without_number if without_number in given else key
@@ -48,7 +57,7 @@ def _right_key(place: tuple[int | str, ...], settings: type[BaseModel]) -> str:
 
 
 def _paths(section: type[BaseModel], before: str = "") -> Iterator[str]:
-    """Yield the dotted names of all keys, ``train.batch_size``; a list's sections come under its name."""
+    """Yield the dotted names of all keys (``train.batch_size``), those inside of lists too."""
     for name, field in section.model_fields.items():
         yield before + name
         for inner in _sections_in(field.annotation):
@@ -64,12 +73,18 @@ def _keys_at(place: tuple[int | str, ...], settings: type[BaseModel]) -> list[st
     """Return the keys that may be given at a place of the settings."""
     section = settings
     for name in place:
-        for inner in _sections_in(section.model_fields[name].annotation) if name in section.model_fields else []:
+        if name not in section.model_fields:
+            continue
+        for inner in _sections_in(section.model_fields[name].annotation):
             section = inner
     return list(section.model_fields)
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that a type holds, inside of unions and lists too."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [section for arg in getattr(annotation, "__args__", ()) for section in _sections_in(arg)]
+    sections = []
+    for argument in getattr(annotation, "__args__", ()):
+        sections += _sections_in(argument)
+    return sections

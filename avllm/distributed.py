@@ -1,6 +1,7 @@
-"""What a process has to know about the others: rank, sums, and a gather that lets gradients through.
+"""Talk to the other processes: rank, sums, and a gather that passes gradients on.
 
-Every function works in a single process too, where it does nothing; so callers hold no `if world_size > 1`.
+Every function works in a single process too, where it changes nothing: callers need no
+`if world_size > 1`.
 """
 
 from __future__ import annotations
@@ -15,34 +16,37 @@ from torch import Tensor
 
 
 def active() -> bool:
-    """Is there a process group?"""
+    """Return True if there is a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def world_size() -> int:
-    """The number of processes, 1 without a process group."""
+    """Return the number of processes, 1 without a process group."""
     return dist.get_world_size() if active() else 1
 
 
 def rank() -> int:
-    """This process's number, 0 without a process group."""
+    """Return this process's number, 0 without a process group."""
     return dist.get_rank() if active() else 0
 
 
 def is_main() -> bool:
-    """Does this process write files and talk?"""
+    """Return True for the one process that writes files and logs."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has called this."""
     if active():
         dist.barrier()
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process goes through the block before the others: they find on the disk what it has made."""
+    """Run the block in the main process before the others.
+
+    The others read from the disk what it has made, downloads for example.
+    """
     if not is_main():
         barrier()
     yield
@@ -51,7 +55,7 @@ def main_first() -> Iterator[None]:
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of ``x`` (any shape, the same on all) over the processes; detached, ``x`` stays as it was."""
+    """Return the sum of ``x`` (same shape everywhere) over the processes, without gradient."""
     x = x.detach().clone()
     if active():
         dist.all_reduce(x)
@@ -59,16 +63,21 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 
 def sum_of_parts(parts: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The sum over the processes of each tensor, in one exchange; all of one dtype, alike on every process."""
+    """Return each tensor's sum over the processes, in one exchange.
+
+    Args:
+        parts: tensors of one dtype, with the same shapes on every process.
+    """
     if not active() or not parts:
         return parts
     flat = torch.cat([part.reshape(-1) for part in parts])
     dist.all_reduce(flat)
-    return [piece.view(part.shape) for piece, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)]
+    sums = flat.split([part.numel() for part in parts])
+    return [total.view(part.shape) for total, part in zip(sums, parts, strict=True)]
 
 
 def gather_objects(obj: Any) -> list[Any]:
-    """One small picklable object from each process, in rank order, on every process."""
+    """Return one small picklable object from each process, in rank order, on every process."""
     if not active():
         return [obj]
     out: list[Any] = [None] * world_size()
@@ -77,7 +86,7 @@ def gather_objects(obj: Any) -> list[Any]:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes, one after the other; the backward sums what every process wants of these rows."""
+    """Concatenate rows of all processes; the backward sums the gradients of all for each row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:
@@ -99,15 +108,16 @@ class _Gather(torch.autograd.Function):
 def gather_with_grad(x: Tensor) -> tuple[Tensor, int]:
     """Concatenate the rows of all processes, with gradients.
 
-    The gradient that flows back into a row is the sum over all processes; with a data-parallel average of parameter
-    gradients and a loss of (own rows' sum) / (all rows) * world_size this is exactly the gradient of one process that
-    holds every row. All processes have to call it, also one without rows, and all have to call backward.
+    The gradient of a row is the sum over all processes. With a data-parallel average of parameter
+    gradients and a loss of (own rows' sum) / (all rows) * world_size, this is exactly the gradient
+    of one process that holds every row. All processes have to call it, also one without rows, and
+    all have to call backward.
 
     Args:
         x: ``(n, ...)``, n may differ over the processes, 0 included.
 
     Returns:
-        ``(sum of n, ...)`` in rank order, and the place of this process's first row in it.
+        the rows ``(sum of n, ...)`` in rank order, and the index of this process's first row.
     """
     if not active():
         return x, 0
@@ -116,7 +126,7 @@ def gather_with_grad(x: Tensor) -> tuple[Tensor, int]:
 
 
 def gather_sizes(n: int, device: torch.device) -> list[int]:
-    """Each process's ``n``, in rank order."""
+    """Return each process's ``n``, in rank order."""
     sizes = torch.zeros(world_size(), dtype=torch.long, device=device)
     sizes[rank()] = n
     return [int(v) for v in sum_over_processes(sizes)]

@@ -1,4 +1,4 @@
-"""What a user can mend is told in a line; everything else is a bug, and stays a traceback."""
+"""Report a user's mistakes in one line; everything else is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ DEBUG = "AVLLM_DEBUG"
 
 
 class UserError(ValueError):
-    """Something that the user can mend: the message says what was seen, what was expected, and what to do.
+    """A mistake that the user can fix: the message names seen, expected and what to do.
 
-    Errors of this kind have a class of their own where somebody tells them apart, and are plain ones elsewhere.
+    A subclass exists where a caller handles one kind of mistake by itself.
 
     Attributes:
-        reason: one word for the kind of error, which programs and tests compare; "" where there is one kind.
+        reason: one word for the kind of error, compared by programs and tests; "" if there is only
+            one kind.
     """
 
     def __init__(self, *args: object, reason: str = "") -> None:
@@ -28,15 +29,15 @@ class UserError(ValueError):
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Around a command: what the user can mend ends it with one line on stderr and exit code 1.
+    """End a command with one line on stderr and exit code 1 if its block raises a `UserError`.
 
-    So do errors of the machine (no such file, no permission, a full disk), which Python's own text names. Ctrl-C ends
-    it without a word.
+    The same holds for errors of the machine (no such file, no permission, a full disk), with
+    Python's own text. Ctrl-C ends the command silently, with exit code 130.
     """
     try:
         yield
     except KeyboardInterrupt as error:
-        raise SystemExit(130) from error  # 128 + SIGINT, as shells have it
+        raise SystemExit(130) from error  # 128 + SIGINT, the convention of shells
     except (UserError, OSError) as error:
         if os.environ.get(DEBUG):
             raise
@@ -48,19 +49,21 @@ def exit_on_user_error() -> Iterator[None]:
 
 @contextmanager
 def loading(what: str, name: str) -> Iterator[None]:
-    """Around a library's loading by name, whose complaints seldom say what was asked for.
+    """Name what is loaded in the errors of a library, whose own messages seldom say it.
 
     Args:
-        what: is loaded, as the user knows it. name: a folder, or a name on the hub.
+        what: the thing that is loaded, in the user's words ("the LLM's tokenizer").
+        name: a folder, or a name on the hub.
 
     Raises:
         UserError: it cannot be loaded.
     """
     if os.path.isabs(name) and not Path(name).exists():
-        raise UserError(f"{what}: {name} is not here; expected a folder with a model, or a name on the hub")
+        expected = "expected a folder with a model, or a name on the hub"
+        raise UserError(f"{what}: {name} is not here; {expected}", reason="missing")
     try:
         yield
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        raise UserError(f"{what} {name!r} cannot be loaded: {error}") from error
+        raise UserError(f"{what} {name!r} cannot be loaded: {error}", reason="loading") from error

@@ -1,4 +1,7 @@
-"""The one logger set-up: rich on a terminal, plain lines elsewhere; only the main process speaks below WARNING."""
+"""Set up the logger: rich on a terminal, plain lines elsewhere.
+
+Only the main process logs below WARNING.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,22 @@ import warnings
 
 
 def logger(name: str = "avllm") -> logging.Logger:
-    """The logger of a module, always below ``avllm`` so that one call of :func:`set_up` reaches all of them."""
+    """Return a module's logger, below ``avllm``: one call of :func:`set_up` reaches all loggers."""
     return logging.getLogger(name if name.startswith("avllm") else f"avllm.{name}")
 
 
 def set_up(level: int = logging.INFO, rank: int | None = None) -> logging.Logger:
-    """Give the ``avllm`` logger its one handler. Calling it again changes the level and adds nothing.
+    """Give the ``avllm`` logger its one handler; a second call changes the level alone.
 
     Args:
-        level: of the main process; every other rank speaks from WARNING on.
+        level: of the main process; every other rank logs from WARNING on.
         rank: of this process; read from the launcher's ``RANK`` when None.
     """
-    # PEFT asks transformers for it; who trains can do nothing about that
+    # PEFT asks transformers for it; the user of a run cannot change that.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     root = logging.getLogger("avllm")
-    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
+    if rank is None:
+        rank = int(os.environ.get("RANK", "0"))
     root.setLevel(level if rank == 0 else logging.WARNING)
     if not root.handlers:
         root.addHandler(_handler())
@@ -43,8 +47,8 @@ def _handler() -> logging.Handler:
 
 
 def hush_libraries() -> None:
-    """No loading bars and notices of transformers and DeepSpeed: for commands whose output a person reads."""
-    # DeepSpeed takes no level from outside; the filter is there before it makes its logger.
+    """Silence loading bars and notices of transformers and DeepSpeed: a person reads the output."""
+    # DeepSpeed offers no level; this filter exists before DeepSpeed makes its logger.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 

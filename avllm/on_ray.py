@@ -1,4 +1,4 @@
-"""Tasks on Ray Data: actors that are set up once take them one by one, and results come in the tasks' order."""
+"""Run tasks on Ray Data: actors are set up once, and results come in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 Engine = Annotated[
-    Literal["local", "ray"], typer.Option(help="Where shards are made: here, or on Ray (the extra ray of avllm).")
+    Literal["local", "ray"],
+    typer.Option(help="Where shards are made: on this machine, or on Ray (avllm's extra `ray`)."),
 ]
 Gpus = Annotated[float, typer.Option(min=0.0, help="With Ray: GPUs that each worker is given.")]
 
 
 def import_ray(refusal: type[ValueError]) -> Any:
-    """Ray with Ray Data.
+    """Return the module ``ray``, with Ray Data imported.
 
     Raises:
         ``refusal``: it is not installed.
@@ -27,7 +28,8 @@ def import_ray(refusal: type[ValueError]) -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise refusal("--engine ray needs Ray; expected: pip install 'avllm[ray]', or --engine local") from error
+        expected = "expected: pip install 'avllm[ray]', or --engine local"
+        raise refusal(f"--engine ray needs Ray; {expected}") from error
     return ray
 
 
@@ -40,18 +42,18 @@ def run_on_ray(
     gpus: float,
     refusal: type[ValueError],
 ) -> Iterator[Any]:
-    """Do tasks on the cluster of RAY_ADDRESS, else with processes of this machine.
+    """Run tasks on the cluster of RAY_ADDRESS, or with processes of this machine if it is unset.
 
     Args:
-        worker: called once in each actor; what it gives takes tasks.
-        given: its arguments, which travel once.
-        tasks: picklable, as the results are.
-        workers: actors.
-        gpus: of each actor; Ray hides them from actors that ask for none.
-        refusal: the error that speaks to the user.
+        worker: called once in each actor; returns the function that does one task.
+        given: the worker's arguments, sent once.
+        tasks: picklable, like the results.
+        workers: the number of actors.
+        gpus: of each actor; Ray hides all GPUs from actors that ask for none.
+        refusal: the class of errors that are meant for the user.
 
     Returns:
-        the results in order.
+        the results, in the order of the tasks.
 
     Raises:
         ``refusal``: a task raised it, or Ray is not installed.
@@ -78,18 +80,24 @@ def run_on_ray(
 
 
 class _Actor:
-    """What Ray Data calls, in a process of its own."""
+    """A worker in a separate process, in the form that Ray Data calls."""
 
-    def __init__(self, worker: Callable[..., Callable[[Any], Any]], given: Any, refusal: type[ValueError]) -> None:
+    def __init__(
+        self,
+        worker: Callable[..., Callable[[Any], Any]],
+        given: Any,
+        refusal: type[ValueError],
+    ) -> None:
         import ray
 
-        self.work, self.refusal = worker(*ray.get(given)), refusal
+        self.work = worker(*ray.get(given))
+        self.refusal = refusal
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         (task,) = batch["task"]
         try:
             return {"result": [pickle.dumps(self.work(pickle.loads(task)))], "error": [""]}
-        except self.refusal as error:  # as data: Ray hands an exception over without what it was
+        except self.refusal as error:  # returned as data: Ray would lose the class of an exception
             return {"result": [b""], "error": [str(error)]}
 
 
@@ -100,4 +108,9 @@ def _start(ray: Any, workers: int) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     else:
-        ray.init(num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(
+            num_cpus=workers,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )

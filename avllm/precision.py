@@ -1,4 +1,7 @@
-"""Where bfloat16 is worth it: on processors without instructions for it, it takes several times as long as float32."""
+"""Choose bfloat16 or float32 by the hardware.
+
+On processors without instructions for bfloat16 it takes several times as long as float32.
+"""
 
 from __future__ import annotations
 
@@ -15,41 +18,44 @@ CPU_FEATURES = ("amx_bf16", "avx512_bf16")
 
 
 def has_fast_bfloat16(device_type: str) -> bool:
-    """Whether a kind of device (``cpu``, ``cuda``, ...) multiplies bfloat16 in hardware."""
+    """Return True if a kind of device (``cpu``, ``cuda``, ...) multiplies bfloat16 in hardware."""
     import torch
 
     if device_type == "cpu":
-        found = torch.cpu.get_capabilities()
-        return any(found.get(name, False) for name in CPU_FEATURES)
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in CPU_FEATURES)
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return True
 
 
 def choose_precision(setting: str, device_type: str) -> Precision:
-    """What a setting means on a kind of device: ``auto`` is bf16 where the hardware has it, and fp32 elsewhere.
+    """Resolve a setting on a kind of device: ``auto`` is bf16 where the hardware has it, else fp32.
 
     Raises:
         UserError: an unknown setting.
     """
     if setting not in SETTINGS:
-        raise UserError(f"precision is {setting!r}; expected one of {', '.join(map(repr, SETTINGS))}")
-    if setting == "auto":
-        return "bf16" if has_fast_bfloat16(device_type) else "fp32"
-    return "bf16" if setting == "bf16" else "fp32"
+        expected = ", ".join(repr(name) for name in SETTINGS)
+        raise UserError(f"precision is {setting!r}; expected one of {expected}")
+    if setting == "bf16" or (setting == "auto" and has_fast_bfloat16(device_type)):
+        return "bf16"
+    return "fp32"
 
 
 def training_attention(device_type: str) -> Literal["sdpa", "eager"]:
-    """Which attention trains a small transformer fastest.
+    """Return the attention that trains a small transformer fastest.
 
-    PyTorch's fused attention takes half the time of the plain one in float32 on CPUs; in bfloat16 its backward there
-    takes several times as long.
+    On CPUs, PyTorch's fused attention takes half the time of the plain one in float32; in bfloat16
+    its backward takes several times as long.
     """
-    return "eager" if device_type == "cpu" and has_fast_bfloat16(device_type) else "sdpa"
+    if device_type == "cpu" and has_fast_bfloat16(device_type):
+        return "eager"
+    return "sdpa"
 
 
 def product_dtype(device_type: str) -> torch.dtype:
-    """The type for matrix products that need no more than eight bits: bfloat16 where it is fast, or float32."""
+    """Return bfloat16 where it is fast, else float32: for products that need eight bits at most."""
     import torch
 
     return torch.bfloat16 if has_fast_bfloat16(device_type) else torch.float32

@@ -1,6 +1,7 @@
-"""Parts by name: the file's name is the key, so that adding a part is adding a file.
+"""Find and build parts by name: the file's name is the key, so that adding a part is adding a file.
 
-Listing a folder lists the choices and imports nothing. ``"my_pkg.my_module:MyAdapter"`` reaches a user's own class.
+Listing a folder lists the choices and imports nothing. ``"my_pkg.my_module:MyAdapter"`` names a
+class of the user.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from avllm.errors import UserError
 
-_HOUSE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent
 _KINDS = {
     "encoders": ("encoders", "Encoder"),
     "adapters": ("adapters", "Adapter"),
@@ -34,29 +35,38 @@ _KINDS = {
 
 
 class UnknownPartError(UserError):
-    """A part's name or one of its options is not known; the message names what is."""
+    """An unknown part, or an unknown or missing option; the message names those that exist.
+
+    Reasons: ``no_type``, ``unknown_part``, ``no_module``, ``wrong_class``, ``unknown_option``,
+    ``missing_option``.
+    """
 
 
 def kinds() -> list[str]:
-    """The kinds of parts that have a folder."""
+    """Return the kinds of parts that have a folder."""
     return list(_KINDS)
 
 
 def choices(kind: str) -> list[str]:
-    """Names of the parts of a kind, from the file names alone."""
-    folder = _HOUSE / _KINDS[kind][0]
-    return sorted(p.stem for p in folder.glob("*.py") if p.stem != "base" and not p.stem.startswith("_"))
+    """Return the names of the parts of a kind, from the file names alone."""
+    folder = _PACKAGE / _KINDS[kind][0]
+    names = [path.stem for path in folder.glob("*.py")]
+    return sorted(name for name in names if name != "base" and not name.startswith("_"))
 
 
-def suggest(name: str, known: list[str]) -> str:
-    """``did you mean 'x'? known: ...`` for error messages."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    start = f"did you mean {near[0]!r}? " if near else ""
-    return f"{start}known: {', '.join(sorted(known)) or 'none'}"
+def suggest(name: str, names: list[str]) -> str:
+    """Write ``did you mean 'x'? known: ...`` for error messages."""
+    nearest = get_close_matches(name, names, n=1, cutoff=0.5)
+    question = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{question}known: {', '.join(sorted(names)) or 'none'}"
 
 
 def load(kind: str, name: str) -> Any:
-    """The class behind a name.
+    """Import the class of a part.
+
+    Args:
+        kind: one of :func:`kinds`.
+        name: a file's name, or ``pkg.module:Class``.
 
     Raises:
         UnknownPartError: no such file, or the class of ``pkg.module:Class`` is not of this kind.
@@ -65,72 +75,126 @@ def load(kind: str, name: str) -> Any:
     package = "avllm." + folder.replace("/", ".")
     base = getattr(import_module(package + ".base"), base_name)
     if ":" in name:
-        module_name, _, class_name = name.partition(":")
-        try:
-            part = getattr(import_module(module_name), class_name, None)
-        except ModuleNotFoundError as error:
-            if not f"{module_name}.".startswith(f"{error.name}."):  # the module is there, and imports what is not
-                raise
-            raise UnknownPartError(f"{name!r}: no module {error.name!r} is found; is it on PYTHONPATH?") from error
-        if not (inspect.isclass(part) and issubclass(part, base)):
-            raise UnknownPartError(f"{name!r} is {part!r}; expected a subclass of {base.__module__}.{base_name}")
-        return part
+        return _load_by_path(name, base)
     if name not in choices(kind):
-        raise UnknownPartError(f"unknown {kind[:-1]} {name!r}; {suggest(name, choices(kind))}")
+        suggestion = suggest(name, choices(kind))
+        raise UnknownPartError(
+            f"unknown {kind[:-1]} {name!r}; {suggestion}",
+            reason="unknown_part",
+        )
     module = import_module(f"{package}.{name}")
-    found = [c for c in vars(module).values() if _is_part(c, module.__name__, base)]
-    if len(found) != 1:
-        names = [c.__name__ for c in found]
-        raise UnknownPartError(f"{module.__name__} defines {names}; expected exactly one public {base_name}")
-    return found[0]
+    parts = [value for value in vars(module).values() if _is_part(value, module.__name__, base)]
+    if len(parts) != 1:
+        names = [part.__name__ for part in parts]
+        raise UnknownPartError(
+            f"{module.__name__} defines {names}; expected exactly one public {base_name}",
+            reason="wrong_class",
+        )
+    return parts[0]
+
+
+def _load_by_path(name: str, base: type) -> type:
+    """Import the class ``pkg.module:Class``; refuse one that is no subclass of ``base``."""
+    module_name, _, class_name = name.partition(":")
+    try:
+        part = getattr(import_module(module_name), class_name, None)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module exists, and imports another that does not
+        raise UnknownPartError(
+            f"{name!r}: no module {error.name!r} is found; is it on PYTHONPATH?",
+            reason="no_module",
+        ) from error
+    if not (inspect.isclass(part) and issubclass(part, base)):
+        raise UnknownPartError(
+            f"{name!r} is {part!r}; expected a subclass of {base.__module__}.{base.__name__}",
+            reason="wrong_class",
+        )
+    return part
 
 
 def _is_part(value: Any, module: str, base: type) -> bool:
-    is_own = inspect.isclass(value) and value.__module__ == module and not value.__name__.startswith("_")
-    return is_own and issubclass(value, base)
+    """Return True for a public subclass of ``base`` that the module itself defines."""
+    if not inspect.isclass(value) or value.__module__ != module:
+        return False
+    return issubclass(value, base) and not value.__name__.startswith("_")
 
 
 def options(part: type) -> dict[str, inspect.Parameter]:
-    """The keyword-only arguments of a part's constructor, inherited ones included: what its YAML section accepts."""
-    found: dict[str, inspect.Parameter] = {}
+    """Return the options of a part, which its YAML section accepts.
+
+    They are the keyword-only arguments of its constructor, and those of the base classes' if it
+    passes further keywords on.
+    """
+    parameters: dict[str, inspect.Parameter] = {}
     for cls in part.__mro__:
         if "__init__" not in vars(cls) or cls is object:
             continue
-        parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
-        found = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY} | found
-        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters):
-            break  # this constructor hands no further options on
-    return found
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        passes_on = False
+        inherited: dict[str, inspect.Parameter] = {}
+        for parameter in signature.parameters.values():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                inherited[parameter.name] = parameter
+            passes_on |= parameter.kind is inspect.Parameter.VAR_KEYWORD
+        parameters = inherited | parameters
+        if not passes_on:
+            break
+    return parameters
 
 
 def check_options(part: type, given: Mapping[str, Any], where: str) -> None:
-    """Refuse options that the part does not have, and values of another type than its constructor says.
+    """Refuse options that the part does not have, and values of the wrong type.
+
+    Args:
+        part: the class.
+        given: option values by name.
+        where: names the part in messages, ``adapter 'mlp'``.
 
     Raises:
-        UnknownPartError: an unknown or a missing option; the message names those that there are. UserError: a value.
+        UnknownPartError: an unknown or a missing option; the message names those that exist.
+        UserError: a value of another type.
     """
-    known = options(part)
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise UnknownPartError(f"{where} has no option {unknown[0]!r}; {suggest(unknown[0], list(known))}")
-    missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in given]
+    parameters = options(part)
+    for name in given:
+        if name not in parameters:
+            suggestion = suggest(name, list(parameters))
+            raise UnknownPartError(
+                f"{where} has no option {name!r}; {suggestion}",
+                reason="unknown_option",
+            )
+    missing = []
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in given:
+            missing.append(repr(name))
     if missing:
-        raise UnknownPartError(f"{where} needs {', '.join(repr(m) for m in missing)}, which was not given")
-    types = option_types(part)
+        raise UnknownPartError(
+            f"{where} needs {', '.join(missing)}, which was not given",
+            reason="missing_option",
+        )
+    _check_values(option_types(part), given, where)
+
+
+def _check_values(types: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+    """Refuse values that are not of their option's type."""
     for name, value in given.items():
         try:
             expected = TypeAdapter(types[name])
         except PydanticSchemaGenerationError:
-            continue  # a class of the part's own: its constructor knows
+            continue  # a class that the part defines: its constructor checks the value
         try:
             expected.validate_python(value, strict=True)
         except ValidationError as error:
             if not _fits_as_written(expected, value):
-                raise UserError(f"{where}: {name} is {value!r}; {error.errors()[0]['msg'].lower()}") from error
+                expected_type = error.errors()[0]["msg"].lower()
+                raise UserError(
+                    f"{where}: {name} is {value!r}; {expected_type}",
+                    reason="option_type",
+                ) from error
 
 
 def _fits_as_written(expected: TypeAdapter[Any], value: Any) -> bool:
-    """Whether a value is what files have in the place of a type: a list for a tuple, text for a path or an enum."""
+    """Return True for values as files hold them: a list for a tuple, text for a path or an enum."""
     try:
         expected.validate_json(json.dumps(value), strict=True)
     except (ValidationError, TypeError):
@@ -139,25 +203,28 @@ def _fits_as_written(expected: TypeAdapter[Any], value: Any) -> bool:
 
 
 def option_types(part: type) -> dict[str, Any]:
-    """The annotation of each of :func:`options`; anything goes where there is none, or none that can be read here."""
-    found: dict[str, Any] = dict.fromkeys(options(part), Any)
+    """Return the annotation of each of :func:`options`; `Any` if it is missing or not importable."""
+    types: dict[str, Any] = dict.fromkeys(options(part), Any)
     for cls in reversed(part.__mro__[:-1]):
         if "__init__" in vars(cls):
             with suppress(NameError):  # a name that is imported for type checkers alone
                 hints = get_type_hints(cls.__init__)  # type: ignore[misc]
-                found |= {name: hint for name, hint in hints.items() if name in found}
-    return found
+                types |= {name: hint for name, hint in hints.items() if name in types}
+    return types
 
 
 def check(kind: str, spec: Mapping[str, Any]) -> Any:
-    """The class behind ``{"type": name, **options}``, if there is one that has these options.
+    """Return the class named by ``{"type": name, **options}``, after a check of the options.
 
     Raises:
-        UnknownPartError: unknown type or option, or a missing one. UserError: a value of another type.
+        UnknownPartError: an unknown type or option, or a missing one.
+        UserError: a value of another type.
     """
     if "type" not in spec:
+        names = ", ".join(choices(kind))
         raise UnknownPartError(
-            f"a part of {kind} is {dict(spec)}; expected a 'type'; known: {', '.join(choices(kind))}"
+            f"a part of {kind} is {dict(spec)}; expected a 'type'; known: {names}",
+            reason="no_type",
         )
     part = load(kind, spec["type"])
     check_options(part, options_of(spec), f"{kind[:-1]} {spec['type']!r}")
@@ -165,12 +232,17 @@ def check(kind: str, spec: Mapping[str, Any]) -> Any:
 
 
 def options_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands in a part's section beside its type."""
-    return {k: v for k, v in spec.items() if k != "type"}
+    """Return a part's section without its type."""
+    return {name: value for name, value in spec.items() if name != "type"}
 
 
 def build(kind: str, spec: Mapping[str, Any], *args: Any) -> Any:
-    """Make a part out of ``{"type": name, **options}``; ``args`` are what the toolkit itself hands every part.
+    """Make a part from ``{"type": name, **options}``.
+
+    Args:
+        kind: one of :func:`kinds`.
+        spec: the part's section.
+        args: the positional arguments that the toolkit passes to every part of the kind.
 
     Raises:
         UnknownPartError: see :func:`check`. UserError: see :func:`make`.
@@ -182,7 +254,7 @@ def make(part: type, *args: Any, **given: Any) -> Any:
     """Call a part's constructor.
 
     Raises:
-        UserError: it raised a ValueError, which is about one of its options.
+        UserError: the constructor raised a ValueError, which is about one of its options.
     """
     try:
         return part(*args, **given)

@@ -1,4 +1,4 @@
-"""Names of streams, and the medium of each: what its encoder takes in."""
+"""Check the names of streams and resolve the medium of each: what its encoder takes in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from avllm.errors import UserError
 
 MEDIA = ("video", "audio")
-"""Media that encoders take in, frames or sound; a stream that is called so is of that medium."""
+"""Media that encoders take in: frames or sound. A stream of that name has that medium."""
 RESERVED = ("text", "image", "both")
 
 
@@ -17,7 +17,8 @@ def check_stream(stream: str, spec: Mapping[str, Any]) -> None:
     """Check a stream's name and medium, as the section ``encoders`` gives them.
 
     Raises:
-        UserError: the name is reserved or holds other characters, or the medium is missing or unknown.
+        UserError: the name is reserved or holds other characters, or the medium is missing or
+            unknown.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", stream) or stream in RESERVED:
         raise UserError(
@@ -36,5 +37,6 @@ def medium_of(stream: str, spec: Mapping[str, Any]) -> str:
     medium = str(spec.get("medium", stream))
     if medium not in MEDIA:
         seen = f"medium is {medium!r}" if "medium" in spec else "it has no medium"
-        raise UserError(f"stream {stream!r}: {seen}; write `medium: audio` or `medium: video` beside its type")
+        action = "write `medium: audio` or `medium: video` beside its type"
+        raise UserError(f"stream {stream!r}: {seen}; {action}")
     return medium

@@ -1,4 +1,4 @@
-"""A moment or a span of a clip, and the words in which people say it: seconds, to a tenth."""
+"""Represent a moment or a span of a clip, and write it in words: seconds, to a tenth."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ class Time:
 
     def __post_init__(self) -> None:
         if not self.start >= 0:
-            raise ValueError(f"a time begins at {self.start} s; expected 0 or more seconds of the clip")
+            raise ValueError(f"a time begins at {self.start} s; expected 0 or more seconds")
         if self.end is not None and not self.end > self.start:
-            raise ValueError(
-                f"a span ends at {self.end} s and begins at {self.start} s; expected an end after the start"
-            )
+            seen = f"a span begins at {self.start} s and ends at {self.end} s"
+            raise ValueError(f"{seen}; expected a later end")
 
     @property
     def last(self) -> float:
@@ -31,12 +30,12 @@ class Time:
 
 
 def say_moment(seconds: float, decimals: int = 1) -> str:
-    """Return ``1.5 s``."""
+    """Write seconds as ``1.5 s``."""
     return f"{seconds:.{decimals}f} s"
 
 
 def say_time(time: Time, decimals: int = 1) -> str:
-    """Return ``1.5 s``, or ``1.5 s to 3.0 s`` for a span."""
+    """Write a moment as ``1.5 s`` and a span as ``1.5 s to 3.0 s``."""
     if time.end is None:
         return say_moment(time.start, decimals)
     return f"{say_moment(time.start, decimals)} to {say_moment(time.end, decimals)}"

@@ -1,4 +1,4 @@
-"""Settings in YAML files, and ``section.key=value`` over them."""
+"""Read settings from YAML files, and set ``section.key=value`` over them."""
 
 from __future__ import annotations
 
@@ -9,38 +9,44 @@ import yaml
 
 
 def read_mapping(path: Path, what: str, refusal: type[Exception]) -> dict[str, Any]:
-    """Keys and values of a YAML file.
+    """Read the keys and values of a YAML file.
 
     Args:
         path: the file.
-        what: it should be, for the message.
-        refusal: the error of the caller.
+        what: the kind of file that is expected, for the message.
+        refusal: the class of error to raise.
 
     Raises:
-        refusal: there is no such file, it is no YAML, or no mapping.
+        refusal: there is no such file, or it holds no YAML, or no mapping.
     """
     if not path.is_file():
         raise refusal(f"{path} is not a file; expected {what} (YAML)")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise refusal(f"{path} is no YAML: {error}") from error
-    if not isinstance(found, dict):
-        raise refusal(f"{path} holds {type(found).__name__}; expected a mapping of settings")
-    return found
+    if not isinstance(settings, dict):
+        raise refusal(f"{path} holds {type(settings).__name__}; expected a mapping of settings")
+    return settings
 
 
 def apply_override(data: dict[str, Any], text: str, refusal: type[Exception]) -> None:
-    """Set one value, ``section.key=value`` (the value is YAML), in settings that were read; ``list.0`` is a place.
+    """Set one value of settings that were read.
+
+    Args:
+        data: the settings, changed in place.
+        text: ``section.key=value``; the value is YAML, and a number is a position in a list.
+        refusal: the class of error to raise.
 
     Raises:
-        refusal: it is of another form, or leads nowhere.
+        refusal: the text has another form, or its key leads to nothing.
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise refusal(f"override {text!r}; expected section.key=value, for example train.max_steps=100")
+        expected = "expected section.key=value, for example train.max_steps=100"
+        raise refusal(f"override {text!r}; {expected}")
     try:
-        found = yaml.safe_load(value)
+        new_value = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise refusal(f"override {text!r}: {value!r} is no YAML: {error}") from error
     *parents, last = key.split(".")
@@ -48,9 +54,9 @@ def apply_override(data: dict[str, Any], text: str, refusal: type[Exception]) ->
     for name in parents:
         node = _descend(node, name, text, refusal)
     if isinstance(node, list):
-        node[_position(node, last, text, refusal)] = found
+        node[_position(node, last, text, refusal)] = new_value
     else:
-        node[last] = found
+        node[last] = new_value
 
 
 def _descend(node: Any, name: str, text: str, refusal: type[Exception]) -> Any:
@@ -66,7 +72,6 @@ def _descend(node: Any, name: str, text: str, refusal: type[Exception]) -> Any:
 
 def _position(node: list[Any], name: str, text: str, refusal: type[Exception]) -> int:
     if not name.isdigit() or int(name) >= len(node):
-        raise refusal(
-            f"override {text!r}: {name!r} is no place in a list of {len(node)}; expected 0 to {len(node) - 1}"
-        )
+        seen = f"{name!r} is no place in a list of {len(node)}"
+        raise refusal(f"override {text!r}: {seen}; expected 0 to {len(node) - 1}")
     return int(name)

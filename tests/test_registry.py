@@ -1,4 +1,4 @@
-"""Parts by name: listing imports nothing, mistakes name what is meant, a user's own class is reachable."""
+"""Parts by name: listing imports nothing, mistakes name what is meant, a user's class is reachable."""
 
 from __future__ import annotations
 
@@ -69,26 +69,30 @@ def test_what_a_file_can_write_stands_for_other_types(value: object, own: str) -
             self.size, self.where = size, where
 
     check_options(Sized, {"size": value, "where": "a.pt"}, "sized")
-    with pytest.raises(UserError, match="sized: size is"):
-        check_options(Sized, {"size": [2, "three"]}, "sized")
-    with pytest.raises(UserError, match="sized: where is 3"):
-        check_options(Sized, {"where": 3}, "sized")
+    for option in ({"size": [2, "three"]}, {"where": 3}):
+        with pytest.raises(UserError, match=f"sized.*{next(iter(option))}") as refused:
+            check_options(Sized, option, "sized")
+        assert refused.value.reason == "option_type"
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(UnknownPartError, match="unknown adapter 'qfomer'; did you mean 'qformer'"):
+    with pytest.raises(UnknownPartError, match="'qfomer'.*'qformer'") as refused:
         load("adapters", "qfomer")
-    with pytest.raises(UnknownPartError, match="known: .*linear"):
+    assert refused.value.reason == "unknown_part"
+    with pytest.raises(UnknownPartError, match="linear"):
         load("adapters", "zzz")
 
 
 def test_a_wrong_option_gets_the_right_ones() -> None:
-    with pytest.raises(UnknownPartError, match="adapter 'mlp' has no option 'deph'; did you mean 'depth'"):
+    with pytest.raises(UnknownPartError, match="adapter 'mlp'.*'deph'.*'depth'") as refused:
         build("adapters", {"type": "mlp", "stream": "video", "deph": 2}, {"video": 4}, 8)
-    with pytest.raises(UnknownPartError, match="needs 'stream'"):
+    assert refused.value.reason == "unknown_option"
+    with pytest.raises(UnknownPartError, match="adapter 'mlp'.*'stream'") as refused:
         build("adapters", {"type": "mlp"}, {"video": 4}, 8)
-    with pytest.raises(UnknownPartError, match="expected a 'type'"):
+    assert refused.value.reason == "missing_option"
+    with pytest.raises(UnknownPartError, match="'type'.*mlp") as refused:
         build("adapters", {"stream": "video"}, {"video": 4}, 8)
+    assert refused.value.reason == "no_type"
 
 
 def test_own_part_by_module_and_class(own: str) -> None:
@@ -97,32 +101,36 @@ def test_own_part_by_module_and_class(own: str) -> None:
     assert isinstance(adapter, Adapter)
     assert (adapter.times, adapter.out_widths) == (3.0, {"video": 5})
     assert set(options(type(adapter))) == {"times", "stream", "dim", "norm"}  # its own and those that it hands on
-    with pytest.raises(UnknownPartError, match="no option 'time'; did you mean 'times'"):
+    with pytest.raises(UnknownPartError, match="'time'.*'times'") as refused:
         build("adapters", spec | {"time": 1}, {"video": 4}, 8)
+    assert refused.value.reason == "unknown_option"
 
 
 def test_own_module_that_is_not_found() -> None:
-    with pytest.raises(UnknownPartError, match="'nowhere.parts:A': no module 'nowhere' is found"):
+    with pytest.raises(UnknownPartError, match="'nowhere.parts:A'.*'nowhere'") as refused:
         load("adapters", "nowhere.parts:A")
+    assert refused.value.reason == "no_module"
 
 
 @pytest.mark.parametrize("name", ["Stranger", "Absent"])
 def test_own_class_of_another_kind(own: str, name: str) -> None:
-    with pytest.raises(UnknownPartError, match="expected a subclass of avllm.adapters.base.Adapter"):
+    with pytest.raises(UnknownPartError, match=f"{own}:{name}.*avllm.adapters.base.Adapter") as refused:
         load("adapters", f"{own}:{name}")
+    assert refused.value.reason == "wrong_class"
 
 
 @pytest.mark.parametrize(
-    "option, message",
+    "option, names",
     [
-        ({"depth": "two"}, "adapter 'mlp': depth is 'two'; input should be a valid integer"),
-        ({"depth": 2.5}, "depth is 2.5; input should be a valid integer"),
-        ({"stream": 3}, "stream is 3; input should be a valid string"),
+        ({"depth": "two"}, "adapter 'mlp'.*depth.*'two'.*integer"),
+        ({"depth": 2.5}, "depth.*2.5.*integer"),
+        ({"stream": 3}, "stream.*3.*string"),
     ],
 )
-def test_an_option_of_another_type_is_named(option: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_an_option_of_another_type_is_named(option: dict[str, object], names: str) -> None:
+    with pytest.raises(UserError, match=names) as refused:
         check("adapters", {"type": "mlp", "stream": "video", **option})
+    assert refused.value.reason == "option_type"
     assert option_types(check("adapters", {"type": "mlp", "stream": "video", "depth": 2}))["depth"] is int
 
 
