@@ -107,7 +107,7 @@ def extend_model(model: Any, processor: AVProcessor, extension: ExtendConfig) ->
     Raises:
         UserError: see :func:`extend_config`.
     """
-    before = list(model.connector)
+    before = list(model.connector.adapters)
     width = before[0].llm_dim
     growth = extend_config(model.config, widths_of(model.encoders), width, processor.tokenizer, extension)
     like = next(model.connector.parameters())
@@ -118,7 +118,7 @@ def extend_model(model: Any, processor: AVProcessor, extension: ExtendConfig) ->
     for place, adapter in enumerate(model.connector.adapters):
         if place not in growth.places:
             adapter.load_init()
-    for adapter, place in zip(before.adapters, growth.places, strict=True):
+    for adapter, place in zip(before, growth.places, strict=True):
         model.connector[place] = adapter
     bind_adapters(model)
     model.freeze()
