@@ -53,12 +53,10 @@ PENDING = (
     "avllm/data/loader.py",
     "avllm/data/packing.py",
     "avllm/data/reading.py",
-    "avllm/encoders",
     "avllm/inference",
     "avllm/models",
     "avllm/objectives",
     "avllm/training",
-    "train/presets",
 )
 
 

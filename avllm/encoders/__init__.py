@@ -1,1 +1,1 @@
-"""Frozen backbones: one family a file, the file's name is its key (``siglip``, ``whisper``, ...)."""
+"""Frozen backbones, one family a file: its name is its key (``siglip``, ``whisper``, ...)."""

@@ -1,4 +1,4 @@
-"""What all families share: a transformers model behind the encoder's interface, loaded without a key left over."""
+"""Wrap a transformers model as an encoder, loaded without a missing or left-over weight."""
 
 from __future__ import annotations
 
@@ -22,27 +22,32 @@ logger = logging.getLogger(__name__)
 class Backbone(Encoder):
     """A transformers model as an encoder.
 
-    Layers are counted as in transformers' ``hidden_states``: 0 is the embedding, i the output of block i, negative ones
-    count from the end; -1 is the backbone's own last output (its final norm applied, where it has one). The **last**
-    listed layer is the main stream and has the name ``""``; the others are named by their number as it was written:
-    ``layers=[4, 8, -1]`` gives ``{"4": .., "8": .., "": ..}``, and ``layers=[-2]`` makes the penultimate block the main
-    stream, as LLaVA does.
+    Layers are counted as in transformers' ``hidden_states``: 0 is the embedding, i the output of
+    block i, negative ones count from the end; -1 is the backbone's last output (its final norm
+    applied, where it has one). The **last** listed layer is the main stream and has the name
+    ``""``; the others are named by their number in the form in which it was given:
+    ``layers=[4, 8, -1]`` gives ``{"4": .., "8": .., "": ..}``, and ``layers=[-2]`` makes the
+    penultimate block the main stream, as LLaVA does.
 
     Args:
-        config: the tower's config, a full (dual-tower) config that contains it, or either as a dict. No weights are
-            read; they are random.
+        config: the tower's config, a full (dual-tower) config that contains it, or either as a
+            dict. No weights are read; they are random.
         layers: layers to give out; None means ``[-1]``.
-        preprocessing: the checkpoint's ``preprocessor_config.json`` as a dict; None means the family's usual values.
+        preprocessing: the checkpoint's ``preprocessor_config.json`` as a dict; None means the
+            family's usual values.
 
     Raises:
-        ValueError: a config of another family, a mistyped config field, or a layer that the backbone does not have.
+        ValueError: a config of another family, a mistyped config field, or a layer that the
+            backbone does not have.
     """
 
     config_class: ClassVar[type[PretrainedConfig]]
     model_class: ClassVar[type[PreTrainedModel]]
-    tower: ClassVar[str | None] = None  # where the tower's config stands in a full checkpoint's config
-    key_mapping: ClassVar[dict[str, str]] = {}  # checkpoint key pattern -> replacement, beyond transformers' own
-    other_keys: ClassVar[tuple[str, ...]] = ()  # keys of the other towers and heads, which are not ours to load
+    tower: ClassVar[str | None] = None  # the tower's field in a full model's config
+    key_mapping: ClassVar[dict[str, str]] = {}  # key pattern -> replacement, beyond transformers'
+    other_keys: ClassVar[tuple[str, ...]] = ()  # keys of other towers and heads: not to be loaded
+    features: ClassVar[tuple[str, ...]] = ("patch",)  # values of ``feature`` that the family has
+    feature: str = "patch"
 
     def __init__(
         self,
@@ -74,39 +79,47 @@ class Backbone(Encoder):
         return self.out_dims[""]
 
     def options(self) -> dict[str, Any]:
-        """The keyword arguments that, with ``backbone_config``, build this encoder again."""
+        """Return the keyword arguments that, with ``backbone_config``, build this encoder again."""
         return {"layers": list(self.layers), "preprocessing": self.preprocessing}
 
     @classmethod
     def build(cls, config: PretrainedConfig) -> PreTrainedModel:
-        """The backbone with random weights."""
+        """Build the backbone with random weights."""
         return cls.model_class(config)
 
     @classmethod
     def read_config(cls, config: PretrainedConfig | dict[str, Any]) -> PretrainedConfig:
-        """The tower's config, out of whatever holds it; a copy."""
+        """Return a copy of the tower's config, also out of a full model's config.
+
+        Raises:
+            ValueError: a config of another family, or a field that the family does not have.
+        """
         if isinstance(config, PretrainedConfig):
             config = config.to_dict()
-        kind = config.get("model_type", cls.config_class.model_type)
-        if kind != cls.config_class.model_type and cls.tower and isinstance(config.get(cls.tower), dict):
-            return cls.read_config(config[cls.tower])
-        if kind != cls.config_class.model_type:
+        expected = cls.config_class.model_type
+        model_type = config.get("model_type", expected)
+        if model_type != expected:
+            if cls.tower and isinstance(config.get(cls.tower), dict):
+                return cls.read_config(config[cls.tower])
+            full = f" or a full model with a {cls.tower}" if cls.tower else ""
             raise ValueError(
-                f"{cls.__name__}: the config is of model_type {kind!r}; expected {cls.config_class.model_type!r}"
-                f"{f' or a full model with a {cls.tower}' if cls.tower else ''}. Choose the encoder of that family"
+                f"{cls.__name__}: the config is of model_type {model_type!r}; "
+                f"expected {expected!r}{full}. Choose the encoder of that family"
             )
         config = copy.deepcopy(config)
-        if "transformers_version" not in config:  # written by hand: a mistyped field would otherwise pass unseen
+        if "transformers_version" not in config:
+            # Written by hand: transformers would take a mistyped field without a word.
             cls._refuse_unknown_fields(config)
         return cls.config_class.from_dict(config)
 
     @classmethod
     def _refuse_unknown_fields(cls, config: dict[str, Any]) -> None:
-        known = set(cls.config_class().to_dict()) | {"model_type"}
-        unknown = sorted(set(config) - known)
+        fields = set(cls.config_class().to_dict()) | {"model_type"}
+        unknown = sorted(set(config) - fields)
         if unknown:
             raise ValueError(
-                f"{cls.config_class.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+                f"{cls.config_class.__name__} has no field {', '.join(unknown)}; "
+                f"it has {', '.join(sorted(fields))}"
             )
 
     @classmethod
@@ -119,7 +132,7 @@ class Backbone(Encoder):
         revision: str | None = None,
         **options: Any,
     ) -> Self:
-        """Load the tower from a hub name or a folder, out of a checkpoint of the tower alone or of the full model.
+        """Load the tower from a checkpoint of the tower alone or of the full model.
 
         Args:
             name_or_path: hub name or local folder.
@@ -129,7 +142,7 @@ class Backbone(Encoder):
             options: the family's own keyword arguments.
 
         Raises:
-            ValueError: the checkpoint lacks weights of the tower, or holds some that nobody knows.
+            ValueError: the checkpoint lacks weights of the tower, or holds unknown ones.
         """
         config = cls.read_config(AutoConfig.from_pretrained(name_or_path, revision=revision))
         if "preprocessing" not in options:
@@ -151,55 +164,93 @@ class Backbone(Encoder):
 
     @classmethod
     def _check_keys(cls, name: str, report: dict[str, Any]) -> None:
-        """Missing, misshapen or unknown weights are errors: a half-loaded backbone would train without complaint."""
+        """Refuse missing, misshapen or unknown weights.
+
+        A half-loaded backbone gives features of random layers, and its run would end without error.
+        """
         missing = sorted(report["missing_keys"])
-        wrong = sorted(str(k) for k in report["mismatched_keys"])
+        wrong = sorted(str(key) for key in report["mismatched_keys"])
         unknown = sorted(report["unexpected_keys"])  # ``other_keys`` are no longer in it
         if missing or wrong or unknown:
             raise ValueError(
                 f"{name} does not fit {cls.model_class.__name__}: missing {_some(missing)}; "
-                f"wrong shape {_some(wrong)}; unexpected {_some(unknown)}. Is it of the {cls.__name__} family?"
+                f"wrong shape {_some(wrong)}; unexpected {_some(unknown)}. "
+                f"Is it of the {cls.__name__} family?"
             )
 
     def _name_layers(self) -> list[str]:
-        bad = [i for i in self.layers if not -self.depth - 1 <= i <= self.depth]
-        if bad or not self.layers:
+        first = -self.depth - 1
+        outside = [i for i in self.layers if not first <= i <= self.depth]
+        if outside or not self.layers:
             raise ValueError(
-                f"{type(self).__name__}: layers {self.layers}; expected at least one, each from {-self.depth - 1} to "
-                f"{self.depth} ({self.depth} blocks; 0 is the embedding, -1 the last output)"
+                f"{type(self).__name__}: layers {self.layers}; expected at least one, "
+                f"each from {first} to {self.depth} "
+                f"({self.depth} blocks; 0 is the embedding, -1 the last output)"
             )
-        if len({i % (self.depth + 1) for i in self.layers}) < len(self.layers):
-            raise ValueError(f"{type(self).__name__}: layers {self.layers} name one layer twice; list each once")
-        return [str(i) for i in self.layers[:-1]] + [""]
+        if len({self.from_start(i) for i in self.layers}) < len(self.layers):
+            raise ValueError(
+                f"{type(self).__name__}: layers {self.layers} name one layer twice; list each once"
+            )
+        return [*map(str, self.layers[:-1]), ""]
+
+    def from_start(self, layer: int) -> int:
+        """Return a layer's number counted from the start: ``depth`` for -1."""
+        return layer % (self.depth + 1)
+
+    def check_feature(self) -> None:
+        """Refuse a feature that the family lacks, and pooled features of inner layers.
+
+        Raises:
+            ValueError: one of these.
+        """
+        if self.feature not in self.features:
+            raise ValueError(
+                f"{type(self).__name__}: feature {self.feature!r}; "
+                f"expected one of {', '.join(self.features)}"
+            )
+        numbers = [self.from_start(layer) for layer in self.layers]
+        if self.feature == "pooled" and numbers != [self.depth]:
+            raise ValueError(
+                f"{type(self).__name__}: pooled exists for the last layer only; "
+                f"leave out layers={self.layers}"
+            )
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """The backbone's inputs ``(U, ...)`` -> ``{layer: (U, S, P, D)}``."""
+        """Encode units: the backbone's inputs ``(U, ...)`` -> ``{layer: (U, S, P, D)}``."""
         dtype = next(self.backbone.parameters()).dtype
         cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-        last = self.depth
-        inner = any(i % (last + 1) != last for i in self.layers)
-        out = self.backbone(**cast, **self.call_options(), output_hidden_states=inner)
-        chosen = [out.last_hidden_state if i % (last + 1) == last else out.hidden_states[i] for i in self.layers]
-        return {name: self.arrange(x, out) for name, x in zip(self.layer_names, chosen, strict=True)}
+        has_inner = any(self.from_start(layer) != self.depth for layer in self.layers)
+        out = self.backbone(**cast, **self.call_options(), output_hidden_states=has_inner)
+        by_name = {}
+        for name, layer in zip(self.layer_names, self.layers, strict=True):
+            is_last = self.from_start(layer) == self.depth
+            x = out.last_hidden_state if is_last else out.hidden_states[layer]
+            by_name[name] = self.arrange(x, out)
+        return by_name
 
     def call_options(self) -> dict[str, Any]:
-        """Further arguments of the backbone's forward."""
+        """Return further arguments of the backbone's forward."""
         return {}
 
     def arrange(self, x: Tensor, out: Any) -> Tensor:
-        """One layer as the backbone gives it -> ``(U, S, P, D)``."""
+        """Bring one layer's output into the form ``(U, S, P, D)``.
+
+        Args:
+            x: the layer as the backbone gives it. out: the backbone's whole output.
+        """
         raise NotImplementedError(f"{type(self).__name__}.arrange")
 
 
 @contextmanager
 def _expecting(model_class: type[PreTrainedModel], patterns: tuple[str, ...]) -> Iterator[None]:
-    """Take keys that match out of the report of unexpected ones that transformers logs and returns; the rest stay.
+    """Leave keys that match out of the unexpected ones that transformers logs and returns.
 
-    The attribute has to stand on the class while the model is made; a subclass would lose transformers' conversions of
-    older keys.
+    The attribute is set on the class itself while the model is made: with a subclass instead,
+    transformers would not convert keys of older checkpoints.
     """
     before = model_class._keys_to_ignore_on_load_unexpected
-    model_class._keys_to_ignore_on_load_unexpected = [*(before or []), *(f"^(?:{p})" for p in patterns)]
+    expected = [f"^(?:{pattern})" for pattern in patterns]
+    model_class._keys_to_ignore_on_load_unexpected = [*(before or []), *expected]
     try:
         yield
     finally:
@@ -208,17 +259,25 @@ def _expecting(model_class: type[PreTrainedModel], patterns: tuple[str, ...]) ->
 
 def _some(keys: list[str], most: int = 5) -> str:
     shown = ", ".join(keys[:most]) or "nothing"
-    return shown + (f" and {len(keys) - most} more" if len(keys) > most else "")
+    return shown if len(keys) <= most else f"{shown} and {len(keys) - most} more"
 
 
 def read_preprocessing(name_or_path: str, revision: str | None = None) -> dict[str, Any] | None:
-    """The preprocessing that a checkpoint was trained with, or None (logged) where it brings none."""
+    """Return the preprocessing that a checkpoint was trained with; None (logged) without a file."""
     for file in ("preprocessor_config.json", "processor_config.json"):
-        path = cached_file(name_or_path, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+        path = cached_file(
+            name_or_path,
+            file,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
         if path is None:
             continue
-        with open(path, encoding="utf-8") as f:
-            found = json.load(f)
-        return found.get("image_processor") or found.get("feature_extractor") or found
-    logger.warning("%s has no preprocessor_config.json; the family's usual preprocessing is used", name_or_path)
+        with open(path, encoding="utf-8") as opened:
+            settings = json.load(opened)
+        return settings.get("image_processor") or settings.get("feature_extractor") or settings
+    logger.warning(
+        "%s has no preprocessor_config.json; the family's usual preprocessing is used",
+        name_or_path,
+    )
     return None

@@ -1,4 +1,4 @@
-"""Regions of a picture through resizing and cropping: as side information in the encoder's own pixels."""
+"""Carry regions of a picture through resizing and cropping, into the encoder's pixels."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BOXES, REAL, SIZE = "region_boxes", "region_mask", "picture_size"  # names of the side information
+# Names of the side information.
+BOXES = "region_boxes"
+REAL = "region_mask"
+SIZE = "picture_size"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How a picture comes to lie in an encoder's input: resized, then cut out.
+    """Place of a picture in an encoder's input: it is resized, then cut out.
 
     Attributes:
         resized: (height, width) in pixels after resizing.
@@ -28,11 +31,12 @@ class Placement:
     size: tuple[int, int]
 
     def boxes(self, shares: Tensor) -> Tensor:
-        """Map boxes ``(..., 4)`` of x0, y0, x1, y1 from shares of the picture to the encoder's pixels.
+        """Map boxes ``(..., 4)`` (x0, y0, x1, y1) from shares of the picture to encoder pixels.
 
-        What lies outside of the crop is cut off; of a box that lies there wholly no area is left.
+        What lies outside of the crop is cut off; a box wholly outside keeps no area.
         """
-        (height, width), (most_y, most_x) = self.resized, self.size
+        height, width = self.resized
+        most_y, most_x = self.size
         scale = torch.tensor([width, height, width, height])
         shift = torch.tensor([self.left, self.top, self.left, self.top])
         most = torch.tensor([most_x, most_y, most_x, most_y])
@@ -43,21 +47,24 @@ def region_extra(regions: Sequence[Any], span: Tensor, placement: Placement) -> 
     """Return the side information of K regions of T frames; nothing where there are none.
 
     Args:
-        regions: each with ``box`` (shares of the picture) and ``time`` (seconds of the clip; None: in every frame).
+        regions: each with ``box`` (shares of the picture) and ``time`` (seconds of the clip;
+            None: in every frame).
         span: ``(T, 2)`` of the frames. placement: of every frame.
 
     Returns:
-        ``region_boxes (T, K, 4)`` float32, pixels of the encoder's input; ``region_mask (T, K)`` bool, True where the
-        region is in the frame; ``picture_size (1, 2)`` long, height and width of the encoder's input.
+        ``region_boxes (T, K, 4)`` float32, pixels of the encoder's input; ``region_mask (T, K)``
+        bool, True where the region is in the frame; ``picture_size (1, 2)`` long, height and width
+        of the encoder's input.
     """
     if not regions:
         return {}
     steps = len(span)
-    boxes = placement.boxes(torch.tensor([region.box for region in regions], dtype=torch.float64)).float()  # (K, 4)
+    shares = torch.tensor([region.box for region in regions], dtype=torch.float64)
+    boxes = placement.boxes(shares).float()  # (K, 4)
     has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])  # (K,)
     in_frame = torch.ones(steps, len(regions), dtype=torch.bool)
     for number, region in enumerate(regions):
-        if region.time is not None:  # the frame nearest to it, since few are looked at
+        if region.time is not None:  # few frames are looked at: take the one nearest to it
             nearest = int((span.mean(-1) - region.time).abs().argmin())
             in_frame[:, number] = torch.arange(steps) == nearest
     return {

@@ -1,4 +1,4 @@
-"""Pictures and frames: the preprocessing and the token choice that the vision transformers share."""
+"""Preprocess pictures and frames, and choose tokens, for all vision transformers."""
 
 from __future__ import annotations
 
@@ -17,24 +17,33 @@ from avllm.encoders._regions import Placement, region_extra
 from avllm.encoders.base import part_name
 from avllm.tokens import EncoderInput
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+IDENTITY: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,) * 3, (1.0,) * 3)  # mean, std
 BICUBIC = 3  # PIL's number, which preprocessor_config.json uses
-RESAMPLE = {0: InterpolationMode.NEAREST, 2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}
+RESAMPLE = {
+    0: InterpolationMode.NEAREST,
+    2: InterpolationMode.BILINEAR,
+    3: InterpolationMode.BICUBIC,
+}
 FEATURES = ("patch", "cls", "all", "pooled")
 
 
 @dataclass(frozen=True)
 class VisualPreprocessor:
-    """Resize, centre crop, rescale, normalise: what the image processors of transformers do, for all frames at once.
+    """Resize, crop, rescale and normalise all frames at once, as transformers' image processors do.
 
     Attributes:
-        shortest: the shorter side after resizing, the shape being kept; None resizes to ``size`` whatever the shape.
-        size: (height, width) that the backbone gets; the centre is cut out where ``shortest`` is set.
+        size: (height, width) that the backbone gets; the centre is cut out where ``shortest`` is
+            set.
+        tokens: P, tokens that the encoder gives for a frame.
+        shortest: the shorter side after resizing, the aspect ratio being kept; None resizes to
+            ``size`` whatever the ratio.
         resample: PIL's number: 0 nearest, 2 bilinear, 3 bicubic; always with antialiasing.
         scale, mean, std: ``(x * scale - mean) / std``.
-        tokens: P, how many tokens the encoder gives for a frame.
     """
 
     size: tuple[int, int]
@@ -48,61 +57,86 @@ class VisualPreprocessor:
 
     def __post_init__(self) -> None:
         if self.shortest is not None and self.shortest < max(self.size):
-            raise ValueError(f"frames are resized to {self.shortest} pixels, too few for a crop of {self.size}")
+            raise ValueError(
+                f"frames are resized to {self.shortest} pixels; expected at least {max(self.size)} "
+                f"for a crop of {self.size}"
+            )
         if self.resample not in RESAMPLE:
             raise ValueError(
-                f"resample={self.resample}; expected one of {sorted(RESAMPLE)} (nearest, bilinear, bicubic)"
+                f"resample={self.resample}; "
+                f"expected one of {sorted(RESAMPLE)} (nearest, bilinear, bicubic)"
             )
 
     def __call__(self, media: Any, duration: float) -> EncoderInput:
-        """Frames ``x`` uint8 (T, H, W, 3) and ``span`` (T, 2) -> ``pixel_values`` (T, 3, h, w), and their regions."""
+        """Return ``pixel_values`` (T, 3, h, w), and the regions of the frames as side information.
+
+        Args:
+            media: ``x`` uint8 (T, H, W, 3), ``span`` (T, 2) and ``regions``.
+            duration: of the clip; not read.
+
+        Raises:
+            ValueError: frames of another type or shape.
+        """
         check_frames(media.x)
         x = self.resize(media.x.permute(0, 3, 1, 2))
         mask = torch.ones(x.shape[0], self.tokens, dtype=torch.bool)
-        extra = region_extra(media.regions, media.span, self.placement(media.x.shape[1], media.x.shape[2]))
+        placement = self.placement(media.x.shape[1], media.x.shape[2])
+        extra = region_extra(media.regions, media.span, placement)
         pixels = normalise(x, self.scale, self.mean, self.std)
         return EncoderInput({"pixel_values": pixels}, media.span, mask, extra=extra)
 
     def placement(self, height: int, width: int) -> Placement:
-        """Return how a picture of this size comes to lie in the encoder's input."""
+        """Return the place of a picture of this size in the encoder's input."""
         resized = self.size
         if self.shortest is not None:
             long = int(self.shortest * max(height, width) / min(height, width))
             resized = (self.shortest, long) if height <= width else (long, self.shortest)
-        top, left = (resized[0] - self.size[0]) // 2, (resized[1] - self.size[1]) // 2
+        top = (resized[0] - self.size[0]) // 2
+        left = (resized[1] - self.size[1]) // 2
         return Placement(resized, top, left, self.size)
 
     def resize(self, x: Tensor) -> Tensor:
-        """uint8 (T, 3, H, W) -> uint8 (T, 3, h, w)."""
+        """Resize and crop: uint8 (T, 3, H, W) -> uint8 (T, 3, h, w)."""
         at = self.placement(x.shape[-2], x.shape[-1])
-        x = tvf.resize(x, list(at.resized), interpolation=RESAMPLE[self.resample], antialias=True)
+        mode = RESAMPLE[self.resample]
+        x = tvf.resize(x, list(at.resized), interpolation=mode, antialias=True)
         return x[..., at.top : at.top + self.size[0], at.left : at.left + self.size[1]]
 
     def settings(self) -> dict[str, Any]:
-        """Every field, JSON-able, and the class that reads them."""
+        """Return every field, JSON-able, and the class that reads them."""
         return {"part": part_name(self), **asdict(self)}
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> VisualPreprocessor:
-        """The inverse of :meth:`settings`."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k != "part"}
-        return cls(**fields)
+        """Build a preprocessor again from its :meth:`settings`."""
+        return cls(**fields_of(settings))
+
+
+def fields_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a preprocessor's fields from its settings; JSON made lists of its tuples."""
+    fields = {}
+    for name, value in settings.items():
+        if name != "part":
+            fields[name] = tuple(value) if isinstance(value, list) else value
+    return fields
 
 
 def check_frames(x: Tensor) -> None:
     """Raise ValueError unless x is uint8 (T, H, W, 3) with at least one frame."""
     if x.dtype != torch.uint8 or x.dim() != 4 or x.shape[-1] != 3 or x.shape[0] == 0:
-        raise ValueError(f"frames are {x.dtype} {tuple(x.shape)}; expected torch.uint8 (T, H, W, 3) with T >= 1")
+        raise ValueError(
+            f"frames are {x.dtype} {tuple(x.shape)}; expected torch.uint8 (T, H, W, 3) with T >= 1"
+        )
 
 
 def normalise(x: Tensor, scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 (T, 3, H, W) -> float32 ``(x * scale - mean) / std``."""
+    """Return ``(x * scale - mean) / std``, float32, of uint8 (T, 3, H, W)."""
     shift = torch.tensor(mean).view(-1, 1, 1)
     return (x.float() * scale - shift) / torch.tensor(std).view(-1, 1, 1)
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """A side, a pair or transformers' size dict -> (height, width)."""
+    """Return (height, width) of a side, a pair or transformers' size dict."""
     if isinstance(value, dict):
         return int(value["height"]), int(value["width"])
     if isinstance(value, (list, tuple)):
@@ -111,49 +145,58 @@ def pair(value: Any) -> tuple[int, int]:
 
 
 def average_onto(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps ``(U, D, H, W)`` -> ``(U, P, D)``, averaged onto P = rows x columns tokens, row by row."""
+    """Average maps ``(U, D, H, W)`` onto P = rows x columns tokens ``(U, P, D)``, row by row."""
     u, d, h, w = x.shape
     if h % grid[0] or w % grid[1]:
         return adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2)
-    cells = x.reshape(u, d, grid[0], h // grid[0], grid[1], w // grid[1])  # the same means, much faster on CPUs
+    # Cells of equal size: the same means as pooling, much faster on CPUs.
+    cells = x.reshape(u, d, grid[0], h // grid[0], grid[1], w // grid[1])
     return cells.mean((3, 5)).flatten(2).transpose(1, 2)
 
 
-def checkpoint_resize(found: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """The resizing of a ``preprocessor_config.json``, in its old forms (bare numbers) too, so that ``size`` comes out.
+def checkpoint_resize(settings: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Return ``size`` and ``shortest`` of a preprocessor whose pictures get the given size.
 
-    The ratio of the resized picture to the crop is kept where another size than the checkpoint's is asked for.
+    Where another size than the checkpoint's is asked for, the ratio of the resized picture to the
+    crop stays that of the checkpoint.
+
+    Args:
+        settings: of ``preprocessor_config.json``, in its old form (bare numbers) too.
+        size: (height, width) that the backbone gets.
     """
-    given = found.get("size", {"height": size[0], "width": size[1]})
-    cropped = bool(found.get("do_center_crop", "crop_size" in found))
+    given = settings.get("size", {"height": size[0], "width": size[1]})
+    is_cropped = bool(settings.get("do_center_crop", "crop_size" in settings))
     if isinstance(given, int):
-        given = {"shortest_edge": given} if cropped else {"height": given, "width": given}
+        given = {"shortest_edge": given} if is_cropped else {"height": given, "width": given}
     if "shortest_edge" not in given:
         return {"size": size}
-    crop = pair(found.get("crop_size", given["shortest_edge"]))
+    crop = pair(settings.get("crop_size", given["shortest_edge"]))
     return {"size": size, "shortest": round(given["shortest_edge"] * min(size) / min(crop))}
 
 
 class VisualBackbone(Backbone):
-    """A vision transformer; each frame is one time step.
+    """Encode frames with a vision transformer; each frame is one time step.
 
     Args:
         config, layers, preprocessing: see :class:`Backbone`.
-        feature: which tokens of a frame: ``patch`` (the grid, row by row), ``cls`` (one), ``all`` (class and register
-            tokens, then the grid) or ``pooled`` (the backbone's own pooled vector, one; last layer only).
-        image_size: side in pixels that frames are brought to; None takes the checkpoint's. Another size than that of
-            the position embedding interpolates it.
-        side: average the grid onto ``side`` x ``side`` tokens; None keeps the backbone's own. ``patch`` only.
+        feature: tokens of a frame: ``patch`` (the grid, row by row), ``cls`` (one), ``all`` (class
+            and register tokens, then the grid) or ``pooled`` (the backbone's pooled vector, one;
+            last layer only).
+        image_size: side in pixels to which frames are resized; None takes the checkpoint's. Where
+            it is not that of the position embedding, the embedding is interpolated.
+        side: average the grid onto ``side`` x ``side`` tokens; None keeps the backbone's grid.
+            ``patch`` only.
 
     Raises:
-        ValueError: a feature that the family does not have; a side finer than the grid, or with another feature.
+        ValueError: a feature that the family does not have; a side finer than the grid, or with
+            another feature.
     """
 
     medium = "video"
     prefix: ClassVar[int] = 1  # tokens before the grid
     features: ClassVar[tuple[str, ...]] = FEATURES
     default_feature: ClassVar[str] = "patch"
-    defaults: ClassVar[dict[str, Any]]  # the family's usual preprocessor_config.json, but for the sizes
+    defaults: ClassVar[dict[str, Any]]  # the family's usual preprocessor_config.json
 
     def __init__(
         self,
@@ -169,36 +212,29 @@ class VisualBackbone(Backbone):
         self.feature = feature or self.default_feature
         self.asked_size = image_size
         self.side = side
-        self._check_feature()
+        self.check_feature()
         self._check_side()
-
-    def _check_feature(self) -> None:
-        if self.feature not in self.features:
-            raise ValueError(
-                f"{type(self).__name__}: feature {self.feature!r}; expected one of {', '.join(self.features)}"
-            )
-        if self.feature == "pooled" and [i % (self.depth + 1) for i in self.layers] != [self.depth]:
-            raise ValueError(
-                f"{type(self).__name__}: pooled exists for the last layer only; leave out layers={self.layers}"
-            )
 
     def _check_side(self) -> None:
         if self.side is None:
             return
         if self.feature != "patch":
             raise ValueError(
-                f'{type(self).__name__}: side={self.side} averages the grid, which feature="patch" alone gives; '
-                f"feature is {self.feature!r}. Leave one of the two out"
+                f"{type(self).__name__}: side={self.side} averages the grid, "
+                f'which feature="patch" alone gives; feature is {self.feature!r}. '
+                "Leave one of the two out"
             )
-        if not 1 <= self.side <= min(self.own_grid):
+        rows, columns = self.own_grid
+        if not 1 <= self.side <= min(rows, columns):
             raise ValueError(
-                f"{type(self).__name__}: side={self.side}; expected 1 to {min(self.own_grid)}, as the backbone gives "
-                f"{self.own_grid[0]} x {self.own_grid[1]} tokens"
+                f"{type(self).__name__}: side={self.side}; expected 1 to {min(rows, columns)}, "
+                f"as the backbone gives {rows} x {columns} tokens"
             )
 
     def options(self) -> dict[str, Any]:
         """See :meth:`Backbone.options`."""
-        return {**super().options(), "feature": self.feature, "image_size": self.asked_size, "side": self.side}
+        own = {"feature": self.feature, "image_size": self.asked_size, "side": self.side}
+        return super().options() | own
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -213,15 +249,16 @@ class VisualBackbone(Backbone):
         return self.prefix
 
     def call_options(self) -> dict[str, Any]:
-        """Interpolate the position embedding where the picture's size is not the one that it was made for."""
+        """Interpolate the position embedding where pictures have another size than it."""
         same = self.image_size == pair(self.backbone_config.image_size)
         return {} if same else {"interpolate_pos_encoding": True}
 
     @property
     def own_grid(self) -> tuple[int, int]:
         """(rows, columns) of tokens that the backbone gives, from the config alone."""
-        (height, width), (ph, pw) = self.image_size, pair(self.backbone_config.patch_size)
-        return height // ph, width // pw
+        height, width = self.image_size
+        patch_height, patch_width = pair(self.backbone_config.patch_size)
+        return height // patch_height, width // patch_width
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -229,26 +266,30 @@ class VisualBackbone(Backbone):
         return self.own_grid if self.side is None else (self.side, self.side)
 
     def tokens(self) -> int:
-        """P, from the config alone."""
+        """Return P, from the config alone."""
         if self.feature in ("cls", "pooled"):
             return 1
-        return self.grid[0] * self.grid[1] + (self.prefix_tokens if self.feature == "all" else 0)
+        patches = self.grid[0] * self.grid[1]
+        return patches + self.prefix_tokens if self.feature == "all" else patches
 
     def preprocessor(self) -> VisualPreprocessor:
-        """The checkpoint's own preprocessing, or the family's."""
-        found = {**self.defaults, **(self.preprocessing or {})}
-        plain = not found.get("do_normalize", True)
+        """Return the checkpoint's preprocessing, or the family's where it brings none."""
+        settings = {**self.defaults, **(self.preprocessing or {})}
+        mean, std = IDENTITY
+        if settings.get("do_normalize", True):
+            mean = tuple(settings["image_mean"])
+            std = tuple(settings["image_std"])
         return VisualPreprocessor(
             tokens=self.tokens(),
-            resample=int(found["resample"]),
-            scale=float(found.get("rescale_factor", 1 / 255)),
-            mean=(0.0,) * 3 if plain else tuple(found["image_mean"]),
-            std=(1.0,) * 3 if plain else tuple(found["image_std"]),
-            **checkpoint_resize(found, self.image_size),
+            resample=int(settings["resample"]),
+            scale=float(settings.get("rescale_factor", 1 / 255)),
+            mean=mean,
+            std=std,
+            **checkpoint_resize(settings, self.image_size),
         )
 
     def arrange(self, x: Tensor, out: Any) -> Tensor:
-        """``(U, N, D)`` -> ``(U, 1, P, D)``."""
+        """Choose the tokens of a layer: ``(U, N, D)`` -> ``(U, 1, P, D)``."""
         if self.feature == "pooled":
             x = out.pooler_output[:, None]  # (U, 1, D)
         elif self.feature == "cls":

@@ -1,4 +1,4 @@
-"""CLAP's audio tower (HTSAT)."""
+"""Encode sound with CLAP's audio tower (HTSAT)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from avllm.encoders._backbone import Backbone
 
 
 class CLAP(Backbone):
-    """LAION's CLAP (Wu et al. 2022, arXiv:2211.06687): a Swin transformer over a spectrogram folded into a square.
+    """LAION's CLAP (Wu et al. 2022, arXiv:2211.06687): a Swin transformer on a spectrogram.
 
-    Its last feature map keeps both axes: 32 time steps of 0.3125 s by 2 frequencies for the released models, 10 s at
-    48 kHz a window. The maps of earlier stages are finer and narrower; they are averaged onto the grid of the last, so
-    that all layers share one clock (``out_dims`` gives their widths). Layers count stages: 0 is the patch embedding.
+    The spectrogram is folded into a square: several stretches of time lie above each other. The
+    last feature map keeps both axes: 32 time steps of 0.3125 s by 2 frequencies for the released
+    models, 10 s at 48 kHz a window. The maps of earlier stages are finer and narrower; they are
+    averaged onto the grid of the last, so that all layers share one clock (``out_dims`` gives their
+    widths). Layers count stages: 0 is the patch embedding.
 
     Args:
         config, layers, preprocessing: see :class:`~avllm.encoders._backbone.Backbone`.
-        window: seconds of sound in a window, rounded down to whole steps; it is then repeated to fill up the
-            checkpoint's 10 s, as short sound was in its training. None means all that the backbone takes.
-        feature: ``patch``, or ``pooled`` (one vector a window, before CLAP's projection; last layer only).
+        window: seconds of sound in a window, rounded down to whole steps; it is then repeated to
+            fill up the checkpoint's 10 s, as short sound was in its training. None means all that
+            the backbone takes.
+        feature: ``patch``, or ``pooled`` (one vector a window, before CLAP's projection; last layer
+            only).
 
     Raises:
         ValueError: an unknown feature, or pooled with inner layers.
@@ -34,7 +38,12 @@ class CLAP(Backbone):
     model_class = ClapAudioModel
     tower = "audio_config"
     key_mapping: ClassVar[dict[str, str]] = {r"^audio_model\.audio_encoder\.": "audio_encoder."}
-    other_keys = (r"text_model\.", r"(audio|text)_projection\.", r"logit_scale_[at]$", r".*relative_position_index$")
+    other_keys = (
+        r"text_model\.",
+        r"(audio|text)_projection\.",
+        r"logit_scale_[at]$",
+        r".*relative_position_index$",
+    )
     features = ("patch", "pooled")
 
     def __init__(
@@ -47,18 +56,14 @@ class CLAP(Backbone):
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(config, layers=layers, preprocessing=preprocessing)
-        self.window, self.feature = window, feature
-        self._check_feature()
-        found = preprocessing or {}
-        self.rate, self.hop = int(found.get("sampling_rate", 48_000)), int(found.get("hop_length", 480))
-        self.samples = self._window_samples(found)
+        self.window = window
+        self.feature = feature
+        self.check_feature()
+        settings = preprocessing or {}
+        self.rate = int(settings.get("sampling_rate", 48_000))
+        self.hop = int(settings.get("hop_length", 480))
+        self.samples = self._window_samples(settings)
         self.steps = self._steps()
-
-    def _check_feature(self) -> None:
-        if self.feature not in self.features:
-            raise ValueError(f"CLAP: feature {self.feature!r}; expected one of {', '.join(self.features)}")
-        if self.feature == "pooled" and [i % (self.depth + 1) for i in self.layers] != [self.depth]:
-            raise ValueError(f"CLAP: pooled exists for the last layer only; leave out layers={self.layers}")
 
     @property
     def depth(self) -> int:
@@ -67,7 +72,7 @@ class CLAP(Backbone):
 
     @property
     def fold(self) -> int:
-        """How many stretches of time stand above each other in the square."""
+        """Number of stretches of time that lie above each other in the square."""
         return int(self.backbone_config.spec_size // self.backbone_config.num_mel_bins)
 
     @property
@@ -81,14 +86,20 @@ class CLAP(Backbone):
     @property
     def out_dims(self) -> dict[str, int]:
         """Width of each layer given out: it doubles at the end of every stage but the last."""
-        first, last = int(self.backbone_config.patch_embeds_hidden_size), self.depth - 1
-        stage = [min(i % (self.depth + 1), last) for i in self.layers]
-        return {name: first * 2**i for name, i in zip(self.layer_names, stage, strict=True)}
+        first_width = int(self.backbone_config.patch_embeds_hidden_size)
+        widths = {}
+        for name, layer in zip(self.layer_names, self.layers, strict=True):
+            doublings = min(self.from_start(layer), self.depth - 1)
+            widths[name] = first_width * 2**doublings
+        return widths
 
-    def _window_samples(self, found: dict[str, Any]) -> int:
-        """Samples that fill the backbone: the checkpoint's 10 s, or what its spectrogram has room for."""
+    def _window_samples(self, settings: dict[str, Any]) -> int:
+        """Return the samples that fill the backbone.
+
+        They are the checkpoint's 10 s, or fewer where its spectrogram has no room for them.
+        """
         room = (self.backbone_config.spec_size * self.fold - 1) * self.hop
-        asked = int(found.get("max_length_s", 10) * self.rate)
+        asked = int(settings.get("max_length_s", 10) * self.rate)
         return min(asked, room)
 
     def _steps(self) -> int:
@@ -98,16 +109,19 @@ class CLAP(Backbone):
         steps = int(self.window * self.rate * most / self.samples + 1e-6)
         if not 1 <= steps <= most:
             step = self.samples / most / self.rate
-            raise ValueError(f"CLAP: window={self.window} s; expected from {step:g} to {step * most:g} s")
+            raise ValueError(
+                f"CLAP: window={self.window} s; expected from {step:g} to {step * most:g} s"
+            )
         return steps
 
     def options(self) -> dict[str, Any]:
         """See :meth:`Backbone.options`."""
-        return {**super().options(), "window": self.window, "feature": self.feature}
+        return super().options() | {"window": self.window, "feature": self.feature}
 
     def preprocessor(self) -> ClapPreprocessor:
-        """Mel spectrogram in decibels, from the config and the checkpoint's own settings."""
-        found, c = self.preprocessing or {}, self.backbone_config
+        """Return a mel spectrogram in decibels, by the config and the checkpoint's settings."""
+        c = self.backbone_config
+        settings = self.preprocessing or {}
         return ClapPreprocessor(
             rate=self.rate,
             unit_samples=self.samples * self.steps // self.grid[0],
@@ -116,18 +130,24 @@ class CLAP(Backbone):
             samples=self.samples,
             mels=c.num_mel_bins,
             hop=self.hop,
-            n_fft=int(found.get("fft_window_size", 1024)),
-            low=float(found.get("frequency_min", 50)),
-            high=float(found.get("frequency_max", 14_000)),
-            padding=str(found.get("padding", "repeatpad")),
+            n_fft=int(settings.get("fft_window_size", 1024)),
+            low=float(settings.get("frequency_min", 50)),
+            high=float(settings.get("frequency_max", 14_000)),
+            padding=str(settings.get("padding", "repeatpad")),
             fusion=bool(c.enable_fusion),
         )
 
     def arrange(self, x: Tensor, out: Any) -> Tensor:
-        """The last map ``(U, D, P, S)`` or a stage's square ``(U, D, H, W)`` -> ``(U, S, P, D)``."""
+        """Unfold a layer: the last map ``(U, D, P, S)``, or a square ``(U, D, H, W)`` of a stage.
+
+        Returns:
+            ``(U, S, P, D)``.
+        """
         if self.feature == "pooled":
             return out.pooler_output[:, None, None]  # (U, 1, 1, D)
         if x is not out.last_hidden_state:
-            x = x.unflatten(2, (self.fold, -1)).transpose(2, 3).flatten(3)  # (U, D, frequencies, time)
+            x = (
+                x.unflatten(2, (self.fold, -1)).transpose(2, 3).flatten(3)
+            )  # (U, D, frequencies, time)
             x = adaptive_avg_pool2d(x, (self.grid[1], self.grid[0]))
         return x.permute(0, 3, 2, 1)[:, : self.steps]  # (U, S, P, D)

@@ -1,4 +1,4 @@
-"""DINOv2, self-supervised on pictures alone."""
+"""Encode frames with DINOv2, which learned from pictures without text."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from avllm.encoders._visual import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, VisualB
 class DINOv2(VisualBackbone):
     """DINOv2 ViT (Oquab et al. 2023, arXiv:2304.07193).
 
-    The backbone interpolates its position embedding to any picture, so the size is the crop that the checkpoint's
-    preprocessing makes (224), not the 518 of its config; without a checkpoint it is the config's. Arguments: see
-    :class:`~avllm.encoders._visual.VisualBackbone`.
+    The backbone interpolates its position embedding to any picture, so the size is the crop that
+    the checkpoint's preprocessing makes (224), not the 518 of its config; without a checkpoint it
+    is the config's. Arguments: see :class:`~avllm.encoders._visual.VisualBackbone`.
     """
 
     config_class = Dinov2Config
@@ -38,5 +38,5 @@ class DINOv2(VisualBackbone):
         return pair(self.backbone_config.image_size)
 
     def call_options(self) -> dict[str, Any]:
-        """Nothing to ask for: it always interpolates."""
+        """Return nothing: the backbone always interpolates."""
         return {}

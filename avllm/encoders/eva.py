@@ -1,4 +1,4 @@
-"""EVA-ViT-g, as BLIP-2 carries it."""
+"""Encode frames with EVA-ViT-g in the layout of BLIP-2."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from avllm.encoders._visual import BICUBIC, CLIP_MEAN, CLIP_STD, VisualBackbone
 class EVA(VisualBackbone):
     """EVA-CLIP ViT-g/14 (Fang et al. 2022, arXiv:2211.07636) in BLIP-2's layout (arXiv:2301.12597).
 
-    Loads out of a full BLIP-2 checkpoint as well. All tokens, the class token first, are the default: BLIP-2's
-    Q-Former was trained on them. Arguments: see :class:`~avllm.encoders._visual.VisualBackbone`.
+    Loads out of a full BLIP-2 checkpoint as well. By default all tokens are given out, the class
+    token first: BLIP-2's Q-Former was trained on them. Arguments: see
+    :class:`~avllm.encoders._visual.VisualBackbone`.
     """
 
     config_class = Blip2VisionConfig
@@ -28,4 +29,8 @@ class EVA(VisualBackbone):
         r"embeddings\.(word|position)_embeddings\.",
     )
     default_feature = "all"
-    defaults: ClassVar[dict[str, Any]] = {"resample": BICUBIC, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+    defaults: ClassVar[dict[str, Any]] = {
+        "resample": BICUBIC,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    }

@@ -1,4 +1,4 @@
-"""HuBERT, which hears like wav2vec 2.0 and was trained otherwise."""
+"""Encode sound with HuBERT: wav2vec 2.0's architecture, trained otherwise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from avllm.encoders.wav2vec2 import Wav2Vec2
 
 
 class HuBERT(Wav2Vec2):
-    """HuBERT (Hsu et al. 2021, arXiv:2106.07447). Arguments: see :class:`~avllm.encoders.wav2vec2.Wav2Vec2`."""
+    """HuBERT (Hsu et al. 2021, arXiv:2106.07447).
+
+    Arguments: see :class:`~avllm.encoders.wav2vec2.Wav2Vec2`.
+    """
 
     config_class = HubertConfig
     model_class = HubertModel

@@ -1,7 +1,8 @@
-"""Strided convolutions over the mel spectrogram, for sounds that are learned from few recordings."""
+"""Encode sound with strided convolutions over its mel spectrogram, learned from few recordings."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class MelConvConfig(PretrainedConfig):
         kernel_sizes, strides: of each layer, in steps of the one before; kernels are odd.
         max_frames: mel frames of a window.
         dropout: of the last layer's output.
-        masks: bands, and stretches of time, that are hidden from each window in training (SpecAugment).
+        masks: bands, and stretches of time, hidden from each window in training (SpecAugment).
         mask_bands, mask_frames: the widest of them.
     """
 
@@ -44,18 +45,23 @@ class MelConvConfig(PretrainedConfig):
     ) -> None:
         if len(kernel_sizes) != len(strides) or any(k % 2 == 0 for k in kernel_sizes):
             raise ValueError(
-                f"mel_conv has kernel_sizes {list(kernel_sizes)} and strides {list(strides)}; expected lists of equal "
-                "length and odd kernels"
+                f"mel_conv has kernel_sizes {list(kernel_sizes)} and strides {list(strides)}; "
+                "expected lists of equal length and odd kernels"
             )
-        self.num_mel_bins, self.hidden_size = num_mel_bins, hidden_size
-        self.kernel_sizes, self.strides = list(kernel_sizes), list(strides)
-        self.max_frames, self.dropout = max_frames, dropout
-        self.masks, self.mask_bands, self.mask_frames = masks, mask_bands, mask_frames
+        self.num_mel_bins = num_mel_bins
+        self.hidden_size = hidden_size
+        self.kernel_sizes = list(kernel_sizes)
+        self.strides = list(strides)
+        self.max_frames = max_frames
+        self.dropout = dropout
+        self.masks = masks
+        self.mask_bands = mask_bands
+        self.mask_frames = mask_frames
         super().__init__(**kwargs)
 
 
 class ConvLayer(nn.Module):
-    """``gelu(norm(conv(x)))``; the norm (GroupNorm, one group) is over the channels and steps of a window."""
+    """Compute ``gelu(norm(conv(x)))``; the norm is over the channels and steps of a window."""
 
     def __init__(self, inside: int, outside: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -63,14 +69,14 @@ class ConvLayer(nn.Module):
         self.norm = nn.GroupNorm(1, outside)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(U, C, T)`` -> ``(U, D, ceil(T / stride))``."""
+        """Convolve ``(U, C, T)`` -> ``(U, D, ceil(T / stride))``."""
         return F.gelu(self.norm(self.conv(x)))
 
 
 class MelConvModel(PreTrainedModel):
-    """Whisper's convolutional stem (arXiv:2212.04356) made deeper: a norm behind each convolution, no attention.
+    """Whisper's convolutional stem (arXiv:2212.04356) with more layers, and norms; no attention.
 
-    The spectrogram itself is normalised over the window first, so that a soft recording is heard as a loud one.
+    The spectrogram is normalised over the window first, so that loudness makes no difference.
     """
 
     config_class = MelConvConfig
@@ -87,21 +93,30 @@ class MelConvModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Torch's own initialisation stays: there is a norm behind every convolution."""
+        """Keep torch's initialisation: after every convolution there is a norm."""
 
-    def forward(self, input_features: Tensor, output_hidden_states: bool = False) -> BaseModelOutput:
-        """``(U, mels, frames)`` -> ``last_hidden_state`` and hidden states ``(U, T, D)``, each at its layer's rate."""
-        x, states = self.norm(input_features), []
+    def forward(
+        self, input_features: Tensor, output_hidden_states: bool = False
+    ) -> BaseModelOutput:
+        """Encode ``(U, mels, frames)``.
+
+        Returns:
+            ``last_hidden_state`` and, if asked for, ``hidden_states``, each ``(U, T, D)`` with the
+            T of its layer.
+        """
+        x = self.norm(input_features)
         if self.training and self.config.masks:
-            x = x.masked_fill(self.draw_masks(x), 0.0)  # the mean, which a mask at the floor would move
+            x = x.masked_fill(self.draw_masks(x), 0.0)  # 0 is the mean, so the mean does not change
+        states = []
         for layer in self.layers:
             x = layer(x)  # (U, D, T)
             states.append(x.transpose(1, 2))
+        hidden_states = tuple(states) if output_hidden_states else None
         last = self.dropout(states[-1])
-        return BaseModelOutput(last_hidden_state=last, hidden_states=tuple(states) if output_hidden_states else None)
+        return BaseModelOutput(last_hidden_state=last, hidden_states=hidden_states)
 
     def draw_masks(self, x: Tensor) -> Tensor:
-        """SpecAugment (arXiv 1904.08779): the bands and stretches of each window ``x (U, mels, frames)`` to hide."""
+        """Draw the bool mask of SpecAugment (arXiv 1904.08779) for ``x (U, mels, frames)``."""
         hidden = torch.zeros_like(x, dtype=torch.bool)
         for dim, widest in ((1, self.config.mask_bands), (2, self.config.mask_frames)):
             size = x.shape[dim]
@@ -119,10 +134,11 @@ AutoConfig.register(MelConvConfig.model_type, MelConvConfig, exist_ok=True)
 
 
 class MelConv(Backbone):
-    """Convolutions over Whisper's log-mel spectrogram: one token a step, a step for each product of the strides.
+    """Convolve Whisper's log-mel spectrogram: one token a step.
 
-    Earlier, finer layers are averaged onto the steps of the last. There are no released weights; it is for training
-    from scratch (see ``train/presets/esc10``).
+    A step has as many mel frames as the product of the strides. Earlier, finer layers are averaged
+    onto the steps of the last. There are no released weights; it is for training from scratch (see
+    ``train/presets/esc10``).
 
     Args:
         config, layers, preprocessing: see :class:`~avllm.encoders._backbone.Backbone`.
@@ -143,17 +159,16 @@ class MelConv(Backbone):
     ) -> None:
         super().__init__(config, layers=layers, preprocessing=preprocessing)
         self.window = window
-        found = preprocessing or {}
-        self.rate, self.hop = int(found.get("sampling_rate", 16_000)), int(found.get("hop_length", 160))
-        self.stride = 1  # mel frames in a step
-        for stride in self.backbone_config.strides:
-            self.stride *= stride
+        settings = preprocessing or {}
+        self.rate = int(settings.get("sampling_rate", 16_000))
+        self.hop = int(settings.get("hop_length", 160))
+        self.stride = math.prod(self.backbone_config.strides)  # mel frames in a step
         most = int(self.backbone_config.max_frames) // self.stride
         self.steps = window_steps(window, self.rate, self.stride * self.hop, most, "mel_conv")
 
     @property
     def depth(self) -> int:
-        """Layers behind the first."""
+        """Number of layers after the first."""
         return len(self.backbone_config.strides) - 1
 
     def options(self) -> dict[str, Any]:
@@ -161,7 +176,7 @@ class MelConv(Backbone):
         return {**super().options(), "window": self.window}
 
     def preprocessor(self) -> MelPreprocessor:
-        """Whisper's log-mel; a window shorter than ``max_frames`` is not padded up to it."""
+        """Return Whisper's log-mel; a window shorter than ``max_frames`` is not padded up to it."""
         return MelPreprocessor(
             rate=self.rate,
             unit_samples=self.steps * self.stride * self.hop,
@@ -174,5 +189,6 @@ class MelConv(Backbone):
         )
 
     def arrange(self, x: Tensor, out: Any) -> Tensor:
-        """One layer ``(U, T, D)`` -> ``(U, S, 1, D)``."""
-        return F.adaptive_avg_pool1d(x.transpose(1, 2), self.steps).transpose(1, 2)[:, :, None]
+        """Average one layer onto the steps: ``(U, T, D)`` -> ``(U, S, 1, D)``."""
+        pooled = F.adaptive_avg_pool1d(x.transpose(1, 2), self.steps)  # (U, D, S)
+        return pooled.transpose(1, 2)[:, :, None]

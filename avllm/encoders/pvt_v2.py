@@ -1,4 +1,4 @@
-"""Pyramid Vision Transformer v2: attention over overlapping, convolutional patches."""
+"""Encode frames with the Pyramid Vision Transformer v2: attention over overlapping patches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PvtV2Config, PvtV2Model
 
-from avllm.encoders._visual import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, VisualBackbone, average_onto
+from avllm.encoders._visual import (
+    BICUBIC,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    VisualBackbone,
+    average_onto,
+)
 
 
 class PVTv2(VisualBackbone):
-    """PVT v2 (Wang et al. 2021, arXiv:2106.13797). Its patches overlap, so it learns shapes from few pictures.
+    """PVT v2 (Wang et al. 2021, arXiv:2106.13797).
 
-    Layer i is the map after stage i + 1 (there is no embedding before the first); earlier, finer maps are averaged onto
-    the grid of the last.
+    Its patches overlap, so it learns shapes from few pictures. Layer i is the map after stage i + 1
+    (there is no embedding before the first); earlier, finer maps are averaged onto the grid of the
+    last.
 
     Args:
         config, options: see :class:`~avllm.encoders._visual.VisualBackbone`.
@@ -34,7 +41,7 @@ class PVTv2(VisualBackbone):
 
     def __init__(self, config: PretrainedConfig | dict[str, Any], **options: Any) -> None:
         super().__init__(config, **options)
-        # Its convolutions are several times faster on CPUs in this order of memory; the numbers are the same.
+        # In this order of memory its convolutions are several times faster on CPUs, and the same.
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
 
     @classmethod
@@ -47,27 +54,29 @@ class PVTv2(VisualBackbone):
 
     @property
     def depth(self) -> int:
-        """Stages behind the first."""
+        """Number of stages after the first."""
         return int(self.backbone_config.num_encoder_blocks) - 1
 
     @property
     def out_dims(self) -> dict[str, int]:
         """Width of each layer given out: every stage has its own."""
         sizes = self.backbone_config.hidden_sizes
-        return {n: int(sizes[i % (self.depth + 1)]) for n, i in zip(self.layer_names, self.layers, strict=True)}
+        widths = [int(sizes[self.from_start(layer)]) for layer in self.layers]
+        return dict(zip(self.layer_names, widths, strict=True))
 
     @property
     def own_grid(self) -> tuple[int, int]:
-        """(rows, columns) of the last map: each stage divides the sides by its stride, rounding up."""
+        """(rows, columns) of the last map: each stage divides by its stride, rounding up."""
         height, width = self.image_size
         for stride in self.backbone_config.strides[: self.depth + 1]:
-            height, width = -(-height // stride), -(-width // stride)
+            height = -(-height // stride)
+            width = -(-width // stride)
         return height, width
 
     def call_options(self) -> dict[str, Any]:
-        """There are no position embeddings to interpolate: any size goes."""
+        """Return nothing: there is no position embedding to interpolate, and any size works."""
         return {}
 
     def arrange(self, x: Tensor, out: Any) -> Tensor:
-        """A stage's map ``(U, D, H, W)`` -> ``(U, 1, P, D)``."""
+        """Average a stage's map ``(U, D, H, W)`` onto the grid: ``(U, 1, P, D)``."""
         return average_onto(x, self.grid)[:, None]  # (U, 1, P, D)

@@ -1,4 +1,4 @@
-"""Whisper's encoder."""
+"""Encode sound with Whisper's encoder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from avllm.encoders._backbone import Backbone
 
 
 class Whisper(Backbone):
-    """The encoder of Whisper (Radford et al. 2022, arXiv:2212.04356): a token a step, 50 a second at its own hop.
+    """The encoder of Whisper (Radford et al. 2022, arXiv:2212.04356): 50 tokens a second.
 
-    Sound is cut into windows, and each is padded with silence to the length that the position embedding has: 3,000 mel
-    frames (30 s) in every released model, ``2 * max_source_positions`` in general. A shorter ``window`` costs the same
-    and keeps sounds apart that 30 s would put side by side.
+    Sound is cut into windows, and each is padded with silence to the length of the position
+    embedding: 3,000 mel frames (30 s) in every released model, ``2 * max_source_positions`` in
+    general. A shorter ``window`` costs as much time a window, and lets attention see less at once.
 
     Args:
         config, layers, preprocessing: see :class:`~avllm.encoders._backbone.Backbone`.
@@ -28,7 +28,13 @@ class Whisper(Backbone):
     config_class = WhisperConfig
     model_class = WhisperEncoder
     key_mapping: ClassVar[dict[str, str]] = {r"^(model\.)?encoder\.": ""}
-    other_keys = (r"(model\.)?decoder\.", r"proj_out\.", r"projector\.", r"classifier\.", r"layer_weights$")
+    other_keys = (
+        r"(model\.)?decoder\.",
+        r"proj_out\.",
+        r"projector\.",
+        r"classifier\.",
+        r"layer_weights$",
+    )
     stride = 2  # of the second convolution, in mel frames
 
     def __init__(
@@ -41,8 +47,9 @@ class Whisper(Backbone):
     ) -> None:
         super().__init__(config, layers=layers, preprocessing=preprocessing)
         self.window = window
-        found = preprocessing or {}
-        self.rate, self.hop = int(found.get("sampling_rate", 16_000)), int(found.get("hop_length", 160))
+        settings = preprocessing or {}
+        self.rate = int(settings.get("sampling_rate", 16_000))
+        self.hop = int(settings.get("hop_length", 160))
         most = int(self.backbone_config.max_source_positions)
         self.steps = window_steps(window, self.rate, self.stride * self.hop, most, "Whisper")
 
@@ -56,7 +63,7 @@ class Whisper(Backbone):
         return {**super().options(), "window": self.window}
 
     def preprocessor(self) -> MelPreprocessor:
-        """Log-mel, from the config and the checkpoint's own settings."""
+        """Return the log-mel spectrogram, by the config and the checkpoint's settings."""
         return MelPreprocessor(
             rate=self.rate,
             unit_samples=self.steps * self.stride * self.hop,
@@ -69,5 +76,5 @@ class Whisper(Backbone):
         )
 
     def arrange(self, x: Tensor, out: Any) -> Tensor:
-        """``(U, positions, D)`` -> ``(U, S, 1, D)``: the steps of the window, without those of its padding."""
+        """Drop the steps of a window's padding: ``(U, positions, D)`` -> ``(U, S, 1, D)``."""
         return x[:, : self.steps, None]

@@ -252,9 +252,9 @@ def test_half_precision_weights_take_float_inputs():
 
 def test_bad_media_is_named():
     made = build("whisper").preprocessor()
-    with pytest.raises(ValueError, match="expected 16000"):
+    with pytest.raises(ValueError, match="8000.*16000"):
         made(sound(1.0, 8000), 1.0)
-    with pytest.raises(ValueError, match="at least one sample"):
+    with pytest.raises(ValueError, match=r"\(0,\)"):
         made(sound(0.0, 16000), 1.0)
-    with pytest.raises(ValueError, match=r"expected torch.uint8"):
+    with pytest.raises(ValueError, match=r"float32.*uint8"):
         build("clip").preprocessor()(type(frames(1))(torch.zeros(1, 4, 4, 3), torch.zeros(1, 2)), 1.0)
