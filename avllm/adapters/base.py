@@ -1,7 +1,8 @@
-"""What an adapter is: a trainable step of the connector, ``dict[str, Tokens] -> dict[str, Tokens]``.
+"""Define an adapter: a trainable step of the connector, from token streams to token streams.
 
-An adapter tells, without weights, how many tokens it makes and when they happened (:meth:`Adapter.output_grid`), so
-that loader workers can lay out the LLM's sequence. Its own keyword arguments are its options in YAML.
+An adapter computes without weights how many tokens it makes and when they happened
+(:meth:`Adapter.output_grid`), so that loader workers can lay out the LLM's sequence. Its own
+keyword arguments are its options in YAML.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ _VARIANT: ContextVar[str | None] = ContextVar("variant", default=None)
 
 
 def variant() -> str | None:
-    """Return the variant in which the connector runs now, for adapters that have several (rates of tokens, ...).
+    """Return the variant in which the connector runs now, for adapters that have several.
 
-    Row makers name it (``Row.variant``); rows of one variant share a micro batch. None is an adapter's default.
+    Variants are different rates of tokens, for example. Row makers name them (``Row.variant``);
+    rows of one variant share a micro batch. None is an adapter's default.
     """
     return _VARIANT.get()
 
@@ -40,7 +42,7 @@ def in_variant(name: str | None) -> Iterator[None]:
 
 
 class Prompt(NamedTuple):
-    """The question that is asked about each clip, for conditioned adapters: its text alone, without the template.
+    """Hold the question that is asked about each clip, without the chat template.
 
     Attributes:
         x: ``(B, A, D_llm)`` the LLM's embeddings of the question's tokens.
@@ -56,23 +58,23 @@ class Prompt(NamedTuple):
 
 
 class Adapter(nn.Module):
-    """A step of the connector over all streams.
+    """Map all streams of the connector to new ones.
 
     Args:
         widths: the width of each stream that comes in.
         llm_dim: the width of the LLM's embeddings, the default width to project to.
 
-    Side information (``Tokens.extra``) belongs to a grid. An adapter that keeps T and P hands it on, as
-    ``Tokens.with_x`` does; one that changes either makes new ``Tokens`` and thereby drops it, unless it knows how the
-    information follows to the new grid and says so in ``keeps_extra``.
+    Side information (``Tokens.extra``) belongs to a grid. An adapter that keeps T and P hands it
+    on, as ``Tokens.with_x`` does; one that changes either makes new ``Tokens`` and thereby drops
+    it, unless it knows how the information follows to the new grid and says so in ``keeps_extra``.
 
     Attributes:
-        out_widths: the width of each stream that goes out; a stream that is missing here is consumed.
+        out_widths: the width of each stream that goes out; a stream without an entry is consumed.
         conditioned: True where :meth:`forward` needs the prompt.
-        by_content: True where the number of tokens depends on the features. :meth:`output_grid` then gives an upper
-            bound (``Grid.at_most``), and :meth:`forward` tokens in so many places: ``extra["places"]``, ``(B, T, P)``
-            bool, are the places of the bound, and the mask says which of them hold a token; the others come first.
-            The LLM does not see them.
+        by_content: True where the number of tokens depends on the features. :meth:`output_grid`
+            then gives an upper bound (``Grid.at_most``), and :meth:`forward` tokens in so many
+            places: ``extra["places"]``, ``(B, T, P)`` bool, are the places of the bound, and the
+            mask says which of them hold a token; the others come first. The LLM does not see them.
         keeps_extra: True where side information goes over to another grid.
     """
 
@@ -86,44 +88,51 @@ class Adapter(nn.Module):
         self.out_widths = dict(widths)
         self.llm_dim = llm_dim
 
-    def forward(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
-        """All streams in, all streams out; a clip whose mask is all False must give finite numbers."""
+    def forward(
+        self, streams: dict[str, Tokens], prompt: Prompt | None = None
+    ) -> dict[str, Tokens]:
+        """Map all streams that come in to all that go out, ``(B, T, P, D)`` each.
+
+        A clip whose mask is all False must give finite numbers.
+        """
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
     def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
-        """The clock and mask of each stream that :meth:`forward` will make of one clip. No weights are touched."""
+        """Return the grid of each stream that :meth:`forward` makes of a clip, without weights."""
         raise NotImplementedError(f"{type(self).__name__}.output_grid")
 
     def load_init(self) -> None:
-        """Start from published weights, where the options name some; called once, before a fresh model trains."""
+        """Load published weights where the options name some; called before a new model trains."""
 
     def bind(self, model: Any) -> None:
-        """Take note of the model that this adapter is part of, for one that reads the LLM's embeddings or another part.
+        """Keep a reference to the model, for an adapter that reads the LLM or another part.
 
-        Called once, when all parts are built; their weights may still be loaded, and LoRA put on the LLM, after it.
-        So keep the model by ``weakref.ref`` and read from it in :meth:`forward`: as an attribute, a module or a
-        parameter would be registered, saved and trained a second time, and a tensor would miss what is loaded later.
-        The connector that counts tokens in loader workers is never bound: :meth:`output_grid` cannot use the model.
+        Called once, when all parts are built; their weights may still be loaded, and LoRA put on
+        the LLM, after it. So keep the model by ``weakref.ref`` and read from it in :meth:`forward`:
+        as an attribute, a module or a parameter would be registered, saved and trained a second
+        time, and a tensor would miss what is loaded later. The connector that counts tokens in
+        loader workers is never bound: :meth:`output_grid` cannot use the model.
 
         Args:
             model: an :class:`~avllm.models.modeling_avllm.AVLLM`.
         """
 
     def require(self, stream: str) -> int:
-        """The width of a stream that this adapter reads.
+        """Return the width of a stream that this adapter reads.
 
         Raises:
-            ValueError: no such stream arrives here.
+            ValueError: no such stream reaches this adapter.
         """
         if stream not in self.in_widths:
             raise ValueError(
-                f"{type(self).__name__} reads stream {stream!r}; the streams that reach it are {sorted(self.in_widths)}"
+                f"{type(self).__name__} reads stream {stream!r}; "
+                f"the streams that reach it are {sorted(self.in_widths)}"
             )
         return self.in_widths[stream]
 
 
 class StreamAdapter(Adapter):
-    """An adapter that touches one stream: implement :meth:`adapt` and :meth:`grid`."""
+    """Change one stream and pass the others on: implement :meth:`adapt` and :meth:`grid`."""
 
     def __init__(self, widths: dict[str, int], llm_dim: int, stream: str) -> None:
         super().__init__(widths, llm_dim)
@@ -135,14 +144,16 @@ class StreamAdapter(Adapter):
         self.out_widths[self.stream] = dim
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
-        """``(B, T, P, D)`` -> ``(B, T', P', D')``."""
+        """Map tokens ``(B, T, P, D)`` to ``(B, T', P', D')``."""
         raise NotImplementedError(f"{type(self).__name__}.adapt")
 
     def grid(self, grid: Grid) -> Grid:
-        """Clock and token count of :meth:`adapt`'s result for one clip; by default unchanged."""
+        """Return the grid of :meth:`adapt`'s result for one clip; by default unchanged."""
         return grid
 
-    def forward(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
+    def forward(
+        self, streams: dict[str, Tokens], prompt: Prompt | None = None
+    ) -> dict[str, Tokens]:
         if self.stream not in streams:
             return streams
         return {**streams, self.stream: self.adapt(streams[self.stream], prompt)}
@@ -154,19 +165,23 @@ class StreamAdapter(Adapter):
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int) -> Tensor:
-    """Mean of ``x (..., D)`` over ``dim`` where ``mask (...)`` is True; zeros where nothing is real."""
+    """Return the mean of ``x (..., D)`` over ``dim`` where ``mask (...)`` is True.
+
+    It is zero where nothing is real.
+    """
     weight = mask.unsqueeze(-1).to(x.dtype)
     return (x * weight).sum(dim) / weight.sum(dim).clamp(min=1)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Which steps fall into which window of the clips' time.
+    """List the steps of a batch of clips window by window.
 
     Attributes:
         index: ``(B, W, K)`` long, the steps of each window in time order (padded with 0).
         mask: ``(B, W, K)`` bool.
-        span: ``(B, W, 2)`` seconds, the nominal window (without overlap), its end clipped to the clip's end.
+        span: ``(B, W, 2)`` seconds, the nominal window (without overlap), its end clipped to the
+            clip's end.
     """
 
     index: Tensor
@@ -174,15 +189,18 @@ class Windows:
     span: Tensor
 
 
-def time_windows(span: Tensor, real: Tensor, seconds: float, context: float | None = None) -> Windows:
+def time_windows(
+    span: Tensor, real: Tensor, seconds: float, context: float | None = None
+) -> Windows:
     """Cut the clocks of a batch of clips into windows of equal length.
 
     Args:
         span: ``(B, T, 2)`` steps in time order.
         real: ``(B, T)`` bool, the steps that exist.
         seconds: length and distance of the windows.
-        context: a step belongs to each window whose centre is nearer than ``context / 2`` seconds to the step's own
-            centre; None gives windows that do not overlap, in which each step stands exactly once.
+        context: a step belongs to each window whose centre is nearer than ``context / 2`` seconds
+            to the step's own centre; None gives windows that do not overlap, of which each step is
+            in exactly one.
 
     Returns:
         a window for each ``seconds`` between the first start and the last end of each clip.
@@ -194,33 +212,38 @@ def time_windows(span: Tensor, real: Tensor, seconds: float, context: float | No
     count = ((end - start - 1e-4) / seconds).ceil().clamp(min=1)  # (B,)
     number = torch.arange(int(count.max()), device=span.device)  # (W,)
     low = start[:, None] + seconds * number  # (B, W)
-    nominal = torch.stack([low, low + seconds], dim=-1).minimum(end[:, None, None].maximum(start[:, None, None]))
+    latest = end.maximum(start)[:, None, None]  # (B, 1, 1)
+    nominal = torch.stack([low, low + seconds], dim=-1).minimum(latest)  # (B, W, 2)
     centre = span.mean(-1)  # (B, T)
     if context is None:
-        owner = ((centre - start[:, None]) / seconds + 1e-4).floor().clamp(min=0).minimum(count[:, None] - 1)  # (B, T)
+        owner = ((centre - start[:, None]) / seconds + 1e-4).floor().clamp(min=0)  # (B, T)
+        owner = owner.minimum(count[:, None] - 1)
         member = owner[:, None] == number[:, None]  # (B, W, T)
     else:
-        member = (centre[:, None] - (low + seconds / 2)[..., None]).abs() <= context / 2 + 1e-4  # (B, W, T)
+        distance = (centre[:, None] - (low + seconds / 2)[..., None]).abs()  # (B, W, T)
+        member = distance <= context / 2 + 1e-4
         member &= (number < count[:, None])[..., None]
     member &= real[:, None]
     width = max(1, int(member.sum(-1).max()))
-    order = torch.where(member, torch.arange(t, device=span.device), t).sort(-1).values[..., :width]  # (B, W, K)
-    mask = order < t
-    return Windows(torch.where(mask, order, 0), mask, nominal)
+    # A step of the window keeps its number and all others get t: sorting puts the window's first.
+    steps = torch.where(member, torch.arange(t, device=span.device), t)  # (B, W, T)
+    steps = steps.sort(-1).values[..., :width]  # (B, W, K)
+    mask = steps < t
+    return Windows(torch.where(mask, steps, 0), mask, nominal)
 
 
 def gather_steps(tokens: Tokens, windows: Windows) -> tuple[Tensor, Tensor]:
-    """Tokens of each window: features ``(B, W, K, P, D)`` and mask ``(B, W, K, P)``."""
+    """Return the tokens of each window: features ``(B, W, K, P, D)`` and mask ``(B, W, K, P)``."""
     rows = torch.arange(tokens.x.shape[0], device=tokens.x.device)[:, None, None]
     keep = tokens.mask[rows, windows.index] & windows.mask[..., None]  # (B, W, K, P)
     return tokens.x[rows, windows.index], keep  # (B, W, K, P, D)
 
 
 def window_sums(tokens: Tokens, windows: Windows) -> tuple[Tensor, Tensor]:
-    """The real tokens of each window summed up, ``(B, W, P, D)``, and how many there are, ``(B, W, P)``.
+    """Return each window's sum of real tokens, ``(B, W, P, D)``, and their number ``(B, W, P)``.
 
-    A product with the matrix of which step is in which window: nothing is copied once for each window. Not under
-    autocast, since half precision cannot count.
+    It is a product with the matrix of windows by steps, so that a step in several windows is not
+    copied. Autocast is off, since bfloat16 rounds counts above 256.
     """
     b, t, p, d = tokens.x.shape
     member = tokens.x.new_zeros(b, windows.index.shape[1], t)  # (B, W, T)
@@ -238,14 +261,20 @@ def window_grid(grid: Grid, seconds: float, context: float | None = None) -> tup
 
 
 def whole_span(span: Tensor, real: Tensor) -> Tensor:
-    """``(B, T, 2)`` -> ``(B, 1, 2)``: from the first real start to the last real end (zeros for an absent clip)."""
+    """Return one span a clip, ``(B, T, 2)`` -> ``(B, 1, 2)``.
+
+    It lasts from the first real start to the last real end; it is zero for an absent clip.
+    """
     start = torch.where(real, span[..., 0], torch.inf).amin(1).nan_to_num(posinf=0.0)
     end = torch.where(real, span[..., 1], -torch.inf).amax(1).nan_to_num(neginf=0.0)
     return torch.stack([start, end], dim=-1).unsqueeze(1)
 
 
 def sinusoids(seconds: Tensor, dim: int, shortest: float, longest: float) -> Tensor:
-    """``(...)`` seconds -> ``(..., dim)``: sine and cosine at geometrically spaced periods from shortest to longest."""
+    """Map seconds ``(...)`` to sinusoids ``(..., dim)``.
+
+    They are the sine and cosine at geometrically spaced periods from shortest to longest.
+    """
     half = dim // 2
     ratio = torch.linspace(0, 1, max(half, 1), device=seconds.device)
     period = shortest * torch.exp(ratio * math.log(longest / shortest))  # (dim/2,)

@@ -1,4 +1,4 @@
-"""One stream read in two ways: a copy under another name, for adapters to work on apart from the first."""
+"""Copy a stream to another name, for adapters that read it in a second way."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from avllm.tokens import Grid, Tokens
 
 
 class Branch(Adapter):
-    """Copy a stream, once or several times. A later ``join`` (or any fusion) may consume the copies.
+    """Copy a stream, once or several times; a later ``join`` or a fusion may consume the copies.
 
     Args:
         stream: the stream to copy.
-        to: name of the copy, for example ``video.grid``, or of several. One without a dot reaches the LLM as a stream
-            under its own placeholder.
+        to: name of the copy, for example ``video.grid``, or of several. One without a dot reaches
+            the LLM as a stream under its own placeholder.
     """
 
-    def __init__(self, widths: dict[str, int], llm_dim: int, *, stream: str, to: str | list[str]) -> None:
+    def __init__(
+        self, widths: dict[str, int], llm_dim: int, *, stream: str, to: str | list[str]
+    ) -> None:
         super().__init__(widths, llm_dim)
         self.stream = stream
         self.copies = [to] if isinstance(to, str) else list(to)  # `to` is torch's
         for name in self.copies:
             if name in self.out_widths:
-                raise ValueError(f"branch cannot make {name!r}: there is a stream of that name already")
+                raise ValueError(
+                    f"branch has to {name!r}, a stream that exists already; expected a new name"
+                )
             self.out_widths[name] = self.require(stream)
 
-    def forward(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
-        """Add the copies; nothing where the stream is absent."""
+    def forward(
+        self, streams: dict[str, Tokens], prompt: Prompt | None = None
+    ) -> dict[str, Tokens]:
+        """Add the copies; return the streams unchanged where this one is absent."""
         if self.stream not in streams:
             return streams
         return {**streams, **dict.fromkeys(self.copies, streams[self.stream])}

@@ -1,4 +1,4 @@
-"""A clip as sums over its steps (Deep Sets, arXiv 1703.06114): how often something happens, and when."""
+"""Sum up a clip's steps (Deep Sets, arXiv 1703.06114): how often something happens, and when."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from avllm.tokens import Grid, Tokens
 
 
 class ClipSum(StreamAdapter):
-    """``num_tokens`` tokens a clip, each the sum over all real tokens of a perceptron's output.
+    """Sum a perceptron's output over all real tokens of a clip, to ``num_tokens`` tokens a clip.
 
-    How often something happens is a sum of detections: its gradient reaches every step directly, where attention over
-    a sequence learns to count late. *When* it happens is attention over the steps to the sinusoids of their seconds
-    (arXiv 1706.03762, section 3.5): ``moments`` more tokens are of this kind. Their weights sum to one: a moment is
-    told as exactly however many steps the clip has.
+    Sums count: the gradient of a sum reaches every step directly, whereas attention over a sequence
+    learns to count late. ``moments`` more tokens say when something happens: attention over the
+    steps averages the sinusoids of their seconds (arXiv 1706.03762, section 3.5). Its weights sum
+    to one, so that a moment does not depend on the number of steps.
 
     Args:
         stream: the stream to sum up.
@@ -44,13 +44,19 @@ class ClipSum(StreamAdapter):
         super().__init__(widths, llm_dim, stream)
         if num_tokens < 0 or moments < 0 or num_tokens + moments < 1:
             raise ValueError(
-                f"clip_sum on {stream!r} has num_tokens {num_tokens} and moments {moments}; expected at least 1 in all"
+                f"clip_sum on {stream!r} has num_tokens {num_tokens} and moments {moments}; "
+                "expected at least 1 in all"
             )
         self.dim = dim or self.in_dim
         hidden = hidden or 2 * self.in_dim
-        self.num_tokens, self.moments, self.scale = num_tokens, moments, scale
-        self.shortest, self.longest = shortest, longest
-        self.layers = nn.Sequential(nn.LayerNorm(self.in_dim), nn.Linear(self.in_dim, hidden), nn.GELU())
+        self.num_tokens = num_tokens
+        self.moments = moments
+        self.scale = scale
+        self.shortest = shortest
+        self.longest = longest
+        self.layers = nn.Sequential(
+            nn.LayerNorm(self.in_dim), nn.Linear(self.in_dim, hidden), nn.GELU()
+        )
         self.sums = nn.Linear(hidden, num_tokens * self.dim)
         if moments:
             self.moment_scores = nn.Linear(hidden, moments)
@@ -60,16 +66,16 @@ class ClipSum(StreamAdapter):
         x, keep = tokens.flat()  # (B, N, D), (B, N)
         hidden = self.layers(x)  # (B, N, H)
         total = (self.sums(hidden) * keep.unsqueeze(-1)).sum(1) * self.scale  # (B, K * D')
-        found = [total.unflatten(1, (self.num_tokens, self.dim))]
+        parts = [total.unflatten(1, (self.num_tokens, self.dim))]
         if self.moments:
             scores = self.moment_scores(hidden).float().masked_fill(~keep.unsqueeze(-1), -1e9)
             weights = scores.softmax(1)  # (B, N, M)
             at = tokens.span.mean(-1).repeat_interleave(tokens.x.shape[2], 1)  # (B, N)
             when = sinusoids(at, self.dim, self.shortest, self.longest)  # (B, N, D')
-            found.append((weights.mT @ when).to(total.dtype))
+            parts.append((weights.mT @ when).to(total.dtype))
         real = tokens.mask.any(-1)  # (B, T)
         return Tokens(
-            torch.cat(found, 1).unsqueeze(1),  # (B, 1, K + M, D')
+            torch.cat(parts, 1).unsqueeze(1),  # (B, 1, K + M, D')
             real.any(1)[:, None, None].expand(-1, 1, self.num_tokens + self.moments),
             whole_span(tokens.span, real),
         )

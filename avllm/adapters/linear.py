@@ -1,4 +1,8 @@
-"""One linear layer on every token: MiniGPT-4's and Video-LLaMA's last step, LLaVA 1.0's whole connector."""
+"""Project every token by one linear layer.
+
+It is the last step of MiniGPT-4 (arXiv 2304.10592) and of Video-LLaMA (arXiv 2306.02858), and the
+whole connector of LLaVA 1.0 (arXiv 2304.08485).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from avllm.tokens import Tokens
 
 
 class Linear(StreamAdapter):
-    """``x W + b`` on every token.
+    """Map every token x to ``x W + b``.
 
     Args:
         stream: the stream to project.
@@ -18,7 +22,13 @@ class Linear(StreamAdapter):
     """
 
     def __init__(
-        self, widths: dict[str, int], llm_dim: int, *, stream: str, dim: int | None = None, norm: bool = False
+        self,
+        widths: dict[str, int],
+        llm_dim: int,
+        *,
+        stream: str,
+        dim: int | None = None,
+        norm: bool = False,
     ) -> None:
         super().__init__(widths, llm_dim, stream)
         self.norm = nn.LayerNorm(self.in_dim) if norm else nn.Identity()

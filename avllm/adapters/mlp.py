@@ -1,4 +1,4 @@
-"""A multi-layer perceptron on every token (LLaVA 1.5, arXiv 2310.03744)."""
+"""Map every token by a multi-layer perceptron (LLaVA 1.5, arXiv 2310.03744)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avllm.tokens import Tokens
 
 
 class MLP(StreamAdapter):
-    """``depth`` linear layers with GELU between them on every token.
+    """Apply ``depth`` linear layers with GELU between them to every token.
 
     Args:
         stream: the stream to project.
@@ -38,9 +38,10 @@ class MLP(StreamAdapter):
         dim = dim or llm_dim
         sizes = [self.in_dim, *[hidden or dim] * (depth - 1), dim]
         layers: list[nn.Module] = [nn.LayerNorm(self.in_dim)] if norm else []
-        for i, (d_in, d_out) in enumerate(pairwise(sizes)):
-            layers += [nn.GELU()] if i else []
-            layers += [nn.Linear(d_in, d_out)]
+        for number, (in_dim, out_dim) in enumerate(pairwise(sizes)):
+            if number > 0:
+                layers.append(nn.GELU())
+            layers.append(nn.Linear(in_dim, out_dim))
         self.layers = nn.Sequential(*layers)
         self.set_out_dim(dim)
 

@@ -1,4 +1,4 @@
-"""Tell tokens when they happened: learned positions by index, or sinusoids of seconds that no clip outgrows."""
+"""Mark tokens with their time: learned positions by index, or sinusoids of their seconds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ class Position(StreamAdapter):
 
     Args:
         stream: the stream to mark.
-        kind: ``learned``, one vector for each step index as in Video-LLaMA (arXiv 2306.02858, section 2.1), linearly
-            interpolated where a clip has more steps than ``max_steps``; or ``seconds``, fixed sinusoids (arXiv
-            1706.03762, section 3.5) of the step's centre in seconds, then a trainable scale.
+        kind: ``learned``, one vector for each step index as in Video-LLaMA (arXiv 2306.02858,
+            section 2.1), linearly interpolated where a clip has more steps than ``max_steps``; or
+            ``seconds``, fixed sinusoids (arXiv 1706.03762, section 3.5) of the step's centre in
+            seconds, then a trainable scale.
         max_steps: number of learned vectors.
         shortest, longest: periods in seconds of the fastest and the slowest sinusoid.
         scale: of the sinusoids at the start; it learns.
@@ -36,14 +37,21 @@ class Position(StreamAdapter):
     ) -> None:
         super().__init__(widths, llm_dim, stream)
         if kind not in ("learned", "seconds"):
-            raise ValueError(f"position on {stream!r} has kind {kind!r}; expected 'learned' or 'seconds'")
+            raise ValueError(
+                f"position on {stream!r} has kind {kind!r}; expected 'learned' or 'seconds'"
+            )
         if max_steps < 1:
-            raise ValueError(f"position on {stream!r} has max_steps {max_steps}; expected 1 or more")
+            raise ValueError(
+                f"position on {stream!r} has max_steps {max_steps}; expected 1 or more"
+            )
         if not 0 < shortest < longest:
             raise ValueError(
-                f"position on {stream!r} has periods from {shortest} to {longest} s; expected 0 < shortest < longest"
+                f"position on {stream!r} has periods from {shortest} to {longest} s; "
+                "expected 0 < shortest < longest"
             )
-        self.kind, self.shortest, self.longest = kind, shortest, longest
+        self.kind = kind
+        self.shortest = shortest
+        self.longest = longest
         if kind == "learned":
             self.embedding = nn.Parameter(torch.empty(max_steps, self.in_dim).normal_(std=0.02))
         else:
@@ -54,7 +62,10 @@ class Position(StreamAdapter):
         return tokens.with_x(tokens.x + at.to(tokens.x.dtype).unsqueeze(2))  # (B, T, P, D)
 
     def _learned(self, tokens: Tokens) -> Tensor:
-        """``(B, T, D)``; positions of a clip longer than the table are squeezed into it, clip by clip."""
+        """Return the embedding of each step's index, ``(B, T, D)``.
+
+        The positions of a clip with more steps than the table are scaled to fit into it.
+        """
         table = self.embedding
         last = table.shape[0] - 1
         steps = tokens.mask.any(-1).sum(1)  # (B,)
@@ -66,5 +77,5 @@ class Position(StreamAdapter):
         return table[low] * (1 - share) + table[(low + 1).clamp(max=last)] * share  # (B, T, D)
 
     def _sinusoid(self, span: Tensor) -> Tensor:
-        """``(B, T, D)``: of the centre second of each step."""
+        """Return the sinusoids of each step's centre in seconds, ``(B, T, D)``."""
         return self.scale * sinusoids(span.mean(-1), self.in_dim, self.shortest, self.longest)

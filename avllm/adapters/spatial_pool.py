@@ -1,4 +1,4 @@
-"""A coarser grid of patches: squares of tokens averaged into one."""
+"""Make the grid of patches coarser: average squares of tokens into one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from avllm.tokens import Grid, Tokens
 
 
 class SpatialPool(StreamAdapter):
-    """Average squares of ``factor`` x ``factor`` tokens of a square grid, row by row as vision transformers give it.
+    """Average squares of ``factor`` x ``factor`` tokens of a square grid.
+
+    The tokens of the grid come row by row, as vision transformers give them.
 
     Args:
         stream: the stream to pool.
         factor: side of a square in tokens; has to divide the grid's side.
     """
 
-    def __init__(self, widths: dict[str, int], llm_dim: int, *, stream: str, factor: int = 2) -> None:
+    def __init__(
+        self, widths: dict[str, int], llm_dim: int, *, stream: str, factor: int = 2
+    ) -> None:
         super().__init__(widths, llm_dim, stream)
         if factor < 1:
             raise ValueError(f"spatial_pool on {stream!r} has factor {factor}; expected 1 or more")
@@ -33,11 +37,13 @@ class SpatialPool(StreamAdapter):
         return Grid(grid.span, self._squares(grid.mask).any(-1))
 
     def _squares(self, x: Tensor) -> Tensor:
-        """``(..., P)`` -> ``(..., P / factor**2, factor**2)``."""
-        side, f = math.isqrt(x.shape[-1]), self.factor
+        """Group tokens by squares: ``(..., P)`` -> ``(..., P / factor**2, factor**2)``."""
+        side = math.isqrt(x.shape[-1])
+        f = self.factor
         if side * side != x.shape[-1] or side % f:
             raise ValueError(
-                f"spatial_pool on {self.stream!r}: {x.shape[-1]} tokens a step; expected a square grid that {f} divides"
+                f"spatial_pool on {self.stream!r}: {x.shape[-1]} tokens a step; "
+                f"expected a square grid whose side {f} divides"
             )
         n = side // f
         squares = x.reshape(*x.shape[:-1], n, f, n, f).movedim(-3, -2)  # (..., n, n, f, f)

@@ -1,4 +1,7 @@
-"""Convolutions over time, before anything is pooled: speed, turning points and onsets are differences of near steps."""
+"""Convolve steps over time: speed, turning points and onsets are differences of near steps.
+
+They are lost once steps are pooled, so this adapter comes first.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from avllm.tokens import Tokens
 
 
 class ConvBlock(nn.Module):
-    """``x + W gelu(conv(norm(x)))`` over time; what is masked is zero to the convolution."""
+    """Compute ``x + W gelu(conv(norm(x)))`` over time; masked steps are zero to the convolution."""
 
     def __init__(self, dim: int, kernel: int, dilation: int) -> None:
         super().__init__()
@@ -19,30 +22,32 @@ class ConvBlock(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        """``x (M, T, D)``, ``keep (M, T, 1)`` 1 where real -> ``(M, T, D)``."""
+        """Mix steps ``x (M, T, D)``, where ``keep (M, T, 1)`` is 1 for real ones: ``(M, T, D)``."""
         mixed = self.conv((self.norm(x) * keep).transpose(1, 2)).transpose(1, 2)  # (M, T, D)
         return x + self.proj(nn.functional.gelu(mixed))
 
 
 def deltas(tokens: Tokens, noise: float = 0.1) -> Tensor:
-    """``(B, T, P, D)``: the step behind minus the step before, zero where one of them is not real.
+    """Return the step after minus the step before, ``(B, T, P, D)``; zero unless both are real.
 
-    Changes are brought to about unit size, but those below ``noise`` times the spread of a step's features stay small.
+    Changes are brought to about unit size, but those below ``noise`` times the spread of a step's
+    features stay small.
     """
     x, mask = tokens.x, tokens.mask
     if x.shape[1] < 3:
         return torch.zeros_like(x)
-    both = (mask[:, 2:] & mask[:, 1:-1] & mask[:, :-2]).unsqueeze(-1)  # (B, T - 2, P, 1)
-    found = (x[:, 2:] - x[:, :-2]) * both
-    size = found.var(-1, keepdim=True) + x[:, 1:-1].var(-1, keepdim=True) * noise**2
-    return nn.functional.pad(found * (size + 1e-8).rsqrt(), (0, 0, 0, 0, 1, 1))
+    real = (mask[:, 2:] & mask[:, 1:-1] & mask[:, :-2]).unsqueeze(-1)  # (B, T - 2, P, 1)
+    change = (x[:, 2:] - x[:, :-2]) * real  # (B, T - 2, P, D)
+    variance = change.var(-1, keepdim=True) + x[:, 1:-1].var(-1, keepdim=True) * noise**2
+    return nn.functional.pad(change * (variance + 1e-8).rsqrt(), (0, 0, 0, 0, 1, 1))
 
 
 class TemporalConv(StreamAdapter):
-    """Residual 1-D convolutions over the steps, each place of a step by itself; clock and token count stay.
+    """Apply residual 1-D convolutions over the steps, each place of a step by itself.
 
-    Steps are neighbours by their order, so that they should be evenly spaced. The residual blocks are those of
-    ResNet (arXiv 1512.03385) with dilation as in WaveNet (arXiv 1609.03499).
+    Clock and token count do not change.
+    Steps are neighbours by their order, so that they should be evenly spaced. The residual blocks
+    are those of ResNet (arXiv 1512.03385) with dilation as in WaveNet (arXiv 1609.03499).
 
     Args:
         stream: the stream to mix.
@@ -50,8 +55,9 @@ class TemporalConv(StreamAdapter):
         layers: number of blocks.
         kernel: steps that a block sees, odd.
         growth: each block's dilation is the one before times this; 2 sees far with few blocks.
-        deltas: put the difference of its two neighbours beside each step, as speech recognition does (Furui 1986),
-            made large: slow motion is small beside what stands still, and would be learned late.
+        deltas: concatenate to each step the difference of its two neighbours, as speech recognition
+            does (Furui 1986), scaled to unit size: slow motion is small compared with what does not
+            move, and would be learned late.
     """
 
     def __init__(
@@ -68,9 +74,14 @@ class TemporalConv(StreamAdapter):
     ) -> None:
         super().__init__(widths, llm_dim, stream)
         if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"temporal_conv on {stream!r} has kernel {kernel}; expected an odd number")
+            raise ValueError(
+                f"temporal_conv on {stream!r} has kernel {kernel}; expected an odd number"
+            )
         if layers < 1 or growth < 1:
-            raise ValueError(f"temporal_conv on {stream!r} has layers {layers} and growth {growth}; expected 1 or more")
+            raise ValueError(
+                f"temporal_conv on {stream!r} has layers {layers} and growth {growth}; "
+                "expected 1 or more of each"
+            )
         dim = dim or self.in_dim
         width = self.in_dim * (2 if deltas else 1)
         self.deltas = deltas
@@ -83,7 +94,8 @@ class TemporalConv(StreamAdapter):
         x = self.enter(x).transpose(1, 2)  # (B, P, T, D)
         keep = tokens.mask.transpose(1, 2).unsqueeze(-1).to(x.dtype)  # (B, P, T, 1)
         b, p, t, d = x.shape
-        flat, kept = x.reshape(b * p, t, d), keep.reshape(b * p, t, 1)
+        x = x.reshape(b * p, t, d)
+        keep = keep.reshape(b * p, t, 1)
         for block in self.blocks:
-            flat = block(flat, kept)
-        return tokens.with_x(flat.reshape(b, p, t, d).transpose(1, 2))  # (B, T, P, D)
+            x = block(x, keep)
+        return tokens.with_x(x.reshape(b, p, t, d).transpose(1, 2))  # (B, T, P, D)

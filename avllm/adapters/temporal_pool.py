@@ -1,4 +1,4 @@
-"""Fewer steps or fewer tokens by masked averages or maxima, on the clip's own clock."""
+"""Pool steps over time, or the tokens of a step, by masked averages or maxima."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class TemporalPool(StreamAdapter):
     Args:
         stream: the stream to pool.
         seconds: one step for each window of so many seconds; None keeps the steps.
-        tokens: ``keep`` the tokens of a step (of a window: those of its steps, averaged place by place) or ``mean`` for
-            one token a step.
-        reduce: ``mean`` of a window's steps, or ``max``: of each feature its largest value, so that what is there for a
-            moment is not thinned out by the rest of the clip. Put a ``linear`` before it: what is worth a maximum is to
-            be learned.
+        tokens: ``keep`` the tokens of a step (of a window: those of its steps, averaged place by
+            place) or ``mean`` for one token a step.
+        reduce: ``mean`` of a window's steps, or ``max``: the largest value of each feature, so that
+            what lasts a moment is not averaged away by the rest of the clip. Put a ``linear``
+            before it, which learns the features to take the maximum of.
     """
 
     def __init__(
@@ -43,19 +43,31 @@ class TemporalPool(StreamAdapter):
     ) -> None:
         super().__init__(widths, llm_dim, stream)
         if tokens not in ("keep", "mean"):
-            raise ValueError(f"temporal_pool on {stream!r} has tokens {tokens!r}; expected 'keep' or 'mean'")
+            raise ValueError(
+                f"temporal_pool on {stream!r} has tokens {tokens!r}; expected 'keep' or 'mean'"
+            )
         if seconds is not None and seconds <= 0:
-            raise ValueError(f"temporal_pool on {stream!r} has seconds {seconds}; expected more than 0")
+            raise ValueError(
+                f"temporal_pool on {stream!r} has seconds {seconds}; expected more than 0"
+            )
         if reduce not in ("mean", "max"):
-            raise ValueError(f"temporal_pool on {stream!r} has reduce {reduce!r}; expected 'mean' or 'max'")
+            raise ValueError(
+                f"temporal_pool on {stream!r} has reduce {reduce!r}; expected 'mean' or 'max'"
+            )
         if reduce == "max" and seconds is None:
-            raise ValueError(f"temporal_pool on {stream!r} has reduce 'max' and no seconds; expected a window's length")
-        self.seconds, self.tokens, self.reduce = seconds, tokens, reduce
+            raise ValueError(
+                f"temporal_pool on {stream!r} has reduce 'max' and no seconds; "
+                "expected the length of a window"
+            )
+        self.seconds = seconds
+        self.tokens = tokens
+        self.reduce = reduce
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
         if self.tokens == "mean":
             mask = tokens.mask.any(-1, keepdim=True)  # (B, T, 1)
-            tokens = Tokens(masked_mean(tokens.x, tokens.mask, 2).unsqueeze(2), mask, tokens.span)  # (B, T, 1, D)
+            x = masked_mean(tokens.x, tokens.mask, 2).unsqueeze(2)  # (B, T, 1, D)
+            tokens = Tokens(x, mask, tokens.span)
         if self.seconds is None:
             return tokens
         windows = time_windows(tokens.span, tokens.mask.any(-1), self.seconds)
@@ -74,11 +86,16 @@ class TemporalPool(StreamAdapter):
 
 
 def window_maxima(tokens: Tokens, windows: Windows) -> Tokens:
-    """Of the real tokens of each window the largest value of each feature, place by place: ``(B, W, P, D)``."""
-    if windows.index.shape[1] == 1:  # it takes all steps: nothing is to be copied
-        x, keep = tokens.x[:, None], tokens.mask[:, None]
+    """Return the largest value of each feature in each window, place by place: ``(B, W, P, D)``.
+
+    Only real tokens count; it is zero where a window has none.
+    """
+    if windows.index.shape[1] == 1:  # one window takes all steps: no copy is needed
+        x = tokens.x[:, None]  # (B, 1, T, P, D)
+        keep = tokens.mask[:, None]  # (B, 1, T, P)
     else:
         x, keep = gather_steps(tokens, windows)  # (B, W, K, P, D), (B, W, K, P)
-    x = x.masked_fill(~keep.unsqueeze(-1), -torch.inf).max(2).values  # (B, W, P, D); amax goes back much slower
+    x = x.masked_fill(~keep.unsqueeze(-1), -torch.inf)
+    x = x.max(2).values  # (B, W, P, D); the backward pass of amax is much slower
     mask: Tensor = keep.any(2)  # (B, W, P)
     return Tokens(x.masked_fill(~mask.unsqueeze(-1), 0.0), mask, windows.span)

@@ -78,11 +78,11 @@ def test_squares_are_averaged_over_what_is_real() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match="odd"):
+    with pytest.raises(ValueError, match="kernel 4"):
         TemporalConv({"video": 4}, 4, stream="video", kernel=4)
-    with pytest.raises(ValueError, match="width"):
+    with pytest.raises(ValueError, match="video.places"):
         Join({"video": 4, "video.places": 8}, 4, stream="video", first="video.places")
-    with pytest.raises(ValueError, match="square grid"):
+    with pytest.raises(ValueError, match="6 tokens"):
         SpatialPool({"video": 1}, 1, stream="video").grid(Grid(span(1), torch.ones(1, 6, dtype=torch.bool)))
 
 
