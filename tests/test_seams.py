@@ -14,19 +14,22 @@ import torch
 from tiny import World, make_world, row, settings, text, write_rows
 from tiny_runs import losses, run
 
-from avllm.config import ModelConfig
+from avllm.config import ModelConfig, RunConfig
+from avllm.data.dataset import SampleDataset
 from avllm.data.manifest import read_manifest
 from avllm.data.reading import MediaReader
 from avllm.data.schema import Sample
 from avllm.errors import UserError
 from avllm.evaluation.command import run_eval
 from avllm.evaluation.runner import evaluate
+from avllm.inference.chat import Chat
 from avllm.inference.generation import Generation
 from avllm.models.attention import PackingError, check_packing
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
+from avllm.training.start import build_datasets, build_parts, padding
 
 torch.set_num_threads(1)
 Own = Callable[[str], str]
@@ -449,3 +452,105 @@ def test_what_content_decides_is_not_sorted_by_time_nor_packed(world: World, own
         read(world, processor)
     with pytest.raises(PackingError, match="content"):
         check_packing(model)
+
+
+RATES = '''
+from avllm.adapters.base import StreamAdapter, variant
+from avllm.data.row_makers.base import RowMaker
+from avllm.tokens import Grid, Tokens
+
+
+class EveryNth(StreamAdapter):
+    """Keep every step, or in the variant ``half`` every second one."""
+
+    def __init__(self, widths, llm_dim, *, stream):
+        super().__init__(widths, llm_dim, stream)
+
+    def adapt(self, tokens, prompt=None):
+        n = 2 if variant() == "half" else 1
+        return Tokens(tokens.x[:, ::n], tokens.mask[:, ::n], tokens.span[:, ::n])
+
+    def grid(self, grid):
+        n = 2 if variant() == "half" else 1
+        return Grid(grid.span[::n], grid.mask[::n])
+
+
+class BothRates(RowMaker):
+    """A row at each rate."""
+
+    has_variants = True
+
+    def rows(self, sample, make, drawn):
+        return [make(sample), make(sample, variant="half")]
+'''
+
+
+def test_row_maker_and_variants(world: World, own: Own, tmp_path: Path) -> None:
+    module = own(RATES)
+    config = settings(
+        world,
+        tmp_path / "run",
+        data__train=str(world.questions),
+        data__rows={"type": f"{module}:BothRates"},
+        data__pack="both",
+        train__max_steps=2,
+    )
+    config["model"]["connector"] = [
+        {"type": f"{module}:EveryNth", "stream": "video"},
+        *config["model"]["connector"],
+    ]
+    stage = RunConfig.model_validate(config)
+    parts = build_parts(stage)
+    dataset, _ = build_datasets(stage, parts)
+    collate = padding(parts, blanks=False, filled=stage.data.filled_length)
+    micros = collate([dataset[0], dataset[1]])
+    assert [micro.batch.variant for micro in micros] == [None, "half"]
+    whole, half = (int(parts.model.media_tokens(micro.batch)["video"].mask.sum()) for micro in micros)
+    assert whole == 2 * half
+    assert [micro.seen for micro in micros] == [micros[0].seen, 0]
+    assert len(losses(run(config))) > 0
+
+
+SELECTOR = '''
+from dataclasses import replace
+
+from avllm.data.selectors.base import Selector
+
+
+class FirstFrames(Selector):
+    """The first frame where the question says so, else all."""
+
+    def select(self, clip, question):
+        if clip.frames is None or "first" not in question:
+            return clip
+        frames = replace(clip.frames, x=clip.frames.x[:1], span=clip.frames.span[:1])
+        return replace(clip, frames=frames)
+'''
+
+
+def test_selector(world: World, own: Own, tmp_path: Path) -> None:
+    model, processor = compose(world, selector={"type": f"{own(SELECTOR)}:FirstFrames"})
+    clip = {"type": "video", "video": str(world.captions.parent / "000.mp4")}
+    asked = [row(name, [clip, text(name)], "red") for name in ("what is first ?", "what colour is it ?")]
+    manifest = write_rows(tmp_path / "asked.jsonl", asked)
+    samples = read_manifest(manifest)
+    one, all_frames = (int(processor([sample]).streams["video"].units[0]) for sample in samples)
+    assert (one, all_frames) == (1, 2)
+    dataset = SampleDataset([manifest], processor)
+    units = [len(dataset[i].rows[0].clips[0]["video"].span) for i in range(2)]
+    assert units == [1, 2], "the dataset decodes once and chooses for each row"
+    chat = Chat(model.eval(), processor)
+    for question, count in (("what is first ?", 1), ("what colour is it ?", 2)):
+        "".join(chat.ask(question, video=clip["video"] if not chat.messages else None, max_new_tokens=1))
+        assert [len(perceived.frames) for perceived in chat.perceived] == [count]
+
+
+@pytest.mark.parametrize("change", [{"data__pack": "media"}, {"data__cache": "features"}])
+def test_a_selector_goes_with_nothing_that_shares_clips(
+    world: World, own: Own, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    config = settings(world, tmp_path / "run", data__train=str(world.questions), **change)
+    config["model"]["selector"] = {"type": f"{own(SELECTOR)}:FirstFrames"}
+    stage = RunConfig.model_validate(config)
+    with pytest.raises(UserError, match="selector"):
+        build_datasets(stage, build_parts(stage))

@@ -78,7 +78,7 @@ class Adapter(nn.Module):
         keeps_extra: True where side information goes over to another grid.
     """
 
-    conditioned: ClassVar[bool] = False
+    conditioned: bool = False
     by_content: ClassVar[bool] = False
     keeps_extra: ClassVar[bool] = False
 

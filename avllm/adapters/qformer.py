@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avllm.adapters._instruction import Instruction
 from avllm.adapters._qformer_text import QFormerText, Text, joint_mask
 from avllm.adapters.base import Prompt, StreamAdapter, Windows, gather_steps, time_windows, whole_span, window_grid
 from avllm.errors import UserError, loading
@@ -41,6 +42,12 @@ class QFormer(StreamAdapter):
             its own, whose tokenizer the objectives name (BLIP-2's: 30523). What media become is the same without it.
             A stage without these objectives should freeze it, or weight decay shrinks it:
             ``['connector\\.\\d+\\.(text|.*layer\\.\\d+\\.(intermediate|output))\\.', null]``.
+        instruction: lets the queries read the question that is asked (InstructBLIP, arXiv 2305.06500; APT, arXiv
+            2312.00249): ``llm`` for the LLM's own tokens, or the hub name or folder of a tokenizer (BERT's in
+            InstructBLIP). Rows then train one answer each, and every question makes its own tokens of a clip.
+        instruction: lets the queries read the question that is asked (InstructBLIP, arXiv 2305.06500; APT, arXiv
+            2312.00249): ``llm`` for the LLM's own tokens, or the hub name or folder of a tokenizer (BERT's in
+            InstructBLIP). Rows then train one answer each, and every question makes its own tokens of a clip.
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class QFormer(StreamAdapter):
         dropout: float = 0.0,
         init: str | None = None,
         text: str | int | None = None,
+        instruction: str | None = None,
     ) -> None:
         super().__init__(widths, llm_dim, stream)
         if per not in ("frame", "window", "clip"):
@@ -93,7 +101,7 @@ class QFormer(StreamAdapter):
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
             vocab_size=2,  # transformers' Q-Former embeds no words itself
-            use_qformer_text_input=text is not None,
+            use_qformer_text_input=text is not None or instruction is not None,
         )
         self.per, self.seconds, self.context, self.init = per, seconds, context, init
         self.query_tokens = nn.Parameter(torch.empty(1, num_queries, dim).normal_(std=config.initializer_range))
@@ -102,16 +110,26 @@ class QFormer(StreamAdapter):
         if text is not None:
             own, std = None if text == "llm" else int(text), config.initializer_range
             self.text = QFormerText(dim, llm_dim, vocabulary=own, longest=config.max_position_embeddings, std=std)
+        self.conditioned = instruction is not None
+        self.instruction: Instruction | None = None
+        if instruction is not None:
+            longest, std = config.max_position_embeddings, config.initializer_range
+            self.instruction = Instruction(dim, llm_dim, source=instruction, longest=longest, std=std)
         self.set_out_dim(dim)
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
         x, keep, span = self._groups(tokens)  # (B, G, M, D), (B, G, M), (B, G, 2)
         b, g = keep.shape[:2]
         real = keep.any(-1)  # (B, G)
-        read = self.read(x[real], keep[real])  # (G_real, Q, D'): only groups that hold something are computed
+        question: Text | None = None
+        if self.instruction is not None and prompt is not None:
+            clip = real.nonzero()[:, 0]  # (G_real,) the clip of each group
+            question = self.instruction(prompt).pick(clip)
+        q = self.query_tokens.shape[1]
+        read = self.read(x[real], keep[real], question)[:, :q]  # (G_real, Q, D'): groups that hold something
         out = read.new_zeros(b, g, *read.shape[1:])
         out[real] = read  # the others stay zero and masked
-        if self.text is not None and torch.is_grad_enabled():  # where no text is read, its weights' gradient is zero
+        if self._reads_text and torch.is_grad_enabled():  # where no text is read, its weights' gradient is zero
             out = out + 0.0 * sum(p.sum() for p in self._text_parameters() if p.numel())  # ZeRO-3 leaves empty shells
         return Tokens(out, real[..., None].expand(b, g, read.shape[1]), span)  # (B, G, Q, D')
 
@@ -179,8 +197,13 @@ class QFormer(StreamAdapter):
             return self.read_text(text.blank())[:0]
         return self.qformer(query_embeds=text.x, query_length=0, attention_mask=text.mask.long()).last_hidden_state
 
+    @property
+    def _reads_text(self) -> bool:
+        return self.text is not None or self.instruction is not None
+
     def _text_parameters(self) -> list[nn.Parameter]:
-        return [p for name, p in self.named_parameters() if name.startswith("text.") or TEXT_LAYERS.search(name)]
+        names = ("text.", "instruction.")
+        return [p for name, p in self.named_parameters() if name.startswith(names) or TEXT_LAYERS.search(name)]
 
     def load_init(self) -> None:
         """Start from a BLIP-2 checkpoint's Q-Former and query tokens, as ``init`` says, and from its text side.
@@ -191,8 +214,8 @@ class QFormer(StreamAdapter):
         if self.init is None:
             return
         with loading("qformer init", self.init):
-            source = load_blip2(self.init, with_text=self.text is not None)
-        theirs = {k: v for k, v in source.qformer.state_dict().items() if self.text or not TEXT_LAYERS.search(k)}
+            source = load_blip2(self.init, with_text=self._reads_text)
+        theirs = {k: v for k, v in source.qformer.state_dict().items() if self._reads_text or not TEXT_LAYERS.search(k)}
         ours = self.qformer.state_dict()
         if set(theirs) != set(ours) or source.query_tokens.shape != self.query_tokens.shape:
             odd = sorted(set(theirs) ^ set(ours))[:3]

@@ -146,6 +146,13 @@ def build_datasets(config: RunConfig, parts: Parts) -> tuple[SampleDataset, Samp
     listed for what they share with test rows leave training alone: the same id may be the test row itself.
     """
     data, listed = config.data, read_quarantine(config.data.quarantine)
+    shared = {"data.cache": data.cache is not None, f"data.pack: {data.pack}": data.shares_media}
+    for setting, is_set in shared.items():
+        if is_set and parts.processor.reads_question:
+            raise UserError(
+                f"{setting} keeps one form of a clip for all questions, but the model's selector chooses frames by the "
+                "question; leave it out (pack: sequences goes with a selector)"
+            )
     training = _dataset(data, data.train, parts, listed)
     if data.augment is not None:
         training.augment = Augment(data.augment, config.seed)

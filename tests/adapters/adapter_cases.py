@@ -24,6 +24,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"per": "frame"} | QFORMER,
         {"per": "clip"} | QFORMER,
         {"per": "window", "seconds": 0.5} | QFORMER,
+        {"per": "frame", "instruction": "llm"} | QFORMER,
+        {"per": "clip", "instruction": "llm"} | QFORMER,
         {"per": "window", "seconds": 0.5, "context": 1.2} | QFORMER,
         {"per": "clip", "layers": 3, "cross_every": 2}
         | {k: v for k, v in QFORMER.items() if k not in ("layers", "cross_every")},
@@ -48,7 +50,15 @@ def cases() -> list[tuple[str, dict[str, Any]]]:
     return [(name, options if "streams" in options else {"stream": "video", **options}) for name, options in found]
 
 
-LEFT_OUT: dict[str, Callable[[dict[str, Any]], list[str]]] = {}
+def _last_words(options: dict[str, Any]) -> list[str]:
+    """Name the feed-forwards of the last layer, of which the outputs of an instruction's words are dropped."""
+    if "instruction" not in options:
+        return []
+    last = options["layers"] - 1
+    return [rf"layer\.{last}\.(intermediate|output)\."]
+
+
+LEFT_OUT: dict[str, Callable[[dict[str, Any]], list[str]]] = {"qformer": _last_words}
 """By adapter a function of its options that names the parameters (regular expressions) that this mode does not use."""
 
 

@@ -1,0 +1,83 @@
+"""The instruction that a Q-Former reads beside the media: its words come in, and its outputs are dropped.
+
+InstructBLIP (Dai et al. 2023, arXiv 2305.06500, 3.2): queries and instruction tokens share the self-attention, so what
+the queries take from the media depends on the question.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avllm.adapters._qformer_text import Text
+from avllm.adapters.base import Prompt
+from avllm.errors import loading
+
+
+class Instruction(nn.Module):
+    """Embeds questions for a Q-Former.
+
+    Args:
+        dim: the Q-Former's width.
+        llm_dim: width of the LLM's embeddings.
+        source: ``llm``: the question's tokens as the LLM embeds them, through a linear layer. Else the hub name or
+            folder of a tokenizer (InstructBLIP's is BERT's), whose words are learned.
+        longest: positions; what a question has more is cut.
+        std: of the embeddings at the start.
+    """
+
+    def __init__(self, dim: int, llm_dim: int, *, source: str, longest: int, std: float) -> None:
+        super().__init__()
+        self.longest = longest
+        # In a tuple, since a tokenizer is no module; loaded here, since the vocabulary's size is the table's.
+        self._tokenizer: tuple[Any, ...] = () if source == "llm" else (_load_tokenizer(source),)
+        self.words: nn.Module
+        if self._tokenizer:
+            self.words = nn.Embedding(len(self._tokenizer[0]), dim)
+            nn.init.normal_(self.words.weight, std=std)
+        else:
+            into = nn.Linear(llm_dim, dim)
+            # As large as positions and queries are, however large the LLM's embeddings are.
+            nn.init.normal_(into.weight, std=std / llm_dim**0.5)
+            nn.init.zeros_(into.bias)
+            self.words = nn.Sequential(nn.LayerNorm(llm_dim), into)
+        self.positions = nn.Embedding(longest, dim)
+        nn.init.normal_(self.positions.weight, std=std)
+
+    def forward(self, prompt: Prompt) -> Text:
+        """Embed the question about each clip.
+
+        Args:
+            prompt: of B clips.
+
+        Returns:
+            ``(B, A, dim)``; where nothing is asked, the mask is all False.
+        """
+        if self._tokenizer:
+            words, mask = self._tokenize(prompt)
+        else:
+            words = prompt.x[:, : self.longest].to(self.positions.weight.dtype)  # (B, A, D_llm)
+            mask = prompt.mask[:, : self.longest]  # (B, A)
+        places = torch.arange(mask.shape[1], device=mask.device)
+        return Text(self.words(words) + self.positions(places), mask)
+
+    def _tokenize(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """Return ids ``(B, A)`` of the own vocabulary and which are real, ``(B, A)`` bool."""
+        (tokenizer,) = self._tokenizer
+        settings = {"padding": True, "truncation": True, "max_length": self.longest, "return_tensors": "pt"}
+        encoded = tokenizer([text or " " for text in prompt.texts], **settings)
+        mask = encoded["attention_mask"].bool().to(prompt.mask.device)
+        asks = prompt.mask.any(1, keepdim=True)  # (B, 1)
+        return encoded["input_ids"].to(prompt.mask.device), mask & asks
+
+
+def _load_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    with loading("the tokenizer of qformer's instruction", name):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
