@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from avllm.adapters._instruction import Instruction
 from avllm.adapters._qformer_text import QFormerText, Text, joint_mask
@@ -71,50 +72,31 @@ class QFormer(StreamAdapter):
         instruction: str | None = None,
     ) -> None:
         super().__init__(widths, llm_dim, stream)
-        if per not in ("frame", "window", "clip"):
-            raise ValueError(f"qformer on {stream!r} has per {per!r}; expected 'frame', 'window' or 'clip'")
-        if (per == "window") != (seconds is not None):
-            raise ValueError(f"qformer on {stream!r} has per {per!r} and seconds {seconds}; a window needs its seconds")
-        if seconds is not None and seconds <= 0:
-            raise ValueError(f"qformer on {stream!r} has seconds {seconds}; expected more than 0")
-        if context is not None and (seconds is None or context < seconds):
-            raise ValueError(
-                f"qformer on {stream!r} has context {context}; expected at least the window's seconds ({seconds}), "
-                "for what lies between narrower ones would not be read"
-            )
-        if num_queries < 1 or layers < 1:
-            raise ValueError(
-                f"qformer on {stream!r} has num_queries {num_queries} and layers {layers}; expected 1 or more"
-            )
-        has_number = isinstance(text, int) and not isinstance(text, bool) and text > 0
-        if not (text is None or text == "llm" or has_number):
-            raise ValueError(f"qformer on {stream!r} has text {text!r}; expected 'llm' or the size of a vocabulary")
-        from transformers import Blip2QFormerConfig, Blip2QFormerModel
-
+        _check_windows(stream, per, seconds, context)
+        _check_sizes(stream, num_queries, layers, text)
+        reads_text = text is not None or instruction is not None
+        sizes = {"hidden_size": dim, "num_hidden_layers": layers, "num_attention_heads": heads}
+        sizes |= {"intermediate_size": intermediate or 4 * dim, "cross_attention_frequency": cross_every}
         config = Blip2QFormerConfig(
-            hidden_size=dim,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=intermediate or 4 * dim,
-            cross_attention_frequency=cross_every,
+            **sizes,
             encoder_hidden_size=self.in_dim,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
             vocab_size=2,  # transformers' Q-Former embeds no words itself
-            use_qformer_text_input=text is not None or instruction is not None,
+            use_qformer_text_input=reads_text,
         )
         self.per, self.seconds, self.context, self.init = per, seconds, context, init
-        self.query_tokens = nn.Parameter(torch.empty(1, num_queries, dim).normal_(std=config.initializer_range))
+        std, longest = config.initializer_range, config.max_position_embeddings
+        self.query_tokens = nn.Parameter(torch.empty(1, num_queries, dim).normal_(std=std))
         self.qformer = Blip2QFormerModel(config)
         self.text: QFormerText | None = None
         if text is not None:
-            own, std = None if text == "llm" else int(text), config.initializer_range
-            self.text = QFormerText(dim, llm_dim, vocabulary=own, longest=config.max_position_embeddings, std=std)
-        self.conditioned = instruction is not None
+            vocabulary = None if text == "llm" else int(text)
+            self.text = QFormerText(dim, llm_dim, vocabulary=vocabulary, longest=longest, std=std)
         self.instruction: Instruction | None = None
         if instruction is not None:
-            longest, std = config.max_position_embeddings, config.initializer_range
             self.instruction = Instruction(dim, llm_dim, source=instruction, longest=longest, std=std)
+        self.conditioned = instruction is not None
         self.set_out_dim(dim)
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
@@ -229,6 +211,38 @@ class QFormer(StreamAdapter):
             self.query_tokens.copy_(source.query_tokens)
         if self.text is not None:
             self.text.load_blip2(source, text_begins(self.init) if self.text.vocabulary is not None else None)
+
+
+def _check_windows(stream: str, per: str, seconds: float | None, context: float | None) -> None:
+    """Check what the queries read at a time.
+
+    Raises:
+        ValueError: an unknown unit, or settings of windows that contradict each other.
+    """
+    if per not in ("frame", "window", "clip"):
+        raise ValueError(f"qformer on {stream!r} has per {per!r}; expected 'frame', 'window' or 'clip'")
+    if (per == "window") != (seconds is not None):
+        raise ValueError(f"qformer on {stream!r} has per {per!r} and seconds {seconds}; a window needs its seconds")
+    if seconds is not None and seconds <= 0:
+        raise ValueError(f"qformer on {stream!r} has seconds {seconds}; expected more than 0")
+    if context is not None and (seconds is None or context < seconds):
+        raise ValueError(
+            f"qformer on {stream!r} has context {context}; expected at least the window's seconds ({seconds}), "
+            "for what lies between narrower ones would not be read"
+        )
+
+
+def _check_sizes(stream: str, num_queries: int, layers: int, text: str | int | None) -> None:
+    """Check numbers of queries and layers, and the vocabulary.
+
+    Raises:
+        ValueError: a number below 1, or a text side that is neither the LLM's nor of a size.
+    """
+    if num_queries < 1 or layers < 1:
+        raise ValueError(f"qformer on {stream!r} has num_queries {num_queries} and layers {layers}; expected 1 or more")
+    is_size = isinstance(text, int) and not isinstance(text, bool) and text > 0
+    if text not in (None, "llm") and not is_size:
+        raise ValueError(f"qformer on {stream!r} has text {text!r}; expected 'llm' or the size of a vocabulary")
 
 
 def load_blip2(name: str, with_text: bool) -> Any:
