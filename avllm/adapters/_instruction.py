@@ -66,7 +66,12 @@ class Instruction(nn.Module):
     def _tokenize(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
         """Return ids ``(B, A)`` of the own vocabulary and which are real, ``(B, A)`` bool."""
         (tokenizer,) = self._tokenizer
-        settings = {"padding": True, "truncation": True, "max_length": self.longest, "return_tensors": "pt"}
+        settings = {
+            "padding": True,
+            "truncation": True,
+            "max_length": self.longest,
+            "return_tensors": "pt",
+        }
         encoded = tokenizer([text or " " for text in prompt.texts], **settings)
         mask = encoded["attention_mask"].bool().to(prompt.mask.device)
         asks = prompt.mask.any(1, keepdim=True)  # (B, 1)
