@@ -1,7 +1,8 @@
-"""The instruction that a Q-Former reads beside the media: its words come in, and its outputs are dropped.
+"""Embed the instruction that a Q-Former reads beside the media.
 
-InstructBLIP (Dai et al. 2023, arXiv 2305.06500, 3.2): queries and instruction tokens share the self-attention, so what
-the queries take from the media depends on the question.
+InstructBLIP (Dai et al. 2023, arXiv 2305.06500, 3.2): queries and instruction tokens share the
+self-attention, so what the queries take from the media depends on the question. The outputs at the
+instruction's places are dropped.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class Instruction(nn.Module):
     Args:
         dim: the Q-Former's width.
         llm_dim: width of the LLM's embeddings.
-        source: ``llm``: the question's tokens as the LLM embeds them, through a linear layer. Else the hub name or
-            folder of a tokenizer (InstructBLIP's is BERT's), whose words are learned.
+        source: ``llm``: the question's tokens as the LLM embeds them, through a linear layer. Else
+            the hub name or folder of a tokenizer (InstructBLIP's is BERT's), whose words are learned.
         longest: positions; what a question has more is cut.
         std: of the embeddings at the start.
     """
@@ -31,7 +32,7 @@ class Instruction(nn.Module):
     def __init__(self, dim: int, llm_dim: int, *, source: str, longest: int, std: float) -> None:
         super().__init__()
         self.longest = longest
-        # In a tuple, since a tokenizer is no module; loaded here, since the vocabulary's size is the table's.
+        # In a tuple, since a tokenizer is no module. Loaded here: its size is that of the table.
         self._tokenizer: tuple[Any, ...] = () if source == "llm" else (_load_tokenizer(source),)
         self.words: nn.Module
         if self._tokenizer:
@@ -72,7 +73,8 @@ class Instruction(nn.Module):
             "max_length": self.longest,
             "return_tensors": "pt",
         }
-        encoded = tokenizer([text or " " for text in prompt.texts], **settings)
+        texts = [text or " " for text in prompt.texts]
+        encoded = tokenizer(texts, return_tensors="pt", **settings)
         mask = encoded["attention_mask"].bool().to(prompt.mask.device)
         asks = prompt.mask.any(1, keepdim=True)  # (B, 1)
         return encoded["input_ids"].to(prompt.mask.device), mask & asks
