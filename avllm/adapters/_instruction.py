@@ -23,8 +23,9 @@ class Instruction(nn.Module):
     Args:
         dim: the Q-Former's width.
         llm_dim: width of the LLM's embeddings.
-        source: ``llm``: the question's tokens as the LLM embeds them, through a linear layer. Else
-            the hub name or folder of a tokenizer (InstructBLIP's is BERT's), whose words are learned.
+        source: ``llm``: the question's tokens as the LLM embeds them, through a linear layer.
+            Else the hub name or folder of a tokenizer (InstructBLIP's is BERT's), whose words
+            are learned.
         longest: positions; what a question has more is cut.
         std: of the embeddings at the start.
     """
