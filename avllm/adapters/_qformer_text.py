@@ -1,6 +1,7 @@
-"""The text side of a Q-Former: words in and words out, and its masks (BLIP-2, Li et al. 2023, arXiv 2301.12597, 3.1).
+"""Give a Q-Former its text side: words in, words out, and masks.
 
-Queries and text share the self-attention; each has feed-forwards of its own; cross-attention is the queries' alone.
+BLIP-2 (Li et al. 2023, arXiv 2301.12597, 3.1): queries and text share the self-attention, have
+separate feed-forwards, and only queries have cross-attention.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ READ, WRITE = 0, 1  # which learned vector a text begins with; BLIP-2's tokens [
 
 
 class Text(NamedTuple):
-    """Embedded text, as it stands behind the queries.
+    """Embedded text, as it follows the queries.
 
     Attributes:
         x: ``(K, L, D)`` in the Q-Former's width, positions included.
@@ -27,22 +28,27 @@ class Text(NamedTuple):
     mask: Tensor
 
     def pick(self, index: Tensor) -> Text:
-        """The texts of an index ``(k,)``."""
+        """Return the texts of an index ``(k,)``."""
         return Text(self.x[index], self.mask[index])
 
     def blank(self) -> Text:
-        """One text of zeros in the place of none; it hangs on the graph of what made them."""
-        return Text(self.x.new_zeros(1, *self.x.shape[1:]) + self.x.sum(), self.mask.new_ones(1, self.mask.shape[1]))
+        """Return one text of zeros in the place of none, on the graph of the others."""
+        return Text(
+            self.x.new_zeros(1, *self.x.shape[1:]) + self.x.sum(),
+            self.mask.new_ones(1, self.mask.shape[1]),
+        )
 
 
 def joint_mask(queries: int, real: Tensor, causal: bool) -> Tensor:
-    """Which of queries and text see each other, ``(K, 1, Q + L, Q + L)`` bool: [:, :, i, j] is True where i sees j.
+    """Return which of queries and text see each other, ``(K, 1, Q + L, Q + L)`` bool.
+
+    ``[:, :, i, j]`` is True where i sees j.
 
     Args:
         queries: Q.
         real: ``(K, L)`` bool, text that is no padding.
-        causal: False, matching: everybody sees everybody. True, captioning: queries see queries only, a token sees all
-            queries, what stands before it, and itself (BLIP-2's multimodal causal mask).
+        causal: False, matching: all see all. True, captioning: queries see queries only, a token
+            sees all queries, the tokens before it, and itself (BLIP-2's multimodal causal mask).
     """
     keys = F.pad(real, (queries, 0), value=True)  # (K, Q + L)
     seen = keys[:, None, None].expand(-1, 1, keys.shape[1], -1)  # (K, 1, Q + L, Q + L)
@@ -53,13 +59,14 @@ def joint_mask(queries: int, real: Tensor, causal: bool) -> Tensor:
 
 
 class QFormerText(nn.Module):
-    """What a Q-Former needs, beside its layers, to read, judge and write text.
+    """Let a Q-Former read, judge and write text, beside its layers.
 
     Args:
         dim: the Q-Former's width.
         llm_dim: width of the LLM's embeddings.
-        vocabulary: the number of tokens of a vocabulary of its own, with learned embeddings that are its output head,
-            too (as in BLIP-2); None for the LLM's: its embeddings come in through a linear layer, its head writes.
+        vocabulary: the number of tokens of a separate vocabulary, whose learned embeddings are the
+            output head, too (as in BLIP-2); None for the LLM's: its embeddings come in through a
+            linear layer, its head writes.
         longest: positions.
         common: width in which query outputs and text are compared.
         std: of the embeddings at the start.
@@ -70,7 +77,14 @@ class QFormerText(nn.Module):
     """
 
     def __init__(
-        self, dim: int, llm_dim: int, *, vocabulary: int | None, longest: int, std: float, common: int = 256
+        self,
+        dim: int,
+        llm_dim: int,
+        *,
+        vocabulary: int | None,
+        longest: int,
+        std: float,
+        common: int = 256,
     ) -> None:
         super().__init__()
         self.vocabulary, self.longest = vocabulary, longest
@@ -97,15 +111,15 @@ class QFormerText(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """The inverse temperature, at most 100."""
+        """Return the inverse temperature, at most 100."""
         return self.log_temperature.clamp(math.log(0.01), 0.0).neg().exp().squeeze()
 
     def embed(self, words: Tensor, mask: Tensor, begin: int) -> Text:
-        """Words -> text with its beginning in front, ``(K, 1 + L, D)``.
+        """Embed words, with their beginning in front: ``(K, 1 + L, D)``.
 
         Args:
-            words: ``(K, L)`` ids of the own vocabulary, or ``(K, L, D_llm)`` embeddings of the LLM's (a
-                :class:`~avllm.adapters.base.Prompt` holds them, too: an instruction would come in this way).
+            words: ``(K, L)`` ids of the separate vocabulary, or ``(K, L, D_llm)`` embeddings of the
+            LLM's.
             mask: ``(K, L)`` bool.
             begin: ``READ`` or ``WRITE``.
         """
@@ -117,11 +131,14 @@ class QFormerText(nn.Module):
         return Text(x + self.positions(places), F.pad(mask, (1, 0), value=True))
 
     def to_words(self, hidden: Tensor, llm_head: Any) -> Tensor:
-        """Transformed states ``(n, D)`` -> logits ``(n, V)``; linear, so that a mean of states is a mean of logits.
+        """Map transformed states ``(n, D)`` to logits ``(n, V)``.
+
+        The map is linear, so a mean of states gives the mean of logits.
 
         Args:
             hidden: of :attr:`transform`.
-            llm_head: the LLM's output embeddings, which write where there is no vocabulary of its own.
+            llm_head: the LLM's output embeddings, which write where there is no separate
+                vocabulary.
         """
         if self.vocabulary is not None:
             return F.linear(hidden, self.words.weight)  # type: ignore[arg-type]
@@ -132,25 +149,35 @@ class QFormerText(nn.Module):
 
         Args:
             source: the model.
-            begins: ids of the tokens that begin a text that is read and one that is written; None leaves its words,
-                which are of a vocabulary of its own.
+            begins: ids of the tokens that begin a text that is read and one that is written; None
+                leaves its words, which are of a separate vocabulary.
 
         Raises:
             ValueError: its sizes are not this one's.
         """
-        parts = {"query_projection": source.vision_projection, "text_projection": source.text_projection}
+        parts = {
+            "query_projection": source.vision_projection,
+            "text_projection": source.text_projection,
+        }
         parts |= {"match": source.itm_head, "positions": source.embeddings.position_embeddings}
         if begins is not None:
             parts["words"] = source.embeddings.word_embeddings
-        theirs = {f"{ours}.{n}": p for ours, part in parts.items() for n, p in part.named_parameters()}
+        theirs = {
+            f"{ours}.{n}": p for ours, part in parts.items() for n, p in part.named_parameters()
+        }
         if begins is not None:
             theirs["begin"] = theirs["words.weight"][list(begins)]
         own = self.state_dict()
-        odd = {n: (tuple(t.shape), tuple(own[n].shape)) for n, t in theirs.items() if t.shape != own[n].shape}
+        odd = {
+            n: (tuple(t.shape), tuple(own[n].shape))
+            for n, t in theirs.items()
+            if t.shape != own[n].shape
+        }
         if odd:
             name, (seen, expected) = next(iter(odd.items()))
             raise ValueError(
                 f"the checkpoint's text side has {name} {seen}, this Q-Former's {expected}; "
-                f"give text: {len(source.embeddings.word_embeddings.weight)}, the size of its vocabulary, or text: llm"
+                f"give text: {len(source.embeddings.word_embeddings.weight)}, the size of its "
+                "vocabulary, or text: llm"
             )
         self.load_state_dict(own | theirs)  # what a checkpoint does not hold stays as it began

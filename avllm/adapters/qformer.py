@@ -1,7 +1,9 @@
-"""Learned queries that read a stream by cross-attention: BLIP-2's Q-Former (arXiv 2301.12597), in transformers' layers.
+"""Read a stream with learned queries: BLIP-2's Q-Former (arXiv 2301.12597).
 
-Per frame (BLIP-2, InstructBLIP), per window of time (SALMONN, arXiv 2310.13289), or over the whole clip (the video and
-audio Q-Formers of Video-LLaMA, arXiv 2306.02858).
+The layers are transformers' own.
+
+Per frame (BLIP-2, InstructBLIP), per window of time (SALMONN, arXiv 2310.13289), or over the whole
+clip (the video and audio Q-Formers of Video-LLaMA, arXiv 2306.02858).
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from avllm.adapters._instruction import Instruction
 from avllm.adapters._qformer_text import QFormerText, Text, joint_mask
-from avllm.adapters.base import Prompt, StreamAdapter, Windows, gather_steps, time_windows, whole_span, window_grid
+from avllm.adapters.base import (
+    Prompt,
+    StreamAdapter,
+    Windows,
+    gather_steps,
+    time_windows,
+    whole_span,
+    window_grid,
+)
 from avllm.errors import UserError, loading
 from avllm.tokens import Grid, Tokens
 
@@ -24,31 +34,33 @@ TEXT_LAYERS = re.compile(r"layer\.\d+\.(intermediate|output)\.")
 
 
 class QFormer(StreamAdapter):
-    """``num_queries`` learned queries read the tokens of each frame, window or clip.
+    r"""Read the tokens of each frame, window or clip with ``num_queries`` learned queries.
 
     Args:
         stream: the stream to read.
         num_queries: queries, hence tokens that each frame, window or clip becomes.
         per: ``frame`` (each time step by itself), ``window`` (needs ``seconds``) or ``clip``.
         seconds: length and distance of the windows.
-        context: seconds that a window's queries see around its centre; more than ``seconds`` lets windows overlap.
+        context: seconds that a window's queries see around its centre; more than ``seconds`` lets
+            windows overlap.
         dim, layers, heads, intermediate: of the Q-Former; ``dim`` is the width that goes out.
-        cross_every: every how many layers there is cross-attention (BLIP-2: 2; Video-LLaMA's second level: 1).
+        cross_every: every how many layers there is cross-attention (BLIP-2: 2; Video-LLaMA's second
+            level: 1).
         dropout: of attention and hidden states.
-        init: a hub name or folder of a transformers BLIP-2 checkpoint whose Q-Former and query tokens to start from;
-            read by :meth:`load_init` only, never while a saved model is rebuilt.
-        text: gives it BLIP-2's text side, for the objectives ``qformer_contrastive``, ``qformer_matching`` and
-            ``qformer_captioning``: feed-forwards of its own for text, embeddings and heads. ``llm``: texts are the
-            LLM's tokens, embedded and written by the frozen LLM's own tables. A number: the size of a vocabulary of
-            its own, whose tokenizer the objectives name (BLIP-2's: 30523). What media become is the same without it.
-            A stage without these objectives should freeze it, or weight decay shrinks it:
-            ``['connector\\.\\d+\\.(text|.*layer\\.\\d+\\.(intermediate|output))\\.', null]``.
-        instruction: lets the queries read the question that is asked (InstructBLIP, arXiv 2305.06500; APT, arXiv
-            2312.00249): ``llm`` for the LLM's own tokens, or the hub name or folder of a tokenizer (BERT's in
-            InstructBLIP). Rows then train one answer each, and every question makes its own tokens of a clip.
-        instruction: lets the queries read the question that is asked (InstructBLIP, arXiv 2305.06500; APT, arXiv
-            2312.00249): ``llm`` for the LLM's own tokens, or the hub name or folder of a tokenizer (BERT's in
-            InstructBLIP). Rows then train one answer each, and every question makes its own tokens of a clip.
+        init: a hub name or folder of a transformers BLIP-2 checkpoint whose Q-Former and query
+            tokens to start from; read by :meth:`load_init` only, never while a saved model is
+            rebuilt.
+        text: gives it BLIP-2's text side, for the objectives ``qformer_contrastive``,
+            ``qformer_matching`` and ``qformer_captioning``: separate feed-forwards for text,
+            embeddings and heads. ``llm``: texts are the LLM's tokens, embedded and written by the
+            frozen LLM's own tables. A number: the size of a separate vocabulary, whose tokenizer
+            the objectives name (BLIP-2's: 30523). Media become the same without it. A stage without
+            these objectives should freeze it, or weight decay shrinks it:
+            ``['connector\.\d+\.(text|.*layer\.\d+\.(intermediate|output))\.', null]``.
+        instruction: lets the queries read the question that is asked (InstructBLIP, arXiv
+            2305.06500; APT, arXiv 2312.00249): ``llm`` for the LLM's own tokens, or the hub name or
+            folder of a tokenizer (BERT's in InstructBLIP). Rows then train one answer each, and
+            every question makes its own tokens of a clip.
     """
 
     def __init__(
@@ -76,7 +88,10 @@ class QFormer(StreamAdapter):
         _check_sizes(stream, num_queries, layers, text)
         reads_text = text is not None or instruction is not None
         sizes = {"hidden_size": dim, "num_hidden_layers": layers, "num_attention_heads": heads}
-        sizes |= {"intermediate_size": intermediate or 4 * dim, "cross_attention_frequency": cross_every}
+        sizes |= {
+            "intermediate_size": intermediate or 4 * dim,
+            "cross_attention_frequency": cross_every,
+        }
         config = Blip2QFormerConfig(
             **sizes,
             encoder_hidden_size=self.in_dim,
@@ -95,7 +110,9 @@ class QFormer(StreamAdapter):
             self.text = QFormerText(dim, llm_dim, vocabulary=vocabulary, longest=longest, std=std)
         self.instruction: Instruction | None = None
         if instruction is not None:
-            self.instruction = Instruction(dim, llm_dim, source=instruction, longest=longest, std=std)
+            self.instruction = Instruction(
+                dim, llm_dim, source=instruction, longest=longest, std=std
+            )
         self.conditioned = instruction is not None
         self.set_out_dim(dim)
 
@@ -108,11 +125,17 @@ class QFormer(StreamAdapter):
             clip = real.nonzero()[:, 0]  # (G_real,) the clip of each group
             question = self.instruction(prompt).pick(clip)
         q = self.query_tokens.shape[1]
-        read = self.read(x[real], keep[real], question)[:, :q]  # (G_real, Q, D'): groups that hold something
+        read = self.read(x[real], keep[real], question)[
+            :, :q
+        ]  # (G_real, Q, D'): groups that hold something
         out = read.new_zeros(b, g, *read.shape[1:])
         out[real] = read  # the others stay zero and masked
-        if self._reads_text and torch.is_grad_enabled():  # where no text is read, its weights' gradient is zero
-            out = out + 0.0 * sum(p.sum() for p in self._text_parameters() if p.numel())  # ZeRO-3 leaves empty shells
+        if (
+            self._reads_text and torch.is_grad_enabled()
+        ):  # where no text is read, its weights' gradient is zero
+            out = out + 0.0 * sum(
+                p.sum() for p in self._text_parameters() if p.numel()
+            )  # ZeRO-3 leaves empty shells
         return Tokens(out, real[..., None].expand(b, g, read.shape[1]), span)  # (B, G, Q, D')
 
     def grid(self, grid: Grid) -> Grid:
@@ -120,7 +143,10 @@ class QFormer(StreamAdapter):
         if self.per == "frame":
             span, real = grid.span, grid.mask.any(-1)
         elif self.per == "clip":
-            span, real = whole_span(grid.span[None], grid.mask.any(-1)[None])[0], grid.mask.any()[None]
+            span, real = (
+                whole_span(grid.span[None], grid.mask.any(-1)[None])[0],
+                grid.mask.any()[None],
+            )
         else:
             windows, keep = window_grid(grid, float(self.seconds or 0), self.context)
             span, real = windows.span[0], keep.flatten(1).any(1)
@@ -132,12 +158,14 @@ class QFormer(StreamAdapter):
         if self.per == "clip":
             x, mask = tokens.flat()
             return x.unsqueeze(1), mask.unsqueeze(1), whole_span(tokens.span, tokens.mask.any(-1))
-        windows: Windows = time_windows(tokens.span, tokens.mask.any(-1), float(self.seconds or 0), self.context)
+        windows: Windows = time_windows(
+            tokens.span, tokens.mask.any(-1), float(self.seconds or 0), self.context
+        )
         x, keep = gather_steps(tokens, windows)  # (B, W, K, P, D)
         return x.flatten(2, 3), keep.flatten(2, 3), windows.span
 
     def units(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """What the queries read at a time: the frames, windows or clips that hold something, one after the other.
+        """Return what the queries read at a time: the frames, windows or clips that hold something.
 
         Args:
             tokens: the stream as it enters, ``(B, T, P, D)``.
@@ -149,8 +177,10 @@ class QFormer(StreamAdapter):
         real = keep.any(-1)  # (B, G)
         return x[real], keep[real], real.nonzero()[:, 0]
 
-    def read(self, x: Tensor, keep: Tensor, text: Text | None = None, causal: bool = False) -> Tensor:
-        """Queries, and a text beside them, read units.
+    def read(
+        self, x: Tensor, keep: Tensor, text: Text | None = None, causal: bool = False
+    ) -> Tensor:
+        """Read units with the queries, and with a text beside them.
 
         Args:
             x, keep: as :meth:`units` gives them.
@@ -160,7 +190,9 @@ class QFormer(StreamAdapter):
         Returns:
             ``(K, Q + L, D')``: the queries' outputs, then the text's.
         """
-        if not len(x):  # processes run the same modules there and back, also one that has nothing to read
+        if not len(
+            x
+        ):  # processes run the same modules there and back, also one that has nothing to read
             blank = x.new_zeros(1, 1, x.shape[-1]) + x.sum(), keep.new_ones(1, 1)
             return self.read(*blank, text.blank() if text else None, causal)[:0]
         queries = self.query_tokens.expand(x.shape[0], -1, -1)
@@ -168,16 +200,18 @@ class QFormer(StreamAdapter):
         if text is not None:
             q = queries.shape[1]
             given["query_length"], given["attention_mask"] = q, joint_mask(q, text.mask, causal)
-            # from a mask (K, M) transformers would make one for queries and text, of which the text has no use for it
+            # From a mask (K, M) transformers would make one for the text, too, which has no cross-attention.
             given["encoder_attention_mask"] = keep[:, None, None].expand(-1, 1, q, -1)
             queries = torch.cat([queries, text.x.to(queries.dtype)], 1)
         return self.qformer(query_embeds=queries, **given).last_hidden_state
 
     def read_text(self, text: Text) -> Tensor:
-        """Texts by themselves, seeing neither queries nor media, ``(K, L, D')``."""
+        """Read texts by themselves, which see neither queries nor media, ``(K, L, D')``."""
         if not len(text.x):
             return self.read_text(text.blank())[:0]
-        return self.qformer(query_embeds=text.x, query_length=0, attention_mask=text.mask.long()).last_hidden_state
+        return self.qformer(
+            query_embeds=text.x, query_length=0, attention_mask=text.mask.long()
+        ).last_hidden_state
 
     @property
     def _reads_text(self) -> bool:
@@ -185,24 +219,34 @@ class QFormer(StreamAdapter):
 
     def _text_parameters(self) -> list[nn.Parameter]:
         names = ("text.", "instruction.")
-        return [p for name, p in self.named_parameters() if name.startswith(names) or TEXT_LAYERS.search(name)]
+        return [
+            p
+            for name, p in self.named_parameters()
+            if name.startswith(names) or TEXT_LAYERS.search(name)
+        ]
 
     def load_init(self) -> None:
-        """Start from a BLIP-2 checkpoint's Q-Former and query tokens, as ``init`` says, and from its text side.
+        """Start from the Q-Former, query tokens and text side of ``init``'s BLIP-2 checkpoint.
 
         Raises:
-            UserError: it cannot be loaded, its sizes are not this adapter's, or it lacks a text side that is wanted.
+            UserError: it cannot be loaded, its sizes are not this adapter's, or it lacks a text
+                side that is wanted.
         """
         if self.init is None:
             return
         with loading("qformer init", self.init):
             source = load_blip2(self.init, with_text=self._reads_text)
-        theirs = {k: v for k, v in source.qformer.state_dict().items() if self._reads_text or not TEXT_LAYERS.search(k)}
+        theirs = {
+            k: v
+            for k, v in source.qformer.state_dict().items()
+            if self._reads_text or not TEXT_LAYERS.search(k)
+        }
         ours = self.qformer.state_dict()
         if set(theirs) != set(ours) or source.query_tokens.shape != self.query_tokens.shape:
             odd = sorted(set(theirs) ^ set(ours))[:3]
             raise UserError(
-                f"qformer init {self.init!r}: query tokens {tuple(source.query_tokens.shape)}, {len(theirs)} tensors; "
+                f"qformer init {self.init!r}: query tokens {tuple(source.query_tokens.shape)}, "
+                f"{len(theirs)} tensors; "
                 f"expected {tuple(self.query_tokens.shape)} and {len(ours)} (differing: {odd}); "
                 "set dim, layers, heads, cross_every and num_queries to the checkpoint's"
             )
@@ -210,7 +254,9 @@ class QFormer(StreamAdapter):
         with torch.no_grad():
             self.query_tokens.copy_(source.query_tokens)
         if self.text is not None:
-            self.text.load_blip2(source, text_begins(self.init) if self.text.vocabulary is not None else None)
+            self.text.load_blip2(
+                source, text_begins(self.init) if self.text.vocabulary is not None else None
+            )
 
 
 def _check_windows(stream: str, per: str, seconds: float | None, context: float | None) -> None:
@@ -220,15 +266,19 @@ def _check_windows(stream: str, per: str, seconds: float | None, context: float 
         ValueError: an unknown unit, or settings of windows that contradict each other.
     """
     if per not in ("frame", "window", "clip"):
-        raise ValueError(f"qformer on {stream!r} has per {per!r}; expected 'frame', 'window' or 'clip'")
+        raise ValueError(
+            f"qformer on {stream!r} has per {per!r}; expected 'frame', 'window' or 'clip'"
+        )
     if (per == "window") != (seconds is not None):
-        raise ValueError(f"qformer on {stream!r} has per {per!r} and seconds {seconds}; a window needs its seconds")
+        raise ValueError(
+            f"qformer on {stream!r} has per {per!r} and seconds {seconds}; a window needs seconds"
+        )
     if seconds is not None and seconds <= 0:
         raise ValueError(f"qformer on {stream!r} has seconds {seconds}; expected more than 0")
     if context is not None and (seconds is None or context < seconds):
         raise ValueError(
-            f"qformer on {stream!r} has context {context}; expected at least the window's seconds ({seconds}), "
-            "for what lies between narrower ones would not be read"
+            f"qformer on {stream!r} has context {context}; expected at least the window's seconds "
+            f"({seconds}), for what lies between narrower ones would not be read"
         )
 
 
@@ -239,14 +289,19 @@ def _check_sizes(stream: str, num_queries: int, layers: int, text: str | int | N
         ValueError: a number below 1, or a text side that is neither the LLM's nor of a size.
     """
     if num_queries < 1 or layers < 1:
-        raise ValueError(f"qformer on {stream!r} has num_queries {num_queries} and layers {layers}; expected 1 or more")
+        raise ValueError(
+            f"qformer on {stream!r} has num_queries {num_queries} and layers {layers}; "
+            "expected 1 or more"
+        )
     is_size = isinstance(text, int) and not isinstance(text, bool) and text > 0
     if text not in (None, "llm") and not is_size:
-        raise ValueError(f"qformer on {stream!r} has text {text!r}; expected 'llm' or the size of a vocabulary")
+        raise ValueError(
+            f"qformer on {stream!r} has text {text!r}; expected 'llm' or the size of a vocabulary"
+        )
 
 
 def load_blip2(name: str, with_text: bool) -> Any:
-    """A BLIP-2 model of transformers by hub name or folder.
+    """Load a BLIP-2 model of transformers by hub name or folder.
 
     Raises:
         ValueError: it has no text side, and one is wanted.
@@ -265,7 +320,9 @@ def load_blip2(name: str, with_text: bool) -> Any:
 
 
 def text_begins(name: str) -> tuple[int, int]:
-    """Ids of the tokens that begin a text that a BLIP-2 checkpoint reads ([CLS]) and one that it writes ([DEC]).
+    """Return the ids with which a BLIP-2 checkpoint's texts begin.
+
+    Those that it reads begin with [CLS], those that it writes with [DEC].
 
     Raises:
         ValueError: its tokenizer has no such tokens.
@@ -276,7 +333,7 @@ def text_begins(name: str) -> tuple[int, int]:
     read, write = tokenizer.cls_token_id, tokenizer.bos_token_id
     if read is None or write is None:
         raise ValueError(
-            f"qformer init {name!r}: its tokenizer has cls {read} and bos {write}; expected the ids of "
-            "[CLS] and [DEC], with which BLIP-2's texts begin"
+            f"qformer init {name!r}: its tokenizer has cls {read} and bos {write}; expected the ids "
+            "of [CLS] and [DEC], with which BLIP-2's texts begin"
         )
     return int(read), int(write)
