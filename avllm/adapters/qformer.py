@@ -200,7 +200,7 @@ class QFormer(StreamAdapter):
         if text is not None:
             q = queries.shape[1]
             given["query_length"], given["attention_mask"] = q, joint_mask(q, text.mask, causal)
-            # From a mask (K, M) transformers would make one for the text, too, which has no cross-attention.
+            # Of a mask (K, M) transformers would make one for the text, too; it has no use for it.
             given["encoder_attention_mask"] = keep[:, None, None].expand(-1, 1, q, -1)
             queries = torch.cat([queries, text.x.to(queries.dtype)], 1)
         return self.qformer(query_embeds=queries, **given).last_hidden_state
@@ -333,7 +333,7 @@ def text_begins(name: str) -> tuple[int, int]:
     read, write = tokenizer.cls_token_id, tokenizer.bos_token_id
     if read is None or write is None:
         raise ValueError(
-            f"qformer init {name!r}: its tokenizer has cls {read} and bos {write}; expected the ids "
-            "of [CLS] and [DEC], with which BLIP-2's texts begin"
+            f"qformer init {name!r}: its tokenizer has cls {read} and bos {write}; expected the "
+            "ids of [CLS] and [DEC], with which BLIP-2's texts begin"
         )
     return int(read), int(write)
