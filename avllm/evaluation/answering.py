@@ -1,7 +1,7 @@
-"""Greedy answers to many rows, fast: rows about the same clip share one pass of the connector and one of the LLM.
+"""Answer many rows greedily; rows about the same clip share one pass of connector and LLM.
 
-What the rows of a clip begin with in common (the media, mostly) is read once; its keys and values are then handed to
-each row's own end. Answers are those that ``model.generate`` gives to each row alone.
+The LLM reads the common beginning of a clip's rows (the media, mostly) once; each row then goes on
+from its keys and values. The answers are those that ``model.generate`` gives to each row alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from avllm.tokens import Tokens
 
 @dataclass(frozen=True)
 class Group:
-    """Rows about the same media; the first ``shared`` tokens of each are the same and hold all of the media."""
+    """Rows about the same media.
+
+    Attributes:
+        places: of the rows in the list that is answered.
+        shared: tokens with which every row of the group begins; they hold all of the media.
+    """
 
     places: list[int]
     rows: list[Row]
@@ -40,54 +45,61 @@ def answer_rows(
     decoding: dict[str, Any] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-    """Answers in the order of the rows.
+    """Return the answers in the order of the rows.
 
     Args:
         model, processor: of one checkpoint.
-        rows: prompts (``processor.row(..., answer=False)``); rows are about the same media when their clips are the
-            same dict objects.
+        rows: prompts (``processor.row(..., answer=False)``); rows are about the same media when
+            their clips are the same dict objects.
         batch_size: rows generated at a time.
         max_new_tokens: of an answer.
-        decoding: ``{"type", **options}`` of a decoder, or None. With one, ``model.generate`` reads each row
-            whole, since a decoder works there.
+        decoding: ``{"type", **options}`` of a decoder, or None. With one, ``model.generate`` reads
+            each row whole, since a decoder works there.
         progress: called with the number of rows done since the last call.
     """
-    arguments = Generation(max_new_tokens=max_new_tokens, decoding=decoding).arguments(model, processor)
-    shares = cache_is_selectable(model.llm) and not model.connector.conditioned and decoding is None
-    found = [""] * len(rows)
+    generation = Generation(max_new_tokens=max_new_tokens, decoding=decoding)
+    arguments = generation.arguments(model, processor)
+    can_share = cache_is_selectable(model.llm) and not model.connector.conditioned
+    answers = [""] * len(rows)
     for groups in batches(group_rows(rows), batch_size):
-        if shares:
+        if can_share and decoding is None:
             ids = _generate_shared(model, processor, groups, arguments)
         else:
-            batch = processor.collate([row for g in groups for row in g.rows], padding_side="left")
+            whole = [row for group in groups for row in group.rows]
+            batch = processor.collate(whole, padding_side="left")
             ids = model.generate(batch.to(model.device), **arguments)
-        places = [i for g in groups for i in g.places]
+        places = [place for group in groups for place in group.places]
         durations = [rows[place].duration for place in places]
         for place, text in zip(places, processor.decode(ids, durations), strict=True):
-            found[place] = text
+            answers[place] = text
         progress(len(places))
-    return found
+    return answers
 
 
 def group_rows(rows: Sequence[Row]) -> list[Group]:
-    """Rows by their media, the shortest beginnings first, so that a batch needs little padding."""
+    """Group rows by their media; groups of the shortest beginnings first, to save padding."""
     by_media: dict[tuple[int, ...], list[int]] = {}
     for place, row in enumerate(rows):
-        key = tuple(id(clip) for clip in row.clips)
-        by_media.setdefault(key or (-1 - place,), []).append(place)
+        alone = (-1 - place,)  # a row without media is a group by itself
+        key = tuple(id(clip) for clip in row.clips) or alone
+        by_media.setdefault(key, []).append(place)
     groups: list[Group] = []
     for places in by_media.values():
-        members = [rows[i] for i in places]
-        shared = min(shared_length(members), *(len(r.input_ids) - 1 for r in members))
+        members = [rows[place] for place in places]
+        # The last token of each row is not shared: the answer's first token is predicted from it.
+        longest = min(len(row.input_ids) for row in members) - 1
+        shared = min(shared_length(members), longest)
         if shared >= max(row.media_end for row in members):
             groups.append(Group(places, members, shared))
-        else:  # a question before its clip shares nothing
-            groups += [Group([i], [rows[i]], len(rows[i].input_ids) - 1) for i in places]
-    return sorted(groups, key=lambda g: (g.shared, g.places))
+            continue
+        # A question comes before its clip: the rows do not begin alike.
+        for place, row in zip(places, members, strict=True):
+            groups.append(Group([place], [row], len(row.input_ids) - 1))
+    return sorted(groups, key=lambda group: (group.shared, group.places))
 
 
 def batches(groups: Sequence[Group], batch_size: int) -> Iterator[list[Group]]:
-    """Groups in batches of at most ``batch_size`` rows; a larger group is cut."""
+    """Yield groups in batches of at most ``batch_size`` rows; a larger group is cut."""
     batch: list[Group] = []
     room = batch_size
     for group in groups:
@@ -96,22 +108,28 @@ def batches(groups: Sequence[Group], batch_size: int) -> Iterator[list[Group]]:
             piece = replace(group, places=group.places[part], rows=group.rows[part])
             if batch and len(piece.rows) > room:
                 yield batch
-                batch, room = [], batch_size
-            batch, room = [*batch, piece], room - len(piece.rows)
+                batch = []
+                room = batch_size
+            batch.append(piece)
+            room -= len(piece.rows)
     if batch:
         yield batch
 
 
 @torch.no_grad()
-def _generate_shared(model: Any, processor: Any, groups: list[Group], arguments: dict[str, Any]) -> Tensor:
-    """Read the beginning of each group once, then answer all rows from it: ``(R, new tokens)``."""
+def _generate_shared(
+    model: Any, processor: Any, groups: list[Group], arguments: dict[str, Any]
+) -> Tensor:
+    """Read the beginning of each of G groups once, then answer all R rows: ``(R, new tokens)``."""
     heads = [_beginning(group) for group in groups]
-    owner = torch.tensor([i for i, group in enumerate(groups) for _ in group.rows])  # (R,)
-    batch = processor.collate([_without_media(head) for head in heads], padding_side="left").to(model.device)
+    sizes = torch.tensor([len(group.rows) for group in groups])
+    owner = torch.arange(len(groups)).repeat_interleave(sizes)  # (R,), the group of each row
+    bare = [_without_media(head) for head in heads]
+    batch = processor.collate(bare, padding_side="left").to(model.device)
     streams = connect_once(model, heads)
     embeds = model.merge_media(batch.input_ids, streams)  # (G, L, D)
     cached = model.prefill(embeds, batch, streams)
-    rows = processor.collate([_without_media(heads[i]) for i in owner.tolist()], padding_side="left")
+    rows = processor.collate([bare[number] for number in owner.tolist()], padding_side="left")
     clips = _clips_of(heads, owner)  # (B,)
     cached.select(owner.to(model.device), rows.to(model.device), clips.to(model.device))
     tails = [row.input_ids[group.shared :] for group in groups for row in group.rows]
@@ -121,26 +139,37 @@ def _generate_shared(model: Any, processor: Any, groups: list[Group], arguments:
 
 def _beginning(group: Group) -> Row:
     """Return the tokens that the rows of a group share, as one row."""
-    row, shared = group.rows[0], slice(0, group.shared)
-    return replace(row, input_ids=row.input_ids[shared], labels=row.labels[shared], is_media=row.is_media[shared])
+    row = group.rows[0]
+    return replace(
+        row,
+        input_ids=row.input_ids[: group.shared],
+        labels=row.labels[: group.shared],
+        is_media=row.is_media[: group.shared],
+    )
 
 
 def _without_media(row: Row) -> Row:
-    """Return a row whose clips have places and no tensors: the connector's output for them is there already."""
+    """Return a row whose clips have places and no tensors: the connector has read them already."""
     return replace(row, clips=[{} for _ in row.clips])
 
 
 def _clips_of(heads: Sequence[Row], owner: Tensor) -> Tensor:
-    """Return the number ``(B,)``, among the heads' clips, of each clip of rows that begin with head ``owner (R,)``."""
-    first = [0]
+    """Return the place among the heads' clips of each of the rows' B clips, ``(B,)``.
+
+    Args:
+        heads: the beginnings of rows, with their clips.
+        owner: ``(R,)``, the head of each row.
+    """
+    numbers_by_head = []
+    first = 0
     for head in heads:
-        first.append(first[-1] + len(head.clips))
-    numbers = [torch.arange(first[i], first[i + 1]) for i in owner.tolist()]
-    return torch.cat(numbers)
+        numbers_by_head.append(torch.arange(first, first + len(head.clips)))
+        first += len(head.clips)
+    return torch.cat([numbers_by_head[head] for head in owner.tolist()])
 
 
 def _greedy(cached: CachedRows, ids: Tensor, real: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """Take the most likely token until each row has ended; what follows a row's end is padding.
+    """Take the most likely token until each row has ended; after a row's end comes padding.
 
     Args:
         ids, real: ``(R, L)``, the ends of the prompts and their bool mask.
@@ -159,8 +188,8 @@ def _greedy(cached: CachedRows, ids: Tensor, real: Tensor, arguments: dict[str, 
 
 
 def pad_left(items: Sequence[Tensor], value: int) -> tuple[Tensor, Tensor]:
-    """Sequences ``(L_i,)`` -> ``(R, L)`` with padding in front, and the bool mask of what is real."""
-    length = max(1, *(len(item) for item in items)) if items else 1
+    """Pad sequences ``(L_i,)`` in front; return ``(R, L)`` and the bool mask of real places."""
+    length = max([1, *map(len, items)])
     out = torch.full((len(items), length), value)
     mask = torch.zeros(len(items), length, dtype=torch.bool)
     for i, item in enumerate(items):
@@ -172,10 +201,19 @@ def pad_left(items: Sequence[Tensor], value: int) -> tuple[Tensor, Tensor]:
 def connect_once(model: Any, rows: Sequence[Row]) -> dict[str, Tokens]:
     """Return the connector's output for the rows' clips in order; a shared clip passes once."""
     clips = [clip for row in rows for clip in row.clips]
-    distinct = {id(clip): clip for clip in clips}
-    place = {key: i for i, key in enumerate(distinct)}
-    index = torch.tensor([place[id(clip)] for clip in clips], dtype=torch.long, device=model.device)
-    names = sorted({name for clip in distinct.values() for name in clip})
-    media = {n: gather_stream(n, [c.get(n) for c in distinct.values()]).to(model.device) for n in names}
-    made = model.connect(model.encode_media(media)) if media else {}
-    return {name: tokens.select(index) for name, tokens in made.items()}
+    distinct: list[dict[str, Any]] = []
+    place_by_id: dict[int, int] = {}
+    for clip in clips:
+        if id(clip) not in place_by_id:
+            place_by_id[id(clip)] = len(distinct)
+            distinct.append(clip)
+    places = [place_by_id[id(clip)] for clip in clips]
+    media = {}
+    for name in sorted({name for clip in distinct for name in clip}):
+        items = [clip.get(name) for clip in distinct]
+        media[name] = gather_stream(name, items).to(model.device)
+    if not media:
+        return {}
+    index = torch.tensor(places, dtype=torch.long, device=model.device)
+    streams = model.connect(model.encode_media(media))
+    return {name: tokens.select(index) for name, tokens in streams.items()}

@@ -59,7 +59,9 @@ def encode_clips(
     num_workers = min(num_workers, len(parts))
     reader = MediaReader(processor)
     if cache is not None:
-        encoding = ClipEncoding(reader.inputs, model.encoders, model.device, num_workers, batch_size)
+        encoding = ClipEncoding(
+            reader.inputs, model.encoders, model.device, num_workers, batch_size
+        )
         fill(cache, places, encoding)
         return {part: _from_cache(cache, part, root) for part in parts}
     found: dict[MediaPart, EncodedClip | Failure] = {}
@@ -73,7 +75,8 @@ def encode_clips(
         with torch.no_grad():
             encoded = encode(list(good.values()), model.encoders, model.device)
         found |= {
-            part: EncodedClip(_unit(part, root, streams), streams) for part, streams in zip(good, encoded, strict=True)
+            part: EncodedClip(_unit(part, root, streams), streams)
+            for part, streams in zip(good, encoded, strict=True)
         }
     return found
 

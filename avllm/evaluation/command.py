@@ -1,10 +1,10 @@
-"""`avllm eval` and `avllm retrieve`: a checkpoint and a manifest in, figures as JSON and as a table out."""
+"""Run `avllm eval` and `avllm retrieve`: figures of a checkpoint, as JSON and as a table."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,12 @@ def run_eval(
 
     Args:
         checkpoint: folder of a trained model.
-        manifest: rows with their answers; or instead of it
-        benchmark: a benchmark's name or ``pkg.module:Class``, with
-        data: the folder that it reads, and
-        options: its further options, ``key=value``.
-        without, swap: streams to remove, and to exchange for another clip's: each is one more condition.
+        manifest: rows with their answers; or None, with a benchmark.
+        benchmark: a benchmark's name or ``pkg.module:Class``; or None, with a manifest.
+        data: the folder that the benchmark reads.
+        options: further options of the benchmark, ``key=value``.
+        without: streams to remove, each as one more condition.
+        swap: streams to exchange for another clip's, each as one more condition.
         limit: at most so many rows.
         refusal: the answer by which a question of a manifest is refused.
         predictions: file for one JSON object a row and condition.
@@ -62,13 +63,20 @@ def run_eval(
         settings: see :class:`avllm.evaluation.runner.Settings`.
 
     Returns:
-        ``{"checkpoint", "manifest" or "benchmark", "settings", "conditions": {name: figures}, "environment",
-        "seconds"}``, JSON-able.
+        ``{"checkpoint", "manifest" or "benchmark", "settings", "conditions": {name: figures},
+        "environment", "seconds"}``, JSON-able.
+
+    Raises:
+        UserError: a device, setting, file or stream that does not exist.
     """
-    changed = [*(Condition(without=w) for w in without), *(Condition(swap=s) for s in swap)]  # type: ignore[arg-type]
-    conditions = list(dict.fromkeys([AS_IS, *changed]))
-    began, console = time.perf_counter(), _console()
-    check_device(device)  # this and the next two lines: before a model is loaded
+    conditions = [AS_IS]
+    conditions += [Condition(without=stream) for stream in without]  # type: ignore[arg-type]
+    conditions += [Condition(swap=stream) for stream in swap]  # type: ignore[arg-type]
+    conditions = list(dict.fromkeys(conditions))
+    began = time.perf_counter()
+    console = _console()
+    # Mistakes in the arguments are reported before a model is loaded, which takes long.
+    check_device(device)
     Settings(**settings)
     rows = _chosen(manifest, benchmark, data, options, refusal)
     rows.samples()
@@ -80,22 +88,34 @@ def run_eval(
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        results = evaluate_all(model, processor, rows, conditions, limit=limit, progress=show, **settings)
+        results = evaluate_all(
+            model, processor, rows, conditions, limit=limit, progress=show, **settings
+        )
     for result in results.values():
         console.print(table(result))
     if predictions is not None:
         write_predictions(predictions, results.values())
-    given = {"refusal": refusal, "quantize": quantize, **settings}
-    figures: dict[str, Any] = {"conditions": {name: result.to_dict() for name, result in results.items()}}
+    by_condition = {name: result.to_dict() for name, result in results.items()}
+    figures: dict[str, Any] = {"conditions": by_condition}
     if manifest is not None:
-        figures |= {"manifest": _file(manifest, limit)}
+        figures["manifest"] = _file(manifest, limit)
     else:
-        figures |= {"benchmark": {"name": benchmark, "data": str(data), "options": list(options), "limit": limit}}
-    return _stamped(checkpoint, given, figures, device, began)
+        figures["benchmark"] = {
+            "name": benchmark,
+            "data": str(data),
+            "options": list(options),
+            "limit": limit,
+        }
+    all_settings = {"refusal": refusal, "quantize": quantize, **settings}
+    return _stamped(checkpoint, all_settings, figures, device, began)
 
 
 def _chosen(
-    manifest: str | Path | None, benchmark: str | None, data: str | Path | None, options: Sequence[str], refusal: str
+    manifest: str | Path | None,
+    benchmark: str | None,
+    data: str | Path | None,
+    options: Sequence[str],
+    refusal: str,
 ) -> Benchmark:
     """Build the benchmark that the arguments of :func:`run_eval` name.
 
@@ -104,18 +124,26 @@ def _chosen(
     """
     if (manifest is None) == (benchmark is None):
         raise UserError(
-            f"the manifest is {manifest} and the benchmark {benchmark}; expected exactly one of the two: a JSONL file, "
-            "or --benchmark NAME --data DIR"
+            f"the manifest is {manifest} and the benchmark {benchmark}; "
+            "expected exactly one of the two: a JSONL file, or --benchmark NAME --data DIR"
         )
     if benchmark is None:
         if data is not None or options:
-            raise UserError("--data and --option belong to --benchmark; a manifest is given alone")
+            raise UserError(
+                f"--data is {data} and --option {list(options)}; expected neither with a manifest: "
+                "they belong to --benchmark"
+            )
         return benchmark_of("manifest", path=str(manifest), refusal=refusal)
     return benchmark_of(benchmark, data, options)
 
 
 def run_retrieval(
-    checkpoint: str | Path, manifest: str | Path, *, limit: int | None = None, device: str = "cpu", **settings: Any
+    checkpoint: str | Path,
+    manifest: str | Path,
+    *,
+    limit: int | None = None,
+    device: str = "cpu",
+    **settings: Any,
 ) -> dict[str, Any]:
     """Search with a stage-1 run in both directions and print a table on stderr.
 
@@ -131,9 +159,9 @@ def run_retrieval(
     """
     began = time.perf_counter()
     check_device(device)
-    found = retrieval(checkpoint, manifest, limit=limit, device=device, **settings)
-    _console().print(recall_table(found))
-    figures = {"manifest": _file(manifest, limit), "retrieval": found}
+    recalls = retrieval(checkpoint, manifest, limit=limit, device=device, **settings)
+    _console().print(recall_table(recalls))
+    figures = {"manifest": _file(manifest, limit), "retrieval": recalls}
     return _stamped(checkpoint, settings, figures, device, began)
 
 
@@ -155,23 +183,27 @@ def _stamped(
     device: str,
     began: float,
 ) -> dict[str, Any]:
-    """Figures with what they are of, and what they were measured with."""
+    """Add to figures the checkpoint, settings, environment and seconds of their measurement."""
+    plain = {
+        name: str(value) if isinstance(value, Path) else value for name, value in settings.items()
+    }
+    asked = settings.get("precision", "fp32")
+    plain["precision"] = choose_precision(asked, torch.device(device).type)
     return {
         "checkpoint": {"folder": str(checkpoint), "manifest": read_manifest_of(checkpoint)},
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
-        | {"precision": choose_precision(settings.get("precision", "fp32"), torch.device(device).type)},
+        "settings": plain,
         **figures,
         "environment": environment(device),
         "seconds": round(time.perf_counter() - began, 3),
     }
 
 
-def write_predictions(path: str | Path, results: Any) -> None:
-    """One JSON object a row and condition: what was asked, said, true, and how it was scored."""
-    every: list[Result] = list(results)
+def write_predictions(path: str | Path, results: Iterable[Result]) -> None:
+    """Write one JSON object a row and condition: row, answer, truth and score."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        for result in every:
+        for result in results:
             for prediction in result.predictions:
-                file.write(json.dumps(prediction.to_dict(result.condition.name), ensure_ascii=False) + "\n")
+                record = prediction.to_dict(result.condition.name)
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")

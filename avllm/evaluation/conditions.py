@@ -92,10 +92,12 @@ def remove(clip: Streams, streams: Iterable[str]) -> Streams:
 
 
 def exchange(clip: Streams, other: Streams, streams: Collection[str]) -> Streams:
-    """Return the clip with some streams of another; whatever else it has stays, at its place in the dict."""
+    """Return the clip with some streams of another; order and other streams stay."""
     exchanged = dict(clip)
     for name in clip:
-        if name in streams:  # times in question and answer are seconds of the clip that is asked about
+        if (
+            name in streams
+        ):  # times in question and answer are seconds of the clip that is asked about
             exchanged[name] = replace(other[name], duration=clip[name].duration)
     return exchanged
 

@@ -1,4 +1,4 @@
-"""Describe what a figure was measured with: versions, commit, machine, time."""
+"""Describe the environment of a measurement: versions, commit, machine, time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "av")
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """A JSON-able stamp for results."""
+    """Return the environment of a result, JSON-able.
+
+    Args:
+        device: on which it was computed.
+    """
     import torch
 
     import avllm
@@ -48,20 +52,29 @@ def commit(folder: Path) -> str | None:
     """
     head = _git(folder, "rev-parse", "HEAD")
     if head is None or _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None  # no checkout, or the package is merely installed below somebody else's
-    return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no", ".") else "")
+        return None  # no checkout, or the package is installed below another project's
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no", ".")
+    return f"{head}+changes" if changes else head
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    """Return the output of a git command; None where it fails, or git is missing or too slow."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+    """Return the processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

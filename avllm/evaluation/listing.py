@@ -12,13 +12,20 @@ from typing import Any
 from safetensors import safe_open
 
 from avllm.data.store.storage import sha256
-from avllm.models.checkpoint_format import LORA, TRAINED, find_backbone, fingerprint, part_of, read_manifest_of
+from avllm.models.checkpoint_format import (
+    LORA,
+    TRAINED,
+    find_backbone,
+    fingerprint,
+    part_of,
+    read_manifest_of,
+)
 from avllm.models.configuration_avllm import AVConfig
 from avllm.registry import UnknownPartError, choices, kinds, load, options, suggest
 
 
 def parts(kind: str | None = None, name: str | None = None) -> list[dict[str, Any]]:
-    """Parts of a kind (or of all), or one part with its options.
+    """Describe the parts of a kind (or of all), or one part.
 
     Returns:
         ``[{"kind", "name", "about", "options": {option: default or "required"}, "doc"}]``.
@@ -28,24 +35,32 @@ def parts(kind: str | None = None, name: str | None = None) -> list[dict[str, An
     """
     if kind is not None and kind not in kinds():
         raise UnknownPartError(f"unknown kind of parts {kind!r}; {suggest(kind, kinds())}")
-    names = [(k, n) for k in ([kind] if kind else kinds()) for n in (choices(k) if name is None else [name])]
-    return [describe(k, n) for k, n in names]
+    described = []
+    for listed in [kind] if kind else kinds():
+        names = choices(listed) if name is None else [name]
+        described += [describe(listed, part) for part in names]
+    return described
 
 
 def describe(kind: str, name: str) -> dict[str, Any]:
-    """A part's name, the first line of its docstring, and its options with their defaults."""
+    """Return a part's name, docstring and the docstring's first line, and options with defaults."""
     part = load(kind, name)
     doc = inspect.getdoc(part) or ""
-    found = {n: "required" if p.default is inspect.Parameter.empty else p.default for n, p in options(part).items()}
-    return {"kind": kind, "name": name, "about": doc.partition("\n")[0], "options": found, "doc": doc}
+    defaults = {}
+    for option, parameter in options(part).items():
+        is_required = parameter.default is inspect.Parameter.empty
+        defaults[option] = "required" if is_required else parameter.default
+    about = doc.partition("\n")[0]
+    return {"kind": kind, "name": name, "about": about, "options": defaults, "doc": doc}
 
 
 def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
     """Describe a checkpoint folder without loading a model.
 
     Returns:
-        ``{"folder", "stages": [...], "backbones": {part: {name, revision, sha256, found}}, "parameters": {...}, ...}``;
-        ``found`` says whether the backbone lies where its name points, with the recorded hash (None for hub names).
+        ``{"folder", "stages": [...], "backbones": {part: {name, revision, sha256, found}},
+        "parameters": {...}, ...}``; ``found`` is True where the backbone lies in the named folder
+        with the recorded hash, and None for hub names.
 
     Raises:
         CheckpointError: no manifest.
@@ -53,7 +68,9 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     manifest = read_manifest_of(folder)
     config = AVConfig.from_pretrained(folder)
-    known = {part: record | {"found": _found(record, folder)} for part, record in manifest["backbones"].items()}
+    backbones = {}
+    for part, record in manifest["backbones"].items():
+        backbones[part] = record | {"found": _is_present(record, folder)}
     counts: Counter[str] = Counter()
     for name, size in _tensors(folder / TRAINED):
         counts[part_of(name)] += size
@@ -63,7 +80,7 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
         "folder": str(folder),
         "format": manifest["format"],
         "stages": manifest["stages"],
-        "backbones": known,
+        "backbones": backbones,
         "trained": config.trained,
         "connector": [spec["type"] for spec in config.connector],
         "layout": config.layout["type"],
@@ -73,12 +90,16 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def _found(record: dict[str, Any], folder: Path) -> bool | None:
+def _is_present(record: dict[str, Any], folder: Path) -> bool | None:
+    """Return whether a backbone's folder has the recorded hash; None for a hub name."""
     recorded = record["sha256"]
-    return None if recorded is None else fingerprint(find_backbone(record["name"], folder, recorded)) == recorded
+    if recorded is None:
+        return None
+    return fingerprint(find_backbone(record["name"], folder, recorded)) == recorded
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield name and number of elements of each tensor of a file; none where there is no file."""
     if not path.is_file():
         return
     with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""Figures of merit: pure functions of answers and truths, each tested against numbers worked out by hand."""
+"""Compute figures of merit: pure functions of answers and truths, tested by hand."""
 
 from __future__ import annotations
 
@@ -41,22 +41,26 @@ class Interval(NamedTuple):
 
 @lru_cache(maxsize=100_000)  # answers and choices are the same few texts again and again
 def words(text: str) -> tuple[str, ...]:
-    """Words as they are compared: lower case, NFKC, no punctuation at their edges, no articles, ``two`` = ``2``.
+    """Return the words of a text in the form in which they are compared.
 
+    That is: NFKC, lower case, no punctuation at their edges, no articles, ``2`` for ``two``.
     Punctuation inside a word stays, so that ``1.5`` is not ``15`` and ``x-ray`` is one word.
     """
-    pieces = (w.strip(_EDGES) for w in _keep_signs(unicodedata.normalize("NFKC", text).casefold()).split())
-    kept = [_DIGITS.get(w, w) for w in pieces if w]
-    without_articles = [w for w in kept if w not in _ARTICLES]
-    return tuple(w.replace("\0", "-") for w in without_articles or kept)  # the answer "a" keeps its word
+    lower = unicodedata.normalize("NFKC", text).casefold()
+    pieces = [piece.strip(_EDGES) for piece in _keep_signs(lower).split()]
+    with_articles = [_DIGITS.get(piece, piece) for piece in pieces if piece]
+    without_articles = [word for word in with_articles if word not in _ARTICLES]
+    chosen = without_articles or with_articles  # the answer "a" keeps its word
+    return tuple(word.replace("\0", "-") for word in chosen)
 
 
 def _keep_signs(text: str) -> str:
-    return re.sub(r"(^|\s)-(?=\d)", "\\1\0", text)  # the minus of "-3" is no punctuation
+    """Replace the minus of ``-3`` by a zero character, which is no punctuation to strip."""
+    return re.sub(r"(^|\s)-(?=\d)", "\\1\0", text)
 
 
 def normalise(text: str) -> str:
-    """The words of a text in one string."""
+    """Return the :func:`words` of a text in one string."""
     return " ".join(words(text))
 
 
@@ -66,7 +70,10 @@ def exact_match(answer: str, references: Sequence[str]) -> bool:
 
 
 def token_f1(answer: str, references: Sequence[str]) -> float:
-    """Return the harmonic mean of word precision and recall against the best reference (SQuAD, arXiv 1606.05250)."""
+    """Return the harmonic mean of word precision and recall against the best reference.
+
+    As in SQuAD (arXiv 1606.05250).
+    """
     return max(_f1(words(answer), words(reference)) for reference in references)
 
 
@@ -84,60 +91,91 @@ def pick_choice(answer: str, choices: Sequence[str]) -> int | None:
     contains exactly one choice as whole words (where a choice is part of a longer one, the longer
     counts).
     """
-    given = words(answer)
-    known = [words(c) for c in choices]
-    if given in known:
-        return known.index(given)
+    said = words(answer)
+    phrases = [words(choice) for choice in choices]
+    if said in phrases:
+        return phrases.index(said)
     letter = _LETTER.fullmatch(answer.strip())
     if letter:
         place = ord(letter[1].lower()) - ord("a")
         return place if place < len(choices) else None
-    found: set[int] = set()
-    for place in sorted(range(len(known)), key=lambda i: -len(known[i])):
-        given, there = _cut_out(given, known[place])
-        found |= {place} if there else set()
-    return found.pop() if len(found) == 1 else None
+    contained: set[int] = set()
+    for place in sorted(range(len(phrases)), key=lambda i: -len(phrases[i])):
+        without = _cut_out(said, phrases[place])
+        if without != said:
+            contained.add(place)
+        said = without
+    return contained.pop() if len(contained) == 1 else None
 
 
-def _cut_out(text: Sequence[str], phrase: Sequence[str]) -> tuple[tuple[str, ...], bool]:
-    """The text with each occurrence of the phrase replaced by a gap, and whether there was one."""
-    kept: list[str] = []
-    place, there, size = 0, False, len(phrase)
+def _cut_out(text: Sequence[str], phrase: Sequence[str]) -> tuple[str, ...]:
+    """Return the text with a gap (a zero character) in the place of each such phrase."""
+    size = len(phrase)
+    if size == 0:
+        return tuple(text)
+    rest: list[str] = []
+    place = 0
     while place < len(text):
-        hit = size > 0 and tuple(text[place : place + size]) == tuple(phrase)
-        kept.append("\0" if hit else text[place])
-        there, place = there or hit, place + (size if hit else 1)
-    return tuple(kept), there
+        if tuple(text[place : place + size]) == tuple(phrase):
+            rest.append("\0")
+            place += size
+        else:
+            rest.append(text[place])
+            place += 1
+    return tuple(rest)
 
 
 def read_number(answer: str) -> float | None:
-    """The one number that an answer names (``at 1.3 seconds``, ``two``); None when it names none or different ones."""
-    found = {float(n) for w in words(answer) for n in _NUMBER.findall(w)}
-    return found.pop() if len(found) == 1 else None
+    """Return the one number that an answer names (``at 1.3 seconds``, ``two``).
+
+    None when it names none or different ones.
+    """
+    numbers = {float(number) for word in words(answer) for number in _NUMBER.findall(word)}
+    return numbers.pop() if len(numbers) == 1 else None
 
 
-def time_error(answer: str, seconds: float, worst: float) -> tuple[float, bool]:
-    """Absolute error in seconds and whether the answer was a number at all; ``worst`` is the error where it was not."""
+class TimeError(NamedTuple):
+    """An answer's error in seconds; ``is_number`` is False where it named no time."""
+
+    seconds: float
+    is_number: bool
+
+
+def time_error(answer: str, seconds: float, worst: float) -> TimeError:
+    """Return the absolute error of an answer that should be a time.
+
+    Args:
+        answer: what the model said.
+        seconds: the true time.
+        worst: the error of an answer that is no number.
+    """
     value = read_number(answer)
-    return (worst, False) if value is None else (abs(value - seconds), True)
+    if value is None:
+        return TimeError(worst, is_number=False)
+    return TimeError(abs(value - seconds), is_number=True)
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> Interval:
-    """95% interval of a proportion (Wilson 1927): never outside 0 to 1, and sound at 0 and at all of n.
+    """Return the 95% interval of a proportion (Wilson 1927).
+
+    It never lies outside 0 to 1, and is sound at 0 and at all of n.
 
     Raises:
         ValueError: no observations, or more hits than those.
     """
     if not 0 <= hits <= n or n == 0:
         raise ValueError(f"{hits} hits of {n}; expected 0 <= hits <= n and n > 0")
-    share, spread = hits / n, z * z / n
+    share = hits / n
+    spread = z * z / n
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = 2000) -> Interval:
-    """95% interval of a mean: percentiles over ``draws`` resamples (Efron 1979), the same for the same seed.
+    """Return the 95% interval of a mean: percentiles over ``draws`` resamples (Efron 1979).
+
+    It is the same for the same seed.
 
     Raises:
         ValueError: no values.
@@ -152,52 +190,66 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = 2000) ->
 
 
 def constant_accuracy(truths: Sequence[str]) -> float:
-    """Accuracy of the one answer that is right most often."""
-    return Counter(normalise(t) for t in truths).most_common(1)[0][1] / len(truths)
+    """Return the accuracy of the one answer that is right most often."""
+    counts = Counter(normalise(truth) for truth in truths)
+    return max(counts.values()) / len(truths)
 
 
 def constant_error(seconds: Sequence[float]) -> float:
-    """Mean absolute error of the best constant answer, the median."""
+    """Return the mean absolute error of the best constant answer, the median."""
     x = np.asarray(seconds, dtype=np.float64)
     return float(np.abs(x - np.median(x)).mean())
 
 
 def ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Rank (1 = first) of each query's best own item; ties with others count against it.
+    """Return the rank (1 = first) of each query's best right item; ties count against it.
 
     Args:
-        scores: ``(n, m)`` of n queries and m items. own: ``(n, m)`` bool, the items that are right; one at least.
+        scores: ``(n, m)`` of n queries and m items.
+        own: ``(n, m)`` bool, the items that are right, at least one a query.
     """
     best = np.where(own, scores, -np.inf).max(1, keepdims=True)
     return 1 + ((scores >= best) & ~own).sum(1)
 
 
 def edit_distance(answer: Sequence[str], reference: Sequence[str]) -> int:
-    """Return the fewest words to insert, delete or replace that make one sequence the other (Levenshtein 1966)."""
-    row = list(range(len(reference) + 1))  # distances of the words of the answer so far to each beginning
+    """Return the fewest words to insert, delete or replace to make one sequence of the other.
+
+    Levenshtein 1966, row by row: entry k is the distance of the answer's words so far to the first
+    k words of the reference.
+    """
+    row = list(range(len(reference) + 1))
     for count, word in enumerate(answer, start=1):
-        before, row = row, [count]
+        before = row
+        row = [count]
         for place, expected in enumerate(reference):
             replaced = before[place] + (word != expected)
-            row.append(min(replaced, before[place + 1] + 1, row[place] + 1))
+            deleted = before[place + 1] + 1
+            inserted = row[place] + 1
+            row.append(min(replaced, deleted, inserted))
     return row[-1]
 
 
-def corpus_bleu(answers: Sequence[str], references: Sequence[Sequence[str]], longest: int = 4) -> float:
-    """Return BLEU over a corpus (Papineni et al. 2002): clipped n-gram precisions, without smoothing.
+def corpus_bleu(
+    answers: Sequence[str], references: Sequence[Sequence[str]], longest: int = 4
+) -> float:
+    """Return BLEU over a corpus (Papineni et al. 2002): clipped n-gram precisions, unsmoothed.
 
     Args:
         answers: one a row. references: one or several a row.
         longest: n of the longest n-grams.
     """
-    hits, counts = [0] * longest, [0] * longest
-    said = expected = 0
+    hits = [0] * longest  # n-grams of the answers that a reference has, by n - 1
+    counts = [0] * longest  # n-grams of the answers
+    answer_words = 0
+    reference_words = 0
     for answer, texts in zip(answers, references, strict=True):
-        given, targets = words(answer), [words(text) for text in texts]
-        said += len(given)
-        expected += min((abs(len(t) - len(given)), len(t)) for t in targets)[1]  # the nearest length, the shorter first
+        said = words(answer)
+        targets = [words(text) for text in texts]
+        answer_words += len(said)
+        reference_words += _nearest_length(len(said), [len(target) for target in targets])
         for n in range(1, longest + 1):
-            grams = _ngrams(given, n)
+            grams = _ngrams(said, n)
             most: Counter[tuple[str, ...]] = Counter()
             for target in targets:
                 most |= _ngrams(target, n)
@@ -205,8 +257,14 @@ def corpus_bleu(answers: Sequence[str], references: Sequence[Sequence[str]], lon
             counts[n - 1] += grams.total()
     if not all(hits):
         return 0.0
-    precision = sum(math.log(h / c) for h, c in zip(hits, counts, strict=True)) / longest
-    return math.exp(precision + min(0.0, 1.0 - expected / said))
+    logs = [math.log(hit / count) for hit, count in zip(hits, counts, strict=True)]
+    brevity = min(0.0, 1.0 - reference_words / answer_words)
+    return math.exp(sum(logs) / longest + brevity)
+
+
+def _nearest_length(length: int, lengths: Sequence[int]) -> int:
+    """Return the one of ``lengths`` that is nearest; of two that are as near the shorter."""
+    return min(lengths, key=lambda other: (abs(other - length), other))
 
 
 def _ngrams(text: Sequence[str], n: int) -> Counter[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Scored answers -> figures by kind and source, as JSON and as a table."""
+"""Turn scored answers into figures by kind and source, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Result:
     """Hold the predictions of one condition, and compute its figures.
 
     Attributes:
-        skipped: rows that could not be asked, each ``{"id", "reason", "detail"}``; they are in no figure.
+        skipped: rows that could not be asked, ``{"id", "reason", "detail"}``; in no figure.
         corpus: gives figures over all rows, and over those of a kind or source.
     """
 
@@ -41,12 +41,12 @@ class Result:
     @property
     def kinds(self) -> dict[str, dict[str, Any]]:
         """Return figures by kind of question; rows without a kind count as ``none``."""
-        return self._by(lambda s: s.kind or "none")
+        return self._by(lambda sample: sample.kind or "none")
 
     @property
     def sources(self) -> dict[str, dict[str, Any]]:
         """Return figures by source."""
-        return self._by(lambda s: s.source)
+        return self._by(lambda sample: sample.source)
 
     def _by(self, key: Callable[[Sample], str]) -> dict[str, dict[str, Any]]:
         groups: dict[str, list[Prediction]] = {}
@@ -55,39 +55,52 @@ class Result:
         return {name: figures(groups[name], self.seed, self.corpus) for name in sorted(groups)}
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, JSON-able."""
+        """Return all figures, JSON-able."""
         groups = {"all": self.overall, "kinds": self.kinds, "sources": self.sources}
         return {**groups, "skipped": self.skipped}
 
 
-def figures(predictions: Sequence[Prediction], seed: int = 0, corpus: Figures | None = None) -> dict[str, Any]:
-    """Figures of a group of rows.
+def figures(
+    predictions: Sequence[Prediction], seed: int = 0, corpus: Figures | None = None
+) -> dict[str, Any]:
+    """Compute the figures of a group of rows.
 
     Returns:
-        ``n``, ``refused`` and ``touched`` (shares), ``changed`` (share, where known); for rows that are right or wrong
-        ``accuracy`` with the 95% interval ``low`` to ``high`` (Wilson) and ``chance``, the better of
-        ``chance_constant`` (the one answer that is right most often) and ``chance_uniform`` (1 / choices), and ``f1``
-        over rows without choices; for rows whose answer is a time ``mae_s`` with the interval ``mae_low`` to
-        ``mae_high`` (bootstrap), ``mae_chance`` (the best constant answer) and ``no_number``, the share of
-        answers that were no number: each of those counts with the length of its clip as its error. Where the
-        benchmark has them, ``values``: ``{name: {n, mean, low, high}}`` of the rows' further figures (bootstrap),
-        and ``corpus``: ``{name: figure}`` over these rows together.
+        For all rows ``n``, and the shares ``refused``, ``touched`` and ``changed`` (where answers
+        were compared).
+
+        For rows that are right or wrong ``accuracy`` with its 95% interval ``low`` to ``high``
+        (Wilson); ``chance``, the better of ``chance_constant`` (the one answer that is right most
+        often) and ``chance_uniform`` (1 / choices); ``f1`` over rows without choices.
+
+        For rows whose answer is a time ``mae_s`` with the interval ``mae_low`` to ``mae_high``
+        (bootstrap), ``mae_chance`` (the best constant answer), and ``no_number``, the share of
+        answers that were no number: the error of such an answer is the length of its clip.
+
+        Where the benchmark has them, ``values``: ``{name: {n, mean, low, high}}`` of the rows'
+        further figures (bootstrap), and ``corpus``: ``{name: figure}`` over these rows together.
     """
-    found: dict[str, Any] = {
+    computed: dict[str, Any] = {
         "n": len(predictions),
         "refused": _mean([p.score.refused for p in predictions]),
         "touched": _mean([p.touched for p in predictions]),
     }
     compared = [p.changed for p in predictions if p.changed is not None]
-    found |= {"changed": _mean(compared)} if compared else {}
+    if compared:
+        computed["changed"] = _mean(compared)
     judged = [p for p in predictions if p.score.correct is not None]
+    if judged:
+        computed |= _accuracy(judged)
     timed = [p for p in predictions if p.score.error is not None]
-    found |= _accuracy(judged) if judged else {}
-    found |= _errors(timed, seed) if timed else {}
+    if timed:
+        computed |= _errors(timed, seed)
     values = _values(predictions, seed)
-    found |= {"values": values} if values else {}
+    if values:
+        computed["values"] = values
     over_all = corpus(predictions) if corpus and predictions else {}
-    return found | ({"corpus": over_all} if over_all else {})
+    if over_all:
+        computed["corpus"] = over_all
+    return computed
 
 
 def _values(rows: Sequence[Prediction], seed: int) -> dict[str, dict[str, float]]:
@@ -99,7 +112,12 @@ def _values(rows: Sequence[Prediction], seed: int) -> dict[str, dict[str, float]
     averaged = {}
     for name, values in sorted(by_name.items()):
         interval = bootstrap_mean(values, seed)
-        averaged[name] = {"n": len(values), "mean": _mean(values), "low": interval.low, "high": interval.high}
+        averaged[name] = {
+            "n": len(values),
+            "mean": _mean(values),
+            "low": interval.low,
+            "high": interval.high,
+        }
     return averaged
 
 
@@ -107,18 +125,22 @@ def _accuracy(rows: Sequence[Prediction]) -> dict[str, Any]:
     hits = sum(bool(p.score.correct) for p in rows)
     interval = wilson(hits, len(rows))
     constant = constant_accuracy([p.sample.answer or "" for p in rows])
-    uniform = [1 / len(p.sample.choices) for p in rows if p.sample.choices]
-    free = [p.score.f1 for p in rows if p.score.f1 is not None]
-    found: dict[str, Any] = {
+    computed: dict[str, Any] = {
         "n_judged": len(rows),
         "accuracy": hits / len(rows),
         "low": interval.low,
         "high": interval.high,
-        "chance": max(constant, _mean(uniform) if len(uniform) == len(rows) else 0.0),
+        "chance": constant,
         "chance_constant": constant,
     }
-    found |= {"chance_uniform": _mean(uniform)} if len(uniform) == len(rows) else {}
-    return found | ({"f1": _mean(free)} if free else {})
+    uniform = [1 / len(p.sample.choices) for p in rows if p.sample.choices]
+    if len(uniform) == len(rows):
+        computed["chance_uniform"] = _mean(uniform)
+        computed["chance"] = max(constant, computed["chance_uniform"])
+    f1s = [p.score.f1 for p in rows if p.score.f1 is not None]
+    if f1s:
+        computed["f1"] = _mean(f1s)
+    return computed
 
 
 def _errors(rows: Sequence[Prediction], seed: int) -> dict[str, Any]:
@@ -138,22 +160,45 @@ def _mean(values: Sequence[float | bool]) -> float:
     return float(sum(values) / len(values)) if values else 0.0
 
 
-ABOUT = "chance: what the best of always one answer and guessing among the choices reaches on these rows"
-COLUMNS = ("", "n", "accuracy", "95%", "chance", "F1", "error", "95% ", "chance ", "refused", "changed")
+ABOUT = "chance: the better of always one answer and guessing among the choices, on these rows"
+# Columns of one heading differ in the number of spaces after it.
+COLUMNS = (
+    "",
+    "n",
+    "accuracy",
+    "95%",
+    "chance",
+    "F1",
+    "error",
+    "95% ",
+    "chance ",
+    "refused",
+    "changed",
+)
 
 
 def table(result: Result) -> Table:
-    """The figures of a condition for the terminal, by kind, by source, and over all rows; no column without figures."""
+    """Return the figures of a condition for the terminal, by kind, by source, and over all rows.
+
+    Columns without figures are left out.
+    """
     overall = result.overall
-    values, corpus = list(overall.get("values", {})), list(overall.get("corpus", {}))
+    values = list(overall.get("values", {}))
+    corpus = list(overall.get("corpus", {}))
     columns = [*COLUMNS]
     for name in values:
         columns += [name, "95%  "]
     columns += corpus
-    kinds = [(name, *_cells(row), *_further(row, values, corpus)) for name, row in result.kinds.items()]
-    sources = [(f"source {name}", *_cells(row), *_further(row, values, corpus)) for name, row in result.sources.items()]
-    total = ("all", *_cells(overall), *_further(overall, values, corpus))
-    filled = [i for i in range(len(columns)) if any(row[i] for row in (*kinds, *sources, total))]
+
+    def line(name: str, row: dict[str, Any]) -> list[str]:
+        return [name, *_cells(row), *_further(row, values, corpus)]
+
+    kinds = [line(name, row) for name, row in result.kinds.items()]
+    sources = [line(f"source {name}", row) for name, row in result.sources.items()]
+    total = line("all", overall)
+    lines = [*kinds, *sources, total]
+    is_filled = [any(cells) for cells in zip(*lines, strict=True)]  # by column
+    filled = [place for place, is_shown in enumerate(is_filled) if is_shown]
     made = Table(
         title=result.condition.name.replace("_", " "),
         title_justify="left",
@@ -162,21 +207,26 @@ def table(result: Result) -> Table:
         caption=ABOUT if COLUMNS.index("chance") in filled else None,
         caption_justify="left",
     )
-    for i in filled:  # a figure too wide for the terminal goes on in the next line; half of one would be another one
-        made.add_column(columns[i], justify="right" if i else "left", overflow="fold")
-    for rows in (kinds, sources, [total]):
-        for row in rows:
-            made.add_row(*(row[i] for i in filled), style="bold" if row is total else None)
+    for place in filled:
+        # A figure too wide for the terminal is folded: cut off, it would read as another figure.
+        made.add_column(columns[place], justify="right" if place else "left", overflow="fold")
+    for section in (kinds, sources, [total]):
+        for cells in section:
+            shown = [cells[place] for place in filled]
+            made.add_row(*shown, style="bold" if cells is total else None)
         made.add_section()
     return made
 
 
 def _further(row: dict[str, Any], values: Sequence[str], corpus: Sequence[str]) -> list[str]:
-    """Cells of the benchmark's own figures: a mean and its interval each, then the figures over a corpus."""
+    """Return cells of the benchmark's figures: means with intervals, then figures over a corpus."""
     cells = []
     for name in values:
         value = row.get("values", {}).get(name)
-        cells += ["", ""] if value is None else [f"{value['mean']:.3f}", f"{value['low']:.3f}-{value['high']:.3f}"]
+        if value is None:
+            cells += ["", ""]
+        else:
+            cells += [f"{value['mean']:.3f}", f"{value['low']:.3f}-{value['high']:.3f}"]
     for name in corpus:
         figure = row.get("corpus", {}).get(name)
         cells.append("" if figure is None else f"{figure:.3f}")
@@ -184,14 +234,16 @@ def _further(row: dict[str, Any], values: Sequence[str], corpus: Sequence[str]) 
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
+    """Return the cells of ``COLUMNS`` after the first; empty where the rows have no such figure."""
+
     def share(key: str) -> str:
         return f"{100 * row[key]:.1f}" if key in row else ""
 
     def seconds(key: str) -> str:
         return f"{row[key]:.3f} s" if key in row else ""
 
-    between = f"{share('low')}-{share('high')}" if "low" in row else ""
-    error_between = f"{row['mae_low']:.3f}-{row['mae_high']:.3f}" if "mae_low" in row else ""
-    accuracy = [share("accuracy"), between, share("chance"), share("f1")]
-    error = [seconds("mae_s"), error_between, seconds("mae_chance")]
+    interval = f"{share('low')}-{share('high')}" if "low" in row else ""
+    accuracy = [share("accuracy"), interval, share("chance"), share("f1")]
+    interval = f"{row['mae_low']:.3f}-{row['mae_high']:.3f}" if "mae_low" in row else ""
+    error = [seconds("mae_s"), interval, seconds("mae_chance")]
     return [str(row["n"]), *accuracy, *error, share("refused"), share("changed")]

@@ -45,11 +45,11 @@ class Settings:
         seed: of partners and of the bootstrap.
         max_new_tokens: of an answer; None takes twice the longest reference and four more.
         num_workers: processes that decode.
-        clips_at_once: distinct clips whose features are held at a time; partners are drawn among them.
-        max_skip_rate: share of rows that may fail (missing file, too long) before the evaluation stops.
+        clips_at_once: distinct clips whose features are held at a time; partners are among them.
+        max_skip_rate: share of rows that may fail (missing file, too long) before it stops.
         cache: folder of features that a run left behind, or None.
         decoding: ``{"type", **options}`` of a decoder, or None.
-        precision: ``fp32``, ``bf16`` for autocast, or ``auto``, as the trained model's own ``train.precision``.
+        precision: ``fp32``, ``bf16`` for autocast, or ``auto``, as in ``train.precision``.
     """
 
     batch_size: int = 128
@@ -82,16 +82,16 @@ def evaluate(
 
     Args:
         model, processor: of one checkpoint.
-        rows: a manifest, or a benchmark (see :func:`avllm.evaluation.benchmarks.base.benchmark_of`).
+        rows: a manifest, or a benchmark (:func:`~avllm.evaluation.benchmarks.base.benchmark_of`).
         without: ``audio``, ``video`` or ``both``: no token of that stream is left.
         swap: ``audio`` or ``video``: that stream comes from another clip.
         limit: at most so many rows, spread over them all.
-        refusal: the answer by which a question of a manifest is refused, where a row's ``meta.refusal`` says no other.
+        refusal: the answer that refuses a question; a row's ``meta.refusal`` goes before it.
         settings: see :class:`Settings`.
 
     Returns:
-        the figures; under a changed condition also how often the answer changed (the rows are also asked
-        without the change).
+        the figures; under a changed condition also how often the answer changed (the rows are
+        then asked without the change, too).
     """
     condition = Condition(without, swap)  # type: ignore[arg-type]
     conditions = [AS_IS] if condition == AS_IS else [AS_IS, condition]
@@ -121,7 +121,7 @@ def evaluate_all(
 
     Args:
         model, processor, rows, limit, refusal, settings: see :func:`evaluate`.
-        conditions: with ``AS_IS`` among them the results of the others say how often answers change.
+        conditions: with ``AS_IS`` among them, results also show how often answers change.
         progress: called with (rows answered, rows in all).
 
     Returns:
@@ -196,7 +196,8 @@ class _Run:
             predictions = [by_number[number] for number in sorted(by_number)]
             if condition.swap and not any(prediction.touched for prediction in predictions):
                 raise UserError(
-                    f"swap {condition.swap}: no row has a clip with {condition.swap} and another file to take it from"
+                    f"swap {condition.swap}: no row has a clip with {condition.swap} "
+                    "and another file to take it from"
                 )
             results[condition.name] = Result(
                 condition,
@@ -304,7 +305,8 @@ class _Run:
         if condition.swap and own:
             kinds = sorted({self.prompts[number].kind or "none" for number in own})
             LOG.warning(
-                "%s: %d rows keep their own %s, no other clip is asked their kind (%s); see `touched`",
+                "%s: %d rows keep their own %s, "
+                "no other clip is asked their kind (%s); see `touched`",
                 condition.name,
                 len(own),
                 condition.swap,

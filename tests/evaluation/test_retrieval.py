@@ -14,8 +14,9 @@ from tiny_runs import run
 from typer.testing import CliRunner
 
 from avllm.cli.main import app
+from avllm.data.row import Row
 from avllm.errors import UserError
-from avllm.evaluation.retrieval import contrastive_of, distinct, recall, retrieval
+from avllm.evaluation.retrieval import Embedded, contrastive_of, distinct, recall, retrieval
 from avllm.models.checkpoint_format import CheckpointError
 
 
@@ -127,8 +128,10 @@ def test_captions_of_a_kind_are_captions(world: World, aligned: Path, tmp_path: 
 def test_embeddings_that_are_not_finite_are_no_result(
     world: World, aligned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "avllm.evaluation.retrieval.embed_rows", lambda *a: tuple(torch.full((len(a[3]), 4), torch.nan) for _ in "ab")
-    )
+    def diverged(model: object, processor: object, objective: object, rows: list[Row]) -> Embedded:
+        vectors = torch.full((len(rows), 4), torch.nan)
+        return Embedded(vectors, vectors)
+
+    monkeypatch.setattr("avllm.evaluation.retrieval.embed_rows", diverged)
     with pytest.raises(UserError, match="not finite"):
         retrieval(aligned, world.captions)

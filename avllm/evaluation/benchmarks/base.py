@@ -22,9 +22,9 @@ class Score:
         correct: right or wrong; None where the answer is a time, or is not judged so.
         f1: token F1; None where there are choices or a time.
         error: seconds off; None where the answer is no time.
-        is_number: False where a time was asked and the answer was none (``error`` is then the worst case).
+        is_number: False where a time was asked and the answer named none (worst ``error``).
         refused: the answer is the refusal.
-        values: further figures of this answer by name; the results hold their means, with intervals.
+        values: further figures of this answer by name; results hold their means and intervals.
     """
 
     correct: bool | None = None
@@ -41,7 +41,8 @@ class Prediction:
 
     Attributes:
         touched: the condition took a stream of this row away or exchanged one.
-        changed: the answer is another one than to the unchanged row; None where that was not asked.
+        changed: the answer differs from the one to the unchanged row; None where that was not
+            asked.
     """
 
     sample: Sample
@@ -52,15 +53,24 @@ class Prediction:
 
     def to_dict(self, condition: str) -> dict[str, Any]:
         """Return one line of a predictions file."""
-        row = {"id": self.sample.id, "source": self.sample.source, "kind": self.sample.kind, "condition": condition}
-        said = {"answer": self.answer, "truth": self.sample.answer, "seconds": self.sample.seconds}
-        return {**row, **said, **asdict(self.score), "touched": self.touched, "changed": self.changed}
+        return {
+            "id": self.sample.id,
+            "source": self.sample.source,
+            "kind": self.sample.kind,
+            "condition": condition,
+            "answer": self.answer,
+            "truth": self.sample.answer,
+            "seconds": self.sample.seconds,
+            **asdict(self.score),
+            "touched": self.touched,
+            "changed": self.changed,
+        }
 
 
 class Benchmark:
     """Samples, a prompt and a score: one file each; its keyword arguments are its options.
 
-    By convention ``data`` is the folder (or file) that the benchmark reads, as its authors distribute it.
+    By convention ``data`` is the folder (or file) to read, in the form that its authors distribute.
     """
 
     def samples(self) -> list[Sample]:
@@ -87,7 +97,7 @@ class Benchmark:
         raise NotImplementedError(f"{type(self).__name__}.score")
 
     def figures(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Return figures by name that only a whole set of answers has: a word error rate, BLEU, a macro F1.
+        """Return figures by name of a set of answers: a word error rate, BLEU, a macro F1.
 
         Args:
             predictions: at least one: all rows, or those of one kind or source.
@@ -95,7 +105,9 @@ class Benchmark:
         return {}
 
 
-def benchmark_of(name: str, data: str | Path | None = None, options: Sequence[str] = (), **further: Any) -> Benchmark:
+def benchmark_of(
+    name: str, data: str | Path | None = None, options: Sequence[str] = (), **further: Any
+) -> Benchmark:
     """Build a benchmark by its name, or by ``pkg.module:Class``.
 
     Args:
@@ -116,28 +128,39 @@ def benchmark_of(name: str, data: str | Path | None = None, options: Sequence[st
 
 
 def truths(sample: Sample) -> list[str]:
-    """All accepted answers of a row; the first is the row's own."""
+    """Return all accepted answers of a row; the first is that of its last turn."""
     return [sample.answer or "", *(sample.answers or [])]
 
 
 def _choice(text: str, choices: list[str]) -> str:
-    """The choice that a text means (a truth may be given by its letter, as an answer may), or the text itself."""
+    """Return the choice that a text means, by letter or by words; without one the text itself."""
     place = pick_choice(text, choices)
     return text if place is None else choices[place]
 
 
 def score_by_form(sample: Sample, answer: str, duration: float, refusal: str) -> Score:
-    """The usual score by what the row brings: ``seconds`` -> absolute error, ``choices`` -> multiple choice, else exact
-    match and token F1."""
+    """Score an answer by the row's fields.
+
+    With ``seconds`` by the absolute error, with ``choices`` as multiple choice, and otherwise by
+    exact match and token F1.
+
+    Args:
+        sample: the row with its truth.
+        answer: what the model said.
+        duration: seconds of the clip: the error of a time that is no number.
+        refusal: the answer by which a question is refused; ``meta.refusal`` goes before it.
+    """
     refused = normalise(answer) == normalise(str(sample.meta.get("refusal", refusal)))
     if sample.seconds is not None:
-        error, is_number = time_error(answer, sample.seconds, max(duration, sample.seconds))
-        return Score(error=error, is_number=is_number, refused=refused)
+        error = time_error(answer, sample.seconds, worst=max(duration, sample.seconds))
+        return Score(error=error.seconds, is_number=error.is_number, refused=refused)
     accepted = truths(sample)
     if sample.choices:
-        meant, *right = (_choice(text, sample.choices) for text in (answer, *accepted))
+        meant = _choice(answer, sample.choices)
+        right = [_choice(text, sample.choices) for text in accepted]
         return Score(correct=exact_match(meant, right), refused=refused)
-    return Score(correct=exact_match(answer, accepted), f1=token_f1(answer, accepted), refused=refused)
+    is_match = exact_match(answer, accepted)
+    return Score(correct=is_match, f1=token_f1(answer, accepted), refused=refused)
 
 
 def spread(rows: list[Sample], limit: int | None) -> list[Sample]:

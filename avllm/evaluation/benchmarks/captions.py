@@ -1,4 +1,4 @@
-"""Captions against one or several references: token F1 of each, BLEU-4 over all."""
+"""Score captions against one or several references: token F1 of each, BLEU-4 over all."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from avllm.data.schema import Sample
 from avllm.evaluation.benchmarks.base import Prediction, Score, truths
-from avllm.evaluation.benchmarks.manifest import Manifest
+from avllm.evaluation.benchmarks.manifest import ManifestRows
 from avllm.evaluation.metrics import corpus_bleu, token_f1
 
 
-class Captions(Manifest):
+class Captions(ManifestRows):
     """Rows of a manifest whose answers are captions; further references are in ``answers``.
 
     Args:

@@ -1,4 +1,4 @@
-"""Daily-Omni: multiple choice about daily-life videos, whose answers take sound and sight together."""
+"""Ask Daily-Omni: multiple choice about videos, where answers need sound and sight together."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FIELDS = ("Question", "Choice", "Answer", "video_id", "Type")
 class DailyOmni(Benchmark):
     """Daily-Omni (Zhou et al. 2025, arXiv 2505.17862) as its authors distribute it.
 
-    ``qa.json`` is a list of ``{"Question", "Choice": ["A. ...", ...], "Answer": "B", "video_id", "Type",
-    "video_category", "video_duration"}``; the videos are ``Videos/ID/ID_video.mp4`` or ``ID/ID_video.mp4``. Results
-    by kind are by ``Type``, by source by the video's duration.
+    ``qa.json`` is a list of ``{"Question", "Choice": ["A. ...", ...], "Answer": "B", "video_id",
+    "Type", "video_category", "video_duration"}``; the videos are ``Videos/ID/ID_video.mp4`` or
+    ``ID/ID_video.mp4``. The kind of a row is its ``Type``, its source the video's duration.
 
     Args:
         data: the folder with ``qa.json``.
@@ -60,8 +60,8 @@ class DailyOmni(Benchmark):
         by_letter = {m[1]: m.string[m.end() :].strip() for m in letters if m is not None}
         if len(by_letter) < len(letters) or record["Answer"] not in by_letter:
             raise UserError(
-                f"{where}: choices {record['Choice']} and answer {record['Answer']!r}; expected choices 'A. ...' and "
-                "the letter of one"
+                f"{where}: choices {record['Choice']} and answer {record['Answer']!r}; "
+                "expected choices 'A. ...' and the letter of one"
             )
         listed = [f"({letter}) {choice}" for letter, choice in by_letter.items()]
         content = [
@@ -83,9 +83,12 @@ class DailyOmni(Benchmark):
         )
 
     def _video(self, video: str) -> str:
-        """Return the video's path below the folder; the first place where none is there, which the run reports."""
-        places = [f"Videos/{video}/{video}_video.mp4", f"{video}/{video}_video.mp4"]
-        return next((place for place in places if (self.folder / place).is_file()), places[0])
+        """Return the video's path below the folder; the run reports a path without a file."""
+        paths = [f"Videos/{video}/{video}_video.mp4", f"{video}/{video}_video.mp4"]
+        for path in paths:
+            if (self.folder / path).is_file():
+                return path
+        return paths[0]
 
     def score(self, sample: Sample, answer: str, duration: float) -> Score:
         """Score as multiple choice, by letter or by text."""

@@ -9,8 +9,8 @@ from avllm.data.schema import Sample
 from avllm.evaluation.benchmarks.base import Benchmark, Score, score_by_form
 
 
-class Manifest(Benchmark):
-    """The rows of a manifest (JSONL).
+class ManifestRows(Benchmark):
+    """Ask the rows of a manifest (JSONL) unchanged.
 
     Args:
         path: the file.
@@ -18,7 +18,8 @@ class Manifest(Benchmark):
     """
 
     def __init__(self, *, path: str, refusal: str = "unanswerable") -> None:
-        self.path, self.refusal = Path(path), refusal
+        self.path = Path(path)
+        self.refusal = refusal
 
     def samples(self) -> list[Sample]:
         """Return all rows.
@@ -27,9 +28,12 @@ class Manifest(Benchmark):
             ManifestError: malformed, or a row without an answer to score against.
         """
         rows = read_manifest(self.path)
-        mute = next((r.id for r in rows if not (r.answer or "").strip()), None)
-        if mute is not None:
-            raise ManifestError(f"{self.path}: row {mute!r} has no answer; evaluation needs the truth as last turn")
+        for row in rows:
+            if not (row.answer or "").strip():
+                raise ManifestError(
+                    f"{self.path}: row {row.id!r} has no answer; "
+                    "expected the truth as the last turn: evaluation needs it"
+                )
         return rows
 
     @property
@@ -38,5 +42,5 @@ class Manifest(Benchmark):
         return self.path.parent
 
     def score(self, sample: Sample, answer: str, duration: float) -> Score:
-        """By the row's form."""
+        """Score by the row's fields."""
         return score_by_form(sample, answer, duration, self.refusal)

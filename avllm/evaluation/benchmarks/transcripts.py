@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from avllm.data.schema import Sample
 from avllm.evaluation.benchmarks.base import Prediction, Score
-from avllm.evaluation.benchmarks.manifest import Manifest
+from avllm.evaluation.benchmarks.manifest import ManifestRows
 from avllm.evaluation.metrics import edit_distance, words
 
 
-class Transcripts(Manifest):
+class Transcripts(ManifestRows):
     """Rows of a manifest whose answers are transcripts.
 
     Words are compared without case, punctuation and articles, and ``two`` is ``2``; see
@@ -28,7 +28,7 @@ class Transcripts(Manifest):
         return Score(values={"word_errors": float(_errors(sample, answer))})
 
     def figures(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Return ``wer``: all words to change by all words of the references; above 1 where much is made up."""
+        """Return ``wer``: words to change per word of the references; it can exceed 1."""
         errors = sum(_errors(p.sample, p.answer) for p in predictions)
         spoken = sum(len(words(p.sample.answer or "")) for p in predictions)
         return {"wer": errors / max(1, spoken)}
