@@ -53,7 +53,6 @@ PENDING = (
     "avllm/data/packing.py",
     "avllm/data/reading.py",
     "avllm/inference",
-    "avllm/models",
     "avllm/objectives",
     "avllm/training",
 )

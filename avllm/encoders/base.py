@@ -82,6 +82,10 @@ class Encoder(nn.Module):
         """Encode units ``(U, ...)`` -> ``{layer: (U, S, P, D)}``; S = time steps a unit."""
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
+    def preprocessor(self) -> Any:
+        """Return the :class:`Preprocessor` that makes this encoder's inputs from media."""
+        raise NotImplementedError(f"{type(self).__name__}.preprocessor")
+
     def encode(self, batch: StreamBatch) -> dict[str, Tokens]:
         """Encode the units of all clips and lay them out by clip.
 

@@ -1,4 +1,4 @@
-"""Who may look at whom in the LLM: padding, packed rows, windows that slide."""
+"""Make the LLM's attention masks: padding, packed rows, sliding windows."""
 
 from __future__ import annotations
 
@@ -15,57 +15,66 @@ from avllm.errors import UserError
 FULL, SLIDING = "full_attention", "sliding_attention"  # as transformers names the kinds of layers
 MASKED = ("sdpa", "eager")  # implementations that take a mask of any form
 PROBE = 5  # tokens of each of the two texts of the trial
-EXACT, ROUNDED = 1e-4, 5e-2  # largest difference of the trial, as a share of the largest number: float32, below
+# Largest difference in the trial, as a share of the largest number: for float32, for the rest.
+EXACT, ROUNDED = 1e-4, 5e-2
 
 
 class PackingError(UserError):
-    """Packed rows would not be to this model, or to these objectives, what single rows are."""
+    """Packed rows would give this model or these objectives other results than single rows."""
 
 
 def llm_inputs(config: Any, embeds: Tensor, batch: Batch) -> dict[str, Any]:
-    """Keyword arguments of the LLM for embedded rows ``(R, L, D)``.
+    """Return the LLM's keyword arguments for embedded rows.
 
     Args:
-        config: of the LLM.
+        config: the LLM's.
+        embeds: ``(R, L, D)``.
+        batch: the rows.
     """
-    packed = batch.segments is not None
+    mask: Tensor | dict[str, Tensor] = batch.attention_mask.long()
+    if batch.segments is not None:
+        mask = packed_mask(config, batch, embeds.dtype)
     return {
         "inputs_embeds": embeds,
-        "attention_mask": packed_mask(config, batch, embeds.dtype) if packed else batch.attention_mask.long(),
+        "attention_mask": mask,
         "position_ids": batch.position_ids,
         "use_cache": False,
     }
 
 
 def packed_mask(config: Any, batch: Batch, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    """The mask ``(R, 1, L, L)`` of a packed batch; one for each kind where the LLM's layers are of two.
+    """Return the mask ``(R, 1, L, L)`` of a packed batch, or one mask for each kind of layer.
 
-    Bool for SDPA, a quarter of the memory of float32, which the other implementation wants added. transformers takes
-    masks of this form as they are, so that the window of sliding layers has to be in them.
+    For SDPA the mask is bool, a quarter of the memory of float32; the eager implementation adds a
+    float mask to the scores. transformers passes masks of this form on unchanged, so that they have
+    to contain the window of sliding layers.
     """
     assert batch.segments is not None
-    kind = torch.bool if config._attn_implementation == "sdpa" else dtype
-    masks = {
-        layer: block_mask(batch.segments, kind, batch.position_ids, window)
-        for layer, window in layer_windows(config).items()
-    }
+    mask_dtype = torch.bool if config._attn_implementation == "sdpa" else dtype
+    masks = {}
+    for kind, window in layer_windows(config).items():
+        masks[kind] = block_mask(batch.segments, mask_dtype, batch.position_ids, window)
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:
-    """How far the layers of each kind look back, in tokens; None for all the way.
+    """Return how many tokens the layers of each kind look back; None for no limit.
 
     Raises:
-        PackingError: layers that no mask can keep from seeing other rows (recurrent ones), or of an unknown kind.
+        PackingError: layers of an unknown kind, or recurrent ones, which see other rows in spite of
+            a mask.
     """
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
-    kinds = sorted(set(getattr(config, "layer_types", None) or [SLIDING if window else FULL]))
+    kinds = sorted(set(getattr(config, "layer_types", None) or []))
+    if not kinds:
+        kinds = [SLIDING if window else FULL]
     unknown = [kind for kind in kinds if kind not in (FULL, SLIDING)]
     if unknown:
         raise PackingError(
-            f"data.pack is set, but the LLM ({config.model_type}) has layers of kind {', '.join(unknown)}, which no "
-            "mask keeps from mixing the rows of a sequence; expected attention, full or sliding. Leave out data.pack"
+            f"data.pack is set, but the LLM ({config.model_type}) has layers of kind "
+            f"{', '.join(unknown)}, which no mask keeps from mixing the rows of a sequence; "
+            "expected attention, full or sliding. Leave out data.pack"
         )
     return {kind: window if kind == SLIDING else None for kind in kinds}
 
@@ -73,14 +82,16 @@ def layer_windows(config: Any) -> dict[str, int | None]:
 def block_mask(
     segments: Tensor, dtype: torch.dtype, positions: Tensor | None = None, window: int | None = None
 ) -> Tensor:
-    """Mask ``(R, 1, L, L)`` of packed rows: causal, in one group, to the own part or the shared one.
+    """Return the mask ``(R, 1, L, L)`` of packed rows.
 
+    A token sees earlier tokens of its group that are in the same part or in the shared part (0).
     Padding sees itself, so that no row of the softmax is empty.
 
     Args:
         segments: ``(R, L, 2)`` long (group, part), see :class:`avllm.data.collate.Batch`.
         dtype: bool (True = seen), or a float dtype for a mask that is added to the scores.
-        positions: ``(R, L)`` long, wanted with ``window``: how many positions back are seen, itself included.
+        positions: ``(R, L)`` long, needed with ``window``.
+        window: how many positions are seen, the token's own included; None for no limit.
     """
     group, part = segments.unbind(-1)  # (R, L)
     length = group.shape[1]
@@ -96,57 +107,75 @@ def block_mask(
 
 
 def check_packing(model: Any, shares_media: bool = True) -> None:
-    """Make sure that packed rows are to a model what single rows are: by its parts, and by trying.
+    """Refuse a model that reads packed rows unlike single rows: check its parts, run a trial.
 
     Args:
         model: an AVLLM.
-        shares_media: whether several questions share one copy of their clip.
+        shares_media: several questions share one copy of their clip.
 
     Raises:
-        PackingError: what cannot be packed, and why.
+        PackingError: names the part that cannot read packed rows, and the reason.
     """
-    config, kind = model.llm.config, model.llm.config.model_type
-    conditioned = [type(a).__name__ for a in model.connector.adapters if a.conditioned]
-    if conditioned and shares_media:
-        raise PackingError(
-            f"data.pack puts several questions after one copy of their clip, but {', '.join(conditioned)} in the "
-            "connector makes another copy for each question. Take pack: sequences, or leave out data.pack"
-        )
-    if model.connector.by_content:
-        raise PackingError(
-            "data.pack is set, but content decides how many tokens the connector makes, so that positions in a packed "
-            "row are not known beforehand. Leave out data.pack"
-        )
+    _check_connector(model.connector, shares_media)
+    config = model.llm.config
     if config._attn_implementation not in MASKED:
         raise PackingError(
-            f"data.pack is set with attention {config._attn_implementation!r}, which takes no mask between rows; "
-            f"expected one of {', '.join(MASKED)} as model.llm.attention (a later stage has it from its init: "
-            "llm.attention in config.json there). Or leave out data.pack"
+            f"data.pack is set with attention {config._attn_implementation!r}, which takes no mask "
+            f"between rows; expected one of {', '.join(MASKED)} as model.llm.attention (a later "
+            "stage has it from its init: llm.attention in config.json there). Or leave out "
+            "data.pack"
         )
     layer_windows(config)
     try:
-        apart, largest = _trial(model)
+        difference, largest = _trial(model)
     except (ValueError, TypeError, RuntimeError) as error:
         raise PackingError(
-            f"data.pack is set, but the LLM ({kind}) takes no mask between rows ({error}). Leave out data.pack"
+            f"data.pack is set, but the LLM ({config.model_type}) takes no mask between rows "
+            f"({error}). Leave out data.pack"
         ) from error
-    if apart > largest * (EXACT if next(model.llm.parameters()).dtype == torch.float32 else ROUNDED):
+    exact = next(model.llm.parameters()).dtype == torch.float32
+    tolerance = EXACT if exact else ROUNDED
+    if difference > largest * tolerance:
         raise PackingError(
-            f"data.pack is set, but the LLM ({kind}) sees over the borders of packed rows: its hidden states differ by "
-            f"{apart:.2g}, with {largest:.2g} as the largest number. Leave out data.pack"
+            f"data.pack is set, but the LLM ({config.model_type}) sees over the borders of packed "
+            f"rows: its hidden states differ by {difference:.2g}, with {largest:.2g} as the "
+            "largest number. Leave out data.pack"
+        )
+
+
+def _check_connector(connector: Any, shares_media: bool) -> None:
+    """Refuse a connector whose output in a packed row is not known before it runs."""
+    conditioned = [type(a).__name__ for a in connector.adapters if a.conditioned]
+    if conditioned and shares_media:
+        raise PackingError(
+            "data.pack puts several questions after one copy of their clip, but "
+            f"{', '.join(conditioned)} in the connector makes another copy for each question. Take "
+            "pack: sequences, or leave out data.pack"
+        )
+    if connector.by_content:
+        raise PackingError(
+            "data.pack is set, but content decides how many tokens the connector makes, so that "
+            "positions in a packed row are not known beforehand. Leave out data.pack"
         )
 
 
 @torch.no_grad()
 def _trial(model: Any) -> tuple[float, float]:
-    """Largest difference between the hidden states of two texts packed and by themselves, and the largest number."""
-    table, training = model.llm.get_input_embeddings(), model.llm.training
+    """Compare the hidden states of two texts in a packed row with those in separate rows.
+
+    Returns:
+        the largest difference, and the largest number.
+    """
+    table = model.llm.get_input_embeddings()
+    training = model.llm.training
     ids = torch.arange(1, 2 * PROBE + 1).remainder(table.num_embeddings).view(2, PROBE)
     rows = [text_row(x) for x in ids]
     model.llm.eval()
-    found = []
-    for given in (rows, fill_sequences(rows, 2 * PROBE)):
-        batch = collate(given, pad_id=0).to(table.weight.device)
-        found.append(model.run_decoder(table(batch.input_ids), batch).float().view(2 * PROBE, -1))
+    states = []
+    for batch_rows in (rows, fill_sequences(rows, 2 * PROBE)):
+        batch = collate(batch_rows, pad_id=0).to(table.weight.device)
+        hidden = model.run_decoder(table(batch.input_ids), batch).float()
+        states.append(hidden.view(2 * PROBE, -1))
     model.llm.train(training)
-    return float((found[0] - found[1]).abs().max()), float(found[0].abs().max())
+    separate, packed = states
+    return float((separate - packed).abs().max()), float(separate.abs().max())

@@ -1,4 +1,4 @@
-"""Write and read a checkpoint folder: the model's trained weights, LoRA, the processor, the manifest."""
+"""Write and read a checkpoint folder: trained weights, LoRA, processor, manifest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from avllm.models.lora import activate, load_sets, save_sets, set_names
 
 
 def mark_trained(model: Any) -> None:
-    """Note the parts in which something trains now: from here on the checkpoint holds them whole.
+    """Record the parts in which weights train now: from here on a checkpoint holds them whole.
 
     Raises:
         CheckpointError: one of them is quantised, which no checkpoint holds.
@@ -43,38 +43,41 @@ def mark_trained(model: Any) -> None:
             parts.add(part_of(name))
     if "llm" in parts and is_quantised(model.llm):
         raise CheckpointError(
-            "weights of the LLM's own train, but it is quantised, which cannot be saved whole; "
+            "the LLM's weights train, but it is quantised, which cannot be saved whole; "
             "train LoRA adapters alone in it, or leave llm.quantize out"
         )
     model.config.trained = sorted(parts)
 
 
 def trained_state(model: Any) -> dict[str, Tensor]:
-    """Every tensor of the parts that hold weights of their own, without LoRA's (they are saved in PEFT's form).
+    """Return the tensors of the trained parts, without LoRA's, which are saved in PEFT's form.
 
-    PEFT wraps the LLM and the layers that it adapts; the names here are those without it.
+    PEFT wraps the LLM and the layers that it adapts; the names are those of the bare LLM.
     """
     parts = set(model.config.trained)
-    return {
-        name.replace("llm.base_model.model.", "llm.").replace(".base_layer.", "."): tensor
-        for name, tensor in model.state_dict().items()
-        if part_of(name) in parts and "lora_" not in name
-    }
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if part_of(name) in parts and "lora_" not in name:
+            bare = name.replace("llm.base_model.model.", "llm.").replace(".base_layer.", ".")
+            state[bare] = tensor
+    return state
 
 
 def save_model(model: Any, folder: str | Path) -> None:
     """Write config.json, trained.safetensors and lora/.
 
     Raises:
-        CheckpointError: LoRA was merged in a way that the folder could not tell.
+        CheckpointError: LoRA sets were added or merged in a way that the folder could not record.
     """
     _check_lora(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    # Tied weights share their storage, which safetensors refuses; a clone is the same numbers.
-    state = {k: v.detach().cpu().clone().contiguous() for k, v in trained_state(model).items()}
+    state = {}
+    for name, tensor in trained_state(model).items():
+        # Tied weights share their storage, which safetensors refuses; a clone does not.
+        state[name] = tensor.detach().cpu().clone().contiguous()
     write_tensors(state, folder / TRAINED)
     if model.config.lora:
         save_sets(model.llm, folder / LORA)
@@ -84,10 +87,13 @@ def _check_lora(model: Any) -> None:
     sets = set_names(model.llm)
     if sorted(model.config.lora) != sorted(sets):
         raise CheckpointError(
-            f"config.lora names the sets {sorted(model.config.lora)} and the LLM has {sorted(sets)}; "
+            f"config.lora names the sets {sorted(model.config.lora)} and the LLM has "
+            f"{sorted(sets)}; "
             "put them on with add_lora() and make them part of the LLM with merge_lora()"
         )
-    merged = any(getattr(module, "merged", False) for module in model.llm.modules()) if sets else False
+    merged = (
+        any(getattr(module, "merged", False) for module in model.llm.modules()) if sets else False
+    )
     if merged and "llm" in model.config.trained:
         raise CheckpointError(
             "the LLM's own weights hold its adapters now (merge_adapter), and both would be saved; "
@@ -95,13 +101,16 @@ def _check_lora(model: Any) -> None:
         )
 
 
-def save_checkpoint(model: Any, processor: Any, folder: str | Path, stages: list[dict[str, Any]]) -> None:
-    """Write the whole folder.
+def save_checkpoint(
+    model: Any, processor: Any, folder: str | Path, stages: list[dict[str, Any]]
+) -> None:
+    """Write a whole checkpoint folder.
 
     Args:
-        model, processor: what to save.
-        folder: where to.
-        stages: the chain, oldest first; each ``{"stage", "settings", "steps", "data", ...}``.
+        model: the model.
+        processor: its processor.
+        folder: the checkpoint; made if it does not exist.
+        stages: the chain of stages, oldest first: ``{"stage", "settings", "steps", "data", ...}``.
     """
     folder = Path(folder)
     save_model(model, folder)
@@ -121,24 +130,28 @@ def load_model(
     quantize: str | None = None,
     backbones: dict[str, str] | None = None,
 ) -> Any:
-    """Read a checkpoint folder: backbones from where their names point, then the trained weights, then LoRA.
+    """Read a checkpoint folder: its backbones by name, then the trained weights, then LoRA.
 
     Args:
         cls: the model class.
         folder: a checkpoint.
-        device: where to put it.
-        dtype: of the LLM, instead of the one it was trained with.
-        quantize: ``4bit`` or ``8bit`` for the LLM, instead of what it was trained with.
-        backbones: other places of backbones, ``{"llm": FOLDER, "encoders.audio": FOLDER}``.
+        device: where the model is put.
+        dtype: of the LLM; None for the one that it was trained with.
+        quantize: ``4bit`` or ``8bit`` for the LLM; None for what it was trained with.
+        backbones: other folders of backbones, ``{"llm": FOLDER, "encoders.audio": FOLDER}``.
 
     Raises:
-        CheckpointError: missing or unexpected weights, or a backbone whose hash is not the recorded one.
+        CheckpointError: missing or unexpected weights, or a backbone with another hash than the
+            recorded one.
     """
     folder = Path(folder)
     config = read_config(folder)
     _move_backbones(config, folder, backbones or {})
-    settings = {k: v for k, v in config.llm.items() if k != "config"}
-    settings |= {k: v for k, v in {"dtype": dtype, "quantize": quantize}.items() if v is not None}
+    settings = {name: value for name, value in config.llm.items() if name != "config"}
+    if dtype is not None:
+        settings["dtype"] = dtype
+    if quantize is not None:
+        settings["quantize"] = quantize
     llm = _load_llm(config, LLMConfig(**settings))
     build: Any = cls  # AVLLM, whose module imports this one
     model = build(_without_lora(config), llm=llm, encoders=_load_encoders(config))
@@ -152,7 +165,7 @@ def load_model(
 
 
 def _without_lora(config: AVConfig) -> AVConfig:
-    config.lora = {}  # they are built out of their own folders
+    config.lora = {}  # LoRA sets are loaded from their folders, after the model is built
     return config
 
 
@@ -161,7 +174,9 @@ def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> N
     records = {"llm": config.llm, **{f"encoders.{s}": r for s, r in config.encoders.items()}}
     unknown = sorted(set(places) - set(records))
     if unknown:
-        raise CheckpointError(f"{folder} has no backbone {', '.join(unknown)}; it has {', '.join(records)}")
+        raise CheckpointError(
+            f"{folder} has no backbone {', '.join(unknown)}; it has {', '.join(records)}"
+        )
     for part, record in records.items():
         expected = recorded.get(part, {}).get("sha256")
         record["name"] = places.get(part, find_backbone(record.get("name"), folder, expected))
@@ -170,13 +185,14 @@ def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> N
         seen = fingerprint(record["name"])
         if expected and seen is None:
             raise CheckpointError(
-                f"{folder}: the {part} backbone was {record['name']!r}, which is not there any more; "
-                f"say where it is: backbones={{{part!r}: FOLDER}}, or change its name in config.json"
+                f"{folder}: the {part} backbone was {record['name']!r}, which is not there any "
+                f"more; say where it is: backbones={{{part!r}: FOLDER}}, or change its name in "
+                "config.json"
             )
         if expected and seen != expected:
             raise CheckpointError(
-                f"{folder}: the {part} backbone in {record['name']!r} has hash {str(seen)[:12]}, not {expected[:12]}; "
-                "the connector was trained on other weights"
+                f"{folder}: the {part} backbone in {record['name']!r} has hash {str(seen)[:12]}, "
+                f"not {expected[:12]}; the connector was trained on other weights"
             )
 
 
@@ -185,14 +201,16 @@ def _load_llm(config: AVConfig, settings: LLMConfig) -> Any:
         return load_llm(settings)[0]
     if settings.quantize:
         raise CheckpointError(
-            f"quantize={settings.quantize!r}: this checkpoint holds the LLM's own trained weights, which are not "
-            "quantised while they are read; leave quantize out"
+            f"quantize={settings.quantize!r}: this checkpoint holds the LLM's own trained weights, "
+            "which are not quantised while they are read; leave quantize out"
         )
     from transformers import AutoConfig, AutoModelForCausalLM
 
     inner = AutoConfig.for_model(**config.llm["config"])
     dtype = getattr(torch, settings.dtype)
-    return AutoModelForCausalLM.from_config(inner, dtype=dtype, attn_implementation=settings.attention)
+    return AutoModelForCausalLM.from_config(
+        inner, dtype=dtype, attn_implementation=settings.attention
+    )
 
 
 def _load_encoders(config: AVConfig) -> dict[str, Any]:
@@ -207,19 +225,22 @@ def _load_encoders(config: AVConfig) -> dict[str, Any]:
 
 def _load_trained(model: Any, folder: Path) -> None:
     if not (folder / TRAINED).is_file():
-        raise CheckpointError(f"{folder} has no {TRAINED}; expected the folder of a finished avllm run")
+        raise CheckpointError(
+            f"{folder} has no {TRAINED}; expected the folder of a finished avllm run"
+        )
     try:
         saved = load_file(folder / TRAINED)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / TRAINED} is damaged: {error}; copy it again") from error
     expected = trained_state(model)
-    missing, unexpected = sorted(set(expected) - set(saved)), sorted(set(saved) - set(expected))
-    shapes = [k for k in saved if k in expected and saved[k].shape != expected[k].shape]
+    missing = sorted(expected.keys() - saved.keys())
+    unexpected = sorted(saved.keys() - expected.keys())
+    common = sorted(expected.keys() & saved.keys())
+    shapes = [name for name in common if saved[name].shape != expected[name].shape]
     if missing or unexpected or shapes:
         raise CheckpointError(
             f"{folder / TRAINED} does not fit: missing {missing[:3]}, unexpected {unexpected[:3]}, "
-            f"other shape {shapes[:3]}; "
-            "config.json and the weights belong to different models"
+            f"other shape {shapes[:3]}; config.json and the weights belong to different models"
         )
     with torch.no_grad():
         for name, tensor in expected.items():

@@ -1,11 +1,12 @@
-"""What a checkpoint folder holds: names of files, the manifest, hashes of backbones. No model is touched here.
+"""Name the files of a checkpoint folder, read its manifest, hash its backbones; without a model.
 
     config.json, tokenizer and processor files
-    trained.safetensors       the connector, and every part whose own weights ever trained
+    trained.safetensors       the connector, and every part whose own weights were trained
     lora/<set>/               adapter_config.json, adapter_model.safetensors (PEFT's form)
-    manifest.json             name, revision and hash of each frozen backbone, the chain of stages with their settings
+    manifest.json             name, revision and hash of each frozen backbone, the chain of stages
+                              with their settings
 
-Frozen backbones are not copied: they are loaded from where their names point, and their hash is checked.
+Frozen backbones are not copied: they are loaded by their names, and their hashes are checked.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.utils import PROCESSOR_NAME
 
 from avllm.data.store.storage import sha256
 from avllm.errors import UserError
 from avllm.models.configuration_avllm import AVConfig
 
 TRAINED, LORA, MANIFEST = "trained.safetensors", "lora", "manifest.json"
+OLD_PROCESSOR_NAME = "avllm_processor.json"
 
 
 class CheckpointError(UserError):
@@ -31,9 +34,11 @@ class CheckpointError(UserError):
 
 
 def part_of(name: str) -> str:
-    """``encoders.audio.backbone...`` -> ``encoders.audio``; ``connector.0...`` -> ``connector``."""
+    """Return a parameter's part: ``encoders.audio.backbone...`` belongs to ``encoders.audio``."""
     pieces = name.split(".")
-    return ".".join(pieces[:2]) if pieces[0] == "encoders" else pieces[0]
+    if pieces[0] == "encoders":
+        return ".".join(pieces[:2])
+    return pieces[0]
 
 
 def write_tensors(state: dict[str, Tensor], path: Path) -> None:
@@ -44,14 +49,16 @@ def write_tensors(state: dict[str, Tensor], path: Path) -> None:
 
 
 def read_manifest_of(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.
+    """Read the manifest of a checkpoint.
 
     Raises:
         CheckpointError: the folder has none.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no {MANIFEST}; expected the folder of a finished avllm run")
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST}; expected the folder of a finished avllm run"
+        )
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
@@ -59,49 +66,59 @@ def read_manifest_of(folder: str | Path) -> dict[str, Any]:
 
 
 def backbones(config: AVConfig) -> dict[str, dict[str, Any]]:
-    """Name, revision and hash of each backbone whose weights stay where they are."""
+    """Return name, revision and hash of each frozen backbone; a checkpoint does not copy them."""
     records = {"llm": config.llm, **{f"encoders.{s}": r for s, r in config.encoders.items()}}
-    return {
-        part: {"name": r.get("name"), "revision": r.get("revision"), "sha256": fingerprint(r.get("name"))}
-        for part, r in records.items()
-        if part not in config.trained
-    }
+    manifest = {}
+    for part, record in records.items():
+        if part not in config.trained:
+            manifest[part] = {
+                "name": record.get("name"),
+                "revision": record.get("revision"),
+                "sha256": fingerprint(record.get("name")),
+            }
+    return manifest
 
 
 def find_backbone(name: str | None, folder: str | Path, expected: str | None) -> str | None:
-    """Where a backbone lies that a checkpoint names by a relative path: from here, or from a folder above it.
+    """Return the folder of a backbone that a checkpoint names by a relative path.
 
-    So a checkpoint is read from any folder. A name without a recorded hash is a hub's, and no folder stands for it.
+    The path is tried from the working directory and from each folder above the checkpoint, so that
+    the checkpoint can be read from anywhere. A name without a recorded hash is a hub's.
 
     Args:
-        name: as the checkpoint has it. folder: the checkpoint. expected: the backbone's hash; None = not recorded.
+        name: the backbone's name in the checkpoint.
+        folder: the checkpoint.
+        expected: the backbone's hash; None if none is recorded.
     """
     if name is None or expected is None or Path(name).is_absolute():
         return name
-    here = [Path(name), *(parent / name for parent in Path(folder).resolve().parents)]
-    there = [str(place) for place in here if place.is_dir()]
-    return next((place for place in there if fingerprint(place) == expected), there[0] if there else name)
+    candidates = [Path(name), *(parent / name for parent in Path(folder).resolve().parents)]
+    folders = [str(path) for path in candidates if path.is_dir()]
+    for path in folders:
+        if fingerprint(path) == expected:
+            return path
+    return folders[0] if folders else name
 
 
-_known: dict[tuple[str, int, int], str] = {}
+_hashes: dict[tuple[str, int, int], str] = {}
 
 
 def fingerprint(name: str | None) -> str | None:
-    """SHA-256 over the weight files of a local folder; None for a hub name, whose revision says it."""
+    """Return the SHA-256 over a folder's weight files; None for a hub name (it has a revision)."""
     if name is None or not Path(name).is_dir():
         return None
     total = hashlib.sha256()
     for path in sorted(p for p in Path(name).iterdir() if p.suffix in (".safetensors", ".bin")):
         stat = path.stat()
         key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-        if key not in _known:
-            _known[key] = sha256(path)
-        total.update(f"{path.name}:{_known[key]}\n".encode())
+        if key not in _hashes:
+            _hashes[key] = sha256(path)
+        total.update(f"{path.name}:{_hashes[key]}\n".encode())
     return total.hexdigest()
 
 
 def read_config(folder: Path) -> AVConfig:
-    """The config.json of a checkpoint.
+    """Read the config.json of a checkpoint.
 
     Raises:
         CheckpointError: there is none, or it is another model's.
@@ -115,6 +132,25 @@ def read_config(folder: Path) -> AVConfig:
     return AVConfig.from_pretrained(folder)
 
 
+def check_processor_file(folder: Path) -> None:
+    """Refuse a folder without a processor.
+
+    Raises:
+        FileNotFoundError: the folder holds no processor.
+        CheckpointError: the processor's file has the name of earlier versions.
+    """
+    if (folder / PROCESSOR_NAME).is_file():
+        return
+    if (folder / OLD_PROCESSOR_NAME).is_file():
+        raise CheckpointError(
+            f"{folder} was written by an earlier avllm: rename its {OLD_PROCESSOR_NAME} to "
+            f"{PROCESSOR_NAME}"
+        )
+    raise FileNotFoundError(
+        f"{folder} has no {PROCESSOR_NAME}; expected an avllm checkpoint folder"
+    )
+
+
 def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a finished checkpoint."""
+    """Return True if a folder holds a finished checkpoint."""
     return (Path(folder) / TRAINED).is_file() and (Path(folder) / "config.json").is_file()

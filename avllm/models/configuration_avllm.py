@@ -1,4 +1,4 @@
-"""What a composed model is made of, as its config.json says it: enough to build it without any weights."""
+"""Hold the parts of a composed model in config.json: enough to build it without any weights."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ class AVConfig(PretrainedConfig):
     """Configuration of :class:`~avllm.models.modeling_avllm.AVLLM`.
 
     Args:
-        llm: ``{"name", "revision", "config", "dtype", "quantize", "attention"}``; ``config`` is the LLM's own config
-            as a dict, ``name`` where its weights come from.
+        llm: ``{"name", "revision", "config", "dtype", "quantize", "attention"}``; ``config`` is the
+            LLM's own config as a dict, ``name`` the source of its weights.
         encoders: ``{stream: {"medium", "type", "name", "revision", "config", "options"}}``.
         connector: adapters in order, ``[{"type", **options}]``.
         layout: ``{"type", **options}``.
-        fusion: ``{"type", **options}`` of what lets streams act inside the LLM, or None.
-        sampling: which frames are looked at (:class:`~avllm.config.SamplingConfig`).
+        fusion: ``{"type", **options}`` of the part by which streams act inside the LLM, or None.
+        sampling: how frames are chosen (:class:`~avllm.config.SamplingConfig`).
         selector: ``{"type", **options}`` of the part that chooses frames by the question, or None.
-        media_token_ids: the placeholder's token id of each stream that the connector hands to the LLM.
+        media_token_ids: the placeholder's token id of each stream that reaches the LLM.
         lora: ``{set: {"r", "alpha", "dropout", "targets", "active"}}`` of the LoRA sets on the LLM.
-        trained: parts that hold weights of their own (``connector``, ``encoders.audio``, ``llm``): a checkpoint holds
-            them whole.
+        trained: parts whose weights were trained (``connector``, ``encoders.audio``, ``llm``): a
+            checkpoint holds them whole.
         system: system prompt for chats that bring none.
-        media_text: text around the run of a media part, by its type; ``{media}`` stands for the run.
+        media_text: text around a media part, by its type; ``{media}`` stands for its tokens.
         time_codec: how times are written into text, ``{"type", **options}``.
         words: token id of each added word, see :class:`~avllm.models.words.AddedWords`.
     """
@@ -70,12 +70,12 @@ class AVConfig(PretrainedConfig):
 
     @property
     def active_lora(self) -> list[str]:
-        """The LoRA sets that take part unless :meth:`AVLLM.lora` says otherwise."""
+        """Return the LoRA sets that are active by default (:meth:`AVLLM.lora` activates others)."""
         return sorted(name for name, settings in self.lora.items() if settings["active"])
 
     @property
     def media(self) -> dict[str, str]:
-        """The medium of each encoder's stream."""
+        """Return the medium of each encoder's stream."""
         return {stream: medium_of(stream, record) for stream, record in self.encoders.items()}
 
     @classmethod
@@ -86,7 +86,14 @@ class AVConfig(PretrainedConfig):
         encoders: dict[str, dict[str, Any]],
         media_token_ids: dict[str, int],
     ) -> AVConfig:
-        """The config of what a preset's ``model`` section describes; ``llm`` and ``encoders`` are records of parts."""
+        """Make the config of a preset's ``model`` section.
+
+        Args:
+            description: the section.
+            llm: the LLM's record.
+            encoders: the encoders' records, by stream.
+            media_token_ids: placeholder ids by stream.
+        """
         return cls(
             llm=llm,
             encoders=dict(encoders),
@@ -103,8 +110,10 @@ class AVConfig(PretrainedConfig):
         )
 
 
-def _trained_from_the_start(description: ModelConfig, encoders: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the parts whose weights only a checkpoint holds: also an encoder that was made from a config alone."""
+def _trained_from_the_start(
+    description: ModelConfig, encoders: dict[str, dict[str, Any]]
+) -> list[str]:
+    """Return the parts that only a checkpoint holds, also encoders made from a config."""
     made = [f"encoders.{stream}" for stream, record in encoders.items() if record["name"] is None]
     fusion = ["fusion"] if description.fusion else []
     return ["connector", *made, *fusion]

@@ -13,7 +13,7 @@ from avllm.errors import loading
 
 
 def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Any causal LM by hub name or folder, and its record for the model's config.
+    """Load a causal LM by hub name or folder; return it with its record for the model's config.
 
     Raises:
         UserError: the name is neither a folder nor on the hub.
@@ -35,26 +35,29 @@ def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
 
 
 def quantization(kind: str | None, compute: torch.dtype) -> BitsAndBytesConfig | None:
-    """QLoRA's settings (arXiv 2305.14314): NF4 with double quantisation, or LLM.int8()."""
+    """Return QLoRA's settings (arXiv 2305.14314): NF4 with double quantisation, or LLM.int8()."""
     if kind is None:
         return None
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
     )
 
 
 def is_quantised(llm: PreTrainedModel) -> bool:
-    """Whether the weights were quantised while they were loaded."""
+    """Return True if the weights were quantised while they were loaded."""
     return getattr(llm, "hf_quantizer", None) is not None
 
 
 def keep_quantised_layers_trainable(llm: PreTrainedModel) -> None:
     """Switch off the CPU repacking of 4-bit weights.
 
-    On CPUs with avx512_bf16 the first forward in eval mode without gradients repacks them for good: from then on the
-    gradients through the layer are zero and a merge is wrong, without any error.
+    On CPUs with avx512_bf16 the first forward in eval mode without gradients repacks them for good:
+    from then on the gradients through the layer are zero and a merge is wrong, without any error.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -64,18 +67,21 @@ def keep_quantised_layers_trainable(llm: PreTrainedModel) -> None:
 
 
 def head_is_plain(llm: Any) -> bool:
-    """Return whether the LLM's logits are its head applied to its last hidden states, with nothing before or after it.
+    """Return True if the LLM's logits are its head applied to its last hidden states, unchanged.
 
-    Soft caps and scales (Gemma 2, Cohere, ...) are found by trying rather than by a list of architectures: the head is
-    made to answer a ramp of large numbers, which has to come out as it is.
+    Soft caps and scales (Gemma 2, Cohere, ...) are found by a trial rather than by a list of
+    architectures: a hook replaces the head's output by a ramp of large numbers, which has to come
+    out unchanged.
     """
-    head, training, taken = llm.get_output_embeddings(), llm.training, []
+    head = llm.get_output_embeddings()
+    training = llm.training
+    head_inputs: list[Tensor] = []
 
-    def answer_a_ramp(_: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        taken.append(inputs[0])
-        return torch.linspace(-100, 100, logits.shape[-1], device=logits.device, dtype=logits.dtype).expand_as(logits)
+    def return_ramp(_: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        head_inputs.append(inputs[0])
+        return _ramp_like(logits)
 
-    handle = head.register_forward_hook(answer_a_ramp)
+    handle = head.register_forward_hook(return_ramp)
     llm.eval()
     with torch.no_grad():
         ids = torch.tensor([[1, 2]], device=llm.get_input_embeddings().weight.device)
@@ -83,5 +89,12 @@ def head_is_plain(llm: Any) -> bool:
         hidden = llm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     handle.remove()
     llm.train(training)
+    if len(head_inputs) != 1 or not torch.allclose(head_inputs[0], hidden):
+        return False
+    return torch.allclose(logits, _ramp_like(logits))
+
+
+def _ramp_like(logits: Tensor) -> Tensor:
+    """Return numbers from -100 to 100 over the vocabulary, in the shape of ``logits (..., V)``."""
     ramp = torch.linspace(-100, 100, logits.shape[-1], device=logits.device, dtype=logits.dtype)
-    return len(taken) == 1 and torch.allclose(taken[0], hidden) and torch.allclose(logits, ramp.expand_as(logits))
+    return ramp.expand_as(logits)

@@ -2,8 +2,8 @@
 
 A set is what PEFT calls an adapter; its parameters are named ``...lora_A.<set>.weight``. Which sets
 are active is an attribute of each layer. It is set here directly: PEFT's ``set_adapter`` and
-``disable_adapter`` change ``requires_grad`` as well, so that a frozen set would begin to train in the
-middle of a run.
+``disable_adapter`` change ``requires_grad`` as well, so that a frozen set would begin to train in
+the middle of a run.
 """
 
 from __future__ import annotations
@@ -52,22 +52,26 @@ def active_sets(llm: nn.Module) -> tuple[str, ...]:
 
 
 def activate(llm: nn.Module, names: Sequence[str]) -> None:
-    """Let exactly these sets take part in forward passes; ``requires_grad`` stays what it is.
+    """Let exactly these sets take part in forward passes; ``requires_grad`` does not change.
 
-    They are added up in the order of their names, so that the sum is the same before and after a save.
+    They are added up in the order of their names, so that the sum is the same after a save.
 
     Raises:
         UserError: a set that the LLM does not have, or sets that are merged into its weights.
     """
     unknown = [name for name in names if name not in set_names(llm)]
     if unknown:
-        raise UserError(f"the LLM has no LoRA set {unknown[0]!r}; it has {set_names(llm) or 'none'}")
+        raise UserError(
+            f"the LLM has no LoRA set {unknown[0]!r}; it has {set_names(llm) or 'none'}"
+        )
     names = sorted(set(names))
     if active_sets(llm) == tuple(names):
         return
     for layer in _layers(llm):
         if layer.merged:
-            raise UserError("LoRA sets are merged into the LLM's weights; call llm.unmerge_adapter() first")
+            raise UserError(
+                "LoRA sets are merged into the LLM's weights; call llm.unmerge_adapter() first"
+            )
         layer._active_adapter = names
 
 
@@ -82,14 +86,16 @@ def _layers(llm: nn.Module) -> Iterator[Any]:
 
 
 class ActiveSets(AbstractContextManager[None]):
-    """Activate exactly these sets for a block; after it those of before. Blocks nest.
+    """Activate exactly these sets for a block, then the earlier ones again. Blocks nest.
 
     Args:
-        llm: the LLM. names: the sets; their outputs add up, none of them is the bare LLM.
+        llm: the LLM.
+        names: the sets, whose outputs add up; empty for the bare LLM.
     """
 
     def __init__(self, llm: nn.Module, names: Sequence[str]) -> None:
-        self.llm, self.names = llm, tuple(names)
+        self.llm = llm
+        self.names = tuple(names)
         self._before: list[tuple[str, ...]] = []
 
     def __enter__(self) -> None:
@@ -98,7 +104,10 @@ class ActiveSets(AbstractContextManager[None]):
         self._before.append(before)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         activate(self.llm, self._before.pop())
 
@@ -121,16 +130,17 @@ def add_set(llm: Any, settings: LoraConfig) -> Any:
     The sets that were active stay so, the new one is not active yet (the first one is).
 
     Raises:
-        UserError: the LLM has a set of this name, no layers of the names in ``targets``, or no set to
-            copy.
+        UserError: the LLM has a set of this name, no layers of the names in ``targets``, or no set
+            to copy.
     """
     import peft
 
     if settings.copy_of is not None:
         if settings.copy_of not in set_names(llm):
             raise UserError(
-                f"lora.copy_of is {settings.copy_of!r}, but the LLM has {set_names(llm) or 'no sets'};"
-                " expected the name of a set of the checkpoint that this stage starts from"
+                f"lora.copy_of is {settings.copy_of!r}, but the LLM has "
+                f"{set_names(llm) or 'no sets'}; expected the name of a set of the checkpoint that "
+                "this stage starts from"
             )
         config = copy.deepcopy(llm.peft_config[settings.copy_of])
         config.lora_dropout = settings.dropout
@@ -145,7 +155,9 @@ def add_set(llm: Any, settings: LoraConfig) -> Any:
     try:
         llm = _wrap(llm, settings.name, config)
     except (ValueError, KeyError) as error:
-        raise UserError(f"lora set {settings.name!r}: lora.targets is {settings.targets!r}: {error}") from error
+        raise UserError(
+            f"lora set {settings.name!r}: lora.targets is {settings.targets!r}: {error}"
+        ) from error
     if settings.copy_of is not None:
         _copy_set(llm, settings.copy_of, settings.name)
     return llm
@@ -157,8 +169,8 @@ def _wrap(llm: Any, name: str, config: Any) -> Any:
 
     if name in set_names(llm):
         raise UserError(
-            f"the LLM has a LoRA set named {name!r} already; leave out lora: to go on training it, or "
-            "give the new set another name"
+            f"the LLM has a LoRA set named {name!r} already; leave out lora: to go on training it, "
+            "or give the new set another name"
         )
     if not hasattr(llm, "peft_config"):
         return peft.get_peft_model(llm, config, adapter_name=name)
@@ -189,12 +201,15 @@ def merge_sets(llm: Any, names: Sequence[str]) -> Any:
 
 def set_state(llm: nn.Module, name: str) -> dict[str, Tensor]:
     """Return a set's tensors under the names of PEFT's files, which leave out the set's."""
-    own = {key: tensor for key, tensor in llm.state_dict().items() if set_of(key) == name}
-    return {_LORA_NAME.sub(r"\1", key): tensor for key, tensor in own.items()}
+    state = {}
+    for key, tensor in llm.state_dict().items():
+        if set_of(key) == name:
+            state[_LORA_NAME.sub(r"\1", key)] = tensor
+    return state
 
 
 def save_sets(llm: Any, folder: Path) -> None:
-    """Write each set into ``folder/<name>`` in PEFT's form, and remove sets that the LLM no longer has."""
+    """Write each set into ``folder/<name>`` in PEFT's form; remove folders of other sets."""
     for name in set_names(llm):
         (folder / name).mkdir(parents=True, exist_ok=True)
         state = {key: x.detach().cpu().contiguous() for key, x in set_state(llm, name).items()}
@@ -215,7 +230,9 @@ def load_sets(llm: Any, folder: Path, names: Sequence[str]) -> Any:
     """Put the sets of a checkpoint on the LLM and return it.
 
     Args:
-        llm: without sets. folder: holds a folder a set. names: the sets that config.json names.
+        llm: an LLM without sets.
+        folder: contains one folder for each set.
+        names: the sets that config.json names.
 
     Raises:
         CheckpointError: a set is missing or not named, or its tensors do not fit the LLM's layers.
@@ -251,8 +268,8 @@ def _load_set(llm: Any, folder: Path, name: str) -> Any:
     if missing or unexpected or shapes:
         raise CheckpointError(
             f"{folder / WEIGHTS_FILE} does not fit the LLM: missing {missing[:3]}, unexpected "
-            f"{unexpected[:3]}, other shape {shapes[:3]}; expected what {CONFIG_FILE} says for every "
-            "layer. Copy the checkpoint again"
+            f"{unexpected[:3]}, other shape {shapes[:3]}; expected what {CONFIG_FILE} says for "
+            "every layer. Copy the checkpoint again"
         )
     with torch.no_grad():
         for key, tensor in expected.items():

@@ -1,13 +1,13 @@
-"""The composed model: frozen encoders, a trainable connector, a causal LLM.
+"""Compose the model: frozen encoders, a trainable connector, a causal LLM.
 
-Shapes have one alphabet throughout the project:
+Letters of shapes, the same throughout the project:
 
     R rows of a batch, B clips in it, T time steps of a clip, P tokens of a step, N = T*P,
-    L length of the LLM's sequence, D width, S waveform samples, V vocabulary, U units that an encoder takes in
-    (frames, windows of sound). Masks are bool, True = real.
+    L length of the LLM's sequence, D width, S waveform samples, V vocabulary,
+    U units that an encoder takes in (frames, windows of sound). Masks are bool, True = real.
 
-The way of a batch: ``encode_media`` (files' tensors -> timed features), ``connect`` (features -> tokens in the LLM's
-space), ``merge_media`` (tokens -> their places in the embedded text), then the LLM.
+A batch passes ``encode_media`` (media -> timed features), ``connect`` (features -> tokens in the
+LLM's space), ``merge_media`` (tokens -> their positions in the embedded text), then the LLM.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from avllm.fusions.base import Fusion, build_fusion, consumed_streams
 from avllm.models.asked import prompt_of
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, bind_adapters, check_placeholders
-from avllm.models.encoders import build_encoder, load_encoder, widths_of
+from avllm.models.encoders import build_encoders, load_encoder, widths_of
 from avllm.models.llm import is_quantised, load_llm
 from avllm.models.llm_calls import LLMCalls
 from avllm.models.lora import ActiveSets, activate, add_set, eval_frozen_sets, merge_sets
@@ -41,15 +41,15 @@ from avllm.tokens import StreamBatch, Tokens
 
 
 class AVLLM(LLMCalls, PreTrainedModel):
-    """An audio-visual language model out of any encoders, any adapters and any causal LLM of transformers.
+    """An audio-visual language model of any encoders, adapters and causal LLM of transformers.
 
-    ``AVLLM(config)`` builds all parts with random weights; :meth:`from_backbones` loads them by name;
-    :meth:`from_pretrained` reads a checkpoint folder.
+    ``AVLLM(config)`` builds all parts with random weights; :meth:`from_backbones` loads them by
+    name; :meth:`from_pretrained` reads a checkpoint folder.
 
     Args:
-        config: what it is made of.
-        llm: the LLM, when it is already there.
-        encoders: the encoders by stream, when they are already there.
+        config: the parts.
+        llm: the LLM; None to build it with random weights.
+        encoders: the encoders by stream; None to build them with random weights.
     """
 
     config_class = AVConfig
@@ -64,33 +64,47 @@ class AVLLM(LLMCalls, PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True
 
     def __init__(
-        self, config: AVConfig, llm: PreTrainedModel | None = None, encoders: dict[str, Encoder] | None = None
+        self,
+        config: AVConfig,
+        llm: PreTrainedModel | None = None,
+        encoders: dict[str, Encoder] | None = None,
     ) -> None:
         super().__init__(config)
-        self.llm = llm or AutoModelForCausalLM.from_config(AutoConfig.for_model(**config.llm["config"]))
-        parts: dict[str, Any] = encoders or {s: build_encoder(spec) for s, spec in config.encoders.items()}
-        parts = dict(sorted(parts.items()))  # config.json sorts them too: one order before and after a save
+        self.llm = llm or AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**config.llm["config"])
+        )
+        parts: dict[str, Any] = encoders or build_encoders(config.encoders)
+        # config.json sorts the streams: sorted here, their order is the same after a save.
+        parts = dict(sorted(parts.items()))
         self.encoders = nn.ModuleDict(parts)
-        self.connector = Connector(config.connector, widths_of(parts), self.llm.get_input_embeddings().weight.shape[-1])
+        llm_dim = self.llm.get_input_embeddings().weight.shape[-1]
+        self.connector = Connector(config.connector, widths_of(parts), llm_dim)
         self.fusion = build_fusion(config.fusion, self.connector.widths, self.llm)
-        check_placeholders(self.connector.out_streams, config.media_token_ids, consumed_streams(config.fusion))
+        check_placeholders(
+            self.connector.out_streams, config.media_token_ids, consumed_streams(config.fusion)
+        )
         if not hasattr(self.llm, "peft_config"):
             for name, settings in config.lora.items():
                 self.llm = add_set(self.llm, LoraConfig(name=name, **settings))
             activate(self.llm, config.active_lora)
-        self.words: AddedWords | None = AddedWords.beside(self.llm, config.words) if config.words else None
+        self.words: AddedWords | None = None
+        if config.words:
+            self.words = AddedWords.beside(self.llm, config.words)
         self.attach_words()
         self.generation_config = self.llm.generation_config
         self._shared: dict[Batch, list[dict[str, Tokens]]] | None = None
         bind_adapters(self)
 
-    # ---- building -------------------------------------------------------------------------------------------------
+    # ---- building ----------------------------------------------------------------------------
 
     @classmethod
     def from_backbones(
-        cls, description: ModelConfig, media_token_ids: dict[str, int], words: Mapping[str, int] | None = None
+        cls,
+        description: ModelConfig,
+        media_token_ids: dict[str, int],
+        words: Mapping[str, int] | None = None,
     ) -> AVLLM:
-        """Load each backbone by the name that the description gives it; the connector starts from scratch.
+        """Load each backbone by its name in the description; the connector starts from scratch.
 
         Args:
             description: the ``model`` section of a preset.
@@ -98,13 +112,15 @@ class AVLLM(LLMCalls, PreTrainedModel):
             words: token ids of the words that the time codec needs, from :func:`load_words`.
 
         Raises:
-            UnknownPartError: an unknown encoder, adapter or option. UserError: parts that do not fit together, or a
-                name that is neither a folder nor on the hub.
+            UnknownPartError: an unknown encoder, adapter or option.
+            UserError: parts that do not fit together, or a name that is neither a folder nor on the
+                hub.
         """
         missing = sorted(set(needed_words(description)) - set(words or {}))
         if missing:
             raise UserError(
-                f"the time codec needs {len(missing)} added words ({missing[0]!r}, ...); give load_words' ids"
+                f"the time codec needs {len(missing)} added words ({missing[0]!r}, ...); give "
+                "load_words' ids"
             )
         llm, llm_record = load_llm(description.llm)
         encoders: dict[str, Encoder] = {}
@@ -120,14 +136,16 @@ class AVLLM(LLMCalls, PreTrainedModel):
         return model.freeze()
 
     def freeze(self) -> AVLLM:
-        """Nothing trains but the connector (and LoRA): the start of every stage before its rules are applied."""
+        """Freeze encoders and LLM, except for LoRA; a stage's rules are applied after this."""
         self.encoders.requires_grad_(False)
         for name, parameter in self.llm.named_parameters():
             parameter.requires_grad_("lora_" in name and parameter.is_floating_point())
         return self
 
     def add_lora(self, settings: LoraConfig) -> AVLLM:
-        """Put a named set of low-rank adapters on the LLM. A copy takes the place of its source among the active sets.
+        """Put a named set of low-rank adapters on the LLM.
+
+        A copy replaces its source among the active sets.
 
         Raises:
             UserError: the LLM has a set of this name, or the settings do not fit it.
@@ -144,51 +162,58 @@ class AVLLM(LLMCalls, PreTrainedModel):
         return self
 
     def lora(self, names: Sequence[str]) -> ActiveSets:
-        """Activate exactly these LoRA sets for a ``with`` block; several add up, ``()`` is the bare LLM.
+        """Activate exactly these LoRA sets for a block; several add up, ``()`` is the bare LLM.
 
-        What was active before is so again after the block, also after an exception. ``requires_grad`` is not touched.
-        Backward passes may follow outside the block: with gradient checkpointing, layers are recomputed with the sets
-        of the forward pass.
+        After the block, also after an exception, the earlier sets are active again.
+        ``requires_grad`` does not change. Backward passes may follow outside of the block: with
+        gradient checkpointing, layers are recomputed with the sets of the forward pass.
 
         Raises:
-            UserError: on entry, where the LLM has no set of a name.
+            UserError: on entry, if the LLM has no set of a name.
         """
         return ActiveSets(self.llm, names)
 
     def merge_lora(self, names: Sequence[str] | None = None) -> AVLLM:
-        """Make LoRA sets part of the LLM's own weights: faster answers, and a checkpoint that holds the LLM whole.
+        """Add LoRA sets to the LLM's weights: answers are faster, checkpoints hold the whole LLM.
 
         Args:
-            names: the sets; the active ones where not given. The other sets are dropped: they were trained on the LLM
-                without these.
+            names: the sets; None for the active ones. The other sets are dropped: they were trained
+                on the LLM without these.
 
         Raises:
-            UserError: there are none of these names, or the LLM is quantised.
+            UserError: the LLM has no such set, or is quantised.
         """
         names = self.config.active_lora if names is None else list(names)
         if not names:
-            raise UserError(f"no LoRA set to merge is given; the LLM has {list(self.config.lora) or 'none'}")
+            raise UserError(
+                f"no LoRA set to merge is given; the LLM has {list(self.config.lora) or 'none'}"
+            )
         if is_quantised(self.llm):
-            raise UserError("the LLM is quantised, and adapters would be rounded into it; load it without quantize")
+            raise UserError(
+                "the LLM is quantised, and adapters would be rounded into it; load it without "
+                "quantize"
+            )
         self.llm = merge_sets(self.llm, names)
         self.config.lora, self.config.trained = {}, sorted({*self.config.trained, "llm"})
         self.attach_words()
         return self
 
     def add_words(self, words: Mapping[str, int]) -> AVLLM:
-        """Add vocabulary entries that train (``words.`` in the trainable rules) while the LLM's own stay frozen.
+        """Add vocabulary entries that train (rule ``words.``) while the LLM's entries stay frozen.
 
         Args:
-            words: token id by word, as ``AVProcessor.add_words`` or ``add_to_tokenizer`` gives them.
+            words: token id by word, of ``AVProcessor.add_words`` or ``add_to_tokenizer``.
 
         Raises:
-            UserError: a word or an id that is there already.
+            UserError: the model has a word or an id already.
         """
-        taken = {f"<|{name}|>": i for name, i in self.config.media_token_ids.items()} | self.config.words
+        taken = {
+            f"<|{name}|>": i for name, i in self.config.media_token_ids.items()
+        } | self.config.words
         words = self.config.words | checked_words(words, taken)
         before = self.words
         if before is not None:
-            before.detach()  # the new rows start from the LLM's own alone
+            before.detach()  # the new rows start from the LLM's alone
         self.words = AddedWords.beside(self.llm, words).to(self.device)
         if before is not None:
             self.words.take(before)
@@ -197,15 +222,15 @@ class AVLLM(LLMCalls, PreTrainedModel):
         return self
 
     def attach_words(self) -> None:
-        """Hook the added words into the LLM's embedding and head, where there are any."""
+        """Register the hooks of added words, if there are any, on the LLM's embedding and head."""
         if self.words is not None:
             self.words.attach(self.llm)
 
     def train(self, mode: bool = True) -> AVLLM:
-        """Set the mode as in torch, but let what is frozen stay in eval mode: no dropout there.
+        """Set the mode as in torch, but keep frozen parts in eval mode: no dropout there.
 
-        That is said of each encoder, each adapter of the connector and each LoRA set. The LLM itself gets the mode: its
-        gradient checkpointing asks for it, and LLMs have no dropout of their own.
+        Parts are each encoder, each adapter of the connector, the fusion and each LoRA set. The LLM
+        itself gets the mode: its gradient checkpointing reads it, and LLMs have no dropout.
         """
         super().train(mode)
         for part in [*self.encoders.values(), *self.connector, *filter(None, [self.fusion])]:
@@ -214,33 +239,47 @@ class AVLLM(LLMCalls, PreTrainedModel):
         eval_frozen_sets(self.llm)
         return self
 
-    # ---- the way of a batch ---------------------------------------------------------------------------------------
+    # ---- from a batch to logits ----------------------------------------------------------------
 
     def encode_media(self, streams: dict[str, StreamBatch]) -> dict[str, Tokens]:
-        """Media -> timed features, ``{stream or stream.layer: (B, T, P, D)}``; no graph where an encoder is frozen."""
-        found = {}
+        """Encode media to features ``{stream or stream.layer: (B, T, P, D)}``.
+
+        A frozen encoder makes no graph.
+        """
+        features: dict[str, Tokens] = {}
         for name, batch in streams.items():
             encoder = cast(Encoder, self.encoders[name])
             trains = torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())
             with torch.set_grad_enabled(trains):
                 layers = encoder.encode(batch)
-            found.update({f"{name}.{layer}" if layer else name: tokens for layer, tokens in layers.items()})
-        return found
+            for layer, tokens in layers.items():
+                features[f"{name}.{layer}" if layer else name] = tokens
+        return features
 
-    def connect(self, streams: dict[str, Tokens], prompt: Prompt | None = None) -> dict[str, Tokens]:
-        """Features -> tokens in the LLM's own space, ``{stream: (B, T', P', D)}``."""
+    def connect(
+        self, streams: dict[str, Tokens], prompt: Prompt | None = None
+    ) -> dict[str, Tokens]:
+        """Turn features into tokens in the LLM's space, ``{stream: (B, T', P', D)}``."""
         return self._connect_in_steps(streams, prompt)[-1]
 
-    def _connect_in_steps(self, streams: dict[str, Tokens], prompt: Prompt | None) -> list[dict[str, Tokens]]:
+    def _connect_in_steps(
+        self, streams: dict[str, Tokens], prompt: Prompt | None
+    ) -> list[dict[str, Tokens]]:
         dtype = next(self.connector.parameters()).dtype
-        return self.connector.steps({k: v.with_x(v.x.to(dtype)) for k, v in streams.items()}, prompt)
+        return self.connector.steps(
+            {k: v.with_x(v.x.to(dtype)) for k, v in streams.items()}, prompt
+        )
 
-    def merge_media(self, input_ids: Tensor, streams: dict[str, Tokens], batch: Batch | None = None) -> Tensor:
-        """Embed the text and put the media tokens in their places: :func:`avllm.models.merge.merge_media`."""
-        return merge_media(self.llm.get_input_embeddings(), input_ids, self.config.media_token_ids, streams, batch)
+    def merge_media(
+        self, input_ids: Tensor, streams: dict[str, Tokens], batch: Batch | None = None
+    ) -> Tensor:
+        """Embed text and media tokens: see :func:`avllm.models.merge.merge_media`."""
+        return merge_media(
+            self.llm.get_input_embeddings(), input_ids, self.config.media_token_ids, streams, batch
+        )
 
     def visible(self, batch: Batch, tokens: dict[str, Tokens] | None = None) -> Batch:
-        """Mask the placeholders for which content left no token: the LLM neither sees nor counts them.
+        """Mask placeholders without a token: the LLM neither sees nor counts them.
 
         Args:
             tokens: the connector's output for the batch; None computes it.
@@ -249,19 +288,21 @@ class AVLLM(LLMCalls, PreTrainedModel):
             return batch
         if tokens is None:
             tokens = self.media_tokens(batch) if batch.streams else {}
-        mask = batch.attention_mask & ~surplus_places(batch.input_ids, self.config.media_token_ids, tokens)  # (R, L)
+        mask = batch.attention_mask & ~surplus_places(
+            batch.input_ids, self.config.media_token_ids, tokens
+        )  # (R, L)
         return replace(batch, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
 
     def media_tokens(self, batch: Batch) -> dict[str, Tokens]:
-        """A batch -> the connector's output by stream, ``(B, T', P', D)``."""
+        """Return the connector's output for a batch by stream, ``(B, T', P', D)``."""
         return self.media_steps(batch)[-1]
 
     def media_steps(self, batch: Batch) -> list[dict[str, Tokens]]:
-        """A batch -> the streams as adapter 0, 1, ... of the connector gets them, and as the last one leaves them.
+        """Return the inputs of adapter 0, 1, ... for a batch, and the output of the last one.
 
-        For objectives that read an adapter's input once more, with the caption beside it for example.
+        Objectives use it that run an adapter a second time, with the caption for example.
         """
-        shared = self._shared  # once: another thread may end its own sharing meanwhile
+        shared = self._shared  # read once: another thread may end its block meanwhile
         if shared is not None and batch in shared:
             return shared[batch]
         features = self.encode_media(batch.streams)
@@ -272,21 +313,28 @@ class AVLLM(LLMCalls, PreTrainedModel):
 
     @torch.no_grad()
     def media_tokens_by(self, batch: Batch, weights: Mapping[str, Tensor]) -> dict[str, Tokens]:
-        """Return what the connector would give with other weights, without a graph and without dropout.
+        """Return the connector's output with other weights, without a graph and without dropout.
 
         Args:
-            batch: rows with their media. weights: of all the connector's parameters, by name.
+            batch: rows with their media.
+            weights: of all the connector's parameters, by name.
         """
         features = self.media_steps(batch)[0]
         with eval_mode(self.connector), in_variant(batch.variant):
-            return torch.func.functional_call(self.connector, dict(weights), (features, self._prompt(batch)))
+            return torch.func.functional_call(
+                self.connector, dict(weights), (features, self._prompt(batch))
+            )
 
     def _prompt(self, batch: Batch) -> Prompt | None:
-        """Return the question about each clip, where the connector reads it."""
-        return prompt_of(batch, self.llm.get_input_embeddings()) if self.connector.conditioned else None
+        """Return the question about each clip; None if the connector does not read it."""
+        return (
+            prompt_of(batch, self.llm.get_input_embeddings())
+            if self.connector.conditioned
+            else None
+        )
 
     def connect_for(self, batch: Batch, features: dict[str, Tokens]) -> dict[str, Tokens]:
-        """Connect other features of a batch's clips than those of its files, with the batch's questions."""
+        """Connect features that replace those of a batch's files, with the batch's questions."""
         return self._steps_for(batch, features)[-1]
 
     def _steps_for(self, batch: Batch, features: dict[str, Tokens]) -> list[dict[str, Tokens]]:
@@ -294,12 +342,12 @@ class AVLLM(LLMCalls, PreTrainedModel):
             return self._connect_in_steps(features, self._prompt(batch))
 
     def embed(self, batch: Batch) -> Tensor:
-        """A batch -> the LLM's input embeddings ``(R, L, D)``."""
+        """Return the LLM's input embeddings for a batch, ``(R, L, D)``."""
         return self.merge_media(batch.input_ids, self.media_tokens(batch), batch)
 
     @contextmanager
     def shared_media(self) -> Iterator[None]:
-        """Within this, each batch passes encoders and connector once, however many objectives ask for it."""
+        """Run encoders and connector once for each batch in this block, for several objectives."""
         before = self._shared
         self._shared = {} if before is None else before
         try:
@@ -308,11 +356,11 @@ class AVLLM(LLMCalls, PreTrainedModel):
             self._shared = before
 
     def forward(self, batch: Batch, keep: Tensor | None = None) -> CausalLMOutputWithPast:
-        """Logits of a batch.
+        """Compute the logits of a batch.
 
         Args:
             batch: rows with their media.
-            keep: positions ``(K,)`` of the sequence for which logits are wanted; None for all.
+            keep: positions ``(K,)`` of the sequence whose logits are computed; None for all.
 
         Returns:
             ``logits (R, K, V)``, K = L without ``keep``.
@@ -320,10 +368,10 @@ class AVLLM(LLMCalls, PreTrainedModel):
         with self.shared_media():
             return self.run_llm(self.embed(batch), batch, keep)
 
-    # ---- checkpoints ----------------------------------------------------------------------------------------------
+    # ---- checkpoints -------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write config, trained weights and LoRA; frozen backbones stay where their names say."""
+        """Write config, trained weights and LoRA; frozen backbones are not copied."""
         from avllm.models.checkpoint import save_model
 
         if kwargs:
@@ -332,7 +380,7 @@ class AVLLM(LLMCalls, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: str, **kwargs: Any) -> AVLLM:  # type: ignore[override]
-        """Read a checkpoint folder: see :func:`avllm.models.checkpoint.load_model` for the arguments."""
+        """Read a checkpoint folder; arguments of :func:`avllm.models.checkpoint.load_model`."""
         from avllm.models.checkpoint import load_model
 
         return load_model(cls, folder, **kwargs)
@@ -340,7 +388,7 @@ class AVLLM(LLMCalls, PreTrainedModel):
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Set eval mode for a block; after it each part has the mode that it had."""
+    """Set eval mode for a block; restore each part's mode after it."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

@@ -1,1 +1,1 @@
-"""Models and processors made out of settings: described, extended."""
+"""Make models and processors from settings: described or extended."""

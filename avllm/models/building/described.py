@@ -1,4 +1,4 @@
-"""The processor of a model that is described and need not be there: what rows become, before any LLM is loaded."""
+"""Make the processor of a model that is only described: rows are made without loading the LLM."""
 
 from __future__ import annotations
 
@@ -16,36 +16,42 @@ from avllm.models.words import load_words
 
 
 def stage_processor(config: RunConfig) -> AVProcessor:
-    """The processor with which a stage reads its rows.
+    """Return the processor with which a stage reads its rows.
 
     Raises:
-        FileNotFoundError: ``init`` is no checkpoint (yet). UserError: a backbone is not where its name says.
+        FileNotFoundError: ``init`` is no checkpoint (yet).
+        UserError: a backbone is not where its name says.
     """
     if config.init is not None:
         if not is_checkpoint(config.init):
             raise FileNotFoundError(
-                f"init: {config.init} is no checkpoint (yet), so there is no model to read rows as; train the stage "
-                "before first, or give the preset of stage 1, which describes the model (and --max-length for this one)"
+                f"init: {config.init} is no checkpoint (yet), so there is no model to "
+                "read rows as; train the stage before first, or give the preset of stage 1, "
+                "which describes the model (and --max-length for this one)"
             )
         processor = AVProcessor.from_pretrained(config.init)
         if config.extend is not None:
             processor = extend_processor(processor, config.extend)
     else:
-        assert config.model is not None  # RunConfig wants one of the two
+        assert config.model is not None  # RunConfig requires one of the two
         processor = described_processor(config.model)
-    processor.max_length, processor.timeout = config.data.max_length, config.data.timeout
+    processor.max_length = config.data.max_length
+    processor.timeout = config.data.timeout
     return processor
 
 
 def described_processor(description: ModelConfig) -> AVProcessor:
-    """The processor of a preset's ``model`` section. Of the LLM, tokenizer and config alone are read."""
+    """Make the processor of a preset's ``model`` section, from the LLM's tokenizer and config."""
     tokenizer, media_token_ids = load_tokenizer(description)
     loaded = {stream: load_encoder(stream, spec) for stream, spec in description.encoders.items()}
     records = {str(stream): record for stream, (_, record) in loaded.items()}
     with loading("the LLM's config", description.llm.name):
         llm = AutoConfig.from_pretrained(description.llm.name, revision=description.llm.revision)
     config = AVConfig.of(
-        description, {**description.llm.model_dump(), "config": llm.to_dict()}, records, media_token_ids
+        description,
+        {**description.llm.model_dump(), "config": llm.to_dict()},
+        records,
+        media_token_ids,
     )
     config.words = load_words(tokenizer, description)
     width = embedding_width(llm)

@@ -1,11 +1,17 @@
-"""Which streams need a placeholder in the LLM's vocabulary: asked of a connector without weights."""
+"""Find the streams that need a placeholder in the vocabulary, by a connector without weights."""
 
 from __future__ import annotations
 
 from typing import cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from avllm.config import ModelConfig
 from avllm.errors import UserError, loading
@@ -16,10 +22,13 @@ from avllm.models.words import add_to_tokenizer, needed_words
 
 
 def placeholder_streams(description: ModelConfig) -> list[str]:
-    """Return the encoders' streams, then those that adapters make and hand to the LLM, but none that a fusion consumes.
+    """Return the streams that reach the LLM's sequence: of encoders, then of adapters.
+
+    Streams that a fusion consumes are not among them.
 
     Raises:
-        UserError: parts that do not exist or do not fit together, or a backbone that is not where its name says.
+        UserError: parts that do not exist or do not fit together, or a backbone that is not where
+            its name says.
     """
     widths: dict[str, int] = {}
     for stream, spec in sorted(description.encoders.items()):
@@ -40,15 +49,24 @@ def embedding_width(llm: PretrainedConfig) -> int:
 
 
 def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, dict[str, int]]:
-    """Load the LLM's tokenizer with a placeholder for each stream and the time codec's words; return the ids, too.
+    """Load the LLM's tokenizer and add a placeholder for each stream and the time codec's words.
 
-    The ids may lie after the LLM's vocabulary: they are replaced by media before anything is embedded.
+    Placeholder ids may lie after the LLM's vocabulary: media replace them before ids are embedded.
+
+    Returns:
+        the tokenizer, and the placeholder ids by stream.
+
+    Raises:
+        UserError: the tokenizer cannot be loaded or has no end-of-sequence token.
     """
     with loading("the LLM's tokenizer", description.llm.name):
-        tokenizer = AutoTokenizer.from_pretrained(description.llm.name, revision=description.llm.revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            description.llm.name, revision=description.llm.revision
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"the tokenizer of {description.llm.name!r} has no end-of-sequence token; answers could not end"
+            f"the tokenizer of {description.llm.name!r} has no end-of-sequence token; answers "
+            "could not end"
         )
     names = placeholder_streams(description)
     tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{n}|>" for n in names]})

@@ -1,4 +1,4 @@
-"""Content that is neither text nor media becomes text: times as the model's codec writes them, regions by their ids."""
+"""Write times and regions as text: times by the model's codec, regions by their ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from avllm.data.media.load import Clip
-from avllm.data.schema import ContentPart, MediaPart, Message, RegionPart, RowError, TextPart, TimePart, WordPart
+from avllm.data.schema import (
+    ContentPart,
+    MediaPart,
+    Message,
+    RegionPart,
+    RowError,
+    TextPart,
+    TimePart,
+    WordPart,
+)
 from avllm.encoders._regions import REAL
 from avllm.models.configuration_avllm import AVConfig
 from avllm.registry import build
@@ -24,7 +33,8 @@ class Written:
     """Messages of text and media alone.
 
     Attributes:
-        words: what is written at each added word of the codec's times, in order: a word, or a mixture of several.
+        messages: the messages.
+        words: for each added word in the times, in order: the word, or a mixture of several.
     """
 
     messages: list[Message]
@@ -32,7 +42,7 @@ class Written:
 
 
 class Content:
-    """Writes a row's times with the model's codec, and finds the mixtures among them in the row's tokens.
+    """Writes a row's times with the model's codec, and finds mixtures of words in its tokens.
 
     Args:
         config: of the model, whose ``words`` hold the codec's.
@@ -47,11 +57,12 @@ class Content:
         """Write times as text.
 
         Args:
-            messages: a row's. durations: seconds of each of its clips, in order; None where it is not known.
+            messages: a row's.
+            durations: seconds of each of its clips, in order; None if unknown.
 
         Raises:
-            RowError: ``outside_clip``, ``no_duration``: a time cannot be written. ``reserved_text``: a text holds one
-                of the codec's words.
+            RowError: ``outside_clip``, ``no_duration``: a time cannot be written.
+                ``reserved_text``: a text contains one of the codec's words.
         """
         words: list[Piece] = []
         written = []
@@ -61,7 +72,9 @@ class Content:
             for place, part in enumerate(message.content):
                 if isinstance(part, TimePart):
                     clip = media - 1 if part.clip is None else part.clip
-                    pieces = self._pieces(part, durations[clip], f"messages.{number}.content.{place}")
+                    pieces = self._pieces(
+                        part, durations[clip], f"messages.{number}.content.{place}"
+                    )
                     content.append(TextPart(text="".join(map(_shown, pieces))))
                     words += self._own_words(pieces)
                     continue
@@ -80,7 +93,7 @@ class Content:
             raise RowError(error.reason, f"{field}: {error}") from error
 
     def _own_words(self, pieces: Sequence[Piece]) -> list[Piece]:
-        """Return what becomes one token of the codec each, in order."""
+        """Return the words and mixtures that become one token each, in order."""
         own: list[Piece] = []
         for piece in pieces:
             if isinstance(piece, Mixture):
@@ -92,14 +105,18 @@ class Content:
     def _check_text(self, text: str, field: str) -> None:
         word = self._word.search(text) if self._word is not None else None
         if word is not None:
-            raise RowError("reserved_text", f"{field}: the text holds {word[0]!r}, which the time codec writes")
+            raise RowError(
+                "reserved_text", f"{field}: the text holds {word[0]!r}, which the time codec writes"
+            )
 
     def say_seconds(self, text: str, duration: float | None, whole: bool = True) -> str:
-        """Say the times of an answer in seconds.
+        """Write the times of an answer in seconds.
 
         Args:
-            text: as the LLM wrote it. duration: seconds of the clip that it is about; None leaves it as written.
-            whole: False while more is generated: the last word is left out, since it may be half a time.
+            text: the LLM's answer.
+            duration: seconds of the clip that it is about; None returns the text unchanged.
+            whole: False while more is generated: the last word is left out, since it may be half a
+                time.
         """
         if duration is None or not self.codec.rewrites:
             return text
@@ -110,39 +127,46 @@ class Content:
         """Return the places of a row's mixtures, each with its weights by token id.
 
         Args:
-            ids: ``(L,)`` long. words: of :class:`Written`.
+            ids: ``(L,)`` long.
+            words: of :class:`Written`.
 
         Raises:
-            RowError: ``chat_template``: the row's tokens do not hold these words in this order.
+            RowError: ``chat_template``: the row's tokens are not these words in this order.
         """
         if not any(isinstance(word, Mixture) for word in words):
             return []
-        places = torch.isin(ids, torch.tensor(list(self.words.values()))).nonzero().flatten().tolist()
-        found: list[tuple[int, dict[int, float]]] = []
+        is_word = torch.isin(ids, torch.tensor(list(self.words.values())))  # (L,)
+        places = is_word.nonzero().flatten().tolist()
+        mixtures: list[tuple[int, dict[int, float]]] = []
         for place, word in zip_longest(places, words):
             shown = None if word is None else self.words[_shown(word)]
             if place is None or shown != int(ids[place]):
                 raise RowError(
                     "chat_template",
-                    f"the row's tokens hold {len(places)} words of the time codec, {len(words)} were written; use a "
-                    "chat template that writes each turn once, as given",
+                    f"the row's tokens hold {len(places)} words of the time codec, "
+                    f"{len(words)} were written; use a chat template that writes each turn once, "
+                    "as given",
                 )
             if isinstance(word, Mixture):
-                found.append((place, {int(self.words[w] or 0): weight for w, weight in word.weights.items()}))
-        return found
+                weights = {int(self.words[name] or 0): w for name, w in word.weights.items()}
+                mixtures.append((place, weights))
+        return mixtures
 
 
 def in_seconds(messages: Sequence[Message]) -> list[Message]:
-    """Return messages of text and media with times in seconds, for a chat whose clips are not read."""
+    """Write times in seconds: for a chat whose clips are not read."""
     written = []
     for message in messages:
-        content = [TextPart(text=part.text) if isinstance(part, WordPart) else part for part in message.content]
+        content = [
+            TextPart(text=part.text) if isinstance(part, WordPart) else part
+            for part in message.content
+        ]
         written.append(message.model_copy(update={"content": content}))
     return written
 
 
 def check_regions(clip: Clip, inputs: Mapping[str, EncoderInput]) -> None:
-    """Make sure that an encoder sees something of every region of a clip.
+    """Refuse a clip of which an encoder sees nothing of a region.
 
     Raises:
         RowError: ``region_cropped``.
@@ -155,8 +179,9 @@ def check_regions(clip: Clip, inputs: Mapping[str, EncoderInput]) -> None:
             if not seen:
                 raise RowError(
                     "region_cropped",
-                    f"nothing of region {region.id!r} (box {region.box}) is left in the pictures of stream {stream!r}, "
-                    "which are cut to their middle; leave the region out, or take an encoder that sees whole pictures",
+                    f"nothing of region {region.id!r} (box {region.box}) is left in the "
+                    f"pictures of stream {stream!r}, which are cut to their middle; leave the "
+                    "region out, or take an encoder that sees whole pictures",
                 )
 
 

@@ -1,4 +1,4 @@
-"""A tokenized chat as a row: its turns become parts, and the answers that are trained get labels."""
+"""Make a row from a tokenized chat: turns become parts, and answers that are trained get labels."""
 
 from __future__ import annotations
 
@@ -6,9 +6,24 @@ import torch
 from torch import Tensor
 
 from avllm.data.row import IGNORE, Part, Row
-from avllm.data.schema import Sample
+from avllm.data.schema import RowError, Sample
 from avllm.models.rows.chat_text import Rendered, Tokenized
 from avllm.tokens import EncoderInput
+
+
+def check_length(tokens: Tokenized, longest: int) -> None:
+    """Refuse a row of more tokens than the longest row may have.
+
+    Raises:
+        RowError: ``too_long``.
+    """
+    if len(tokens.ids) > longest:
+        raise RowError(
+            "too_long",
+            f"{len(tokens.ids)} tokens; the longest row is {longest} and answers are never cut. "
+            "Raise data.max_length (max_length of the processor), take a shorter clip, fewer "
+            "frames or queries",
+        )
 
 
 def row_of(
@@ -24,15 +39,30 @@ def row_of(
     """Make the row of a sample.
 
     Args:
-        sample: which the row is of. chat, tokens: its messages, rendered and tokenized.
-        clips: its media parts, prepared. is_media: ``(L,)`` bool, True at placeholders.
-        last_only: the last turn alone is a part, and has labels; the turns before it are given.
-        is_prompt: the row ends where the answer to its only part begins; labels say which earlier turns are answers.
+        sample: the sample.
+        chat: its messages, rendered.
+        tokens: its messages, tokenized.
+        clips: its media parts, prepared.
+        is_media: ``(L,)`` bool, True at placeholders.
+        last_only: the last turn alone is a part and has labels.
+        is_prompt: the row ends where the answer to its only part begins; earlier answers have
+            labels.
     """
     parts = []
     for turn, asked, trained in zip(chat.turns, tokens.asked, tokens.trained, strict=True):
         clips_before = tuple(range(turn.media))
-        parts.append(Part(sample.id, sample.kind, "answer", turn.question, turn.target, asked, trained, clips_before))
+        parts.append(
+            Part(
+                sample.id,
+                sample.kind,
+                "answer",
+                turn.question,
+                turn.target,
+                asked,
+                trained,
+                clips_before,
+            )
+        )
     if last_only:
         parts = parts[-1:]
     labels = torch.full_like(tokens.ids, IGNORE)  # (L,)
