@@ -1,4 +1,4 @@
-"""Rows of token ids and prepared media -> one batch. Streams hold the clips of all rows, one after the other."""
+"""Collate rows of token ids and prepared media; streams hold the clips of all rows in order."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from avllm.tokens import EncoderInput, StreamBatch
 
 @dataclass(frozen=True)
 class Places:
-    """Which places belong to which owner, as pairs; a place may belong to several owners.
+    """Pairs of owner and place; a place may belong to several owners.
 
     Attributes:
-        owner: ``(k,)`` long, ascending. at: ``(k,)`` long, the places.
+        owner: ``(k,)`` long, ascending.
+        at: ``(k,)`` long, the owner's places.
         count: number of owners; some may own nothing.
     """
 
@@ -48,7 +49,7 @@ class Places:
         return x.new_zeros(self.count, *x.shape[1:]).index_add(0, self.owner, x[self.at])
 
     def means(self, x: Tensor) -> Tensor:
-        """Average what lies at each owner's places: ``x (N, D)`` -> ``(count, D)``, zero where there are none."""
+        """Average what lies at each owner's places: ``x (N, D)`` -> ``(count, D)``; zero for none."""
         return self.sums(x) / self.sizes().clamp(min=1).to(x.dtype)[:, None]
 
     def any(self, true: Tensor) -> Tensor:
@@ -56,7 +57,11 @@ class Places:
         return self.sums(true.long()) > 0
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """Return the places side by side, ``(count, M)`` with M >= 1, and which are real, ``(count, M)`` bool."""
+        """Return the places of each owner in a row, padded, and which are real.
+
+        Returns:
+            ``(count, M)`` long and ``(count, M)`` bool, M >= 1.
+        """
         sizes = self.sizes()
         width = max(1, int(sizes.max())) if self.count else 1
         real = torch.arange(width, device=sizes.device) < sizes[:, None]  # (count, M)
@@ -66,9 +71,9 @@ class Places:
 
     def pick(self, chosen: Tensor) -> Places:
         """Return the places of the chosen owners, ``(count,)`` bool, numbered from 0."""
-        number = chosen.cumsum(0) - 1
-        mine = chosen[self.owner]
-        return Places(number[self.owner[mine]], self.at[mine], int(chosen.sum()))
+        number = chosen.cumsum(0) - 1  # (count,), of the chosen ones
+        is_chosen = chosen[self.owner]  # (k,)
+        return Places(number[self.owner[is_chosen]], self.at[is_chosen], int(chosen.sum()))
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,12 @@ class BatchParts:
 
     Attributes:
         row: ``(n,)`` long, the row of each.
-        items: the parts with their texts; their places are those of single rows: use the fields below.
-        asked, trained: places of each part's question and answer in the flattened ``(R * L)`` positions.
-        clip_set: ``(n,)`` long, the number of the set of clips that the part can see; parts of a packed row share one.
+        items: the parts with their texts; their places are those in single rows: use the fields
+            below instead.
+        asked, trained: places of each part's question and answer in the flattened ``(R * L)``
+            positions.
+        clip_set: ``(n,)`` long, the number of the set of clips that the part can see; parts of a
+            packed row share one.
         set_clips: the clips of each set, by their place among the batch's B clips.
     """
 
@@ -124,8 +132,9 @@ class Batch:
     Attributes:
         input_ids, labels, position_ids: ``(R, L)`` long.
         attention_mask: ``(R, L)`` bool, True = real.
-        segments: ``(R, L, 2)`` long or None. Position j is seen from i when j <= i, both are of one group, and j is
-            of i's segment or of segment 0 (what all segments of a group share). Group -1 is padding.
+        segments: ``(R, L, 2)`` long (group, segment) or None. Position j is seen from i when j <= i,
+            both are of one group, and j is of i's segment or of segment 0 (which all segments of a
+            group share). Group -1 is padding.
         streams: one stream of all B clips each.
         clip_row: ``(B,)`` long, the row of each clip.
         clip_at: ``(B,)`` long, the place in its row, padding counted, at which the clip's run begins.
@@ -160,9 +169,13 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Return page-locked tensors, for asynchronous copies to a GPU."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in plain.items() if isinstance(v, Tensor)}
-        return replace(self, **pinned, streams={k: v.pin_memory() for k, v in self.streams.items()})
+        streams = {name: stream.pin_memory() for name, stream in self.streams.items()}
+        pinned: dict[str, Any] = {"streams": streams}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Tensor):
+                pinned[entry.name] = value.pin_memory()
+        return replace(self, **pinned)
 
 
 def _move(value: object, device: torch.device | str) -> object:
@@ -176,7 +189,10 @@ def _move(value: object, device: torch.device | str) -> object:
 
 
 def collate(
-    rows: list[Row], pad_id: int, padding_side: str = "right", blanks: dict[str, EncoderInput] | None = None
+    rows: list[Row],
+    pad_id: int,
+    padding_side: str = "right",
+    blanks: dict[str, EncoderInput] | None = None,
 ) -> Batch:
     """Pad rows to one length and gather their clips stream by stream.
 
@@ -184,12 +200,12 @@ def collate(
         rows: at least one, of one variant.
         pad_id: token id of padding.
         padding_side: ``right`` in training, ``left`` where text is generated after the rows.
-        blanks: a unit for each stream that no row has (its mask is all False), so that with several processes every one
-            runs every module; None leaves such streams out.
+        blanks: a unit for each stream that no row has (its mask is all False), so that with several
+            processes every one runs every module; None leaves such streams out.
 
     Raises:
-        ValueError: no rows, rows of several variants, or rows of which some bring features and some media for one
-            stream.
+        ValueError: no rows, rows of several variants, or rows of which some bring features and some
+            media for one stream.
     """
     variants = {row.variant for row in rows}
     if len(variants) != 1:
@@ -238,7 +254,7 @@ def _gather_clips(rows: list[Row], blanks: dict[str, EncoderInput] | None) -> di
 
 
 def _clip_places(rows: list[Row], side: str, blank: bool) -> Tensor:
-    """Return the places ``(B,)`` of all clips in the padded rows; a blank clip lies at the beginning of its row."""
+    """Return the places ``(B,)`` of all clips in the padded rows; a blank clip lies at a row's start."""
     length = max(len(row.input_ids) for row in rows)
     places = []
     for row in rows:
@@ -295,7 +311,9 @@ def _positions(row: Row) -> Tensor:
 
 
 def _segments(row: Row) -> Tensor:
-    return torch.zeros(len(row.input_ids), 2, dtype=torch.long) if row.segments is None else row.segments
+    if row.segments is not None:
+        return row.segments
+    return torch.zeros(len(row.input_ids), 2, dtype=torch.long)  # one group of one segment
 
 
 def _pad(items: list[Tensor], length: int, value: int | bool, side: str) -> Tensor:
@@ -314,7 +332,8 @@ def gather_stream(name: str, items: list[EncoderInput | None]) -> StreamBatch:
         raise ValueError(
             f"stream {name!r}: some clips bring features and some bring media; expected one of the two for all"
         )
-    b, t = len(items), max(item.mask.shape[0] for item in present)
+    b = len(items)
+    t = max(item.mask.shape[0] for item in present)
     p = max(item.mask.shape[1] for item in present)
     mask = torch.zeros(b, t, p, dtype=torch.bool)
     span = torch.zeros(b, t, 2)
@@ -343,15 +362,20 @@ def gather_extra(stream: str, items: list[EncoderInput | None], steps: int) -> d
     """
     by_name: dict[str, dict[int, Tensor]] = {}
     for clip, item in enumerate(items):
-        for name, value in (item.extra if item is not None else {}).items():
+        if item is None:
+            continue
+        for name, value in item.extra.items():
             by_name.setdefault(name, {})[clip] = value
     gathered = {}
     for name, values in by_name.items():
         kinds = {(value.dim(), value.dtype) for value in values.values()}
         if len(kinds) > 1:
-            seen = f"stream {stream!r}: extra {name!r} has (dimensions, dtype) {sorted(map(str, kinds))}"
-            raise ValueError(f"{seen}; expected the same in every clip")
-        shape = [max(sizes) for sizes in zip(*(value.shape for value in values.values()), strict=True)]
+            raise ValueError(
+                f"stream {stream!r}: extra {name!r} has (dimensions, dtype) "
+                f"{sorted(map(str, kinds))}; expected the same in every clip"
+            )
+        shapes = [value.shape for value in values.values()]
+        shape = [max(sizes) for sizes in zip(*shapes, strict=True)]
         if shape[0] > 1:  # a value a step: a longer clip without it has steps, too
             shape[0] = steps
         out = next(iter(values.values())).new_zeros(len(items), *shape)

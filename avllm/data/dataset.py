@@ -1,12 +1,12 @@
-"""Manifests as a map from an item's number to its token rows: decoding and tokenizing, no order and no randomness.
+"""Decode and tokenize the items of manifests, by number, without order and without randomness.
 
-An item is one row of a manifest, or, when packing, the rows that ask about the same media. A row that cannot be used
-comes out as a named :class:`Bad`, never as another row in its place.
+An item is one row of a manifest, or, when packing, the rows that ask about the same media. A row
+that cannot be used comes out as a named :class:`Bad`, never as another row in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from avllm.data.row_makers.base import RowMaker
 from avllm.data.row_makers.whole import Whole
 from avllm.data.schema import MediaPart, RowError, Sample
 
-KEPT_TEXTS = 5_000  # items whose token rows each loader process remembers, about 10 kB each
+REMEMBERED_TEXTS = 5_000  # items whose token rows each loader process remembers, about 10 kB each
 
 
 @dataclass
@@ -37,13 +37,13 @@ class Loaded:
 
 
 class RowProcessor(Protocol):
-    """What the dataset needs of a processor (AVProcessor has it)."""
+    """Tokenize rows and prepare clips, as a dataset needs it (AVProcessor does)."""
 
     max_length: int
 
     @property
     def reads_question(self) -> bool:
-        """Whether clips are chosen by the question, so that none can be shared between questions."""
+        """True where clips are chosen by the question: no question can use those of another."""
         ...
 
     def load_clips(self, parts: Sequence[MediaPart], root: Path | None) -> list[Clip]:
@@ -71,7 +71,7 @@ class RowProcessor(Protocol):
         ...
 
 
-class Places(Sequence[Place]):
+class MediaPlaces(Sequence[Place]):
     """Media parts of some datasets, as the feature cache addresses them; what rows share comes once.
 
     They are read from the manifests when asked for: a million of them as objects would take a gigabyte.
@@ -82,13 +82,16 @@ class Places(Sequence[Place]):
 
     def __init__(self, datasets: Sequence[tuple[SampleDataset, np.ndarray | None]]) -> None:
         self.items = [dataset.items for dataset, _ in datasets]
-        found = (
-            (number, place, part)
-            for number, (items, (_, meant)) in enumerate(zip(self.items, datasets, strict=True))
-            for place in items.distinct_media(meant).tolist()
-            for part in range(len(items.sample(place).media))
-        )
-        self.rows = np.fromiter(found, [("items", "<i4"), ("place", "<i8"), ("part", "<i4")])
+        chosen = [meant for _, meant in datasets]
+        columns = [("items", "<i4"), ("place", "<i8"), ("part", "<i4")]
+        self.rows = np.fromiter(self._addresses(chosen), columns)
+
+    def _addresses(self, chosen: Sequence[np.ndarray | None]) -> Iterator[tuple[int, int, int]]:
+        """Yield the numbers of dataset, row and media part, of the chosen items of each dataset."""
+        for number, (items, meant) in enumerate(zip(self.items, chosen, strict=True)):
+            for place in items.distinct_media(meant).tolist():
+                for part in range(len(items.sample(place).media)):
+                    yield number, place, part
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,7 +102,7 @@ class Places(Sequence[Place]):
 
 
 @dataclass
-class _Media:
+class _ItemMedia:
     """The media of an item: decoded, prepared, and laid out as runs of tokens.
 
     Attributes:
@@ -126,7 +129,7 @@ class SampleDataset:
         manifests: JSONL files, or URLs of them.
         processor: decodes and tokenizes; picklable and without weights, since it travels to the loader's workers.
         maker: turns a sample into rows; one row with all turns without it.
-        pack: group rows with the same media behind one copy of it.
+        pack: group rows with the same media after one copy of it.
         max_packed: most rows in one group.
         quarantine: reason by id of rows that are left out.
         keep_decoded: megabytes of decoded clips that are kept in memory instead of being decoded again.
@@ -170,28 +173,31 @@ class SampleDataset:
         try:
             media = self._media(places[0], drawn)
         except (MediaError, RowError) as error:
-            return Loaded([], [self.items.bad(i, error.reason, str(error)) for i in places], len(places))
+            bad = [self.items.bad(place, error.reason, str(error)) for place in places]
+            return Loaded([], bad, len(places))
         if self.maker.varies or self.processor.reads_question:
             return self._rows(places, media, drawn)
         runs, loaded = self._texts.get(number, (None, None))
         if loaded is None or runs != media.runs:
             loaded = self._rows(places, media, drawn)
-            if len(self._texts) < KEPT_TEXTS or number in self._texts:
+            if len(self._texts) < REMEMBERED_TEXTS or number in self._texts:
                 without_clips = [replace(row, clips=[{}] * len(row.clips)) for row in loaded.rows]
                 self._texts[number] = media.runs, replace(loaded, rows=without_clips)
         rows = [replace(row, clips=media.clips[: len(row.clips)]) for row in loaded.rows]
         return replace(loaded, rows=rows)
 
-    def _media(self, place: int, drawn: int | None) -> _Media:
+    def _media(self, place: int, drawn: int | None) -> _ItemMedia:
         """Read the media of a sample."""
-        parts, root = self.items.sample(place).media, self.items.root(place)
+        parts = self.items.sample(place).media
+        root = self.items.root(place)
         decoded = [] if self.cache is not None else self.decode(place, drawn)
         clips: list[Prepared] = []
         if self.cache is not None:
             clips = [self.cache.get((root, part)) for part in parts]
         elif not self.processor.reads_question:
             clips = [self.processor.prepare(clip) for clip in decoded]
-        return _Media(parts, root, decoded, clips, [self.processor.order(clip) for clip in clips])
+        runs = [self.processor.order(clip) for clip in clips]
+        return _ItemMedia(parts, root, decoded, clips, runs)
 
     def decode(self, place: int, drawn: int | None = None) -> list[Clip]:
         """Decode the media of a sample, changed as ``augment`` says.
@@ -219,13 +225,13 @@ class SampleDataset:
             return None
         return clips[0].sound if clips else None
 
-    def _rows(self, places: list[int], media: _Media, drawn: int | None) -> Loaded:
+    def _rows(self, places: list[int], media: _ItemMedia, drawn: int | None) -> Loaded:
         """Make the rows of an item, packed where that is asked for, and name those that cannot be made."""
         rows: list[Row] = []
         bad: list[Bad] = []
         for place in places:
             sample = self.items.sample(place)
-            # Rows are grouped by a hash; the media themselves have the last word.
+            # Rows are grouped by a hash of their media: compare the media themselves.
             assert sample.media == media.parts, f"{sample.id}: its media have the hash of other media"
             make = _MakeRow(self.processor, self.reader, media)
             try:
@@ -242,10 +248,12 @@ class SampleDataset:
 
 
 class _MakeRow:
-    """Makes rows about an item's media, and about other clips where a row maker names some."""
+    """Make rows about an item's media, and about other clips where a row maker names some."""
 
-    def __init__(self, processor: RowProcessor, reader: MediaReader, media: _Media) -> None:
-        self.processor, self.reader, self.media = processor, reader, media
+    def __init__(self, processor: RowProcessor, reader: MediaReader, media: _ItemMedia) -> None:
+        self.processor = processor
+        self.reader = reader
+        self.media = media
 
     def __call__(self, sample: Sample, *, last_only: bool = False, variant: str | None = None) -> Row:
         runs = None

@@ -1,16 +1,17 @@
-"""Which items stand in which batch: a function of (seed, position) alone, so that any step can be started from.
+"""Choose the items of each batch from (seed, position) alone, so that a run can start at any step.
 
 The mixture is one endless sequence of items (``mixture.py``). Optimizer step s takes the next
-``processes * accumulate * batch_size`` of them, micro-step by micro-step and rank by rank. So two processes see at each
-step what one process sees with twice the accumulation, the number of workers changes nothing, and resuming is skipping
-numbers. A limit in tokens cuts such a micro batch into several and touches nothing else: no lengths have to be known
-beforehand, and the step's rows, loss and gradients stay what they were.
+``processes * accumulate * batch_size`` of them, micro-step by micro-step and rank by rank. So two
+processes see at each step what one process sees with twice the accumulation, the number of workers
+changes nothing, and to resume is to skip numbers. A limit in tokens only cuts such a micro batch
+into several: no lengths have to be known beforehand, and the step's rows, loss and gradients stay
+the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from avllm.data.row import Row
 
 @dataclass(frozen=True)
 class Cut:
-    """How the endless sequence is cut into micro batches, and which of them are this process's."""
+    """Cut of the endless sequence into micro batches, and this process's share of them."""
 
     batch_size: int
     accumulate: int = 1
@@ -38,18 +39,22 @@ class Cut:
         return self.batch_size * self.accumulate * self.world_size
 
     def first(self, step: int, micro: int) -> int:
-        """The place in the sequence where this process's micro batch begins."""
+        """Return the place in the sequence at which this process's micro batch begins."""
         return step * self.step_items + (micro * self.world_size + self.rank) * self.batch_size
 
 
 class MicroBatches:
-    """Batch sampler: this process's micro batches of the steps from ``start`` up to ``stop``.
+    """Sample this process's micro batches of the steps from ``start`` up to ``stop``.
 
-    Each entry is an item's number and its place in the endless sequence, which augmentation follows from.
+    Each entry is an item's number and its place in the endless sequence; augmentation draws its
+    random numbers from the place.
     """
 
     def __init__(self, order: Order, cut: Cut, start: int, stop: int) -> None:
-        self.order, self.cut, self.start, self.stop = order, cut, start, stop
+        self.order = order
+        self.cut = cut
+        self.start = start
+        self.stop = stop
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.cut.accumulate
@@ -63,10 +68,11 @@ class MicroBatches:
 
 
 class OncePerItem:
-    """Batch sampler for validation: the first ``count`` items once, the same number of batches on every process."""
+    """Sample the first ``count`` items once, for validation: as many batches on every process."""
 
     def __init__(self, count: int, cut: Cut) -> None:
-        self.count, self.cut = count, cut
+        self.count = count
+        self.cut = cut
 
     def __len__(self) -> int:
         return -(-self.count // (self.cut.batch_size * self.cut.world_size))
@@ -77,30 +83,37 @@ class OncePerItem:
             yield list(range(first, min(first + self.cut.batch_size, self.count)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class MicroBatch:
-    """A collated micro batch and what was left out of it.
+    """A collated micro batch, and the count of the rows that it was made from.
+
+    Where loaded items make several micro batches, the first one counts their rows, so that sums
+    over micro batches count each row once.
 
     Attributes:
-        batch: made of the good rows; when there are none, of one row without targets, so that every process goes on.
-        bad: rows left out; seen: manifest rows looked at; tokens: real tokens in the batch.
+        batch: made of the good rows; when there are none, of one row without targets, so that every
+            process goes on.
+        tokens: real tokens in the batch.
+        bad: rows left out.
+        seen: manifest rows looked at.
     """
 
     batch: Batch
-    bad: list[Bad]
-    seen: int
     tokens: int
+    bad: list[Bad] = field(default_factory=list)
+    seen: int = 0
 
     def pin_memory(self) -> MicroBatch:
-        """Page-locked, for the loader's pinning thread."""
-        return MicroBatch(self.batch.pin_memory(), self.bad, self.seen, self.tokens)
+        """Return page-locked tensors, for the loader's pinning thread."""
+        return replace(self, batch=self.batch.pin_memory())
 
 
 @dataclass
 class Collate:
-    """Picklable: items that were loaded -> the micro batches that they make, one if nothing splits them.
+    """Make micro batches of loaded items; picklable.
 
-    Rows of several variants, and more tokens than the limit, make several.
+    Items make one micro batch, or several where rows have several variants or exceed the limit in
+    tokens.
 
     Args:
         collate: ``collate(rows) -> Batch``.
@@ -115,17 +128,19 @@ class Collate:
     max_tokens: int | None = None
 
     def __call__(self, loaded: list[Loaded]) -> list[MicroBatch]:
-        """Join the good rows; the bad ones are carried along with the first micro batch."""
+        """Return the micro batches of the good rows, at least one; the first counts all rows."""
         rows = [row for item in loaded for row in item.rows]
         if self.join and rows:
             rows = self.join(rows)
         micros = []
-        for group in self._split(rows) or [[self.empty]]:
-            tokens = 0 if group[0] is self.empty else sum(len(row.input_ids) for row in group)
-            micros.append(MicroBatch(self.collate(group), [], 0, tokens))
-        micros[0].bad = [bad for item in loaded for bad in item.bad]
-        micros[0].seen = sum(item.seen for item in loaded)
-        return micros
+        for group in self._split(rows):
+            tokens = sum(len(row.input_ids) for row in group)
+            micros.append(MicroBatch(self.collate(group), tokens))
+        if not micros:
+            micros = [MicroBatch(self.collate([self.empty]), tokens=0)]
+        bad = [row for item in loaded for row in item.bad]
+        seen = sum(item.seen for item in loaded)
+        return [replace(micros[0], bad=bad, seen=seen), *micros[1:]]
 
     def _split(self, rows: list[Row]) -> list[list[Row]]:
         """Return the rows by variant, and within the limit of tokens."""
@@ -136,15 +151,17 @@ class Collate:
                 groups.append(alike)
                 continue
             lengths = [len(row.input_ids) for row in alike]
-            groups += [[alike[i] for i in places] for places in by_tokens(lengths, self.max_tokens)]
+            for places in by_tokens(lengths, self.max_tokens):
+                groups.append([alike[place] for place in places])  # noqa: PERF401
         return groups
 
 
 def by_tokens(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Places of ``lengths`` in batches of which each, padded to its longest, has at most ``most`` tokens.
+    """Return places of ``lengths`` in batches of at most ``most`` tokens each, padding counted.
 
-    The longest first, each batch as full as it gets, so that rows of similar length share one and padding is small; a
-    row longer than ``most`` stands alone. Places ascend within a batch.
+    Batches are filled one after the other with the longest rows that are left, so that rows of
+    similar length share one and padding is small. A row longer than ``most`` is a batch by itself.
+    Places ascend within a batch.
     """
     batches: list[list[int]] = []
     longest = 0
@@ -157,7 +174,7 @@ def by_tokens(lengths: Sequence[int], most: int) -> list[list[int]]:
 
 
 def build_loader(dataset: SampleDataset, batches: Any, collate: Collate, num_workers: int) -> DataLoader:
-    """A DataLoader whose result does not depend on ``num_workers``; nothing in it draws a random number.
+    """Build a DataLoader that draws no random number and gives the same for any ``num_workers``.
 
     Args:
         dataset: items.
@@ -172,5 +189,5 @@ def build_loader(dataset: SampleDataset, batches: Any, collate: Collate, num_wor
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if num_workers else None,
-        generator=torch.Generator(),  # its own: the loader would else draw a seed from the global one
+        generator=torch.Generator(),  # otherwise the loader draws a seed from the global one
     )

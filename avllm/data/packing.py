@@ -1,14 +1,15 @@
-"""Several rows in one sequence, blind to each other: loss and gradients are those of the rows one by one.
+"""Pack several rows into one sequence; loss and gradients are those of the rows one by one.
 
-``share_media`` (questions about one clip): one copy of the media in front, the questions after it. Segment 0 is the
-shared beginning; segment k is the rest of row k. A token sees segment 0 and the earlier tokens of its own segment (see
-``Batch.segments``), and positions restart after segment 0. So the media passes through the LLM once.
+``share_media`` (questions about one clip) puts one copy of the media in front and the questions
+after it, so that the media passes through the LLM once. Segment 0 is the shared beginning; segment
+k is the rest of row k. A token sees segment 0 and the earlier tokens of the segment in which it
+lies (see ``Batch.segments``), and positions restart after segment 0.
 
-``fill_sequences`` (any rows): rows end to end, each a group by itself with positions from 0. It saves padding, and
-computes everything that the rows one by one would.
+``fill_sequences`` (any rows) puts rows end to end, each a group by itself with positions from 0. It
+saves padding and nothing else.
 
-Parts (:class:`~avllm.data.row.Part`) move with their tokens and clips, so that an objective finds in a packed row what
-it finds in single ones.
+Parts (:class:`~avllm.data.row.Part`) move with their tokens and clips, so that an objective gets the
+same questions and answers from a packed row as from single ones.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def share_media(rows: Sequence[Row], max_length: int) -> list[Row]:
         max_length: of a packed row.
 
     Returns:
-        packed rows; the rows themselves where their common beginning does not hold all the media (a question that comes
-        before its clip).
+        packed rows; the rows themselves where their common beginning does not hold all the media (a
+        question that comes before its clip), or where one of them is packed already.
     """
-    if any(row.segments is not None for row in rows):  # segments tell one shared beginning apart, not two
+    if any(row.segments is not None for row in rows):  # segments have one shared beginning, not two
         return list(rows)
     shared = shared_length(rows)
     if shared == 0:
@@ -47,7 +48,8 @@ def share_media(rows: Sequence[Row], max_length: int) -> list[Row]:
         extra = len(row.input_ids) - shared
         if pending and length + extra > max_length:
             packed.append(share_beginning(pending, shared))
-            pending, length = [], shared
+            pending = []
+            length = shared
         pending.append(row)
         length += extra
     packed.append(share_beginning(pending, shared))
@@ -122,7 +124,8 @@ def fill_sequences(rows: Sequence[Row], max_length: int) -> list[Row]:
     for variant in dict.fromkeys(row.variant for row in rows):
         alike = [row for row in rows if row.variant == variant]
         bins = level_bins([len(row.input_ids) for row in alike], max_length)
-        sequences += [end_to_end([alike[i] for i in places]) for places in bins]
+        for places in bins:
+            sequences.append(end_to_end([alike[place] for place in places]))  # noqa: PERF401
     return sequences
 
 
@@ -135,8 +138,13 @@ def level_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     capacity = max(capacity, *lengths)
     count = len(first_fit(lengths, capacity))
     least = max(-(-sum(lengths) // count), *lengths)
-    more = bisect_left(range(least, capacity), True, key=lambda c: len(first_fit(lengths, c)) <= count)
-    return first_fit(lengths, least + more)
+
+    def is_enough(tried: int) -> bool:
+        return len(first_fit(lengths, tried)) <= count
+
+    # False for capacities that are too small, then True: search for the first True.
+    smallest = least + bisect_left(range(least, capacity), True, key=is_enough)
+    return first_fit(lengths, smallest)
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -161,20 +169,25 @@ def end_to_end(rows: Sequence[Row]) -> Row:
     """Put rows one after the other; each is a group, numbered by its place in the sequence."""
     if len(rows) == 1:
         return rows[0]
-    segments, positions = [], []
+    segments: list[Tensor] = []
+    positions: list[Tensor] = []
     parts: list[Part] = []
     clip_places: list[int] = []
     softs = []
-    length = clips = 0
+    length = 0  # tokens of the rows so far
+    clips = 0  # clips of the rows so far
     for group, row in enumerate(rows):
         segments.append(_as_group(row, group))
-        positions.append(row.position_ids if row.position_ids is not None else torch.arange(len(row.input_ids)))
+        own_positions = row.position_ids
+        if own_positions is None:
+            own_positions = torch.arange(len(row.input_ids))
+        positions.append(own_positions)
         parts += [part.moved(length, clips=clips) for part in row.parts]
         clip_places += [length + place for place in row.clip_places]
         softs.append(row.soft.moved(length) if row.soft is not None else None)
         length += len(row.input_ids)
         clips += len(row.clips)
-    # The first token of a row follows no token of its row, also where another row lies before it.
+    # No token of a row predicts its first token; here the last token of the row before it would.
     labels = [torch.cat([row.labels.new_full((1,), IGNORE), row.labels[1:]]) for row in rows]
     sources = {row.source for row in rows}
     return replace(

@@ -1,4 +1,4 @@
-"""One reader of media: decodes the parts of one file together, remembers clips, prepares them for the encoders."""
+"""Read media: decode the parts of one file together, remember clips, prepare them for encoders."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Prepare = Callable[[Sequence[MediaPart], Path], list[Prepared]]
 """Decodes media parts, their paths relative to a folder, and prepares them: :meth:`MediaReader.inputs`."""
 
 
-class Decoder(Protocol):
-    """What a reader needs of a processor (AVProcessor has it)."""
+class ClipProcessor(Protocol):
+    """Decode and prepare clips, as a reader needs it (AVProcessor does)."""
 
     def load_clips(self, parts: Sequence[MediaPart], root: Path | None) -> list[Clip]:
         """Decode media parts, each interval of a file once."""
@@ -37,15 +37,16 @@ class Decoder(Protocol):
 
 
 class MediaReader:
-    """Decodes media parts and prepares them; picklable where the processor is.
+    """Decode media parts and prepare them; picklable where the processor is.
 
     Args:
         processor: decodes and prepares.
         keep_mb: megabytes of decoded clips that are remembered; what does not fit is decoded each time.
     """
 
-    def __init__(self, processor: Decoder, keep_mb: float = 0.0) -> None:
-        self.processor, self.keep_mb = processor, keep_mb
+    def __init__(self, processor: ClipProcessor, keep_mb: float = 0.0) -> None:
+        self.processor = processor
+        self.keep_mb = keep_mb
         self._clips: dict[tuple[Path | None, MediaPart], Clip] = {}
         self._mb = 0.0
 
@@ -83,7 +84,7 @@ class MediaReader:
 
 @dataclass(frozen=True)
 class Reading:
-    """What became of a media part: its prepared streams, or the error; and the seconds that it took.
+    """Result of reading a media part: its prepared streams or the error, and the seconds it took.
 
     Attributes:
         number: the part's place among those that were asked for.
@@ -95,10 +96,11 @@ class Reading:
 
 
 class _Parts(Dataset[Reading]):
-    """Media parts by number, for a loader."""
+    """Read media parts by number, for a loader."""
 
     def __init__(self, places: Sequence[Place], prepare: Prepare) -> None:
-        self.places, self.prepare = places, prepare
+        self.places = places
+        self.prepare = prepare
 
     def __len__(self) -> int:
         return len(self.places)
@@ -122,8 +124,12 @@ class _Parts(Dataset[Reading]):
         try:
             results = self.prepare(list(parts.values()), root)
         except (MediaError, RowError) as error:
-            if len(parts) > 1:  # one part of the file may ask for a stream that another does not need
-                return [reading for number, part in parts.items() for reading in self._read({number: part}, root)]
+            if len(parts) > 1:
+                # One part may ask for a stream that the others do not need: read them one by one.
+                readings = []
+                for number, part in parts.items():
+                    readings += self._read({number: part}, root)
+                return readings
             results = [error]
         seconds = (time.perf_counter() - began) / len(parts)
         return [Reading(number, result, seconds) for number, result in zip(parts, results, strict=True)]

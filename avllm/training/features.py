@@ -19,7 +19,7 @@ from avllm.data.cache.fill import (
     fill,
     recipe,
 )
-from avllm.data.dataset import Places, SampleDataset
+from avllm.data.dataset import MediaPlaces, SampleDataset
 from avllm.data.mixture import order_of, steps_of
 from avllm.log import logger
 from avllm.on_ray import import_ray
@@ -82,7 +82,7 @@ def needed(
     training: SampleDataset,
     validation: SampleDataset | None,
     processes: int,
-) -> Places:
+) -> MediaPlaces:
     """The media of the items that a run draws in all its steps, those before a resume point too, and validates on."""
     order = order_of(config, training.items, processes)
     train = config.train
@@ -92,7 +92,7 @@ def needed(
         found.append(
             (validation, np.arange(len(validation)) < (train.validate_rows or len(validation))),
         )
-    return Places(found)
+    return MediaPlaces(found)
 
 
 def encode_stage(

@@ -9,7 +9,7 @@ from avllm.data.schema import Sample
 
 
 class Make(Protocol):
-    """Makes one row of a sample, or of a changed copy of it."""
+    """Make one row of a sample, or of a changed copy of it."""
 
     def __call__(self, sample: Sample, *, last_only: bool = False, variant: str | None = None) -> Row:
         """Make a row.
@@ -26,7 +26,7 @@ class Make(Protocol):
 
 
 class RowMaker:
-    """Makes the rows of a sample. A new one is one file; its keyword arguments are its options.
+    """Make the rows of a sample; one file each, whose keyword arguments are its options.
 
     Attributes:
         varies: True where rows depend on ``drawn``, or have other clips than the sample; others are tokenized once and
