@@ -1,1 +1,1 @@
-"""What is minimised, one objective a file."""
+"""Objectives, one a file: the terms of the loss."""

@@ -1,4 +1,4 @@
-"""An exponential moving average of parameters, kept in buffers so that checkpoints and resume points hold it."""
+"""Keep copies and moving averages of parameters in buffers, which checkpoints hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from avllm.errors import UserError
 
 
 class FrozenCopy(nn.Module):
-    """Keep the parameters of some modules as they are now; a buffer each, so that no rule can train them.
+    """Copy the present parameters of some modules to buffers, which no rule can train.
 
     Args:
         modules: the modules by name; they are read, not owned.
@@ -24,17 +24,24 @@ class FrozenCopy(nn.Module):
             self.register_buffer(_buffer(module, name), parameter.detach().clone())
 
     def weights(self, module: str) -> dict[str, Tensor]:
-        """Return the copies of a module's parameters by name, for ``torch.func.functional_call``."""
+        """Return the copies of a module's parameters for ``torch.func.functional_call``.
+
+        They are keyed by the parameter's name in the module.
+        """
         prefix = _buffer(module, "")
-        own = {name: copy for name, copy in self.named_buffers() if name.startswith(prefix)}
-        return {name.removeprefix(prefix).replace("/", "."): copy for name, copy in own.items()}
+        copies: dict[str, Tensor] = {}
+        for buffer, copy in self.named_buffers():
+            if buffer.startswith(prefix):
+                copies[buffer.removeprefix(prefix).replace("/", ".")] = copy
+        return copies
 
 
 class Ema(FrozenCopy):
     """Average the parameters of some modules over steps: ``m * average + (1 - m) * parameter``.
 
-    All parameters are averaged, since what trains is decided later; a frozen one stays what it is to
-    the bit. A buffer a parameter: the memory of one more copy of the modules, none of gradients.
+    All parameters are averaged, since the rules of training are not known yet; the average of a
+    frozen one equals it to the bit. The memory is that of one more copy of the modules, without
+    gradients.
 
     Args:
         modules: the modules by name; they are read, not owned.
@@ -55,20 +62,27 @@ class Ema(FrozenCopy):
             modules: those of the constructor. Under FSDP every process has to call this.
 
         Raises:
-            UserError: averages in half precision, which would not move, or parameters cut up by ZeRO-3.
+            UserError: averages in half precision, which would not move, or parameters that ZeRO-3
+                keeps in pieces.
         """
         for module, name, parameter in _parameters(modules):
             average = self.get_buffer(_buffer(module, name))
             if average.dtype in (torch.bfloat16, torch.float16):
                 raise UserError(
-                    f"momentum: the average of {module}.{name} is in {average.dtype}, whose steps are larger than "
-                    "the average's; keep the weights in float32 (train.precision bf16 goes, DeepSpeed's bf16 does not)"
+                    f"momentum: the average of {module}.{name} is in {average.dtype}, too coarse "
+                    "for the small steps of an average; keep the weights in float32: "
+                    "train.precision bf16 does so, DeepSpeed's bf16 does not"
                 )
             average.lerp_(_whole(parameter).to(average), 1 - self.momentum)
 
 
 def _parameters(modules: Mapping[str, nn.Module]) -> list[tuple[str, str, nn.Parameter]]:
-    return [(key, name, p) for key, module in modules.items() for name, p in module.named_parameters()]
+    """List the modules' parameters: name of the module, name in the module, parameter."""
+    parameters: list[tuple[str, str, nn.Parameter]] = []
+    for key, module in modules.items():
+        for name, parameter in module.named_parameters():
+            parameters.append((key, name, parameter))
+    return parameters
 
 
 def _buffer(module: str, name: str) -> str:
@@ -77,11 +91,13 @@ def _buffer(module: str, name: str) -> str:
 
 
 def _whole(parameter: Any) -> Tensor:
-    """Return a parameter that FSDP keeps in pieces as one."""
+    """Return a parameter as one tensor, where FSDP keeps it in pieces."""
     if hasattr(parameter, "ds_id"):
         raise UserError(
-            "momentum: ZeRO-3 cuts the connector's weights up, and an average of them needs whole ones; launch with "
-            "train/launch/zero2.yaml, fsdp.yaml or ddp.yaml"
+            "momentum: ZeRO-3 keeps the connector's weights in pieces, and an average needs whole "
+            "ones; launch with train/launch/zero2.yaml, fsdp.yaml or ddp.yaml"
         )
-    whole: Tensor = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-    return whole.detach()
+    if hasattr(parameter, "full_tensor"):
+        parameter = parameter.full_tensor()
+    whole: Tensor = parameter.detach()
+    return whole

@@ -1,4 +1,4 @@
-"""Pairs of a clip's streams and its text: the parts that have them, their tokens, equal texts, and mismatches."""
+"""Pair a clip's streams with each other or with its text, and draw mismatched pairs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from avllm.tokens import Tokens
 
 JOINS = {"av": ("video", "audio")}
-"""Short names of streams that are taken together."""
+"""Streams by the short name of their combination."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sides that belong together.
+    """Name the two sides of a pair.
 
     Attributes:
-        left: the streams whose tokens are pooled for the one side.
-        right: those of the other side; empty where that is the text.
+        left: the streams whose tokens are pooled for the first side.
+        right: the streams of the second side; empty where it is the text.
     """
 
     left: tuple[str, ...]
@@ -33,39 +33,45 @@ class Pair:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """All streams that a row has to have."""
+        """Return all streams that a row must have."""
         return (*self.left, *self.right)
 
 
 def parse_pair(name: str) -> Pair:
-    """Read the name of a pair: ``audio-text``, ``speech+video-text``, ``video-audio``; ``av`` is ``video+audio``.
+    """Parse the name of a pair: ``audio-text``, ``speech+video-text``, ``video-audio``.
+
+    ``av`` is short for ``video+audio``.
 
     Raises:
-        ValueError: it is no name of two sides.
+        ValueError: the name has not two sides, repeats a stream, or has ``text`` elsewhere than
+            alone on the second side.
     """
     sides = [JOINS.get(side, tuple(side.split("+"))) for side in name.split("-")]
-    names = [stream for side in sides for stream in side]
-    is_pair = len(sides) == 2 and all(names) and sides[0] != ("text",) and len(set(names)) == len(names)
-    if not is_pair or (sides[1] != ("text",) and "text" in names):
+    streams = [stream for side in sides for stream in side]
+    with_text = sides[-1] == ("text",)
+    if with_text:
+        streams.remove("text")
+    repeated = len(set(streams)) < len(streams)
+    if len(sides) != 2 or not all(streams) or repeated or "text" in streams:
         raise ValueError(
-            f"objectives: {name!r} is no pair; expected two sides, of streams or, the second, of the text: "
-            "audio-text, speech+video-text, video-audio"
+            f"objectives: {name!r} is no pair; expected two sides, of streams or, the second, "
+            "of the text: audio-text, speech+video-text, video-audio"
         )
-    return Pair(sides[0], () if sides[1] == ("text",) else sides[1])
+    return Pair(sides[0], () if with_text else sides[1])
 
 
 def check_pairs(names: Sequence[str], model: Any) -> list[str]:
-    """Check that pairs are of the model's streams and name each once; return them.
+    """Return pairs after a check that each is named once and is of the encoders' streams.
 
     Raises:
-        ValueError: a name that is no pair, or a stream that no encoder of the model gives.
+        ValueError: a name that is no pair, or a stream that no encoder of the model makes.
     """
     for name in names:
-        unknown = [s for s in parse_pair(name).streams if s not in model.encoders]
+        unknown = [stream for stream in parse_pair(name).streams if stream not in model.encoders]
         if unknown:
             raise ValueError(
-                f"objectives: pair {name!r} reads stream {unknown[0]!r}; rows are counted by the encoders' streams, "
-                f"so expected some of {sorted(model.encoders)}"
+                f"objectives: pair {name!r} reads stream {unknown[0]!r}; expected some of "
+                f"{sorted(model.encoders)}, the encoders' streams, by which rows are counted"
             )
     if len(set(names)) < len(names):
         raise ValueError(f"objectives: pairs are {list(names)}; expected each once")
@@ -73,24 +79,32 @@ def check_pairs(names: Sequence[str], model: Any) -> list[str]:
 
 
 def default_pairs(model: Any) -> list[str]:
-    """Return each stream with the text, and all of them together with it."""
+    """Return the pair of each stream with the text and, last, that of all streams together."""
     streams = sorted(model.encoders, reverse=True)
-    together = "av" if streams == ["video", "audio"] else "+".join(streams)
-    alone = [f"{stream}-text" for stream in streams]
-    return [*alone, f"{together}-text"] if len(streams) > 1 else alone
+    pairs = [f"{stream}-text" for stream in streams]
+    if len(streams) > 1:
+        together = "av" if streams == ["video", "audio"] else "+".join(streams)
+        pairs.append(f"{together}-text")
+    return pairs
 
 
-def pool_clip_sets(streams: dict[str, Tokens], names: tuple[str, ...], sets: Places) -> tuple[Tensor, Tensor]:
-    """Average the real tokens of the named streams over the clips of each set; streams weigh the same.
+def pool_clip_sets(
+    streams: dict[str, Tokens], names: tuple[str, ...], sets: Places
+) -> tuple[Tensor, Tensor]:
+    """Average the real tokens of the named streams over the clips of each set.
+
+    Each stream is averaged by itself first, so that all weigh the same.
 
     Args:
         streams: connector output, Tokens with x ``(B, T, P, D)``.
         sets: the clips of each of S sets.
 
     Returns:
-        ``(S, D)``, zero where nothing is real, and ``(S,)`` bool, True where **every** named stream is present.
+        ``(S, D)``, zero where nothing is real, and ``(S,)`` bool, True where **every** named stream
+        is present.
     """
-    means, present = [], []
+    means: list[Tensor] = []
+    present: list[Tensor] = []
     for name in names:
         x, mask = streams[name].flat()  # (B, N, D), (B, N)
         total = sets.sums((x * mask[..., None]).sum(1))  # (S, D)
@@ -101,10 +115,14 @@ def pool_clip_sets(streams: dict[str, Tokens], names: tuple[str, ...], sets: Pla
 
 
 def tokens_by_clip_set(streams: dict[str, Tokens], sets: Places) -> tuple[Tensor, Tensor]:
-    """Return all connector tokens of the clips of each set, ``(S, M, D)``, and which are real, ``(S, M)``.
+    """Return all connector tokens of the clips of each set.
 
     Args:
-        streams: connector output of B clips. sets: the clips of each of S sets.
+        streams: connector output of B clips.
+        sets: the clips of each of S sets.
+
+    Returns:
+        the tokens ``(S, M, D)`` and which are real, ``(S, M)`` bool.
     """
     flat = [tokens.flat() for tokens in streams.values()]
     x = torch.cat([features for features, _ in flat], 1)  # (B, N, D)
@@ -115,32 +133,43 @@ def tokens_by_clip_set(streams: dict[str, Tokens], sets: Places) -> tuple[Tensor
 
 
 def text_id(text: str) -> int:
-    """A 63-bit number that equal texts share on every process and in every run."""
-    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "little") >> 1
+    """Return a 63-bit number that equal texts share on every process and in every run."""
+    digest = hashlib.blake2b(text.strip().encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def text_ids(parts: BatchParts, same: str = "text") -> Tensor:
-    """Return the id of each part's answer ``(n,)``; with ``same="kind"`` that of its kind, where it has one."""
-    texts = [part.target for part in parts.items]
-    if same == "kind":
-        texts = [part.target if part.kind is None else f"kind {part.kind}" for part in parts.items]
-    return torch.tensor([text_id(text) for text in texts], dtype=torch.long, device=parts.row.device)
+    """Return the id of each part's text, ``(n,)`` long.
+
+    Args:
+        parts: the n parts of a batch.
+        same: ``text``: the text is the part's answer. ``kind``: it is the part's kind, and the
+            answer only where a part has none.
+    """
+    ids: list[int] = []
+    for part in parts.items:
+        by_kind = same == "kind" and part.kind is not None
+        ids.append(text_id(f"kind {part.kind}" if by_kind else part.target))
+    return torch.tensor(ids, dtype=torch.long, device=parts.row.device)
 
 
 def parts_with(batch: Batch, pair: str) -> Tensor:
-    """Return which parts have every stream of the pair, and a text where it is a side, ``(n,)`` bool.
+    """Return the parts that have both sides of a pair, ``(n,)`` bool.
 
-    Streams count by the encoders' masks, before anything is computed.
+    Streams count by the encoders' masks, which are there before anything is computed.
     """
     sides = parse_pair(pair)
-    chosen = torch.ones_like(batch.parts.row, dtype=torch.bool) if sides.right else batch.parts.has_target
+    if sides.right:
+        chosen = torch.ones_like(batch.parts.row, dtype=torch.bool)
+    else:
+        chosen = batch.parts.has_target
     for name in sides.streams:
         chosen = chosen & has_stream(batch, name)
     return chosen
 
 
 def has_stream(batch: Batch, name: str) -> Tensor:
-    """Return which parts see a clip that has the stream, ``(n,)`` bool."""
+    """Return the parts of which a clip has the stream, ``(n,)`` bool."""
     parts = batch.parts
     if name not in batch.streams:
         return torch.zeros_like(parts.row, dtype=torch.bool)
@@ -149,7 +178,11 @@ def has_stream(batch: Batch, name: str) -> Tensor:
 
 
 def chosen_parts(batch: Batch, captions_only: bool) -> Tensor:
-    """Return the parts whose answer is right, ``(n,)`` bool: all, or those that are no questions."""
+    """Return the parts whose answer is right, ``(n,)`` bool.
+
+    Args:
+        captions_only: leave out questions.
+    """
     parts = batch.parts
     chosen = parts.role_is("answer", "chosen")
     if captions_only:
@@ -157,30 +190,41 @@ def chosen_parts(batch: Batch, captions_only: bool) -> Tensor:
     return chosen
 
 
-def sample_negatives(similarity: Tensor, same: Tensor, scale: float = 10.0) -> tuple[Tensor, Tensor]:
-    """For each row a key that is not its own, the likelier the more similar.
+def sample_negatives(
+    similarity: Tensor, same: Tensor, scale: float = 10.0
+) -> tuple[Tensor, Tensor]:
+    """Draw a negative key for each row, with a probability that grows with similarity.
 
     Args:
-        similarity: ``(n, N)`` cosines; same: ``(n, N)`` bool, keys that may not be drawn.
+        similarity: ``(n, N)`` cosines of rows and keys.
+        same: ``(n, N)`` bool, keys that match the row and may not be drawn.
         scale: inverse temperature of the draw.
 
     Returns:
-        ``(n,)`` long, the drawn key, and ``(n,)`` bool, False where every key is the row's own.
+        ``(n,)`` long, the drawn key, and ``(n,)`` bool, False where every key matches the row and
+        the drawn one means nothing.
     """
     possible = ~same.all(1)
     logits = (scale * similarity).masked_fill(same, -torch.inf)
     logits = torch.where(possible[:, None], logits, torch.zeros_like(logits))
-    return torch.multinomial(logits.softmax(1), 1).squeeze(1) if len(logits) else possible.long(), possible
+    if not len(logits):  # torch.multinomial refuses an empty batch
+        return possible.long(), possible
+    drawn = torch.multinomial(logits.softmax(1), 1).squeeze(1)
+    return drawn, possible
 
 
 def matching_loss(positive: Tensor, negatives: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Binary cross-entropy of one matching and some mismatched pairs a row, averaged within the row, summed over rows.
+    """Return the binary cross-entropy of matching and mismatched pairs.
+
+    It is averaged over the pairs of each row and summed over rows.
 
     Args:
         positive: ``(n,)`` logits of matching pairs.
         negatives: logits ``(n,)`` of mismatched pairs, and bool ``(n,)``, which of them exist.
     """
-    total, count = F.softplus(-positive), torch.ones_like(positive)
-    for logits, there in negatives:
-        total, count = total + F.softplus(logits) * there, count + there
+    total = F.softplus(-positive)
+    count = torch.ones_like(positive)
+    for logits, exists in negatives:
+        total = total + F.softplus(logits) * exists
+        count = count + exists
     return (total / count).sum()

@@ -1,4 +1,4 @@
-"""Soft targets of a contrastive loss, from embeddings by averaged weights (ALBEF: Li et al. 2021, arXiv 2107.07651)."""
+"""Distil averaged weights into a contrastive loss (ALBEF: Li et al. 2021, arXiv 2107.07651)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from avllm.distributed import gather_with_grad
 
 
 def soft_targets(logits: Tensor, own: Tensor, excluded: Tensor, soft: float) -> Tensor:
-    """Mix the one-hot targets with what a teacher thinks (equation 6 of the paper).
+    """Mix one-hot targets with a teacher's probabilities (equation 6 of the paper).
 
     Args:
-        logits: ``(n, N)`` of the teacher. own: ``(n,)`` long, the place of each row's own key.
+        logits: ``(n, N)`` of the teacher.
+        own: ``(n,)`` long, the place of each row's own key.
         excluded: ``(n, N)`` bool, keys that are neither the row's own nor negatives.
         soft: the teacher's share, ALBEF's alpha.
 
@@ -29,7 +30,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, excluded: Tensor) -> Ten
     """Return ``(n,)``: minus the sum over keys of target times log-probability.
 
     Args:
-        logits, targets: ``(n, N)``. excluded: ``(n, N)`` bool, keys that take no part.
+        logits, targets: ``(n, N)``.
+        excluded: ``(n, N)`` bool, keys that take no part.
     """
     log_p = logits.masked_fill(excluded, -torch.inf).log_softmax(1)
     return -(targets * log_p.masked_fill(excluded, 0.0)).sum(1)
@@ -42,17 +44,19 @@ def distilled_info_nce(
     scale: Tensor | float,
     soft: float,
 ) -> tuple[Tensor, Tensor]:
-    """InfoNCE with soft targets in both directions, over all processes, summed over this process's rows.
+    """Return InfoNCE with soft targets, over all processes, in both directions.
 
     Args:
         live: media and text, ``(n, D)`` unit vectors each; n may be 0, every process has to call.
         averaged: the same by the averaged weights.
         ids: ``(n,)`` long; equal ids = equal texts, which are not negatives of each other.
-        scale: inverse temperature, the teacher's too. soft: the teacher's share of the targets.
+        scale: inverse temperature, the teacher's too.
+        soft: the teacher's share of the targets.
 
     Returns:
-        the sum over rows of the mean of both directions, and how many rows found their own text (or an
-        equal one) first: both scalars. With ``soft`` 0 they are those of ``symmetric_info_nce``.
+        the sum over this process's rows of the mean of both directions, and how many rows rank
+        their own text (or an equal one) first: both scalars. With ``soft`` 0 they are those of
+        ``symmetric_info_nce``.
     """
     everyones, first = gather_with_grad(torch.stack([*live, *averaged], 1))  # (N, 4, D)
     all_media, all_text, all_media_avg, all_text_avg = everyones.unbind(1)  # (N, D)

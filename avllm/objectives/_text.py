@@ -1,4 +1,4 @@
-"""The text side of an alignment: one vector for each part's answer, by the frozen LLM or a frozen text encoder."""
+"""Embed each part's answer as one vector, by the frozen LLM or a frozen text encoder."""
 
 from __future__ import annotations
 
@@ -14,36 +14,41 @@ if TYPE_CHECKING:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """``(R, L, D)``, ``(R, L)`` bool -> ``(R, D)``: the mean where True, zero where nothing is."""
+    """Return the mean of ``x (R, L, D)`` where ``mask (R, L)`` is True, else 0: ``(R, D)``."""
     weight = mask[..., None].to(x.dtype)
     return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def answer_tokens(batch: Batch, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the answers' tokens of the chosen parts: ids ``(n, M)`` (0 where none), mask ``(n, M)``, M >= 1.
+    """Return the answers' tokens of the n chosen parts.
 
     Args:
+        batch: with its parts.
         chosen: bool, one a part of the batch.
+
+    Returns:
+        ids ``(n, M)``, 0 where there is none, and mask ``(n, M)``; M >= 1.
     """
     places, mask = batch.parts.trained.pick(chosen).padded()  # (n, M)
     return batch.input_ids.flatten()[places].masked_fill(~mask, 0), mask
 
 
 class TextSide(nn.Module):
-    """Texts -> ``(n, dim)``, without gradients.
+    """Embed texts as ``(n, dim)``, without gradients.
 
     Args:
         model: an AVLLM, whose LLM gives the width.
-        kind: ``llm`` (mean of the LLM's last hidden states over the answer, without its LoRA adapters),
-            ``llm_embeddings`` (mean of its input embeddings), or an HF text encoder's hub name or folder. Of models of
-            two sides (CLIP, T5) the text side is taken.
+        kind: ``llm`` (mean of the LLM's last hidden states over the answer, without its LoRA
+            adapters), ``llm_embeddings`` (mean of its input embeddings), or an HF text encoder's
+            hub name or folder. Of models of two sides (CLIP, T5) the text side is taken.
     """
 
     def __init__(self, model: Any, kind: str) -> None:
         super().__init__()
         self.kind = kind
         self.dim = int(model.llm.get_input_embeddings().embedding_dim)
-        # In a tuple it is no submodule: no rule can make it train, no checkpoint holds it, DDP does not wait for it.
+        # In a tuple it is no submodule: no rule can train it, no checkpoint holds it, and DDP does
+        # not wait for it.
         self._frozen: tuple[nn.Module, ...] = ()
         if kind not in ("llm", "llm_embeddings"):
             from transformers import AutoTokenizer
@@ -55,7 +60,7 @@ class TextSide(nn.Module):
 
     @torch.no_grad()
     def forward(self, model: Any, batch: Batch, chosen: Tensor | None = None) -> Tensor:
-        """Embed the parts' answers, ``(n, dim)``; a part without an answer gets a vector without meaning.
+        """Embed the parts' answers, ``(n, dim)``; vectors of parts without an answer mean nothing.
 
         Args:
             model, batch: as an objective gets them.
@@ -71,8 +76,11 @@ class TextSide(nn.Module):
     def _embed(self, model: Any, batch: Batch, chosen: Tensor) -> Tensor:
         """Embed the chosen parts, ``(k, dim)``."""
         if self._frozen:
-            pairs = zip(batch.parts.items, chosen.tolist(), strict=True)
-            return self._by_encoder([part.target for part, keep in pairs if keep], chosen.device)
+            texts: list[str] = []
+            for part, is_chosen in zip(batch.parts.items, chosen.tolist(), strict=True):
+                if is_chosen:
+                    texts.append(part.target)
+            return self._by_encoder(texts, chosen.device)
         ids, mask = answer_tokens(batch, chosen)  # (k, M)
         if self.kind == "llm_embeddings":
             return masked_mean(model.llm.get_input_embeddings()(ids), mask)
@@ -84,17 +92,24 @@ class TextSide(nn.Module):
 
     def _by_encoder(self, texts: list[str], device: torch.device) -> Tensor:
         encoder = self._frozen[0].to(device)
-        longest = min(self.tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", 512))
-        options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
+        positions = getattr(encoder.config, "max_position_embeddings", 512)
+        longest = min(self.tokenizer.model_max_length, positions)
+        options = {
+            "padding": True,
+            "truncation": True,
+            "max_length": longest,
+            "return_tensors": "pt",
+        }
         tokens = self.tokenizer(texts, **options).to(device)
         return masked_mean(encoder(**tokens).last_hidden_state, tokens["attention_mask"].bool())
 
 
 def load_text_encoder(name: str) -> tuple[nn.Module, int]:
-    """A frozen text encoder by hub name or folder, in eval mode, and its width.
+    """Load a frozen text encoder by hub name or folder; return it, in eval mode, and its width.
 
     Raises:
-        OSError: the name is neither a folder nor on the hub. ValueError: a model without a text side.
+        OSError: the name is neither a folder nor on the hub.
+        ValueError: a model without a text side.
     """
     from transformers import AutoModel
 
@@ -103,5 +118,8 @@ def load_text_encoder(name: str) -> tuple[nn.Module, int]:
         model = model.get_encoder()
     model = getattr(model, "text_model", model)
     if model.get_input_embeddings() is None or not hasattr(model.config, "vocab_size"):
-        raise ValueError(f"text: {name} is a {type(model).__name__}, which reads no text; expected a text encoder")
+        raise ValueError(
+            f"text: {name} is a {type(model).__name__}, which reads no text; "
+            "expected a text encoder"
+        )
     return model.requires_grad_(False).eval(), int(model.config.hidden_size)

@@ -1,8 +1,9 @@
-"""Answers found by matching: the connector's account of a clip, asked a question, picks one of the batch's answers.
+"""Match clip and question with the answer, among the answers of the batch.
 
-Visual question answering as retrieval of the answer's text (the answer-embedding head of Hu et al. 2018, arXiv
-1806.03724): the LLM only lends its word embeddings, so a step costs a fraction of one through the LLM, and every fact
-that is asked about has a short way back into the connector.
+It is visual question answering as retrieval of the answer's text (the answer-embedding head of Hu
+et al. 2018, arXiv 1806.03724). Only the word embeddings of the LLM are used: a step costs a
+fraction of one through the LLM, and the gradient of every question has a short path to the
+connector.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Questions:
-    """The n questions of a batch: its parts that have a kind and an answer.
+    """Hold the n questions of a batch: its parts that have a kind and an answer.
 
     Attributes:
         clip_set: ``(n,)`` the set of clips that each is about.
@@ -48,36 +49,45 @@ class Questions:
         return len(self.clip_set)
 
     def by_set(self, x: Tensor) -> Tensor:
-        """Lay ``(n, D)`` out as ``(S, Q, D)``: the questions about each set side by side, zeros after them."""
+        """Group vectors of questions ``(n, D)`` by set of clips, ``(S, Q, D)``, padded with 0."""
         most = int(self.place.max()) + 1 if len(self.place) else 1
-        return x.new_zeros(self.sets, most, x.shape[-1]).index_put((self.clip_set, self.place), x)
+        padded = x.new_zeros(self.sets, most, x.shape[-1])
+        return padded.index_put((self.clip_set, self.place), x)
 
 
-def match_loss(asked: Tensor, answers: Tensor, own: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each question's own answer among the distinct answers, summed, and how many are matched best.
+def match_loss(
+    asked: Tensor, answers: Tensor, own: Tensor, scale: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy of each question's answer, and how many are matched best.
 
     Args:
-        asked: ``(n, D)`` unit vectors of clip and question; answers: ``(m, D)`` unit vectors.
-        own: ``(n,)`` long; scale: inverse temperature.
+        asked: ``(n, D)`` unit vectors of clip and question.
+        answers: ``(m, D)`` unit vectors of the distinct answers.
+        own: ``(n,)`` long, the number of each question's answer.
+        scale: inverse temperature.
     """
     logits = scale * asked @ answers.T  # (n, m)
-    hits = (logits.argmax(-1) == own).float().sum() if len(own) else logits.sum()
-    return F.cross_entropy(logits, own, reduction="sum") if len(own) else logits.sum(), hits.detach()
+    if not len(own):  # a zero that depends on the parameters
+        zero = logits.sum()
+        return zero, zero.detach()
+    hits = (logits.detach().argmax(-1) == own).float().sum()
+    return F.cross_entropy(logits, own, reduction="sum"), hits
 
 
 def find_questions(parts: BatchParts) -> Questions:
     """Find the parts that ask something and have an answer."""
     asks = [part.is_question and part.role in ("answer", "chosen") for part in parts.items]
-    chosen = parts.is_true(asks) & parts.has_target  # (n,)
-    clip_set = parts.clip_set[chosen]
-    items = [part for part, keep in zip(parts.items, chosen.tolist(), strict=True) if keep]
+    chosen = parts.is_true(asks) & parts.has_target  # bool, one a part
+    clip_set = parts.clip_set[chosen]  # (n,)
     answers: dict[str, int] = {}  # the number of each distinct answer
     first: list[int] = []
     numbers: list[int] = []
-    for number, part in enumerate(items):
+    for part, is_chosen in zip(parts.items, chosen.tolist(), strict=True):
+        if not is_chosen:
+            continue
         if part.target not in answers:
             answers[part.target] = len(answers)
-            first.append(number)
+            first.append(len(numbers))
         numbers.append(answers[part.target])
     return Questions(
         clip_set=clip_set,
@@ -99,17 +109,19 @@ def count_before(values: Tensor) -> Tensor:
 class AnswerMatch(Objective):
     """Match (clip, question) with the answer, among the distinct answers of the micro-batch.
 
-    Parts without a ``kind`` (captions) are left out. The clip is read twice: as the mean of each stream's connector
-    tokens, scaled by the question, for facts about the whole clip; and token by token, by attention from the question,
-    for facts that a single token carries.
+    Parts without a ``kind`` (captions) are left out. The clip is read twice: as the mean of each
+    stream's connector tokens, scaled by the question, for facts about the whole clip; and token by
+    token, by attention from the question, for facts that a single token carries.
 
     Args:
         model: an AVLLM; widths and stream names are read from it.
-        dim: width of the common space; hidden: width inside, a multiple of ``heads``.
+        dim: width of the common space.
+        hidden: width inside, a multiple of ``heads``.
         heads: of the attention.
-        words: weight of a second reading, in the LLM's own space of words: the question's words look up the tokens that
-            are like them, and the answer's words are to be like what was found. So a token comes to stand where the sum
-            of the words for what it tells stands, which a frozen LLM can read. 0 leaves it out.
+        words: weight of a second loss in the LLM's embedding space: the question's words attend to
+            the tokens most similar to them, and the result has to be similar to the answer's words.
+            It moves a token towards the sum of the words for its content, which a frozen LLM can
+            read. 0 leaves it out.
         temperature: at the start; learned.
     """
 
@@ -126,16 +138,20 @@ class AnswerMatch(Objective):
         super().__init__(model)
         width = int(model.llm.get_input_embeddings().embedding_dim)
         self.streams: list[str] = list(model.connector.out_streams)
-        self.read = nn.Sequential(nn.LayerNorm(width * len(self.streams)), nn.Linear(width * len(self.streams), hidden))
+        of_clip = width * len(self.streams)
+        self.read = nn.Sequential(nn.LayerNorm(of_clip), nn.Linear(of_clip, hidden))
         self.steer = nn.Linear(width, hidden)
         self.heads = heads
-        self.ask, self.token_norm = nn.Linear(width, hidden), nn.LayerNorm(width)
+        self.ask = nn.Linear(width, hidden)
+        self.token_norm = nn.LayerNorm(width)
         self.look_up = nn.Linear(width, 2 * hidden)  # keys and values
-        self.asked_projection, self.answer_projection = nn.Linear(hidden, dim), nn.Linear(width, dim)
+        self.asked_projection = nn.Linear(hidden, dim)
+        self.answer_projection = nn.Linear(width, dim)
         self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
         self.words = words
         if words:
-            self.nothing = nn.Parameter(torch.randn(2, width) * width**-0.5)  # what is found where nothing is like it
+            # Key and value of one more token, for questions to which no token is similar.
+            self.nothing = nn.Parameter(torch.randn(2, width) * width**-0.5)
             self.gate = nn.Linear(width, width)
             self.log_sharpness = nn.Parameter(torch.tensor([math.log(10.0)]))
 
@@ -144,9 +160,10 @@ class AnswerMatch(Objective):
         return float(len(find_questions(batch.parts)))
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum the cross-entropy over questions; ``hits``: questions whose own answer is matched best."""
+        """Sum the cross-entropy over questions; ``hits``: those matched best with their answer."""
         streams = model.media_tokens(batch)
-        questions, sets = find_questions(batch.parts), batch.parts.set_clips
+        questions = find_questions(batch.parts)
+        sets = batch.parts.set_clips
         words = self._words(model, batch)  # (R * L, D)
         asked = questions.asked.means(words)  # (n, D)
         answers = questions.trained.means(words)[questions.first]  # (m, D)
@@ -154,20 +171,28 @@ class AnswerMatch(Objective):
         scale = self.log_temperature.clamp(math.log(0.01), 0.0).neg().exp().squeeze()
         normed = F.layer_norm(asked, asked.shape[-1:])
         match = self._match(normed, questions, self._clips(streams, sets), tokens)  # (n, dim)
-        loss, hits = match_loss(match, _unit(self.answer_projection(answers)), questions.answer, scale)
+        projected = _unit(self.answer_projection(answers))  # (m, dim)
+        loss, hits = match_loss(match, projected, questions.answer, scale)
         if not self.words or tokens is None:
             return loss, {"hits": hits}
         looked_up = self._look_up(asked, questions, *tokens)
-        more, by_words = match_loss(looked_up, _unit(answers), questions.answer, scale)
-        return loss + self.words * more, {"hits": hits, "hits_by_words": by_words}
+        word_loss, word_hits = match_loss(looked_up, _unit(answers), questions.answer, scale)
+        return loss + self.words * word_loss, {"hits": hits, "hits_by_words": word_hits}
 
     def _match(
-        self, asked: Tensor, questions: Questions, clips: Tensor, tokens: tuple[Tensor, Tensor] | None
+        self,
+        asked: Tensor,
+        questions: Questions,
+        clips: Tensor,
+        tokens: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """Embed clip and question together, unit vectors ``(n, dim)``.
 
         Args:
-            asked: ``(n, D)``. clips: ``(S, streams * D)``. tokens: ``(S, M, D)`` and which are real, ``(S, M)``.
+            asked: ``(n, D)`` embeddings of the questions.
+            questions: the n questions.
+            clips: ``(S, streams * D)`` means of the sets' streams.
+            tokens: ``(S, M, D)`` of the sets' clips, and which are real, ``(S, M)``.
         """
         hidden = F.gelu(self.read(clips)[questions.clip_set] * (1 + self.steer(asked)))  # (n, H)
         if tokens is not None:
@@ -175,37 +200,68 @@ class AnswerMatch(Objective):
         return _unit(self.asked_projection(hidden))
 
     def _attend(self, asked: Tensor, questions: Questions, tokens: Tensor, real: Tensor) -> Tensor:
-        """Attend from each question ``asked (n, D)`` to the real tokens ``(S, M, D)`` of its clips: ``(n, H)``."""
-        keys, values = self.look_up(self.token_norm(tokens)).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        query = questions.by_set(self.ask(asked)).unflatten(-1, (self.heads, -1))  # (S, Q, heads, H')
+        """Attend from each question to the real tokens of its clips.
+
+        Args:
+            asked: ``(n, D)`` embeddings of the questions.
+            questions: the n questions.
+            tokens: ``(S, M, D)`` of the sets' clips.
+            real: ``(S, M)`` bool.
+
+        Returns:
+            ``(n, H)``, one vector a question.
+        """
+        keys_values = self.look_up(self.token_norm(tokens))  # (S, M, 2 * H)
+        keys, values = keys_values.unflatten(-1, (2, self.heads, -1)).unbind(2)
+        query = questions.by_set(self.ask(asked))  # (S, Q, H)
+        query = query.unflatten(-1, (self.heads, -1))  # (S, Q, heads, H')
         scores = torch.einsum("rqhd,rmhd->rhqm", query, keys).float() / query.shape[-1] ** 0.5
         scores = scores.masked_fill(~real[:, None, None], -1e9)
-        read = torch.einsum("rhqm,rmhd->rqhd", scores.softmax(-1).to(values.dtype), values).flatten(2)  # (S, Q, H)
+        weights = scores.softmax(-1).to(values.dtype)  # (S, heads, Q, M)
+        read = torch.einsum("rhqm,rmhd->rqhd", weights, values).flatten(2)  # (S, Q, H)
         return read[questions.clip_set, questions.place]
 
     def _look_up(self, asked: Tensor, questions: Questions, tokens: Tensor, real: Tensor) -> Tensor:
-        """Look up the tokens that are like the question's words, gated by the question: unit vectors ``(n, D)``."""
+        """Average the tokens by their similarity to the question's words, gated by the question.
+
+        Args:
+            asked: ``(n, D)`` embeddings of the questions.
+            questions: the n questions.
+            tokens: ``(S, M, D)`` of the sets' clips.
+            real: ``(S, M)`` bool.
+
+        Returns:
+            unit vectors ``(n, D)``.
+        """
         key, value = self.nothing.unbind()
         keys = torch.cat([tokens, key.expand(len(tokens), 1, -1)], 1).float()  # (S, M + 1, D)
         values = torch.cat([tokens, value.expand(len(tokens), 1, -1)], 1).float()
         query = questions.by_set(_unit(asked))  # (S, Q, D)
-        like = torch.einsum("rqd,rmd->rqm", query, F.normalize(keys, dim=-1)) * self.log_sharpness.exp()
-        like = like.masked_fill(~F.pad(real, (0, 1), value=True)[:, None], -1e9)
-        read = torch.einsum("rqm,rmd->rqd", like.softmax(-1), values)[questions.clip_set, questions.place]
-        return _unit(read * (1 + self.gate(F.layer_norm(asked, asked.shape[-1:])).float()))
+        cosines = torch.einsum("rqd,rmd->rqm", query, F.normalize(keys, dim=-1))  # (S, Q, M + 1)
+        scores = cosines * self.log_sharpness.exp()
+        scores = scores.masked_fill(~F.pad(real, (0, 1), value=True)[:, None], -1e9)
+        read = torch.einsum("rqm,rmd->rqd", scores.softmax(-1), values)  # (S, Q, D)
+        read = read[questions.clip_set, questions.place]  # (n, D)
+        gate = 1 + self.gate(F.layer_norm(asked, asked.shape[-1:])).float()
+        return _unit(read * gate)
 
     def _words(self, model: Any, batch: Batch) -> Tensor:
-        """Return the LLM's embedding of each position, ``(R * L, D)``; of placeholders it means nothing."""
+        """Return the LLM's embedding of each token, ``(R * L, D)``; placeholders' mean nothing."""
         table = model.llm.get_input_embeddings()
         with torch.no_grad():
             return table(batch.input_ids.clamp(max=table.num_embeddings - 1)).flatten(0, 1)
 
     def _clips(self, streams: dict[str, Tokens], sets: Places) -> Tensor:
-        """Return the mean of each stream's tokens, ``(S, streams * D)``; zeros where a set has none of it."""
+        """Return each stream's mean token, ``(S, streams * D)``; zero for absent streams."""
         width = self.answer_projection.in_features
         absent = next(self.parameters()).new_zeros(sets.count, width)
-        pooled = [pool_clip_sets(streams, (name,), sets)[0] if name in streams else absent for name in self.streams]
-        return torch.cat([mean.float() for mean in pooled], -1)
+        means: list[Tensor] = []
+        for name in self.streams:
+            mean = absent
+            if name in streams:
+                mean, _ = pool_clip_sets(streams, (name,), sets)  # (S, D)
+            means.append(mean.float())
+        return torch.cat(means, -1)
 
 
 def _unit(x: Tensor) -> Tensor:

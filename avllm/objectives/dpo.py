@@ -1,7 +1,8 @@
-"""Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290): chosen answers above rejected ones.
+"""Optimise preferences directly (DPO: Rafailov et al. 2023, arXiv 2305.18290).
 
-The policy is the model with its active LoRA sets. The reference is the model of the stage before: its LoRA sets, which
-are kept frozen beside the new one, and its connector, of which a copy is kept where the connector trains.
+The policy is the model with its active LoRA sets. The reference is the model of the stage before:
+its LoRA sets, which are kept frozen beside the new one, and its connector, of which a copy is kept
+where the connector trains.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def dpo_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the losses of pairs ``(n,)`` and their reward margins ``(n,)``.
 
-    The margin is ``beta * ((chosen - reference_chosen) - (rejected - reference_rejected))``; the loss is
-    ``-log sigmoid(margin)``. With ``label_smoothing`` e, a pair counts as turned round with probability
-    e (conservative DPO, section 3 of Mitchell 2023, https://ericmitchell.ai/cdpo.pdf).
+    The margin is ``beta * ((chosen - reference_chosen) - (rejected - reference_rejected))``; the
+    loss is ``-log sigmoid(margin)``. With ``label_smoothing`` e, a pair counts as turned round with
+    probability e (conservative DPO, section 3 of Mitchell 2023, https://ericmitchell.ai/cdpo.pdf).
 
     Args:
         chosen, rejected: ``(n,)`` log-probabilities of whole answers by the policy.
@@ -42,19 +43,29 @@ def dpo_loss(
         label_smoothing: e, from 0 to below 0.5.
     """
     margins = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
-    losses = -(1 - label_smoothing) * F.logsigmoid(margins) - label_smoothing * F.logsigmoid(-margins)
-    return losses, margins
+    as_given = -(1 - label_smoothing) * F.logsigmoid(margins)
+    turned_round = label_smoothing * F.logsigmoid(-margins)
+    return as_given - turned_round, margins
 
 
 def pairs_of(is_chosen: Tensor, is_rejected: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each rejected part its place ``(p,)`` and that of its chosen part, the last one before it ``(p,)``.
+    """Return the places of the p rejected parts, and of the chosen part of each.
+
+    The chosen part of a rejected one is the last before it.
 
     Args:
-        is_chosen, is_rejected: ``(n,)`` bool over the parts of a batch, which keep the order of their rows.
+        is_chosen, is_rejected: ``(n,)`` bool over the parts of a batch, which keep the order of
+            their rows.
+
+    Returns:
+        rejected and chosen places, ``(p,)`` each.
+
+    Raises:
+        ValueError: a rejected part without a chosen one before it.
     """
     chosen = is_chosen.nonzero().flatten()
     rejected = is_rejected.nonzero().flatten()
-    number = is_chosen.cumsum(0)[rejected] - 1
+    number = is_chosen.cumsum(0)[rejected] - 1  # (p,) of the chosen part among the chosen
     if len(number) and int(number.min()) < 0:
         raise ValueError("a rejected answer has no chosen one before it")
     return rejected, chosen[number]
@@ -68,8 +79,9 @@ class DPO(Objective):
     Args:
         model: an AVLLM.
         beta: strength of the tie to the reference.
-        reference: LoRA sets of the stage before, which have to be frozen; none is the bare LLM. A stage adds its set
-            as a copy: ``lora: {name: prefer, copy_of: default}``, ``trainable: [["lora_[AB].prefer", 1e-5], ...]``.
+        reference: LoRA sets of the stage before, which have to be frozen; none is the bare LLM. A
+            stage adds its set as a copy: ``lora: {name: prefer, copy_of: default}``,
+            ``trainable: [["lora_[AB].prefer", 1e-5], ...]``.
         label_smoothing: share of pairs that are expected to be turned round.
     """
 
@@ -87,15 +99,24 @@ class DPO(Objective):
         if beta <= 0:
             raise ValueError(f"objectives: dpo: beta is {beta}; expected a number above 0")
         if not 0 <= label_smoothing < 0.5:
-            raise ValueError(f"objectives: dpo: label_smoothing is {label_smoothing}; expected 0 to below 0.5")
+            raise ValueError(
+                f"objectives: dpo: label_smoothing is {label_smoothing}; expected 0 to below 0.5"
+            )
         sets = list(model.config.lora)
-        self.reference = tuple(["default"] if reference is None and "default" in sets else reference or [])
+        if reference is None:
+            reference = ["default"] if "default" in sets else []
+        self.reference = tuple(reference)
         unknown = [name for name in self.reference if name not in sets]
         if unknown:
-            raise ValueError(f"objectives: dpo: reference names the LoRA set {unknown[0]!r}; the LLM has {sets}")
+            raise ValueError(
+                f"objectives: dpo: reference has LoRA set {unknown[0]!r}; expected some of {sets}"
+            )
         if getattr(model, "fusion", None) is not None:
-            raise ValueError("objectives: dpo: a fusion trains beside the LLM, and no reference is kept of it")
-        self.beta, self.label_smoothing = beta, label_smoothing
+            raise ValueError(
+                "objectives: dpo: a fusion trains beside the LLM, and no reference is kept of it"
+            )
+        self.beta = beta
+        self.label_smoothing = label_smoothing
         self.plain_head = model.head_is_plain()
         self.connector = FrozenCopy({"connector": model.connector})
 
@@ -107,8 +128,9 @@ class DPO(Objective):
         """Sum the loss over pairs.
 
         Returns:
-            the sum, and sums of ``accuracy`` (pairs in the right order), ``margin`` (of rewards), and the rewards
-            ``chosen`` and ``rejected``, which are beta times the log-ratio of policy and reference.
+            the sum, and sums of ``accuracy`` (pairs in the right order), ``margin`` (of rewards),
+            and the rewards ``chosen`` and ``rejected``, which are beta times the log-ratio of
+            policy and reference.
         """
         rejected, chosen = pairs_of(batch.parts.role_is("chosen"), batch.parts.role_is("rejected"))
         live = model.media_tokens(batch)
@@ -141,19 +163,21 @@ class DPO(Objective):
         for name, parameter in model.llm.named_parameters():
             if parameter.requires_grad and _is_of(name, self.reference):
                 raise UserError(
-                    f"objectives: dpo: {name} is of the reference and trains; freeze it in `trainable`, and train a "
-                    "copy: lora: {name: prefer, copy_of: default}"
+                    f"objectives: dpo: {name} is of the reference and trains; freeze it in "
+                    "`trainable`, and train a copy: lora: {name: prefer, copy_of: default}"
                 )
-        trains = any(p.requires_grad for p in model.connector.parameters())
-        streams = model.media_tokens_by(batch, self.connector.weights("connector")) if trains else live
+        streams = live
+        if any(parameter.requires_grad for parameter in model.connector.parameters()):
+            streams = model.media_tokens_by(batch, self.connector.weights("connector"))
         with model.lora(self.reference):
             return self.log_probs(model, batch, streams)
 
     def log_probs(self, model: Any, batch: Batch, streams: dict[str, Tokens]) -> Tensor:
-        """Return the log-probability of each part's answer, ``(n,)`` float32, by the active LoRA sets."""
+        """Return the log-probability of each part's answer by the active LoRA sets, ``(n,)``."""
         embeds = model.merge_media(batch.input_ids, streams, batch)  # (R, L, D)
         trained = batch.parts.trained
-        before = trained.at - 1  # (k,) in R * L: each answer brings the token that its first one follows
+        # The place before each trained token, (k,) in R * L; an answer is never first in its row.
+        before = trained.at - 1
         if self.plain_head:
             hidden = model.run_decoder(embeds, batch).flatten(0, 1)  # (R * L, D)
             logits = model.llm.get_output_embeddings()(hidden[before])  # (k, V)

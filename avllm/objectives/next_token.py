@@ -1,4 +1,4 @@
-"""Next-token cross-entropy on the tokens that a row trains on: captioning and instructions alike."""
+"""Train on next tokens by cross-entropy: captions and instructions alike."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ IGNORE = -100
 
 
 def targets(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the targets are predicted from, and what they are.
+    """Return the targets and the places from which they are predicted.
 
     Args:
         labels: ``(R, L)`` long, -100 = not trained on.
 
     Returns:
-        ``(R, L)`` bool, True at the place **before** each target, and ``(n,)`` the targets, row by row.
+        ``(R, L)`` bool, True at the place **before** each target, and ``(n,)`` the targets, row by
+        row.
     """
+    is_target = labels[:, 1:] != IGNORE  # (R, L - 1); no token precedes the first place
     at = torch.zeros_like(labels, dtype=torch.bool)
-    at[:, :-1] = labels[:, 1:] != IGNORE
-    return at, labels[:, 1:][labels[:, 1:] != IGNORE]
+    at[:, :-1] = is_target
+    return at, labels[:, 1:][is_target]
 
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """Targets that are distributions, one entry a token, ``(S,)`` each.
+    """Hold targets that are distributions over tokens, one entry a token, ``(S,)`` each.
 
     Attributes:
-        target: long, which of the n targets. id: long. weight: float32; those of a target sum to 1.
+        target: long, the number of the target among the n of the batch.
+        id: long, the token.
+        weight: float32; the weights of a target sum to 1.
     """
 
     target: Tensor
@@ -46,44 +50,52 @@ class SoftTargets:
 
 
 def soft_targets(labels: Tensor, soft: Soft | None) -> SoftTargets | None:
-    """Return a batch's soft targets by the number of the target, as :func:`targets` counts them.
+    """Return a batch's soft targets, numbered as :func:`targets` lists them.
 
     Args:
-        labels: ``(R, L)`` long. soft: of the batch; entries where the label is not trained on count for nothing.
+        labels: ``(R, L)`` long.
+        soft: of the batch; entries whose label is not trained on are dropped.
     """
     if soft is None:
         return None
     at, _ = targets(labels)
     number = at.flatten().cumsum(0).view_as(labels) - 1  # (R, L), at the place before each target
     trained = (soft.place > 0) & (labels[soft.row, soft.place] != IGNORE)  # (S,)
-    row, place = soft.row[trained], soft.place[trained]
-    return SoftTargets(number[row, place - 1], soft.id[trained], soft.weight[trained])
+    target = number[soft.row[trained], soft.place[trained] - 1]
+    return SoftTargets(target, soft.id[trained], soft.weight[trained])
 
 
-def next_token_loss(logits: Tensor, wanted: Tensor, soft: SoftTargets | None = None) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over targets, and how many of them are the likeliest token.
+def next_token_loss(
+    logits: Tensor, tokens: Tensor, soft: SoftTargets | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy summed over targets, and how many are the likeliest token.
 
     Args:
-        logits: ``(n, V)`` at the places that :func:`targets` gives; wanted: ``(n,)``.
-        soft: distributions that some of the targets have instead.
+        logits: ``(n, V)`` at the places that :func:`targets` returns.
+        tokens: ``(n,)`` the targets.
+        soft: distributions that replace some of the targets.
 
     Returns:
         two float32 scalars; zero (still on the graph of ``logits``) when n is 0.
     """
     if soft is None:
-        loss = F.cross_entropy(logits.float(), wanted, reduction="sum")
+        loss = F.cross_entropy(logits.float(), tokens, reduction="sum")
     else:
-        likelihood = logits.float().log_softmax(-1)  # (n, V)
-        is_hard = torch.ones_like(wanted, dtype=torch.bool).index_fill(0, soft.target, False)
-        hard = likelihood.gather(1, wanted[:, None]).squeeze(1)  # (n,)
-        loss = -hard[is_hard].sum() - (soft.weight * likelihood[soft.target, soft.id]).sum()
-    with torch.no_grad():
-        hits = (logits.argmax(-1) == wanted).float().sum() if len(wanted) else loss.new_zeros(())
+        log_p = logits.float().log_softmax(-1)  # (n, V)
+        is_hard = torch.ones_like(tokens, dtype=torch.bool).index_fill(0, soft.target, False)
+        hard = log_p.gather(1, tokens[:, None]).squeeze(1)  # (n,)
+        loss = -hard[is_hard].sum() - (soft.weight * log_p[soft.target, soft.id]).sum()
+    if not len(tokens):
+        return loss, loss.new_zeros(())
+    hits = (logits.detach().argmax(-1) == tokens).float().sum()
     return loss, hits
 
 
 class NextToken(Objective):
-    """Cross-entropy of each target given what stands before it; its weight is the number of targets."""
+    """Sum the cross-entropy of each target given the tokens and media before it.
+
+    The weight is the number of targets.
+    """
 
     compares = False
 
@@ -92,20 +104,21 @@ class NextToken(Objective):
         self.plain_head = model.head_is_plain()
 
     def weight(self, batch: Batch) -> float:
-        """Target tokens that have a predecessor."""
+        """Count the target tokens that have a predecessor."""
         return float(batch.num_targets)
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed cross-entropy, and ``hits``: targets that were the likeliest token.
+        """Sum the cross-entropy over targets; ``hits``: targets that were the likeliest token.
 
-        Only the hidden states at targets go through the LLM's head, so that ``(R, L, V)`` never exists; where the LLM
-        does more to its logits than its head, all of them are made.
+        Only the hidden states at targets go through the LLM's head, so that logits ``(R, L, V)``
+        are never made; an LLM that changes the logits of its head is run in full.
         """
-        at, wanted = targets(batch.labels)  # (R, L), (n,)
+        at, tokens = targets(batch.labels)  # (R, L), (n,)
         embeds = model.embed(batch)  # (R, L, D)
         if self.plain_head:
-            logits = model.llm.get_output_embeddings()(model.run_decoder(embeds, batch)[at])  # (n, V)
+            hidden = model.run_decoder(embeds, batch)[at]  # (n, D)
+            logits = model.llm.get_output_embeddings()(hidden)  # (n, V)
         else:
             logits = model.run_llm(embeds, batch).logits[at]  # (n, V)
-        loss, hits = next_token_loss(logits, wanted, soft_targets(batch.labels, batch.soft))
+        loss, hits = next_token_loss(logits, tokens, soft_targets(batch.labels, batch.soft))
         return loss, {"hits": hits}

@@ -1,7 +1,8 @@
-"""BLIP-2's image-grounded text generation (Li et al. 2023, arXiv 2301.12597, 3.1): the Q-Former writes the caption.
+"""Let the Q-Former write the caption: BLIP-2's image-grounded text generation.
 
-Queries see queries only, a token sees all queries and the tokens before it, and never the media: so what the caption
-needs has to pass through the queries. Per frame or per window, the logits of a clip's units are averaged.
+(Li et al. 2023, arXiv 2301.12597, section 3.1.) Queries see queries only; a token sees all queries
+and the tokens before it, and never the media. So the content of the caption has to pass through the
+queries. Where the Q-Former reads per frame or window, the logits of a clip's units are averaged.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from avllm.adapters._qformer_text import WRITE
-from avllm.objectives._qformer import QFormerTerm, Units, Words, mean_by_pair, pairs_of
+from avllm.objectives._qformer import QFormerTerm, Units, Words, mean_by_pair, readings_of
 from avllm.objectives.next_token import next_token_loss
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
 
 class QFormerCaptioning(QFormerTerm):
-    """Next-token cross-entropy on the part's text; its weight is the number of tokens.
+    """Sum the next-token cross-entropy on each part's text; the weight is the number of tokens.
 
     Args:
-        model: an AVLLM. stream, tokenizer, max_length, captions_only: as in the objective ``qformer_contrastive``.
+        model: an AVLLM. stream, tokenizer, max_length, captions_only: as in the objective
+            ``qformer_contrastive``.
     """
 
     def weight(self, batch: Batch) -> float:
@@ -30,24 +32,29 @@ class QFormerCaptioning(QFormerTerm):
         return float(self.words(batch, self.chosen(batch)).mask.sum())
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed cross-entropy over tokens; ``hits``: tokens that were the likeliest."""
+        """Sum the cross-entropy over tokens; ``hits``: tokens that were the likeliest."""
         chosen = self.chosen(batch)
         words = self.words(batch, chosen)
-        states = self.write(model, self.units(model, batch), batch.parts.clip_set[chosen], words)  # (n, L, D)
+        media = batch.parts.clip_set[chosen]  # (n,)
+        states = self.write(model, self.units(model, batch), media, words)  # (n, L, D)
         head = model.llm.get_output_embeddings()
         logits = self.side(model).to_words(states[words.mask], head)  # (tokens, V)
         loss, hits = next_token_loss(logits, words.ids[words.mask])
         return loss, {"hits": hits}
 
     def write(self, model: Any, units: Units, media: Tensor, words: Words) -> Tensor:
-        """States ``(n, L, D)``, each from the place before its token.
+        """Return the states that predict each token, ``(n, L, D)``, from the place before it.
 
         Args:
-            units: of all clips. media: ``(n,)`` the set of clips that each text is about.
+            model: an AVLLM.
+            units: of all clips.
+            media: ``(n,)`` the set of clips that each text is about.
             words: the n texts.
         """
         qformer = self.qformer(model)
-        pair, unit = pairs_of(media, units)
-        text = self.embed(model, Words(words.ids[:, :-1], words.mask[:, :-1]), WRITE).pick(pair)  # (k, L, D)
-        read = qformer.read(units.x[unit], units.keep[unit], text, causal=True)[:, qformer.query_tokens.shape[1] :]
-        return mean_by_pair(self.side(model).transform(read), pair, len(media))
+        pair, unit = readings_of(media, units)
+        shifted = Words(words.ids[:, :-1], words.mask[:, :-1])
+        text = self.embed(model, shifted, WRITE).pick(pair)  # (k, L, D)
+        read = qformer.read(units.x[unit], units.keep[unit], text, causal=True)  # (k, Q + L, D)
+        of_text = read[:, qformer.query_tokens.shape[1] :]  # (k, L, D)
+        return mean_by_pair(self.side(model).transform(of_text), pair, len(media))

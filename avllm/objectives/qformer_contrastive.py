@@ -1,8 +1,9 @@
-"""BLIP-2's image-text contrastive term (Li et al. 2023, arXiv 2301.12597, 3.1): queries here, the text there.
+"""Align the Q-Former's queries with its texts: BLIP-2's image-text contrastive term.
 
-The Q-Former reads media with its queries and, apart from them, the text; the two may not see each other. The objective
-``contrastive`` aligns the tokens at the connector's end with a text encoder's; this one gives ``qformer_matching`` the
-similarity by which it draws its negatives.
+(Li et al. 2023, arXiv 2301.12597, section 3.1.) The Q-Former reads the media with its queries and,
+separately, the text; neither sees the other. The objective ``contrastive`` aligns the tokens at the
+connector's end with a text encoder's; this one trains the similarity by which ``qformer_matching``
+draws its negatives.
 """
 
 from __future__ import annotations
@@ -21,25 +22,29 @@ if TYPE_CHECKING:
     from avllm.data.collate import Batch
 
 
-def similarity_loss(similarity: Tensor, first: int, ids: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Symmetric InfoNCE on similarities, over all processes, summed over this process's parts.
+def similarity_loss(
+    similarity: Tensor, first: int, ids: Tensor, scale: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Return symmetric InfoNCE on similarities, over all processes.
 
     Args:
-        similarity: ``(n, N)`` of this process's media and the texts of all; every process has to call, n may be 0.
+        similarity: ``(n, N)`` of this process's media and the texts of all processes; n may be 0,
+            but every process has to call.
         first: the place of this process's first part among the N.
         ids: ``(n,)`` long; equal ids = equal texts, which are not negatives of each other.
         scale: inverse temperature.
 
     Returns:
-        The sum over parts of the mean of both directions, and how many found their own text (or an equal one)
-        first: both scalars.
+        the sum over this process's parts of the mean of both directions, and how many parts rank
+        their own text (or an equal one) first: both scalars.
     """
     n = len(similarity)
     whole, _ = gather_with_grad(similarity)  # (N, N), media of all processes by texts of all
     all_ids, _ = gather_with_grad(ids)  # (N,)
     own = first + torch.arange(n, device=ids.device)  # (n,)
     same = ids[:, None] == all_ids[None]  # (n, N)
-    zero = 0.0 * whole.sum() * scale  # a process without parts stays on the graph, for the others' backward
+    # A process without parts stays in the graph, for the others' backward pass.
+    zero = 0.0 * whole.sum() * scale
     if not n:
         return zero, zero.detach()
     to_text = pick_own(scale * similarity, own, same)
@@ -49,21 +54,24 @@ def similarity_loss(similarity: Tensor, first: int, ids: Tensor, scale: Tensor |
 
 
 class QFormerContrastive(QFormerTerm):
-    """Each clip finds its text, and each text its clip, among the parts of the micro-step, of all processes.
+    """Match each clip with its text, and each text with its clip, among the parts of all processes.
 
     It needs a ``qformer`` with the option ``text`` in the connector. The text is the part's answer.
 
     Args:
         model: an AVLLM.
         stream: of the Q-Former, where several have a text side.
-        tokenizer: hub name or folder, for a Q-Former with a vocabulary of its own; the LLM's tokens need none.
+        tokenizer: hub name or folder, for a Q-Former with a separate vocabulary; the LLM's tokens
+            need none.
         max_length: tokens of a text; what is longer is cut.
-        captions_only: leave out questions (parts with a ``kind``), whose answers say little of their clip.
+        captions_only: leave out questions (parts with a ``kind``), whose answers say little of
+            their clip.
     """
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum the symmetric loss over parts; ``hits``: parts that found their own text first."""
+        """Sum the symmetric loss over parts; ``hits``: parts that rank their own text first."""
         chosen = self.chosen(batch)
+        ids = text_ids(batch.parts)[chosen]
         similarity, first = self.similarity(model, batch, chosen)
-        loss, hits = similarity_loss(similarity, first, text_ids(batch.parts)[chosen], self.side(model).scale)
+        loss, hits = similarity_loss(similarity, first, ids, self.side(model).scale)
         return loss, {"hits": hits}

@@ -18,7 +18,7 @@ from avllm.adapters._qformer_text import READ, WRITE
 from avllm.data.collate import Batch, Places
 from avllm.models.modeling_avllm import AVLLM
 from avllm.objectives._pairs import text_ids
-from avllm.objectives._qformer import QFormerTerm, Units, mean_by_pair, pairs_of
+from avllm.objectives._qformer import QFormerTerm, Units, mean_by_pair, readings_of
 from avllm.objectives.contrastive import symmetric_info_nce
 from avllm.objectives.qformer_contrastive import similarity_loss
 from avllm.training.start import Parts
@@ -52,7 +52,7 @@ def test_similarity_loss_by_hand() -> None:
 def test_pairs_and_their_means_by_hand() -> None:
     sets = Places.of([[0], [1], [2]])
     units = Units(torch.zeros(3, 1, 1), torch.ones(3, 1, dtype=torch.bool), torch.tensor([0, 2, 2]), sets)
-    pair, unit = pairs_of(torch.tensor([2, 0, 1]), units)
+    pair, unit = readings_of(torch.tensor([2, 0, 1]), units)
     assert pair.tolist() == [0, 0, 1]
     assert unit.tolist() == [1, 2, 0]
     assert mean_by_pair(torch.tensor([[1.0], [3.0], [5.0]]), pair, 3).flatten().tolist() == [2.0, 5.0, 0.0]
