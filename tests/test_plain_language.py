@@ -48,7 +48,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 PENDING = (
     "avllm/config.py",
     "avllm/inference",
-    "avllm/training",
 )
 
 

@@ -1,4 +1,4 @@
-"""Features of frozen encoders out of a folder: for a run that is about to start, or beforehand."""
+"""Fill a cache with the features of frozen encoders, before a run or at its start."""
 
 from __future__ import annotations
 
@@ -40,12 +40,18 @@ def use_cache(
     engine: CacheEngine | None = None,
     processes: int | None = None,
 ) -> FeatureCache | None:
-    """Compute the features that the run needs and the cache lacks, and let the datasets read them; nothing without a
-    cache.
+    """Compute the features that the cache lacks and let the datasets read the cache.
+
+    A run without ``data.cache`` returns None.
 
     Args:
-        engine: computes them; None = this process.
-        processes: that train; None = as many as are here.
+        config: the stage.
+        parts: its model and processor.
+        training: the dataset of training.
+        validation: the dataset of validation, if there is one.
+        accelerator: gives device and precision.
+        engine: computes the features; None = this process.
+        processes: the number that will train; None = the number that run now.
 
     Raises:
         CacheError: an encoder trains, or the features are more than ``data.cache_max_gb``.
@@ -68,7 +74,9 @@ def use_cache(
         num_workers=data.num_workers,
         autocast=accelerator.autocast,
     )
-    max_bytes = None if data.cache_max_gb is None else round(data.cache_max_gb * 1e9)
+    max_bytes: int | None = None
+    if data.cache_max_gb is not None:
+        max_bytes = round(data.cache_max_gb * 1e9)
     fill(cache, places, encoding, max_bytes=max_bytes, engine=engine)
     for dataset in filter(None, (training, validation)):
         dataset.cache = cache
@@ -83,16 +91,20 @@ def needed(
     validation: SampleDataset | None,
     processes: int,
 ) -> MediaPlaces:
-    """The media of the items that a run draws in all its steps, those before a resume point too, and validates on."""
+    """Return the media of all items that a run draws and validates on.
+
+    The steps before a resume point count too.
+    """
     order = order_of(config, training.items, processes)
     train = config.train
-    drawn = steps_of(config, order, processes) * train.batch_size * train.accumulate * processes
-    found: list[tuple[SampleDataset, np.ndarray | None]] = [(training, order.drawn_items(drawn))]
+    items_per_step = train.batch_size * train.accumulate * processes
+    drawn = steps_of(config, order, processes) * items_per_step
+    drawn_items = order.drawn_items(drawn)
+    items: list[tuple[SampleDataset, np.ndarray | None]] = [(training, drawn_items)]
     if validation is not None:
-        found.append(
-            (validation, np.arange(len(validation)) < (train.validate_rows or len(validation))),
-        )
-    return MediaPlaces(found)
+        limit = train.validate_rows or len(validation)
+        items.append((validation, np.arange(len(validation)) < limit))
+    return MediaPlaces(items)
 
 
 def encode_stage(
@@ -105,34 +117,35 @@ def encode_stage(
     """Fill a stage's cache without training it; also as one of several processes, or with Ray.
 
     Args:
+        config: the stage.
+        accelerator: gives device and precision.
         ray_workers: actors of Ray that decode and encode; 0 = without Ray.
-        gpus: of each of them.
-        processes: that will train, which decides what is drawn in ``max_steps``; None = as many as are here.
+        gpus: of each actor.
+        processes: the number that will train, which decides what is drawn in ``max_steps``;
+            None = the number that run now.
 
     Raises:
-        CacheError: the stage has no cache, an encoder trains, the features are more than ``data.cache_max_gb``, or
-            Ray is not installed.
+        CacheError: the stage has no cache, an encoder trains, the features are more than
+            ``data.cache_max_gb``, or Ray is not installed.
         RuleError: the rules of ``trainable`` do not fit the parameters.
     """
     if config.data.cache is None:
         raise CacheError(
-            "the stage has no cache to fill; expected data.cache=FOLDER in the preset or behind its name",
+            "the stage has no cache to fill; expected data.cache=FOLDER in the preset or after "
+            "its name"
         )
     if ray_workers:
         _check_ray()
     parts = build_parts(config)
-    apply_rules(
-        Task(parts.model, config.objectives),
-        config.trainable,
-    )  # tells which encoders train
+    # The rules decide which encoders train: their features must not be cached.
+    apply_rules(Task(parts.model, config.objectives), config.trainable)
     training, validation = build_datasets(config, parts)
     engine: CacheEngine | None = None
     if ray_workers:
         from avllm.training.features_ray import encode_on_ray
 
-        config.train.precision = precision_of(
-            accelerator,
-        )  # "auto" could be another one on an actor's hardware
+        # "auto" could be another precision on an actor's hardware.
+        config.train.precision = precision_of(accelerator)
         engine = partial(encode_on_ray, config, parts, ray_workers, gpus)
     cache = use_cache(config, parts, training, validation, accelerator, engine, processes)
     assert cache is not None
@@ -140,19 +153,26 @@ def encode_stage(
 
 
 def _check_ray() -> None:
-    """Before anything is loaded."""
+    """Check, before anything is loaded, that Ray can start its own processes."""
     if distributed.world_size() > 1:
         raise CacheError(
-            f"--engine ray is given to {distributed.world_size()} processes of a launcher; Ray starts its own "
-            "(--workers). Expected one process, without torchrun"
+            f"--engine ray is given to {distributed.world_size()} processes of a launcher; Ray "
+            "starts its own (--workers). Expected one process, without torchrun"
         )
     import_ray(CacheError)
 
 
 def summary(cache: FeatureCache) -> dict[str, object]:
-    """What filling did on all processes, JSON-able; ``failed`` tells for each clip that could not be read why."""
-    done, folder = cache.filled, Path(cache.folder)
+    """Return the counts of filling over all processes, JSON-able.
+
+    ``failed`` gives the error of each clip that could not be read.
+    """
+    done = cache.filled
+    folder = Path(cache.folder)
     unreadable = {cache.keys[place] for place in cache.failed}
+    failed: dict[str, str] = {}
+    for place, error in cache.failed.items():
+        failed[place.partition("|")[2]] = str(error)
     return {
         "folder": str(folder),
         "wanted": done.needed,
@@ -160,5 +180,5 @@ def summary(cache: FeatureCache) -> dict[str, object]:
         "encoded": done.needed - done.cached - len(unreadable),
         "seconds": round(done.seconds, 3),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
-        "failed": {place.partition("|")[2]: str(error) for place, error in cache.failed.items()},
+        "failed": failed,
     }

@@ -1,10 +1,10 @@
-"""A stage's features on Ray: actors that were handed its encoders and its processor encode whole shards."""
+"""Encode a stage's features on Ray: actors hold its encoders, shards are the tasks."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,8 +20,13 @@ from avllm.on_ray import run_on_ray
 from avllm.training.accelerator import make_accelerator
 from avllm.training.start import Parts
 
-Task = tuple[Sequence[Place], dict[str, str]]
-"""The media parts of a shard and their keys."""
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Name the media parts of one shard and their keys in the cache."""
+
+    places: Sequence[Place]
+    keys: dict[str, str]
 
 
 def encode_on_ray(
@@ -33,24 +38,31 @@ def encode_on_ray(
     places: Sequence[Place],
     batch_size: int,
 ) -> Generator[Filled, None, None]:
-    """Encode media parts into the cache as :func:`avllm.data.cache.fill.encode_places` does, a shard a task.
+    """Encode media parts into the cache as :func:`avllm.data.cache.fill.encode_places` does.
 
-    The shards are cut as one process here cuts them, and the encoders travel with their weights: on devices of one kind
-    the files have the same bytes. On several machines the manifests, the media and the cache lie on a file system
-    that all of them see.
+    The shards are cut as a single process cuts them, and the encoders travel with their weights: on
+    devices of one kind the files have the same bytes. With several machines, the manifests, the
+    media and the cache have to lie on a file system that all of them see.
 
     Args:
-        config, parts: the stage.
-        workers: actors, each with the encoders. gpus: of each; without, they encode on CPUs.
-        cache: to be added to. places: what it lacks. batch_size: of them in a shard.
+        config: the stage.
+        parts: its model and processor.
+        workers: actors, each with the encoders.
+        gpus: of each actor; 0 = they encode on CPUs.
+        cache: the cache that the features are added to.
+        places: media parts that the cache lacks.
+        batch_size: media parts in a shard.
 
     Raises:
         CacheError: Ray is not installed.
     """
-    starts, rest = range(0, len(places), batch_size), iter(places)
-    cut = [list(islice(rest, batch_size)) for _ in starts]
-    tasks: list[Task] = [(shard, {place_name(place): cache.key(place) for place in shard}) for shard in cut]
-    given = (
+    rest = iter(places)
+    tasks: list[ShardTask] = []
+    for _ in range(0, len(places), batch_size):
+        shard = list(islice(rest, batch_size))
+        keys = {place_name(place): cache.key(place) for place in shard}
+        tasks.append(ShardTask(shard, keys))
+    arguments = (
         config,
         parts.model.encoders,
         parts.processor,
@@ -58,14 +70,16 @@ def encode_on_ray(
         torch.get_num_threads(),
         os.getcwd(),
     )
-    # With a limit on its size, what the first shard takes decides whether a second one is begun.
+    # With a limit on the cache, the size of the first shard decides whether a second is begun.
     first = len(tasks) if config.data.cache_max_gb is None else 1
     for some in (tasks[:first], tasks[first:]):
-        yield from run_on_ray(_Encode, given, some, workers=workers, gpus=gpus, refusal=CacheError)
+        yield from run_on_ray(
+            _Encode, arguments, some, workers=workers, gpus=gpus, refusal=CacheError
+        )
 
 
 class _Encode:
-    """The work of one actor: encoders and processor come once, shards come and go."""
+    """Encode shards in an actor, which receives encoders and processor once."""
 
     def __init__(
         self,
@@ -76,8 +90,8 @@ class _Encode:
         threads: int,
         folder: str,
     ) -> None:
-        os.chdir(folder)  # so that relative paths mean, and errors name, the same files
-        torch.set_num_threads(threads)  # the order of sums follows from it, and Ray would set one
+        os.chdir(folder)  # so that relative paths name the same files
+        torch.set_num_threads(threads)  # the order of sums depends on it, and Ray would set 1
         self.cache = cache
         accelerator = make_accelerator(config, Path(config.output))
         self.encoding = ClipEncoding(
@@ -87,8 +101,8 @@ class _Encode:
             autocast=accelerator.autocast,
         )
 
-    def __call__(self, task: Task) -> Filled:
-        places, self.cache.keys = task
-        encoding = replace(self.encoding, batch_size=len(places))
-        (report,) = encode_places(self.cache, places, encoding)
+    def __call__(self, task: ShardTask) -> Filled:
+        self.cache.keys = task.keys
+        encoding = replace(self.encoding, batch_size=len(task.places))
+        (report,) = encode_places(self.cache, task.places, encoding)
         return report

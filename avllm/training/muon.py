@@ -1,8 +1,9 @@
-"""Muon for matrices, AdamW for everything else, as one optimizer.
+"""Optimize matrices by Muon and everything else by AdamW, as one optimizer.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a matrix's momentum by the nearest
-semi-orthogonal matrix: all directions learn equally fast. Its step is scaled to the size of AdamW's (Liu et al. 2025,
-arXiv 2502.16982, section 2.2), so that one learning rate and one decay mean the same for both.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a matrix's momentum by
+the nearest semi-orthogonal matrix: all directions learn equally fast. Its step is scaled to the
+size of AdamW's (Liu et al. 2025, arXiv 2502.16982, section 2.2), so that one learning rate and one
+decay mean the same for both.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, by Keller 
 
 
 class Muon(torch.optim.Optimizer):
-    """One step for all groups: orthogonalised momentum where ``group["matrices"]`` is true, AdamW elsewhere.
+    """Update groups whose ``matrices`` is true by orthogonalised momentum, others by AdamW.
 
-    Processes that train the same parameters with the same gradients share the orthogonalising: each does a part of the
-    matrices and all get everyone's.
+    Processes that train the same parameters with the same gradients share the work: each
+    orthogonalises a part of the matrices, and all get the sum.
 
     Args:
         groups: parameter groups with ``matrices`` (bool), ``lr`` and ``weight_decay``.
-        betas, eps: of AdamW.
-        momentum: of Muon (Nesterov's).
-        iterations: of Newton and Schulz.
+        betas: AdamW's.
+        eps: AdamW's.
+        momentum: Muon's (Nesterov momentum).
+        iterations: Newton-Schulz iterations.
     """
 
     def __init__(
@@ -42,7 +44,13 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         iterations: int = 5,
     ) -> None:
-        defaults = {"lr": 0.0, "betas": betas, "eps": eps, "momentum": momentum, "iterations": iterations}
+        defaults = {
+            "lr": 0.0,
+            "betas": betas,
+            "eps": eps,
+            "momentum": momentum,
+            "iterations": iterations,
+        }
         super().__init__(groups, defaults | {"weight_decay": 0.0, "matrices": False})
 
     @torch.no_grad()
@@ -61,14 +69,17 @@ class Muon(torch.optim.Optimizer):
 
     def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         directions = [self._momentum(p, group).view(p.shape[0], -1) for p in parameters]
-        mine = share_out([cost(d) for d in directions], distributed.world_size())[distributed.rank()]
-        alike: dict[torch.Size, list[int]] = defaultdict(list)  # one iteration for all matrices of a shape
-        for number in mine:
-            alike[directions[number].shape].append(number)
+        shares = share_out([cost(d) for d in directions], distributed.world_size())
+        # All matrices of a shape are iterated together.
+        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+        for number in shares[distributed.rank()]:
+            by_shape[directions[number].shape].append(number)
+        # Zeros where another process does the work: the sum over processes is the whole.
         steps = [torch.zeros_like(d, dtype=product_dtype(d.device.type)) for d in directions]
-        for numbers in alike.values():
-            found = orthogonalise(torch.stack([directions[n] for n in numbers]), group["iterations"])
-            for number, step in zip(numbers, found, strict=True):
+        for numbers in by_shape.values():
+            stacked = torch.stack([directions[number] for number in numbers])
+            orthogonal = orthogonalise(stacked, group["iterations"])
+            for number, step in zip(numbers, orthogonal, strict=True):
                 steps[number] = step
         for p, step in zip(parameters, distributed.sum_of_parts(steps), strict=True):
             p.add_(step.view_as(p).to(p.dtype), alpha=-group["lr"] * 0.2 * max(step.shape) ** 0.5)
@@ -87,7 +98,9 @@ class Muon(torch.optim.Optimizer):
         for p in parameters:
             state = self.state[p]
             if not state:
-                state |= {"step": torch.zeros(()), "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
+                state["step"] = torch.zeros(())
+                state["mean"] = torch.zeros_like(p)
+                state["square"] = torch.zeros_like(p)
             state["step"] += 1
             state["mean"].lerp_(p.grad, 1 - first)
             state["square"].mul_(second).addcmul_(p.grad, p.grad, value=1 - second)
@@ -97,31 +110,41 @@ class Muon(torch.optim.Optimizer):
 
 
 def cost(matrix: Tensor) -> int:
-    """Multiplications of one iteration on a matrix ``(a, b)``, about."""
+    """Estimate the multiplications of one iteration on a matrix ``(a, b)``."""
     small, large = sorted(matrix.shape)
     return small * small * (2 * large + small)
 
 
 def share_out(costs: Sequence[int], shares: int) -> list[list[int]]:
-    """Numbers of the items of each share: the dearest first, each to the share that has least."""
-    found: list[list[int]] = [[] for _ in range(shares)]
+    """Divide items into shares of about equal cost.
+
+    The dearest item comes first; each goes to the share that has cost least so far.
+
+    Returns:
+        The numbers of the items of each share, ascending.
+    """
+    numbers_by_share: list[list[int]] = [[] for _ in range(shares)]
     sums = [0] * shares
     for number in sorted(range(len(costs)), key=lambda n: -costs[n]):
         least = sums.index(min(sums))
-        found[least].append(number)
+        numbers_by_share[least].append(number)
         sums[least] += costs[number]
-    return [sorted(numbers) for numbers in found]
+    return [sorted(numbers) for numbers in numbers_by_share]
 
 
 def orthogonalise(x: Tensor, iterations: int) -> Tensor:
-    """Matrices ``(n, a, b)`` -> about the nearest with all singular values 1, by Newton and Schulz.
+    """Return about the nearest matrices with all singular values 1, by Newton-Schulz iteration.
 
-    In bfloat16 where that is fast: the iteration needs no more.
+    It computes in bfloat16 where that is fast: the iteration needs no more.
+
+    Args:
+        x: ``(n, a, b)``.
+        iterations: of Newton and Schulz.
     """
     tall = x.shape[-2] > x.shape[-1]
     y = (x.mT if tall else x).to(product_dtype(x.device.type))
     y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    if y.device.type == "cpu":  # batched products take twice as long there as one after the other
+    if y.device.type == "cpu":  # where a batched product takes twice as long as single ones
         y = torch.stack([_iterate(matrix, iterations, torch.addmm) for matrix in y])
     else:
         y = _iterate(y, iterations, torch.baddbmm)

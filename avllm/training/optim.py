@@ -1,4 +1,4 @@
-"""What trains, and how fast: the list of ``[regex, learning rate or null]``, AdamW, warm-up and decay."""
+"""Choose the parameters that train and their learning rates; build the optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from rich.table import Table
 from torch import nn
 
+from avllm.config import ConfigError
 from avllm.errors import UserError
 from avllm.models.lora import set_of
 from avllm.training.muon import Muon
@@ -20,12 +22,12 @@ Rules = Sequence[tuple[str, float | None]]
 
 
 class RuleError(UserError):
-    """The list of rules and the parameters do not go together."""
+    """The rules of ``trainable`` do not fit the parameters."""
 
 
 @dataclass
 class Share:
-    """What one rule decides.
+    """Record the parameters that one rule takes and their learning rate.
 
     Attributes:
         pattern: searched (``re.search``) in the parameter's name.
@@ -47,11 +49,12 @@ def assign(names: Iterable[str], rules: Rules) -> list[Share]:
     shares = [Share(pattern, lr) for pattern, lr in rules]
     names = list(names)
     for name in names:
-        taker = next((s for s in shares if re.search(s.pattern, name)), None)
+        taker = next((share for share in shares if re.search(share.pattern, name)), None)
         if taker is None:
+            patterns = [share.pattern for share in shares]
             raise RuleError(
-                f"no rule of `trainable` matches the parameter {name!r}; rules: {[p for p, _ in rules]}. "
-                "Say what is to happen to it, e.g. end the list with ['.*', null] to freeze the rest"
+                f"no rule of `trainable` matches the parameter {name!r}; rules: {patterns}. "
+                "Add a rule for it, e.g. end the list with ['.*', null] to freeze the rest"
             )
         taker.names.append(name)
     for share in shares:
@@ -64,28 +67,32 @@ def _why_empty(share: Share, names: list[str]) -> str:
     matched = [n for n in names if re.search(share.pattern, n)]
     if matched:
         return (
-            f"the rule {share.pattern!r} of `trainable` gets nothing: the rules above it have taken all "
-            f"{len(matched)} parameters that it matches (e.g. {matched[0]!r}). Move it up or delete it"
+            f"the rule {share.pattern!r} of `trainable` gets nothing: the rules above it have "
+            f"taken all {len(matched)} parameters that it matches (e.g. {matched[0]!r}). Move it "
+            "up or delete it"
         )
     heads = sorted({".".join(n.split(".")[:2]) for n in names})
-    return f"the rule {share.pattern!r} of `trainable` matches no parameter; names begin with {', '.join(heads)}"
+    return (
+        f"the rule {share.pattern!r} of `trainable` matches no parameter; names begin with "
+        f"{', '.join(heads)}"
+    )
 
 
 def parameter_name(name: str) -> str:
-    """The name that rules and tables use: the model's own parameters stand without the ``model.`` of the task."""
+    """Return the name that rules and tables use: the task's ``model.`` is left out."""
     return name.removeprefix("model.")
 
 
 def named_parameters(task: nn.Module) -> dict[str, nn.Parameter]:
-    """All parameters of a task under the names that the rules speak of."""
+    """Return all parameters of a task by the names that the rules use."""
     return {parameter_name(name): p for name, p in task.named_parameters()}
 
 
 def apply_rules(task: nn.Module, rules: Rules) -> list[Share]:
-    """Freeze and unfreeze the parameters of the task as the rules say; the shares tell which rule took what.
+    """Freeze and unfreeze the task's parameters by the rules; return what each rule took.
 
     Raises:
-        RuleError: see :func:`assign`; also when a rule wants to train what cannot be trained (quantized weights).
+        RuleError: see :func:`assign`; also when a rule trains quantized weights, which cannot be.
     """
     parameters = named_parameters(task)
     shares = assign(parameters, rules)
@@ -93,7 +100,10 @@ def apply_rules(task: nn.Module, rules: Rules) -> list[Share]:
         for name in share.names:
             p = parameters[name]
             if share.lr is not None and not p.is_floating_point():
-                raise RuleError(f"the rule {share.pattern!r} trains {name!r}, which is stored as {p.dtype}; freeze it")
+                raise RuleError(
+                    f"the rule {share.pattern!r} trains {name!r}, which is stored as {p.dtype}; "
+                    "expected floating point. Freeze it"
+                )
             p.requires_grad_(share.lr is not None)
     return shares
 
@@ -104,17 +114,20 @@ def check_lora_trains(shares: Sequence[Share], names: Sequence[str]) -> None:
     Raises:
         RuleError: one of them does not.
     """
-    trained = {set_of(name) for share in shares if share.lr is not None for name in share.names}
+    trained: set[str | None] = set()
+    for share in shares:
+        if share.lr is not None:
+            trained.update(set_of(name) for name in share.names)
     idle = [name for name in names if name not in trained]
     if idle:
         raise RuleError(
-            f"lora is given, but no rule of `trainable` trains its set {idle[0]!r}; add ['lora_', 1e-4], or "
-            f"['lora_[AB].{idle[0]}', 1e-4] for this set alone, in front"
+            f"lora is given, but no rule of `trainable` trains its set {idle[0]!r}; add "
+            f"['lora_', 1e-4], or ['lora_[AB].{idle[0]}', 1e-4] for this set alone, in front"
         )
 
 
 def rule_table(task: nn.Module, shares: Sequence[Share]) -> Table:
-    """The table printed at the start: rule, tensors, parameters, learning rate."""
+    """Return the table printed at the start: rule, tensors, parameters, learning rate."""
     parameters = named_parameters(task)
     table = Table(title="what trains")
     table.add_column("rule")
@@ -128,18 +141,25 @@ def rule_table(task: nn.Module, shares: Sequence[Share]) -> Table:
 
 
 def _numel(p: nn.Parameter) -> int:
-    return int(getattr(p, "ds_numel", p.numel()))  # ZeRO-3 leaves an empty shell where a parameter was
+    # ZeRO-3 leaves an empty shell where a parameter was, with its size as an attribute.
+    return int(getattr(p, "ds_numel", p.numel()))
 
 
-def parameter_groups(task: nn.Module, shares: Sequence[Share], weight_decay: float) -> list[dict[str, Any]]:
-    """The groups, one a rule and kind of parameter: biases, norms, scalars (under two axes) do not decay."""
+def parameter_groups(
+    task: nn.Module, shares: Sequence[Share], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return the optimizer's groups, one a rule and kind of parameter.
+
+    Biases, norms and scalars (tensors of fewer than two axes) do not decay.
+    """
     parameters = named_parameters(task)
     groups = []
     for share in shares:
         if share.lr is None:
             continue
         for decays in (True, False):
-            chosen = [parameters[n] for n in share.names if (parameters[n].dim() >= 2) is decays]
+            of_rule = [parameters[name] for name in share.names]
+            chosen = [p for p in of_rule if (p.dim() >= 2) is decays]
             if chosen:
                 decay = weight_decay if decays else 0.0
                 rates = {"lr": share.lr, "peak_lr": share.lr, "weight_decay": decay}
@@ -157,15 +177,23 @@ def build_optimizer(
     betas: tuple[float, float],
     kind: str = "adamw",
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) or Muon over the parameters that the rules train."""
+    """Build AdamW (Loshchilov & Hutter 2019) or Muon over the parameters that train."""
     groups = parameter_groups(task, shares, weight_decay)
-    return Muon(groups, betas=betas) if kind == "muon" else torch.optim.AdamW(groups, lr=0.0, betas=betas)
+    return (
+        Muon(groups, betas=betas)
+        if kind == "muon"
+        else torch.optim.AdamW(groups, lr=0.0, betas=betas)
+    )
 
 
-def lr_factor(step: int, *, total: int, warmup: int, schedule: str = "cosine", floor: float = 0.0) -> float:
-    """The share of the peak learning rate at optimizer step ``step`` (from 0): a function of the step and of no state.
+def lr_factor(
+    step: int, *, total: int, warmup: int, schedule: str = "cosine", floor: float = 0.0
+) -> float:
+    """Return the share of the peak learning rate at optimizer step ``step`` (from 0).
 
-    Linear from 1/warmup over ``warmup`` steps, then ``constant``, or half a ``cosine`` down to ``floor`` at ``total``.
+    It grows linearly from 1/warmup over ``warmup`` steps, then stays ``constant`` or follows half
+    a ``cosine`` down to ``floor`` at ``total``. It depends on the step alone, so that a resumed run
+    needs no state of a scheduler.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -175,6 +203,25 @@ def lr_factor(step: int, *, total: int, warmup: int, schedule: str = "cosine", f
         raise ValueError(f"schedule is {schedule!r}; choose cosine or constant")
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def check_whole_matrices(kind: str, distributed_type: DistributedType) -> None:
+    """Refuse Muon where a launcher cuts matrices up.
+
+    Raises:
+        ConfigError: ``kind`` is ``muon`` under DeepSpeed or FSDP.
+    """
+    cuts = distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+    if kind == "muon" and cuts:
+        raise ConfigError(
+            f"train.optimizer is muon under {distributed_type.value}, which cuts matrices up; "
+            "expected whole ones: take adamw, or launch without it (train/launch/ddp.yaml)"
+        )
+
+
+def peak_lr(optimizer: Any) -> float:
+    """Return the largest peak learning rate of all groups."""
+    return max(group["peak_lr"] for group in optimizer.param_groups)
 
 
 def set_lr(optimizer: Any, factor: float) -> None:

@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress bar, ``metrics.jsonl``, trackers, and a loss curve at the end."""
+"""Report a run's progress: a bar, ``metrics.jsonl``, trackers, and a loss curve at the end."""
 
 from __future__ import annotations
 
@@ -20,46 +20,55 @@ LOG = logger(__name__)
 
 
 class Clock:
-    """Seconds of training and, of them, seconds spent waiting for data, since the last :meth:`read`."""
+    """Measure seconds of training, and those spent waiting for data, since :meth:`read`."""
 
     def __init__(self) -> None:
-        self.began, self.waited, self.tokens = time.perf_counter(), 0.0, 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Start at zero."""
+        self.began = time.perf_counter()
+        self.waited = 0.0
+        self.tokens = 0.0
 
     def waiting(self, seconds: float) -> None:
-        """Add time that the loader was waited for."""
+        """Add seconds that training waited for the loader."""
         self.waited += seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Validation and saving are no training: their time is not counted."""
+        """Leave the block's time out: validation and saving are not training."""
         began = time.perf_counter()
         yield
         self.began += time.perf_counter() - began
 
     def read(self) -> dict[str, float]:
-        """Tokens a second, the share of the time spent waiting for data, and seconds; then starts anew.
+        """Return tokens a second, the share of time spent waiting for data, and seconds; restart.
 
-        Every process has to call it: the share is that of the process which waited longest, for which the others
-        wait in their turn.
+        Every process has to call it: the share is that of the process that waited longest, since
+        the others wait for it.
         """
         seconds = max(time.perf_counter() - self.began, 1e-9)
         waited = max(distributed.gather_objects(self.waited / seconds))
         figures = {"tokens_per_s": self.tokens / seconds, "data_wait": waited, "seconds": seconds}
-        self.__init__()  # type: ignore[misc]
+        self.start()
         return figures
 
 
 class Report:
-    """The run's figures: appended to ``metrics.jsonl`` and sent to the trackers, shown in the bar or as lines.
+    """Append a run's figures to ``metrics.jsonl``, send them to trackers, and show them.
 
     Args:
         run: the run's folder.
         accelerator: its trackers get the figures.
-        steps: of the whole run; start: steps done before (a resumed run drops the figures behind them).
+        steps: of the whole run.
+        start: steps done before; figures of later steps are dropped from the file.
     """
 
     def __init__(self, run: Path, accelerator: Any, steps: int, start: int) -> None:
-        self.path, self.accelerator, self.steps = run / "metrics.jsonl", accelerator, steps
+        self.path = run / "metrics.jsonl"
+        self.accelerator = accelerator
+        self.steps = steps
         self.bar = _bar() if distributed.is_main() and sys.stderr.isatty() else None
         if distributed.is_main():
             keep_until(self.path, start)
@@ -68,7 +77,7 @@ class Report:
             self.job = self.bar.add_task("train", total=steps, completed=start, figures="")
 
     def advance(self, step: int) -> None:
-        """One more optimizer step is done."""
+        """Move the bar to ``step`` optimizer steps."""
         if self.bar is not None:
             self.bar.update(self.job, completed=step)
 
@@ -86,7 +95,7 @@ class Report:
             LOG.info("step %d/%d  %s", step, self.steps, text)
 
     def stop(self) -> None:
-        """Stop the bar, which else would keep the terminal's cursor."""
+        """Stop the bar, which would otherwise keep the terminal's cursor."""
         if self.bar is not None:
             self.bar.stop()
 
@@ -112,18 +121,25 @@ def _show(key: str, value: float) -> str:
 
 
 def _bar() -> Progress:
-    columns = (TextColumn("{task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[figures]}"))
+    columns = (
+        TextColumn("{task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
     return Progress(*columns, TimeRemainingColumn())
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of steps after ``step`` from a JSONL file: they will be written again, also a torn last line."""
+    """Drop the lines of steps after ``step``, and a torn last line, from a JSONL file.
+
+    The steps will be done again and write their lines again.
+    """
     if not path.is_file():
         return
-    # bytes: a kill may have torn a character, and a text may hold U+2028, which ends no line of JSON
-    kept = [line for line in path.read_bytes().split(b"\n") if _step_of(line) <= step]
+    # Bytes: a kill may have torn a character, and a text may hold U+2028, which ends no line.
+    lines = [line for line in path.read_bytes().split(b"\n") if _step_of(line) <= step]
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(b"".join(line + b"\n" for line in kept))
+    partial.write_bytes(b"".join(line + b"\n" for line in lines))
     partial.replace(path)
 
 
@@ -134,13 +150,21 @@ def _step_of(line: bytes) -> float:
         return math.inf
 
 
+def warn_of_stop(step: int, point: Path | None) -> None:
+    """Log at which step a run was stopped and from which resume point it will go on."""
+    start = "the beginning: train.save_every is larger"
+    if point is not None:
+        start = point.name.replace("_", " ")
+    LOG.warning("stopped at step %d; the same command goes on from %s", step, start)
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a ``metrics.jsonl``."""
+    """Return the rows of a ``metrics.jsonl``."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def plot_loss(metrics: Path, picture: Path) -> None:
-    """Draw training and validation loss over steps as PNG; nothing when no figure was recorded."""
+    """Draw training and validation loss over steps as PNG, if any figure was recorded."""
     if not metrics.is_file():
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -153,20 +177,26 @@ def plot_loss(metrics: Path, picture: Path) -> None:
     for key, label in (("loss", "training"), ("validation/loss", "validation")):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
-            alpha = 0.5 if key == "loss" and len(points) > 50 else 1.0
-            dot = "o" if len(points) == 1 else None  # a line of one point is not seen
+            smoothed = key == "loss" and len(points) > 50
+            alpha = 0.5 if smoothed else 1.0
+            dot = "o" if len(points) == 1 else None  # a line of one point cannot be seen
             axes.plot(*zip(*points, strict=True), label=label, alpha=alpha, marker=dot)
-        if key == "loss" and len(points) > 50:
-            axes.plot([s for s, _ in points], smooth([v for _, v in points]), label="training, smoothed")
+            if smoothed:
+                steps = [step for step, _ in points]
+                losses = smooth(loss for _, loss in points)
+                axes.plot(steps, losses, label="training, smoothed")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=120)
 
 
 def smooth(values: Iterable[float], decay: float = 0.95) -> list[float]:
-    """Exponential moving average, corrected for its start."""
-    out, mean, weight = [], 0.0, 0.0
+    """Return the exponential moving average, corrected for its start."""
+    averages: list[float] = []
+    mean = 0.0
+    weight = 0.0
     for value in values:
-        mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
-        out.append(mean / weight)
-    return out
+        mean = decay * mean + (1 - decay) * value
+        weight = decay * weight + (1 - decay)
+        averages.append(mean / weight)
+    return averages

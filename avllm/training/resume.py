@@ -1,8 +1,8 @@
-"""Resume points: everything that decides the rest of a run, written whole or not at all.
+"""Write and read resume points: everything that decides the rest of a run, whole or not at all.
 
-What is kept is small: the trainable tensors, changing buffers, the optimizer and the position. The order of the data
-and every random number are functions of (seed, step, micro-step, rank), so there is no generator state to keep; the
-learning rate is a function of the step. A frozen LLM is never written here.
+A point is small: the trainable tensors, changing buffers, the optimizer and the position. The order
+of the data and every random number are functions of (seed, step, micro-step, rank), so there is no
+generator state to keep; the learning rate is a function of the step. A frozen LLM is never written.
 """
 
 from __future__ import annotations
@@ -42,17 +42,19 @@ FREE_KEYS = {
 
 
 class ResumeError(UserError):
-    """The run folder belongs to a run with other settings, or a resume point does not fit the model."""
+    """The run folder holds other settings, or a resume point does not fit the model."""
 
 
 @dataclass
-class Position:
-    """Where a run stands.
+class RunPosition:
+    """Record how far a run has come.
 
     Attributes:
-        step: optimizer steps done; trained: those of them that had a target.
-        seen: manifest rows looked at; skipped: rows left out, by ``source/reason``.
+        step: optimizer steps done.
+        seen: manifest rows looked at.
+        skipped: rows left out, by ``source/reason``.
         best: lowest validation loss, None before the first.
+        trained: steps that had a target.
     """
 
     step: int = 0
@@ -63,7 +65,7 @@ class Position:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, sees the old one or the new one."""
+    """Write a text file so that a reader, also after a crash, sees the old or the new text."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -82,23 +84,29 @@ def _sync_folder(folder: Path) -> None:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest whole resume point of a run folder."""
-    points = [p for p in (run / "checkpoints").glob("step_*") if (p / "position.json").is_file()]
-    return max(points, key=lambda p: int(p.name.removeprefix("step_")), default=None)
+    """Return the newest whole resume point of a run folder, None without one."""
+    folders = (run / "checkpoints").glob("step_*")
+    points = [folder for folder in folders if (folder / "position.json").is_file()]
+    return max(points, key=_step_of, default=None)
+
+
+def _step_of(point: Path) -> int:
+    return int(point.name.removeprefix("step_"))
 
 
 def check_same_run(run: Path, settings: dict[str, Any]) -> None:
-    """Compare the settings of a run folder with those it is asked to go on with, or record them.
+    """Compare the settings of a run folder with those it is to go on with, or record them.
 
-    A folder without a resume point holds nothing to go on with: a start that failed may be repeated otherwise.
+    A folder without a resume point holds nothing to go on with: after a start that failed, the
+    settings may be others.
 
     Args:
         run: the run's folder.
-        settings: the run's, under ``inputs`` the digests of what it reads, see :func:`inputs`, and under
-            ``computed_in`` what ``precision`` means here.
+        settings: the run's settings, with the digests of its inputs as ``inputs`` (see
+            :func:`inputs`) and the precision that is computed in as ``computed_in``.
 
     Raises:
-        ResumeError: a setting that decides numbers, or a file that is read, is another one.
+        ResumeError: a setting that decides numbers, or a file that is read, has changed.
     """
     path = run / "run.json"
     if not path.is_file() or not (latest(run) or (run / FINISHED).is_file()):
@@ -107,90 +115,135 @@ def check_same_run(run: Path, settings: dict[str, Any]) -> None:
             write_atomic(path, json.dumps(settings, indent=1))
         return
     before = with_defaults(json.loads(path.read_text(encoding="utf-8")))
-    settings = {k: v for k, v in settings.items() if k in before or k not in ("inputs", "computed_in")}
-    differing = differences(before, json.loads(json.dumps(settings)))
-    if differing:
-        lines = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, old, new in differing)
+    comparable = dict(settings)
+    for key in ("inputs", "computed_in"):
+        if key not in before:  # an older run did not record it
+            comparable.pop(key, None)
+    changes = differences(before, json.loads(json.dumps(comparable)))
+    if changes:
+        lines = "; ".join(f"{c.key}: {c.old!r} then, {c.new!r} now" for c in changes)
         raise ResumeError(
-            f"{run} holds a run with other settings or data ({lines}). Give another `output`, or delete the folder to "
-            f"start anew; only {', '.join(sorted(FREE_KEYS))} may change on the way"
+            f"{run} holds a run with other settings or data ({lines}). Give another `output`, or "
+            f"delete the folder to start from the beginning; only {', '.join(sorted(FREE_KEYS))} "
+            "may change on the way"
         )
 
 
 def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run folder, with those that did not exist when it was begun at their defaults."""
+    """Return recorded settings, completed with the defaults of settings that are newer."""
     own = {key: value for key, value in recorded.items() if key in RunConfig.model_fields}
     try:
         return recorded | RunConfig.model_validate(own).model_dump(mode="json")
-    except ValidationError:  # settings of another time: the comparison will name what differs
+    except ValidationError:  # settings of an older version: the comparison names what differs
         return recorded
 
 
 def inputs(config: RunConfig) -> dict[str, Any]:
-    """Digests of manifests, quarantine files and the checkpoint to start from; None where a file is missing."""
-    files = {s.manifest: local_copy(s.manifest) for s in [*config.data.train, *config.data.validation]}
-    files |= {name: Path(name) for name in config.data.quarantine}
-    found: dict[str, Any] = {name: digest(path) if path.is_file() else None for name, path in files.items()}
+    """Return digests of manifests, quarantine files and the checkpoint that a stage starts from.
+
+    A file that is missing has None.
+    """
+    paths: dict[str, Path] = {}
+    for source in [*config.data.train, *config.data.validation]:
+        paths[source.manifest] = local_copy(source.manifest)
+    for name in config.data.quarantine:
+        paths[name] = Path(name)
+    digests: dict[str, Any] = {}
+    for name, path in paths.items():
+        digests[name] = digest(path) if path.is_file() else None
     if config.init is not None:
         sets = sorted((Path(config.init) / LORA).glob("*"))
-        found[config.init] = [fingerprint(config.init), *(fingerprint(str(folder)) for folder in sets)]
-    return found
+        of_sets = [fingerprint(str(folder)) for folder in sets]
+        digests[config.init] = [fingerprint(config.init), *of_sets]
+    return digests
 
 
-def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, old, new) of settings that differ and are not free."""
-    found = []
+@dataclass(frozen=True)
+class Change:
+    """A setting whose value differs: its dotted key, the value before and the value now."""
+
+    key: str
+    old: Any
+    new: Any
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[Change]:
+    """Return the settings that differ and are not free, in the order of their keys."""
+    changes: list[Change] = []
     for key in sorted(before.keys() | now.keys()):
-        name, old, new = f"{prefix}{key}", before.get(key), now.get(key)
+        name = f"{prefix}{key}"
+        old = before.get(key)
+        new = now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, name + ".")
+            changes += differences(old, new, name + ".")
         elif old != new and name not in FREE_KEYS:
-            found.append((name, old, new))
-    return found
+            changes.append(Change(name, old, new))
+    return changes
 
 
 def trainable_state(task: nn.Module) -> dict[str, Tensor]:
-    """What training changes: parameters with gradients, and the persistent buffers (running means, queues)."""
+    """Return the tensors that training changes: trainable parameters and persistent buffers."""
     state = {name: p.detach() for name, p in task.named_parameters() if p.requires_grad}
-    return state | {name: buffer.detach() for name, buffer in persistent_buffers(task)}
+    for name, buffer in persistent_buffers(task):
+        state[name] = buffer.detach()
+    return state
 
 
 def load_trainable(task: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put saved tensors back.
+    """Copy saved tensors into the parameters and buffers that training changes.
 
     Raises:
         ResumeError: the names or shapes are not those that train now.
     """
-    here = trainable_state(task)
-    missing, unknown = sorted(here.keys() - state.keys()), sorted(state.keys() - here.keys())
+    own = trainable_state(task)
+    missing = sorted(own.keys() - state.keys())
+    unknown = sorted(state.keys() - own.keys())
     if missing or unknown:
-        raise ResumeError(f"the resume point lacks {missing[:3]}, has {unknown[:3]} too many; was the model changed?")
+        raise ResumeError(
+            f"the resume point lacks {missing[:3]}, has {unknown[:3]} too many; expected the "
+            "tensors that train now. Was the model changed? Give another `output`"
+        )
     with torch.no_grad():
-        for name, tensor in here.items():
-            if tensor.shape != state[name].shape:
-                raise ResumeError(f"{name}: {tuple(state[name].shape)} in the resume point, {tuple(tensor.shape)} here")
-            tensor.copy_(state[name])
+        for name, tensor in own.items():
+            saved = state[name]
+            if tensor.shape != saved.shape:
+                raise ResumeError(
+                    f"{name}: {tuple(saved.shape)} in the resume point, {tuple(tensor.shape)} in "
+                    "the model; was the model changed? Give another `output`"
+                )
+            tensor.copy_(saved)
 
 
 class ResumePoints:
-    """Writes and reads a run's resume points; knows the three ways in which parameters can lie over processes.
+    """Write and read a run's resume points: under DeepSpeed, FSDP, and with whole parameters.
 
     Args:
         run: the run's folder.
         accelerator: accelerate's Accelerator.
-        task: the prepared (wrapped) task; bare: the task within it; optimizer: the prepared optimizer.
-        keep: how many points stay.
+        task: the prepared (wrapped) task.
+        bare: the task within it.
+        optimizer: the prepared optimizer.
+        keep: the number of points that stay.
     """
 
     def __init__(
-        self, run: Path, accelerator: Any, task: nn.Module, bare: nn.Module, optimizer: Any, keep: int
+        self,
+        run: Path,
+        accelerator: Any,
+        task: nn.Module,
+        bare: nn.Module,
+        optimizer: Any,
+        keep: int,
     ) -> None:
-        self.folder, self.keep = run / "checkpoints", keep
-        self.task, self.bare, self.optimizer = task, bare, optimizer
+        self.folder = run / "checkpoints"
+        self.keep = keep
+        self.task = task
+        self.bare = bare
+        self.optimizer = optimizer
         self.kind = str(accelerator.distributed_type).rsplit(".", 1)[-1]
 
-    def save(self, position: Position) -> None:
-        """Write the point of this step: into a hidden folder first, renamed when every byte is on the disk."""
+    def save(self, position: RunPosition) -> None:
+        """Write this step's point into a hidden folder; rename it when every byte is on disk."""
         final = self.folder / f"step_{position.step}"
         partial = self.folder / f".step_{position.step}.partial"
         if distributed.is_main():
@@ -208,18 +261,20 @@ class ResumePoints:
             self._drop_old()
         distributed.barrier()
 
-    def load(self, point: Path) -> Position:
-        """Put tensors and optimizer back and say where the run stood."""
+    def load(self, point: Path) -> RunPosition:
+        """Load tensors and optimizer, and return the position of the run."""
         if self.kind == "DEEPSPEED":
-            self.task.load_checkpoint(str(point), tag="engine", load_module_strict=False)  # type: ignore[operator]
+            engine: Any = self.task
+            engine.load_checkpoint(str(point), tag="engine", load_module_strict=False)
         else:
             saved = torch.load(point / "trainable.pt", map_location="cpu", weights_only=True)
             self._load_plain(saved)
-        return Position(**json.loads((point / "position.json").read_text(encoding="utf-8")))
+        return RunPosition(**json.loads((point / "position.json").read_text(encoding="utf-8")))
 
     def _save_tensors(self, folder: Path) -> None:
         if self.kind == "DEEPSPEED":
-            self.task.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)  # type: ignore[operator]
+            engine: Any = self.task
+            engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
             return
         state = self._plain_state()  # collective under FSDP
         if distributed.is_main():
@@ -234,7 +289,8 @@ class ResumePoints:
 
             model, optimizer = get_state_dict(self.task, self.optimizer.optimizer, options=_full())
             return {"model": model, "optimizer": optimizer}
-        return {"model": trainable_state(self.bare), "optimizer": self.optimizer.optimizer.state_dict()}
+        optimizer = self.optimizer.optimizer.state_dict()
+        return {"model": trainable_state(self.bare), "optimizer": optimizer}
 
     def _load_plain(self, saved: dict[str, Any]) -> None:
         if self.kind == "FSDP":
@@ -247,7 +303,7 @@ class ResumePoints:
         self.optimizer.optimizer.load_state_dict(saved["optimizer"])
 
     def _drop_old(self) -> None:
-        points = sorted(self.folder.glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
+        points = sorted(self.folder.glob("step_*"), key=_step_of)
         for point in points[: -self.keep]:
             shutil.rmtree(point.rename(point.with_name(f".{point.name}.old")))
         for leftover in self.folder.glob(".step_*"):
@@ -257,4 +313,6 @@ class ResumePoints:
 def _full() -> Any:
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
-    return StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+    return StateDictOptions(
+        full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False
+    )

@@ -1,4 +1,7 @@
-"""Rows that could not be used: named in ``skipped.jsonl``, counted, never replaced; too many stop the run."""
+"""Name unusable rows in ``skipped.jsonl``, count them, and stop when they are too many.
+
+Such rows are left out and never replaced by others.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from avllm.training.resume import write_atomic
 
 LOG = logger(__name__)
 ENOUGH = 100
-"""Rows that have to be seen (or the whole epoch, if shorter) before the share of bad ones means something."""
+"""Rows to be seen (or the whole epoch, if shorter) before the share of bad ones counts."""
 
 
 class SkipRateError(UserError):
@@ -24,89 +27,120 @@ class SkipRateError(UserError):
 
 
 def in_quarantine(sets: Sequence[Items], max_rate: float) -> list[Bad]:
-    """The rows that quarantine files leave out, those of training and validation.
+    """Return the rows that quarantine files leave out of training and validation, each once.
 
     Args:
-        sets: the items of each. max_rate: largest share of their rows.
+        sets: the items of training, and those of validation if there are any.
+        max_rate: largest share of a set's rows that may be left out.
 
     Raises:
         SkipRateError: too many are left out.
     """
-    bad = list(dict.fromkeys(b for items in sets for b in items.quarantined))
-    named = ", ".join(f"{n} {key}" for key, n in Counter(f"{b.source}/{b.reason}" for b in bad).most_common())
+    bad = list(dict.fromkeys(row for items in sets for row in items.quarantined))
+    named = _in_words(_reasons(bad))
     for items in sets:
-        out, rows = len(items.quarantined), len(items.rows) + len(items.quarantined)
+        out = len(items.quarantined)
+        rows = len(items.rows) + out
         if out > max_rate * rows:
             raise SkipRateError(
-                f"{out} of {rows} rows are in quarantine ({out / rows:.1%}), more than max_skip_rate = "
-                f"{max_rate:.1%}: {named}. Repair the media and check again, or raise data.max_skip_rate"
+                f"{out} of {rows} rows are in quarantine ({out / rows:.1%}), more than "
+                f"max_skip_rate = {max_rate:.1%}: {named}. Repair the media and check again, or "
+                "raise data.max_skip_rate"
             )
     if bad and distributed.is_main():
         LOG.info("in quarantine: %s (%d rows)", named, len(bad))
     return bad
 
 
+def _reasons(bad: Sequence[Bad]) -> Counter[str]:
+    """Count rows by ``source/reason``."""
+    return Counter(f"{row.source}/{row.reason}" for row in bad)
+
+
+def _in_words(counts: Counter[str]) -> str:
+    """Return ``3 source/reason, 1 source/reason``, the largest first."""
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
 class Skipped:
-    """The run's account of bad rows.
+    """Keep the account of a run's bad rows.
 
     Args:
         run: the run's folder.
         max_rate: share of bad rows above which the run stops.
         epoch: manifest rows in an epoch.
-        counts: by ``source/reason``, and seen: rows looked at, of a run that goes on; step: where it stands.
+        counts: bad rows by ``source/reason`` before this start, of a run that goes on.
+        seen: manifest rows looked at before this start.
+        step: the step at which the run goes on; lines of later steps are dropped from the file.
     """
 
-    def __init__(self, run: Path, max_rate: float, epoch: int, counts: dict[str, int], seen: int, step: int) -> None:
-        self.path, self.max_rate, self.enough = run / "skipped.jsonl", max_rate, min(ENOUGH, epoch)
-        self.counts, self.seen = Counter(counts), seen
+    def __init__(
+        self, run: Path, max_rate: float, epoch: int, counts: dict[str, int], seen: int, step: int
+    ) -> None:
+        self.path = run / "skipped.jsonl"
+        self.max_rate = max_rate
+        self.enough = min(ENOUGH, epoch)
+        self.counts = Counter(counts)
+        self.seen = seen
         self.named: set[Bad] = set()
         if distributed.is_main():
             keep_until(self.path, step)
 
     def set_aside(self, bad: list[Bad]) -> None:
-        """Write down rows in quarantine, at step 0, in the place of those that an earlier start may have left."""
+        """Write the rows in quarantine at step 0, in place of those of an earlier start."""
         if not distributed.is_main() or not (bad or self.path.is_file()):
             return
-        # not splitlines: an id may hold U+2028, which JSON leaves as it is
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.is_file() else []
+        lines: list[str] = []
+        if self.path.is_file():
+            # Not splitlines: an id may hold U+2028, which JSON leaves unchanged.
+            lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
         later = [line for line in lines if json.loads(line)["step"] > 0]
-        first = [json.dumps({"step": 0, **b.to_dict()}, ensure_ascii=False) for b in bad]
+        first = [_line(0, row) for row in bad]
         write_atomic(self.path, "".join(line + "\n" for line in first + later))
 
     def add(self, bad: list[Bad], seen: int, step: int) -> None:
-        """Account for the rows of an optimizer step (of all processes).
+        """Count the rows of an optimizer step (of all processes) and write down the bad ones.
 
         Raises:
             SkipRateError: too many are bad.
         """
         self.seen += seen
-        self.counts.update(f"{b.source}/{b.reason}" for b in bad)
+        self.counts.update(_reasons(bad))
         if bad and distributed.is_main():
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"step": step, **b.to_dict()}, ensure_ascii=False) + "\n" for b in bad)
-            for b in bad:
-                LOG.warning("left out %s (%s): %s: %s", b.id, b.source, b.reason, b.detail)
+                file.writelines(_line(step, row) + "\n" for row in bad)
+            for row in bad:
+                LOG.warning("left out %s (%s): %s: %s", row.id, row.source, row.reason, row.detail)
         self.check()
 
     def in_validation(self, bad: list[Bad]) -> int:
-        """Name the validation rows (of all processes) that were left out, each once; returns how many there are."""
-        everyones = [b for part in distributed.gather_objects(bad) for b in part]
-        for b in everyones:
-            if b not in self.named and distributed.is_main():
-                LOG.warning("validation goes without %s (%s): %s: %s", b.id, b.source, b.reason, b.detail)
-        self.named.update(everyones)
-        return len(everyones)
+        """Name the validation rows (of all processes) that were left out, each once.
+
+        Returns:
+            Their number, those included that were named before.
+        """
+        of_all = [row for part in distributed.gather_objects(bad) for row in part]
+        for row in of_all:
+            if row not in self.named and distributed.is_main():
+                about = (row.id, row.source, row.reason, row.detail)
+                LOG.warning("validation goes without %s (%s): %s: %s", *about)
+        self.named.update(of_all)
+        return len(of_all)
 
     def check(self) -> None:
         """Stop when the share of bad rows is too high, once enough rows were seen."""
         total = sum(self.counts.values())
         if self.seen >= self.enough and total > self.max_rate * self.seen:
             raise SkipRateError(
-                f"{total} of {self.seen} rows are bad ({total / self.seen:.1%}), more than max_skip_rate = "
-                f"{self.max_rate:.1%}: {self.summary()}. They are named in {self.path}; repair the manifest, or raise "
-                "data.max_skip_rate"
+                f"{total} of {self.seen} rows are bad ({total / self.seen:.1%}), more than "
+                f"max_skip_rate = {self.max_rate:.1%}: {self.summary()}. They are named in "
+                f"{self.path}; repair the manifest, or raise data.max_skip_rate"
             )
 
     def summary(self) -> str:
-        """``3 source/reason, 1 source/reason``."""
-        return ", ".join(f"{n} {key}" for key, n in self.counts.most_common()) or "none"
+        """Return ``3 source/reason, 1 source/reason``, or ``none``."""
+        return _in_words(self.counts) or "none"
+
+
+def _line(step: int, row: Bad) -> str:
+    return json.dumps({"step": step, **row.to_dict()}, ensure_ascii=False)

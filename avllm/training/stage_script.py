@@ -1,4 +1,4 @@
-"""The command line that the stage scripts in ``train/`` share."""
+"""Run the command line that the stage scripts in ``train/`` share."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ from avllm.training.trainer import run_stage
 
 
 def run_script(stage: Stage, about: str) -> None:
-    """Read a preset from the command line, apply overrides, train, and print the run's folder.
+    """Read a preset and overrides from the command line, train, and print the run's folder.
 
     Args:
         stage: the stage that the script trains; a preset of another stage is refused.
         about: the help text.
     """
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("preset", help="a YAML file, e.g. one of train/presets/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100 output=runs/x")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100 output=runs/x"
+    )
     args = parser.parse_args()
     with exit_on_user_error():
         config = load_config(args.preset, args.overrides)
         if config.stage != stage:
-            raise ConfigError(f"{args.preset} is a preset of stage {config.stage}; this script trains stage {stage}")
+            raise ConfigError(
+                f"{args.preset} is a preset of stage {config.stage}; this script trains stage "
+                f"{stage}. Give a preset of that stage, or run the other script"
+            )
         print(run_stage(config))

@@ -1,4 +1,4 @@
-"""Before the first step and after the last: lineage, model and processor, datasets, the checkpoint with its chain."""
+"""Prepare a stage: check its lineage and settings, build model, processor and datasets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from avllm import distributed
-from avllm.config import DataConfig, RunConfig, SourceConfig
+from avllm.config import DataConfig, ModelConfig, RunConfig, SourceConfig
 from avllm.data.augment import Augment
 from avllm.data.dataset import SampleDataset
 from avllm.data.index import Manifest
@@ -37,19 +37,26 @@ from avllm.registry import build, check
 from avllm.training.task import Task
 
 LOG = logger(__name__)
-BEFORE = {"align": (), "caption": ("align",), "instruct": ("caption", "instruct"), "prefer": ("instruct", "prefer")}
-"""The stages of which one has to stand at the end of the chain that a stage starts from."""
+STAGES_BEFORE = {
+    "align": (),
+    "caption": ("align",),
+    "instruct": ("caption", "instruct"),
+    "prefer": ("instruct", "prefer"),
+}
+"""The stages that a stage may start from: the last stage of ``init`` has to be one of them."""
 
 
 class LineageError(UserError):
-    """The folder that a stage starts from was not written by a stage that may stand before it."""
+    """The folder that a stage starts from was not written by a stage that it may follow."""
 
 
 @dataclass
 class Parts:
-    """What a stage starts with.
+    """Hold the model and processor that a stage starts with.
 
     Attributes:
+        model: the model, with this stage's LoRA sets.
+        processor: its processor.
         chain: records of the stages before, oldest first.
     """
 
@@ -59,113 +66,150 @@ class Parts:
 
 
 def lineage(config: RunConfig) -> list[dict[str, Any]]:
-    """The stages behind ``init``, checked against what this stage has to follow.
+    """Return the records of the stages before this one, oldest first.
 
     Raises:
-        LineageError: no such stage came before, and ``init_from_scratch`` is not set.
+        LineageError: no stage that this one may follow came before, and ``init_from_scratch`` is
+            not set.
     """
-    wanted = " or ".join(BEFORE[config.stage])
+    before = STAGES_BEFORE[config.stage]
+    expected = " or ".join(before)
+    must_follow = bool(before) and not config.init_from_scratch
     if config.init is None:
-        if wanted and not config.init_from_scratch:
+        if must_follow:
             raise LineageError(
-                f"stage {config.stage} starts from a finished {wanted} run, but no init is given; say init: RUN, "
-                "or init_from_scratch=true to train it on a fresh connector"
+                f"stage {config.stage} starts from a finished {expected} run, but no init is "
+                "given; say init: RUN, or init_from_scratch=true to train it on a fresh connector"
             )
         return []
     if not is_checkpoint(config.init):
-        raise LineageError(f"init: {config.init} is no checkpoint; expected the folder of a finished {wanted} run")
+        raise LineageError(
+            f"init: {config.init} is no checkpoint; expected the folder of a finished "
+            f"{expected} run"
+        )
     chain = read_manifest_of(config.init)["stages"]
     last = chain[-1]["stage"] if chain else "no stage"
-    if wanted and last not in BEFORE[config.stage] and not config.init_from_scratch:
+    if must_follow and last not in before:
         raise LineageError(
-            f"stage {config.stage} starts from a finished {wanted} run, but {config.init} was written by {last}; "
-            "give another init, or init_from_scratch=true if that is meant"
+            f"stage {config.stage} starts from a finished {expected} run, but {config.init} was "
+            f"written by {last}; give another init, or init_from_scratch=true if that is meant"
         )
     return chain
 
 
 def check_settings(config: RunConfig) -> None:
-    """What shows without a model, and is therefore looked at before one is loaded: parts by name, manifests.
+    """Check parts by name and manifests, before a model is loaded, which takes minutes.
 
     Raises:
-        UnknownPartError: a type or an option that does not exist. ManifestError: a manifest is missing or malformed.
+        UnknownPartError: a type or an option that does not exist.
+        ManifestError: a manifest is missing or malformed.
+        UserError: an objective's weight is not a number.
     """
     for number, spec in enumerate(config.objectives):
         weight = spec.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise UserError(f"objectives.{number}.weight is {weight!r}; expected a number")
-        check("objectives", {key: value for key, value in spec.items() if key != "weight"})
+        check("objectives", _without(spec, "weight"))
     if config.model is not None:
-        for stream, spec in config.model.encoders.items():
-            check_encoder(stream, spec)
-        for spec in config.model.connector:
-            check("adapters", spec)
-        check("layouts", config.model.layout)
-        check("time_codecs", config.model.time_codec)
-        if config.model.fusion is not None:
-            check("fusions", config.model.fusion)
-        if config.model.selector is not None:
-            check("selectors", config.model.selector)
+        _check_model(config.model)
     check("row_makers", config.data.rows)
     if config.extend is not None:
         for stream, spec in config.extend.encoders.items():
             check_encoder(stream, spec)
         for spec in config.extend.connector:
-            check("adapters", {key: value for key, value in spec.items() if key != "place"})
+            check("adapters", _without(spec, "place"))
         check("layouts", config.extend.layout or {"type": "concat"})
     with distributed.main_first():
         for source in [*config.data.train, *config.data.validation]:
             Manifest(source.manifest)
 
 
+def _check_model(config: ModelConfig) -> None:
+    """Check the types and options of a model's parts."""
+    for stream, spec in config.encoders.items():
+        check_encoder(stream, spec)
+    for spec in config.connector:
+        check("adapters", spec)
+    check("layouts", config.layout)
+    check("time_codecs", config.time_codec)
+    if config.fusion is not None:
+        check("fusions", config.fusion)
+    if config.selector is not None:
+        check("selectors", config.selector)
+
+
+def _without(spec: dict[str, Any], option: str) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key != option}
+
+
 def build_parts(config: RunConfig) -> Parts:
-    """Model and processor of a stage: out of its ``model`` section, or out of the checkpoint that it starts from."""
+    """Build a stage's model and processor by its ``model`` section, or load those of ``init``."""
     chain = lineage(config)
     check_settings(config)
     if config.init is not None:
-        model, processor = AVLLM.from_pretrained(config.init), AVProcessor.from_pretrained(config.init)
+        model = AVLLM.from_pretrained(config.init)
+        processor = AVProcessor.from_pretrained(config.init)
         processor.config = model.config
         if config.extend is not None:
             processor = extend_model(model, processor, config.extend)
     else:
         assert config.model is not None
         tokenizer, media_token_ids = load_tokenizer(config.model)
-        model = AVLLM.from_backbones(config.model, media_token_ids, load_words(tokenizer, config.model))
+        words = load_words(tokenizer, config.model)
+        model = AVLLM.from_backbones(config.model, media_token_ids, words)
         processor = AVProcessor.from_model(model, tokenizer)
     for settings in config.lora:
         model.add_lora(settings)
-    processor.max_length, processor.timeout = config.data.max_length, config.data.timeout
+    processor.max_length = config.data.max_length
+    processor.timeout = config.data.timeout
     return Parts(model, processor, chain)
 
 
 def build_datasets(config: RunConfig, parts: Parts) -> tuple[SampleDataset, SampleDataset | None]:
-    """The items of ``data.train`` and of ``data.validation`` (None without), as this stage's processor reads them.
+    """Build the datasets of ``data.train`` and of ``data.validation`` (None without).
 
-    Quarantine lists go by ids. An id that a training manifest has means the row there, and no validation row of another
-    manifest that happens to have it, too; those that training does not have are looked for in validation. Rows that are
-    listed for what they share with test rows leave training alone: the same id may be the test row itself.
+    Quarantine lists go by ids. An id that a training manifest has means the row there, and not a
+    validation row of another manifest that happens to have the same id; an id that training does
+    not have is looked for in validation. Rows that are listed for what they share with test rows
+    leave training only: in validation, the same id may be the test row itself.
     """
-    data, listed = config.data, read_quarantine(config.data.quarantine)
-    shared = {"data.cache": data.cache is not None, f"data.pack: {data.pack}": data.shares_media}
-    for setting, is_set in shared.items():
-        if is_set and parts.processor.reads_question:
-            raise UserError(
-                f"{setting} keeps one form of a clip for all questions, but the model's selector chooses frames by the "
-                "question; leave it out (pack: sequences goes with a selector)"
-            )
+    data = config.data
+    listed = read_quarantine(data.quarantine)
+    _check_question_settings(data, parts)
     training = _dataset(data, data.train, parts, listed)
     if data.augment is not None:
         training.augment = Augment(data.augment, config.seed)
     if not data.validation:
         return training, None
-    shared = {_place(source.manifest) for source in data.validation}
-    meant = {bad.id for bad in training.items.quarantined if _place(bad.manifest) not in shared}
-    others = {id: reason for id, reason in without_test_reasons(listed).items() if id not in meant}
-    return training, _dataset(data, data.validation, parts, others)
+    validated = {_canonical(source.manifest) for source in data.validation}
+    left_training: set[str] = set()
+    for bad in training.items.quarantined:
+        if _canonical(bad.manifest) not in validated:
+            left_training.add(bad.id)
+    reasons_by_id = without_test_reasons(listed)
+    for id in left_training & reasons_by_id.keys():
+        del reasons_by_id[id]
+    return training, _dataset(data, data.validation, parts, reasons_by_id)
 
 
-def _place(manifest: str) -> str:
-    """A manifest, however it is written."""
+def _check_question_settings(data: DataConfig, parts: Parts) -> None:
+    """Refuse settings that keep one form of a clip where a selector chooses frames by question.
+
+    Raises:
+        UserError: ``data.cache`` or a ``data.pack`` that shares media is set with such a selector.
+    """
+    shared = {"data.cache": data.cache is not None, f"data.pack: {data.pack}": data.shares_media}
+    for setting, is_set in shared.items():
+        if is_set and parts.processor.reads_question:
+            raise UserError(
+                f"{setting} keeps one form of a clip for all questions, but the model's selector "
+                "chooses frames by the question; leave it out (pack: sequences goes with a "
+                "selector)"
+            )
+
+
+def _canonical(manifest: str) -> str:
+    """Return one spelling of a manifest's path, so that two spellings compare equal."""
     return url_of(manifest) or os.path.realpath(manifest)
 
 
@@ -173,7 +217,7 @@ def _dataset(
     data: DataConfig, sources: Sequence[SourceConfig], parts: Parts, quarantine: Mapping[str, str]
 ) -> SampleDataset:
     maker: RowMaker = build("row_makers", data.rows)
-    if isinstance(maker, Whole) and (parts.model.connector.conditioned or parts.processor.reads_question):
+    if isinstance(maker, Whole) and _reads_question(parts):
         maker = EachTurn()  # such a model reads one question a row
     return SampleDataset(
         [source.manifest for source in sources],
@@ -186,52 +230,72 @@ def _dataset(
     )
 
 
+def _reads_question(parts: Parts) -> bool:
+    """Return whether media tokens depend on the question: by the connector or chosen frames."""
+    return parts.model.connector.conditioned or parts.processor.reads_question
+
+
 def name_unclear(config: RunConfig, datasets: Sequence[SampleDataset]) -> None:
-    """Say which ids of the quarantine lists no manifest has, and which stand in several and left all of them."""
-    found: dict[str, set[str]] = {}
-    for bad in (bad for dataset in datasets for bad in dataset.items.quarantined):
-        found.setdefault(bad.id, set()).add(bad.manifest)
-    unknown = sorted(read_quarantine(config.data.quarantine).keys() - found.keys())
+    """Warn of listed ids that no manifest has, and of those that left several manifests."""
+    manifests_by_id: dict[str, set[str]] = {}
+    for dataset in datasets:
+        for bad in dataset.items.quarantined:
+            manifests_by_id.setdefault(bad.id, set()).add(bad.manifest)
+    listed = read_quarantine(config.data.quarantine)
+    unknown = sorted(listed.keys() - manifests_by_id.keys())
     if unknown:
-        LOG.warning("data.quarantine: no manifest of this run has %s; was it made for other manifests?", _some(unknown))
-    several = sorted(id for id, manifests in found.items() if len(manifests) > 1)
+        LOG.warning(
+            "data.quarantine: no manifest of this run has %s; was it made for other manifests?",
+            _some(unknown),
+        )
+    several = sorted(id for id, manifests in manifests_by_id.items() if len(manifests) > 1)
     if several:
         LOG.warning(
-            "data.quarantine: %s left several manifests, since lists go by ids; give each row its own", _some(several)
+            "data.quarantine: %s left several manifests, since lists go by ids; "
+            "give each row its own",
+            _some(several),
         )
 
 
 def _some(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+    first = ", ".join(ids[:10])
+    return first if len(ids) <= 10 else f"{first} and {len(ids) - 10} more"
 
 
 def check_rows(config: RunConfig, task: Task, maker: RowMaker) -> None:
-    """Check that answers that share a sequence, or a micro batch with others, are trained as if they were alone.
+    """Check that answers that share a sequence or a micro batch train as if they were alone.
 
     Raises:
-        PackingError: to the model or an objective they are not the same.
+        PackingError: for the model or an objective they do not.
     """
     if config.data.pack or maker.shares_sequences:
         check_packing(task.model, shares_media=config.data.shares_media)
     comparing = [name for name, objective in task.objectives.items() if objective.compares]
     if config.train.max_tokens and comparing:
         raise PackingError(
-            f"train.max_tokens puts rows of similar length into one micro batch, and objective {', '.join(comparing)} "
-            "compares the rows of a micro batch with each other; it goes where only tokens count (next_token)"
+            "train.max_tokens puts rows of similar length into one micro batch, and objective "
+            f"{', '.join(comparing)} compares the rows of a micro batch with each other; use it "
+            "with objectives that count tokens only (next_token)"
         )
 
 
-def padding(parts: Parts, *, blanks: bool, filled: int | None = None, max_tokens: int | None = None) -> Collate:
-    """How rows become a batch.
+def padding(
+    parts: Parts,
+    *,
+    blanks: bool,
+    filled: int | None = None,
+    max_tokens: int | None = None,
+) -> Collate:
+    """Return the function that makes batches of rows.
 
     Args:
+        parts: the processor pads and collates.
+        blanks: add every stream to every batch, masked where absent: several processes have to do
+            the same at the same time, and DeepSpeed needs a gradient of every micro-step.
         filled: tokens up to which rows share a sequence; None gives each its own.
-        max_tokens: of a micro batch, padding included; None for one micro batch of whatever size.
-        blanks: every stream is there, masked where absent: several processes have to do the same at the same time, and
-            DeepSpeed wants a gradient of every micro-step.
+        max_tokens: of a micro batch, padding included; None for one micro batch of any size.
     """
     pad = int(parts.processor.tokenizer.pad_token_id)
-    ids = torch.tensor([pad, pad])
-    empty = text_row(ids)
+    empty = text_row(torch.tensor([pad, pad]))
     join = partial(fill_sequences, max_length=filled) if filled else None
     return Collate(partial(parts.processor.collate, blanks=blanks), empty, join, max_tokens)

@@ -1,4 +1,4 @@
-"""The model and its objectives as the one module that is wrapped, trained and resumed."""
+"""Join the model and its objectives into the module that is wrapped, trained and resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OBJECTIVES = "objectives.safetensors"
 
 
 class Task(nn.Module):
-    """Model + objectives. What DDP, FSDP or DeepSpeed wrap; its forward is one micro-step.
+    """Hold a model and its objectives for DDP, FSDP or DeepSpeed; ``forward`` is one micro-step.
 
     Args:
         model: an AVLLM.
@@ -42,25 +42,27 @@ class Task(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The LLM's config: DeepSpeed reads the hidden size from it."""
+        """Return the LLM's config: DeepSpeed reads the hidden size from it."""
         return self.model.llm.config  # type: ignore[union-attr]
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """The class names of the LLM's blocks: accelerate makes each a unit of FSDP's."""
-        return list(self.model.llm._no_split_modules or [])  # type: ignore[union-attr,arg-type]
+        """Return the class names of the LLM's blocks: accelerate makes each a unit of FSDP."""
+        llm: Any = self.model.llm
+        return list(llm._no_split_modules or [])
 
     def weights(self, batch: Batch) -> list[float]:
-        """Each objective's number of targets in the batch."""
-        return [objective.weight(batch) for objective in self.objectives.values()]  # type: ignore[operator]
+        """Return each objective's number of targets in the batch."""
+        objectives: Any = self.objectives.values()
+        return [objective.weight(batch) for objective in objectives]
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """DDP would send all buffers to all processes at each forward pass; objectives keep theirs equal."""
+        """Return buffers that DDP need not send in each forward pass: objectives sync them."""
         return [f"objectives.{name}" for name, _ in self.objectives.named_buffers()]
 
     def train(self, mode: bool = True) -> Task:
-        """Set the mode as in torch; parts of objectives in which nothing trains stay in eval mode."""
+        """Set the mode; parts of objectives in which nothing trains stay in eval mode."""
         super().train(mode)
         for objective in self.objectives.values():
             for part in objective.children():
@@ -70,7 +72,8 @@ class Task(nn.Module):
 
     def has_hook(self, name: str) -> bool:
         """Return whether any objective overrides ``before_step`` or ``after_step``."""
-        return any(getattr(type(o), name) is not getattr(Objective, name) for o in self.objectives.values())
+        default = getattr(Objective, name)
+        return any(getattr(type(o), name) is not default for o in self.objectives.values())
 
     def after_step(self) -> None:
         """Run the objectives' ``after_step``."""
@@ -80,22 +83,34 @@ class Task(nn.Module):
     def forward(self, batch: Batch | list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the loss sums by objective, and further sums named ``objective/figure``.
 
-        A list is a whole step before its first backward pass: the objectives' ``before_step`` run and nothing is
-        returned. They come through here since what wraps the task gathers sharded weights and sets autocast.
+        A list is a whole step before its first backward pass: the objectives' ``before_step`` run
+        and the sums are empty. They run in ``forward`` because the module that wraps the task
+        gathers sharded weights and sets autocast there.
         """
         if isinstance(batch, list):
             for objective in self.objectives.values():
                 objective.before_step(self.model, batch)  # type: ignore[operator]
             return {}, {}
-        losses, figures = {}, {}
+        losses: dict[str, Tensor] = {}
+        figures: dict[str, Tensor] = {}
         with self.model.shared_media():  # type: ignore[operator]
             for key, objective in self.objectives.items():
-                losses[key], found = objective(self.model, batch)
-                figures.update({f"{key}/{name}": value for name, value in found.items()})
-            # What no objective reads stays on the graph: processes wait for a gradient of every parameter that trains.
-            rest = [tokens.x.sum() for tokens in self.model.media_tokens(batch).values()]  # type: ignore[operator]
-            losses[key] = losses[key] + 0.0 * sum(rest)
+                losses[key], further = objective(self.model, batch)
+                for name, value in further.items():
+                    figures[f"{key}/{name}"] = value
+            self._keep_on_graph(losses, batch)
         return losses, figures
+
+    def _keep_on_graph(self, losses: dict[str, Tensor], batch: Batch) -> None:
+        """Add zero times the media tokens to the last objective's loss.
+
+        Media that no objective reads would otherwise leave parameters without a gradient, and
+        processes wait for a gradient of every parameter that trains.
+        """
+        media = self.model.media_tokens(batch)  # type: ignore[operator]
+        rest = [tokens.x.sum() for tokens in media.values()]
+        last = list(self.objectives)[-1]
+        losses[last] = losses[last] + 0.0 * sum(rest)
 
 
 def persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -107,8 +122,10 @@ def persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def save_objectives(task: Task, folder: str | Path) -> None:
-    """Write the objectives' parameters (projections, temperature) and persistent buffers (averages, queues)."""
-    state = {name: tensor.detach().cpu().clone() for name, tensor in own_state(task.objectives).items()}
+    """Write the objectives' parameters (projections, ...) and persistent buffers (queues, ...)."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in own_state(task.objectives).items():
+        state[name] = tensor.detach().cpu().clone()
     if state:
         write_tensors(state, Path(folder) / OBJECTIVES)
 
@@ -119,26 +136,28 @@ def own_state(objectives: nn.Module) -> dict[str, Tensor]:
 
 
 def load_objectives(model: nn.Module, folder: str | Path) -> nn.ModuleDict:
-    """The objectives of a checkpoint's last stage as they were at its end, for retrieval and the like.
+    """Load the objectives of a checkpoint's last stage, for retrieval and the like.
 
     Raises:
-        CheckpointError: the last stage's objectives kept nothing, or it does not fit.
+        CheckpointError: the last stage's objectives saved nothing, or their tensors do not fit.
     """
     path = Path(folder) / OBJECTIVES
     stages = read_manifest_of(folder)["stages"]
     if not path.is_file() or not stages:
         raise CheckpointError(
-            f"{folder} has no {OBJECTIVES}; expected the run of a stage whose objectives learn (stage 1)"
+            f"{folder} has no {OBJECTIVES}; expected the run of a stage whose objectives learn "
+            "(stage 1)"
         )
     objectives = Task(model, stages[-1]["settings"]["objectives"]).objectives
     saved = load_file(path)
     own = own_state(objectives)
-    odd = sorted(n for n, tensor in saved.items() if n not in own or own[n].shape != tensor.shape)
+    fitting = {name for name in own.keys() & saved.keys() if own[name].shape == saved[name].shape}
+    unfit = sorted(saved.keys() - fitting)
     missing = sorted(own.keys() - saved.keys())
-    if odd or missing:
+    if unfit or missing:
         raise CheckpointError(
             f"{path} does not fit the objectives in {folder}'s manifest: missing {missing[:3]}, "
-            f"unexpected or of another shape {odd[:3]}"
+            f"unexpected or of another shape {unfit[:3]}"
         )
     with torch.no_grad():
         for name, tensor in saved.items():
@@ -147,8 +166,9 @@ def load_objectives(model: nn.Module, folder: str | Path) -> nn.ModuleDict:
 
 
 def _free_name(name: str, taken: dict[str, float]) -> str:
-    number = 2
     candidate = name
+    number = 2
     while candidate in taken:
-        candidate, number = f"{name}_{number}", number + 1
+        candidate = f"{name}_{number}"
+        number += 1
     return candidate
