@@ -191,6 +191,7 @@ def test_a_leaked_row_leaves_training_and_its_test_row_stays(world: World, tmp_p
     (tmp_path / "q.txt").write_text(f"{ids[0]}\ttest_id,test_media\n{ids[1]}\tmissing,test_id\n")
     changes = {"data__quarantine": str(tmp_path / "q.txt"), "data__validation": str(world.questions)}
     config = RunConfig.model_validate(stage(world, tmp_path, "run", "align", **changes))
+    config.data.rows = {"type": "each_turn"}  # the default asks the model whether it reads questions
     parts = Parts(None, None, [])  # type: ignore[arg-type]
     datasets = filter(None, build_datasets(config, parts))
     left_out = [{bad.id: bad.reason for bad in dataset.items.quarantined} for dataset in datasets]
@@ -216,6 +217,7 @@ def test_a_listed_training_row_is_no_validation_row_with_the_same_id(
     (tmp_path / "q.txt").write_text("".join(f"{id}\t{reason}\n" for id, reason in reasons.items()))
     changes = {"data__quarantine": str(tmp_path / "q.txt"), "data__train": str(training)}
     config = RunConfig.model_validate(stage(world, tmp_path, "run", **changes, data__validation=str(validation)))
+    config.data.rows = {"type": "each_turn"}  # the default asks the model whether it reads questions
     parts = Parts(None, None, [])  # type: ignore[arg-type]
     datasets = [dataset for dataset in build_datasets(config, parts) if dataset]
     left_out = [[bad.id for bad in dataset.items.quarantined] for dataset in datasets]
