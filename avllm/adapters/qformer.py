@@ -87,7 +87,11 @@ class QFormer(StreamAdapter):
         _check_windows(stream, per, seconds, context)
         _check_sizes(stream, num_queries, layers, text)
         reads_text = text is not None or instruction is not None
-        sizes = {"hidden_size": dim, "num_hidden_layers": layers, "num_attention_heads": heads}
+        sizes: dict[str, Any] = {
+            "hidden_size": dim,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+        }
         sizes |= {
             "intermediate_size": intermediate or 4 * dim,
             "cross_attention_frequency": cross_every,
