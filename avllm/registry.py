@@ -226,7 +226,13 @@ def check(kind: str, spec: Mapping[str, Any]) -> Any:
             f"a part of {kind} is {dict(spec)}; expected a 'type'; known: {names}",
             reason="no_type",
         )
-    part = load(kind, spec["type"])
+    name = spec["type"]
+    if not isinstance(name, str) or name.startswith(":"):
+        raise UnknownPartError(
+            f"a part of {kind} has type {name!r}; expected a name or pkg.module:Class",
+            reason="unknown_part",
+        )
+    part = load(kind, name)
     check_options(part, options_of(spec), f"{kind[:-1]} {spec['type']!r}")
     return part
 

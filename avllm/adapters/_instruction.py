@@ -68,17 +68,12 @@ class Instruction(nn.Module):
     def _tokenize(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
         """Return ids ``(B, A)`` of the own vocabulary and which are real, ``(B, A)`` bool."""
         (tokenizer,) = self._tokenizer
-        settings = {
-            "padding": True,
-            "truncation": True,
-            "max_length": self.longest,
-            "return_tensors": "pt",
-        }
+        settings = {"padding": True, "truncation": True, "max_length": self.longest}
         texts = [text or " " for text in prompt.texts]
         encoded = tokenizer(texts, return_tensors="pt", **settings)
         mask = encoded["attention_mask"].bool().to(prompt.mask.device)
-        asks = prompt.mask.any(1, keepdim=True)  # (B, 1)
-        return encoded["input_ids"].to(prompt.mask.device), mask & asks
+        asks = torch.tensor([bool(text) for text in prompt.texts], device=mask.device)  # (B,)
+        return encoded["input_ids"].to(prompt.mask.device), mask & asks[:, None]
 
 
 def _load_tokenizer(name: str) -> Any:

@@ -82,8 +82,7 @@ class BatchParts:
 
     Attributes:
         row: ``(n,)`` long, the row of each.
-        items: the parts with their texts; their places are those in single rows: use the fields
-            below instead.
+        items: the parts with their texts, without their places.
         asked, trained: places of each part's question and answer in the flattened ``(R * L)``
             positions.
         clip_set: ``(n,)`` long, the number of the set of clips that the part can see; parts of a
@@ -100,11 +99,6 @@ class BatchParts:
 
     def __len__(self) -> int:
         return len(self.items)
-
-    @property
-    def ids(self) -> list[str]:
-        """Return the id of each part's sample."""
-        return [part.id for part in self.items]
 
     @property
     def has_target(self) -> Tensor:
@@ -275,11 +269,13 @@ def gather_parts(rows: Sequence[Row], padding_side: str = "right") -> BatchParts
     set_numbers: dict[tuple[int, ...], int] = {}  # of each distinct set of clips
     clip_sets: list[int] = []
     first_clip = 0
+    # A tensor left in a part would be an open file between loader worker and process.
+    nothing = torch.zeros(0, dtype=torch.long)
     for number, row in enumerate(rows):
         padding = length - len(row.input_ids) if padding_side == "left" else 0
         start = number * length + padding
         for part in row.parts:
-            items.append(part)
+            items.append(replace(part, asked=nothing, trained=nothing))
             owners.append(number)
             asked.append(part.asked + start)
             trained.append(part.trained + start)

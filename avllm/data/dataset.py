@@ -23,8 +23,13 @@ from avllm.data.row import Row
 from avllm.data.row_makers.base import RowMaker
 from avllm.data.row_makers.whole import Whole
 from avllm.data.schema import MediaPart, RowError, Sample
+from avllm.tokens import duration_of
 
 REMEMBERED_TEXTS = 5_000  # items whose token rows each loader process remembers, about 10 kB each
+
+
+_Form = tuple[list[list[str]], list[float | None]]
+"""Of an item's clips: the runs of their tokens, and their seconds."""
 
 
 @dataclass
@@ -157,7 +162,7 @@ class SampleDataset:
         self.cache: FeatureCache | None = None
         self.augment: Augment | None = None
         # An item's token rows without their clips, and the runs in them, which may change with the clip.
-        self._texts: dict[int, tuple[list[list[str]], Loaded]] = {}
+        self._texts: dict[int, tuple[_Form, Loaded]] = {}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -177,12 +182,14 @@ class SampleDataset:
             return Loaded([], bad, len(places))
         if self.maker.varies or self.processor.reads_question:
             return self._rows(places, media, drawn)
-        runs, loaded = self._texts.get(number, (None, None))
-        if loaded is None or runs != media.runs:
+        # Texts name times as the clip's duration has them, and augmentation may change both.
+        form = (media.runs, [duration_of(clip) for clip in media.clips])
+        remembered, loaded = self._texts.get(number, (None, None))
+        if loaded is None or remembered != form:
             loaded = self._rows(places, media, drawn)
-            if len(self._texts) < REMEMBERED_TEXTS or number in self._texts:
+            if not loaded.bad and (len(self._texts) < REMEMBERED_TEXTS or number in self._texts):
                 without_clips = [replace(row, clips=[{}] * len(row.clips)) for row in loaded.rows]
-                self._texts[number] = media.runs, replace(loaded, rows=without_clips)
+                self._texts[number] = form, replace(loaded, rows=without_clips)
         rows = [replace(row, clips=media.clips[: len(row.clips)]) for row in loaded.rows]
         return replace(loaded, rows=rows)
 

@@ -78,7 +78,8 @@ def last_question(model: Any, batch: Any) -> Reference:
     answered = torch.where(batch.labels >= 0, place, -1).amax(1)
     keep = batch.attention_mask & (place > answered[:, None])  # (R, L)
     begins = batch.attention_mask & (batch.attention_mask.cumsum(1) == 1)
-    begins &= batch.input_ids == (model.llm.config.get_text_config().bos_token_id or -1)
+    first = model.llm.config.get_text_config().bos_token_id
+    begins &= batch.input_ids == (-1 if first is None else first)
     kept_clips = batch.clip_at > answered[batch.clip_row]  # (B,)
     number = kept_clips.nonzero()[:, 0]
     tokens = {name: stream.select(number) for name, stream in model.media_tokens(batch).items()}

@@ -58,7 +58,7 @@ class ContrastiveDecoding(Decoder):
         noise: float = 0.5,
         seed: int = 0,
     ) -> None:
-        if alpha < 0:
+        if not 0 <= alpha < math.inf:
             raise ValueError(f"alpha is {alpha}; expected 0 or more")
         for name, value in (("beta", beta), ("noise", noise)):
             if not 0 <= value <= 1:

@@ -13,6 +13,7 @@ from avllm.data.cache.fill import ClipEncoding, FeatureCache, encode, fill
 from avllm.data.media.load import MediaError
 from avllm.data.reading import MediaReader, read_batches
 from avllm.data.schema import MediaPart, resolve
+from avllm.errors import UserError
 from avllm.evaluation.conditions import Streams, Unit
 
 
@@ -56,6 +57,11 @@ def encode_clips(
         features of each part, or why there are none.
     """
     places = [(root or Path(), part) for part in parts]
+    if processor.reads_question:
+        raise UserError(
+            "the model's selector chooses frames by the question, and clips are encoded here once "
+            "for all questions; ask such a model with avllm ask or serve/batch_infer.py"
+        )
     num_workers = min(num_workers, len(parts))
     reader = MediaReader(processor)
     if cache is not None:

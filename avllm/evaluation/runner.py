@@ -173,6 +173,8 @@ class _Run:
         )  # first, so that the others can be compared
         self.settings = settings
         self.samples = spread(benchmark.samples(), limit)
+        if not self.samples:
+            raise UserError("the benchmark has no rows; expected at least one to ask")
         self.prompts = [benchmark.prompt(sample) for sample in self.samples]
         self.max_new_tokens = settings.max_new_tokens or _longest_answer(processor, self.samples)
         # By condition, then by the row's number.

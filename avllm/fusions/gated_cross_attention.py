@@ -248,6 +248,9 @@ def gather_memory(streams: list[Tokens], batch: Any) -> Memory:
     clip_segments = None
     if batch.segments is not None:
         clip_segments = batch.segments.gather(1, at[..., None].expand(-1, -1, 2))  # (R, M, 2)
+        # A clip belongs to the shared segment of its group, also where its run is empty and the
+        # token at its place begins a question.
+        clip_segments[..., 1] = 0
     return Memory(memory, mask, at, clip_segments, batch.segments)
 
 

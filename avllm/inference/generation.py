@@ -90,6 +90,8 @@ def read_decoding(text: str | None) -> dict[str, Any] | None:
     spec = {"type": value} if isinstance(value, str) else value
     if not isinstance(spec, dict):
         raise UserError(f"decoding: {text!r}; expected {{type: NAME, option: value}}")
+    if not all(isinstance(key, str) for key in spec):
+        raise UserError(f"decoding: {text!r}; expected names of options, {{type: NAME, option: value}}")
     decoding: dict[str, Any] = TypeAdapter(PartSpec).validate_python(spec)
     build("decoders", decoding)
     return decoding

@@ -42,9 +42,10 @@ def part_of_clip(parts: BatchParts, batch: Batch) -> Tensor:
         ValueError: they ask different questions.
     """
     first_of_set: dict[int, int] = {}
+    has_clips = (parts.set_clips.sizes() > 0).tolist()  # by set
     for number, clip_set in enumerate(parts.clip_set.tolist()):
         first = first_of_set.setdefault(clip_set, number)
-        if parts.items[first].question != parts.items[number].question:
+        if has_clips[clip_set] and parts.items[first].question != parts.items[number].question:
             raise ValueError(_two_questions(parts, first, number))
     part = [-1] * len(batch.clip_row)
     clip_sets = parts.set_clips.owner.tolist()

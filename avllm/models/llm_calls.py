@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -168,15 +168,26 @@ def recompute_contexts(llm: Any) -> tuple[AbstractContextManager[Any], AbstractC
     With gradient checkpointing, layers run a second time in the backward pass, after the contexts
     of the forward pass have ended: without them, gradients would be those of another function.
     """
-    return nullcontext(), _reopened(_OPEN.get(), ActiveSets(llm, active_sets(llm)))
+    return nullcontext(), _Reopened(_OPEN.get(), ActiveSets(llm, active_sets(llm)))
 
 
-@contextmanager
-def _reopened(opener: Opener | None, sets: ActiveSets) -> Iterator[None]:
-    """Open the contexts of the forward pass again."""
-    fusion = nullcontext() if opener is None else opener()
-    with sets, fusion:
-        yield
+class _Reopened(AbstractContextManager[None]):
+    """Opens the contexts of the forward pass again, as often as layers are recomputed."""
+
+    def __init__(self, opener: Opener | None, sets: ActiveSets) -> None:
+        self.opener = opener
+        self.sets = sets
+        self.stacks: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        stack = ExitStack()
+        stack.enter_context(self.sets)
+        if self.opener is not None:
+            stack.enter_context(self.opener())
+        self.stacks.append(stack)
+
+    def __exit__(self, *error: Any) -> None:
+        self.stacks.pop().__exit__(*error)
 
 
 class CachedRows:

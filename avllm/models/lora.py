@@ -192,8 +192,9 @@ def _copy_set(llm: Any, source: str, target: str) -> None:
 
 def merge_sets(llm: Any, names: Sequence[str]) -> Any:
     """Return the bare LLM with these sets added to its weights; the other sets are dropped."""
+    names = list(dict.fromkeys(names))
     activate(llm, names)
-    return llm.merge_and_unload(adapter_names=list(names))
+    return llm.merge_and_unload(adapter_names=names)
 
 
 # ---- on the disk ---------------------------------------------------------------------------------

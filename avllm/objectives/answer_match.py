@@ -248,8 +248,10 @@ class AnswerMatch(Objective):
     def _words(self, model: Any, batch: Batch) -> Tensor:
         """Return the LLM's embedding of each token, ``(R * L, D)``; placeholders' mean nothing."""
         table = model.llm.get_input_embeddings()
+        placeholders = torch.tensor(list(model.config.media_token_ids.values()), dtype=torch.long)
+        media = torch.isin(batch.input_ids, placeholders.to(batch.input_ids.device))  # (R, L)
         with torch.no_grad():
-            return table(batch.input_ids.clamp(max=table.num_embeddings - 1)).flatten(0, 1)
+            return table(batch.input_ids.masked_fill(media, 0)).flatten(0, 1)
 
     def _clips(self, streams: dict[str, Tokens], sets: Places) -> Tensor:
         """Return each stream's mean token, ``(S, streams * D)``; zero for absent streams."""

@@ -7,6 +7,7 @@ where the connector trains.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,7 +105,7 @@ class DPO(Objective):
             )
         sets = list(model.config.lora)
         if reference is None:
-            reference = ["default"] if "default" in sets else []
+            reference = _sets_before(sets, model.config.active_lora)
         self.reference = tuple(reference)
         unknown = [name for name in self.reference if name not in sets]
         if unknown:
@@ -118,6 +119,7 @@ class DPO(Objective):
         self.beta = beta
         self.label_smoothing = label_smoothing
         self.plain_head = model.head_is_plain()
+        self.checked = False
         self.connector = FrozenCopy({"connector": model.connector})
 
     def weight(self, batch: Batch) -> float:
@@ -160,17 +162,35 @@ class DPO(Objective):
         Raises:
             UserError: a set of the reference trains.
         """
-        for name, parameter in model.llm.named_parameters():
-            if parameter.requires_grad and _is_of(name, self.reference):
-                raise UserError(
-                    f"objectives: dpo: {name} is of the reference and trains; freeze it in "
-                    "`trainable`, and train a copy: lora: {name: prefer, copy_of: default}"
-                )
+        if not self.checked:
+            self.check_frozen(model)
         streams = live
         if any(parameter.requires_grad for parameter in model.connector.parameters()):
             streams = model.media_tokens_by(batch, self.connector.weights("connector"))
-        with model.lora(self.reference):
-            return self.log_probs(model, batch, streams)
+        training = model.llm.training
+        model.llm.eval()  # the LLM's dropout would make policy and reference differ by noise
+        try:
+            with model.lora(self.reference):
+                return self.log_probs(model, batch, streams)
+        finally:
+            model.llm.train(training)
+
+    def check_frozen(self, model: Any) -> None:
+        """Make sure that nothing trains of which no reference is kept.
+
+        Raises:
+            UserError: something else than the connector and LoRA sets beside the reference trains.
+        """
+        for name, parameter in model.named_parameters():
+            lora_set = _lora_set(name)
+            kept = name.startswith("connector.") or lora_set not in (None, *self.reference)
+            if parameter.requires_grad and not kept:
+                raise UserError(
+                    f"objectives: dpo: {name} trains, and no reference is kept of it; freeze it in "
+                    "`trainable`, and train a copy of the LoRA set: "
+                    "lora: {name: prefer, copy_of: default}"
+                )
+        self.checked = True
 
     def log_probs(self, model: Any, batch: Batch, streams: dict[str, Tokens]) -> Tensor:
         """Return the log-probability of each part's answer by the active LoRA sets, ``(n,)``."""
@@ -188,6 +208,23 @@ class DPO(Objective):
         return by_token.new_zeros(trained.count).index_add(0, trained.owner, by_token)
 
 
-def _is_of(parameter: str, sets: tuple[str, ...]) -> bool:
-    """Return whether a parameter belongs to one of these LoRA sets."""
-    return "lora_" in parameter and any(f".{name}." in f"{parameter}." for name in sets)
+def _lora_set(parameter: str) -> str | None:
+    """Return the LoRA set of a parameter, ``...lora_A.NAME.weight``; None for others."""
+    match = re.search(r"\.lora_\w+\.([^.]+)", parameter)
+    return match[1] if match else None
+
+
+def _sets_before(sets: list[str], active: list[str]) -> list[str]:
+    """Return the LoRA sets of the stage before, where there can be no doubt.
+
+    Raises:
+        ValueError: several sets, or none, lie beside those that are active now.
+    """
+    frozen = [name for name in sets if name not in active]
+    if len(frozen) > 1 or (sets and not frozen):
+        raise ValueError(
+            f"objectives: dpo: reference is not given, and the LoRA sets {sets} (active: {active}) "
+            "leave open which ones the stage before used; give reference: [NAME, ...], or [] for "
+            "the bare LLM"
+        )
+    return frozen

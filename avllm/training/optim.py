@@ -108,16 +108,26 @@ def apply_rules(task: nn.Module, rules: Rules) -> list[Share]:
     return shares
 
 
-def check_lora_trains(shares: Sequence[Share], names: Sequence[str]) -> None:
-    """Make sure that the LoRA sets that a stage adds train.
+def check_lora_trains(shares: Sequence[Share], names: Sequence[str], active: Sequence[str]) -> None:
+    """Make sure that the LoRA sets that a stage adds train, and that no idle set does.
+
+    Args:
+        shares: what trains. names: of the sets that the stage adds. active: of those that answer.
 
     Raises:
-        RuleError: one of them does not.
+        RuleError: a set that is added does not train, or one trains that is not active.
     """
     trained: set[str | None] = set()
     for share in shares:
         if share.lr is not None:
             trained.update(set_of(name) for name in share.names)
+    unused = sorted(name for name in trained if name is not None and name not in active)
+    if unused:
+        raise RuleError(
+            f"a rule of `trainable` trains the LoRA set {unused[0]!r}, which is not active: it "
+            f"gets no gradient, and weight decay would change it; name the set that trains, as in "
+            f"['lora_[AB].{active[0] if active else 'NAME'}', 1e-4]"
+        )
     idle = [name for name in names if name not in trained]
     if idle:
         raise RuleError(

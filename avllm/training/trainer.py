@@ -160,7 +160,8 @@ class Trainer:
         self.shares = optim.apply_rules(task, config.trainable)
         # Before training costs anything: the parameters that train have to fit into a checkpoint.
         mark_trained(self.parts.model)
-        optim.check_lora_trains(self.shares, [settings.name for settings in config.lora])
+        added = [settings.name for settings in config.lora]
+        optim.check_lora_trains(self.shares, added, self.parts.model.config.active_lora)
         if train.gradient_checkpointing:
             self.parts.model.gradient_checkpointing_enable({"use_reentrant": False})
         if distributed.is_main():

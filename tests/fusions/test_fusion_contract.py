@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from fusions.fused import cases, compose, make_rows, questions
 from tiny import World
 
 from avllm.config import LoraConfig
-from avllm.data.packing import fill_sequences
+from avllm.data.packing import fill_sequences, share_media
+from avllm.data.schema import Sample
 from avllm.evaluation.answering import answer_rows
 from avllm.inference.chat import Chat
 from avllm.inference.generation import Generation
@@ -138,6 +140,35 @@ def test_packed_rows_see_their_own_clips(spec: dict[str, Any], built: dict[str, 
     assert len(fill_sequences(rows, 64)) < len(rows)
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4)
+
+
+@EVERY
+def test_questions_after_one_clip_without_tokens_all_see_it(
+    spec: dict[str, Any], world: World, clips: list[Path]
+) -> None:
+    """With every stream consumed, a clip's run is empty and its place begins the first question."""
+    model, processor = compose(world, spec | {"streams": ["audio", "video"]})
+    with torch.no_grad():
+        for name, parameter in model.fusion.named_parameters():
+            if "gate" in name:
+                parameter.fill_(1.0)
+    media = {"type": "video", "video": str(clips[0])}
+    texts = ("what colour is it ?", "is the sound low or high ?", "red or green ?")
+    samples = []
+    for text in texts:
+        messages = [
+            {"role": "user", "content": [media, {"type": "text", "text": text}]},
+            {"role": "assistant", "content": "red"},
+        ]
+        samples.append(Sample.model_validate({"id": text, "messages": messages}))
+    rows = make_rows(processor, samples, answer=True)
+    (packed,) = share_media([replace(row, clips=rows[0].clips) for row in rows], 256)
+    assert not packed.is_media.any()
+    objective = NextToken(model)
+    with torch.no_grad():
+        single, _ = objective(model, processor.collate(rows))
+        together, _ = objective(model, processor.collate([packed]))
+    torch.testing.assert_close(together, single, rtol=1e-5, atol=1e-4)
 
 
 @EVERY

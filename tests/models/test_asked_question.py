@@ -147,6 +147,24 @@ def test_a_mutant_that_reads_the_first_question_is_seen(
     assert any(float((wrong[name] - x).abs().max()) > 1e-3 for name, x in right.items())
 
 
+def test_questions_without_clips_are_no_questions_about_one_clip(model: tuple[AVLLM, AVProcessor]) -> None:
+    llm, processor = model
+    texts = [Sample.model_validate({"id": q, "messages": [{"role": "user", "content": q}]}) for q in (FIRST, SECOND)]
+    batch = processor.collate([processor.row(sample, [], answer=False) for sample in texts], "left")
+    with torch.no_grad():
+        assert torch.isfinite(llm(batch).logits).all()
+
+
+def test_a_batchs_parts_hold_no_tensors(model: tuple[AVLLM, AVProcessor], world: World) -> None:
+    """Each would be an open file between a loader worker and its process."""
+    _, processor = model
+    parts = processor.collate(rows_of(processor, talk(world, FIRST, SECOND, answered=2), True)).parts
+    assert {id(part.asked) for part in parts.items} | {id(part.trained) for part in parts.items} == {
+        id(parts.items[0].asked)
+    }
+    assert parts.items[0].asked.numel() == 0
+
+
 def test_training_unrolls_chats_for_such_a_connector(world: World, tmp_path: Path) -> None:
     manifest = tmp_path / "chat.jsonl"
     manifest.write_text(talk(world, FIRST, SECOND, answered=2).model_dump_json() + "\n")

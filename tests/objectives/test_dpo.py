@@ -129,7 +129,7 @@ def test_packed_and_single_rows_have_one_loss_and_one_gradient(
 ) -> None:
     model, processor = built
     made = rows_of(processor, preferences)
-    objective = DPO(model, beta=0.5)
+    objective = DPO(model, beta=0.5, reference=["default"])
     single = [processor.collate([one]) for one in made]
     expected, gradients = losses_of(objective, model, single)
     assert sum(objective.weight(batch) for batch in single) == 15
@@ -154,7 +154,7 @@ def test_log_probabilities_are_those_of_the_answers_by_themselves(
     dataset = SampleDataset([str(preferences)], processor)
     plain = dataset[2].rows[0]  # the chosen answer in a row of its own kind
     made = rows_of(processor, preferences)[2]
-    objective = DPO(model)
+    objective = DPO(model, reference=["default"])
     with torch.no_grad():
         batch = processor.collate([plain])
         logits = model(batch).logits.log_softmax(-1)[0]
@@ -173,8 +173,18 @@ def test_settings_that_do_not_fit_are_refused(built: tuple[AVLLM, AVProcessor], 
     with pytest.raises(ValueError, match="beta"):
         DPO(model, beta=0.0)
     batch = processor.collate(rows_of(processor, preferences)[:1])
-    with pytest.raises(UserError, match="of the reference and trains"):
+    with pytest.raises(UserError, match="no reference is kept"):
         DPO(model, reference=["prefer"])(model, batch)
+
+
+def test_what_trains_without_a_reference_is_refused(
+    world: World, preferences: Path, instructed: Path, tmp_path: Path
+) -> None:
+    for rule in ("^llm\\..*embed", "^encoders.audio"):
+        config = prefer(world, preferences, instructed, tmp_path / rule[-5:])
+        config["trainable"] = [[rule, 1e-4], *config["trainable"]]
+        with pytest.raises(UserError, match="no reference is kept"):
+            train(config)
 
 
 def test_samples_without_a_pair_are_bad_rows(world: World, built: tuple[AVLLM, AVProcessor], tmp_path: Path) -> None:
@@ -245,7 +255,7 @@ def test_the_reference_is_the_model_of_the_stage_before(preferred: Path, instruc
         parameter.requires_grad_(name.startswith("connector"))
     with torch.no_grad():
         reference = objective.reference_log_probs(new, batch, new.media_tokens(batch))
-        expected = DPO(old).log_probs(old, batch, old.media_tokens(batch))
+        expected = DPO(old, reference=[]).log_probs(old, batch, old.media_tokens(batch))
         policy = objective.log_probs(new, batch, new.media_tokens(batch))
     torch.testing.assert_close(reference, expected, rtol=0, atol=1e-5)
     assert (policy - expected).abs().max() > 1e-2

@@ -31,6 +31,13 @@ def instructed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(stage(world, folder, None, lora=LORA, trainable=rules, train__warmup=0))
 
 
+def test_a_set_that_is_not_active_does_not_train(world: World, instructed: Path, tmp_path: Path) -> None:
+    copy = {"name": "other", "copy_of": "default"}
+    rules = [["lora_", 1e-2], [".*", None]]
+    with pytest.raises(RuleError, match="default"):
+        train(stage(world, tmp_path / "run", instructed, lora=copy, trainable=rules))
+
+
 def stage(world: World, folder: Path, init: Path | None, kind: str = "caption", **changes: Any) -> dict[str, Any]:
     """A stage that starts from a run."""
     asked = settings(world, folder, kind, **changes)

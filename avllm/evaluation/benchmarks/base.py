@@ -138,7 +138,7 @@ def _choice(text: str, choices: list[str]) -> str:
     return text if place is None else choices[place]
 
 
-def score_by_form(sample: Sample, answer: str, duration: float, refusal: str) -> Score:
+def score_by_form(sample: Sample, answer: str, duration: float, refusal: str | None) -> Score:
     """Score an answer by the row's fields.
 
     With ``seconds`` by the absolute error, with ``choices`` as multiple choice, and otherwise by
@@ -150,7 +150,8 @@ def score_by_form(sample: Sample, answer: str, duration: float, refusal: str) ->
         duration: seconds of the clip: the error of a time that is no number.
         refusal: the answer by which a question is refused; ``meta.refusal`` goes before it.
     """
-    refused = normalise(answer) == normalise(str(sample.meta.get("refusal", refusal)))
+    refusal = sample.meta.get("refusal", refusal)
+    refused = refusal is not None and normalise(answer) == normalise(str(refusal))
     if sample.seconds is not None:
         error = time_error(answer, sample.seconds, worst=max(duration, sample.seconds))
         return Score(error=error.seconds, is_number=error.is_number, refused=refused)

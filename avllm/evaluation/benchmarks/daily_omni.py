@@ -92,4 +92,4 @@ class DailyOmni(Benchmark):
 
     def score(self, sample: Sample, answer: str, duration: float) -> Score:
         """Score as multiple choice, by letter or by text."""
-        return score_by_form(sample, answer, duration, refusal="")
+        return score_by_form(sample, answer, duration, refusal=None)

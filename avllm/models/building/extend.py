@@ -14,7 +14,7 @@ from avllm.encoders.base import Encoder
 from avllm.errors import UserError
 from avllm.fusions.base import consumed_streams
 from avllm.models.configuration_avllm import AVConfig
-from avllm.models.connector import Connector, bind_adapters
+from avllm.models.connector import Connector, bind_adapters, check_placeholders
 from avllm.models.encoders import load_encoder, widths_of
 from avllm.models.processing_avllm import AVProcessor
 
@@ -78,6 +78,7 @@ def extend_config(
     made = [f"encoders.{s}" for s, record in records.items() if record["name"] is None]
     config.trained = sorted({*config.trained, *made})
     _add_placeholders(config, [*encoders, *after.out_streams], tokenizer)
+    check_placeholders(after.out_streams, config.media_token_ids, consumed_streams(config.fusion))
     return Growth(encoders, places)
 
 

@@ -72,6 +72,12 @@ class Content:
             for place, part in enumerate(message.content):
                 if isinstance(part, TimePart):
                     clip = media - 1 if part.clip is None else part.clip
+                    if clip >= len(durations):
+                        raise RowError(
+                            "no_clip",
+                            f"messages.{number}.content.{place}: a time of clip {clip}, which "
+                            "comes in a later turn; name a clip that comes before it",
+                        )
                     pieces = self._pieces(
                         part, durations[clip], f"messages.{number}.content.{place}"
                     )
