@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from avllm.data import index as indexing
-from avllm.data.dataset import Places, SampleDataset
+from avllm.data.dataset import MediaPlaces, SampleDataset
 from avllm.data.index import Manifest, build_index
 from avllm.data.items import Items, QuarantineError, group, read_quarantine
 from avllm.data.manifest import ManifestError, read_manifest, write_manifest
@@ -167,15 +167,15 @@ def test_media_parts_of_several_datasets_are_read_when_asked_for(tmp_path: Path)
     write_manifest(first, [row(0, "0.mp4"), row(1), row(2, "0.mp4"), row(3, "1.mp4"), {"id": "two", "messages": asked}])
     write_manifest(second, [row(0), row(1, "1.mp4"), row(2, "0.mp4")])
     datasets = [SampleDataset([m], None, quarantine={"row-2": "silent"}) for m in (first, second)]  # type: ignore[arg-type]
-    places = Places([(dataset, None) for dataset in datasets])
+    places = MediaPlaces([(dataset, None) for dataset in datasets])
     names = [(place[0].name, place[1].path) for place in places]
     assert names == [(tmp_path.name, n) for n in ("0.mp4", "1.mp4", "a.mp4", "b.wav")] + [("other", "1.mp4")]
     assert len(places) == 5
     assert pickle.loads(pickle.dumps(places))[3] == (tmp_path, read_manifest(first)[4].media[1])
-    some = Places([(datasets[0], np.array([False, True, False, True])), (datasets[1], np.array([True, False]))])
+    some = MediaPlaces([(datasets[0], np.array([False, True, False, True])), (datasets[1], np.array([True, False]))])
     assert [place[1].path for place in some] == ["a.mp4", "b.wav"], "of the items that are meant"
     without = SampleDataset([second], None, quarantine={"row-1": "x", "row-2": "x"})  # type: ignore[arg-type]
-    assert list(Places([(without, None)])) == []
+    assert list(MediaPlaces([(without, None)])) == []
 
 
 def test_rows_in_quarantine_are_left_out(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from PIL import Image
 from tiny import World, make_world
 
 from avllm.config import ModelConfig
+from avllm.data.reading import MediaReader
 from avllm.data.schema import RowError, Sample
 from avllm.encoders._visual import VisualPreprocessor
+from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.modeling_avllm import AVLLM
-from avllm.models.processing_avllm import AVProcessor, load_tokenizer
+from avllm.models.processing_avllm import AVProcessor
 
 torch.set_num_threads(1)
 BALL = {"id": "ball", "box": [0.25, 0.0, 0.75, 0.5]}
@@ -57,9 +59,9 @@ def test_boxes_reach_the_tokens_and_references_the_text(world: World) -> None:
 def test_a_region_that_is_cropped_away_is_named(world: World) -> None:
     _, processor = composed(world)
     processor.preprocessors["video"] = VisualPreprocessor((32, 32), 16, shortest=32)
-    assert processor.read(sample(BALL).media, world.captions.parent)
+    assert MediaReader(processor).inputs(sample(BALL).media, world.captions.parent)
     with pytest.raises(RowError, match="'dog'") as error:
-        processor.read(sample(BALL, DOG).media, world.captions.parent)
+        MediaReader(processor).inputs(sample(BALL, DOG).media, world.captions.parent)
     assert error.value.reason == "region_cropped"
 
 
