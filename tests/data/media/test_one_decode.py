@@ -260,6 +260,7 @@ class Watched:
 
     def __init__(self, processor: Any, log: Path) -> None:
         self.processor, self.log = processor, log
+        self.reads_question = processor.reads_question
 
     def load_clips(self, parts: Sequence[MediaPart], root: Path | None) -> Any:
         with self.log.open("a") as out:
