@@ -1,4 +1,4 @@
-"""Many requests at once: a file of samples in, a file of answers out, in the same order."""
+"""Answer many requests: a file of samples in, a file of answers out, in the same order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from avllm.data.manifest import ManifestError, digest, parse_row
@@ -27,12 +35,13 @@ if TYPE_CHECKING:
     from avllm.models.processing_avllm import AVProcessor
 
 T = TypeVar("T")
-BATCHES_A_CHUNK = 4  # rows of similar length are put together within a chunk; a kill loses at most one chunk
+# Rows of similar length are batched within a chunk; a kill loses at most one chunk.
+BATCHES_A_CHUNK = 4
 
 
 @dataclass(frozen=True)
 class Request:
-    """One row of the input: a sample, or why it is none."""
+    """One line of the input: its sample, or the error that makes it none."""
 
     id: str | None
     sample: Sample | None = None
@@ -40,8 +49,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A request whose media are read: a row for the model, or why there is none."""
+class PreparedRequest:
+    """A request whose media were read: a row for the model, or the error that prevents one."""
 
     id: str | None
     row: Row | None = None
@@ -50,11 +59,25 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows that were there ``before`` and rows ``added`` now; ``errors`` among all of them."""
+    """Counts of an answers file.
+
+    Attributes:
+        before: rows that an earlier run wrote.
+        added: rows that this run wrote.
+        errors: rows with an error instead of an answer, among all of them.
+    """
 
     before: int
     added: int
     errors: int
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A row to answer, with its request's place in the chunk."""
+
+    place: int
+    row: Row
 
 
 def answer_file(
@@ -68,17 +91,19 @@ def answer_file(
     workers: int = 2,
     loaded: dict[str, Any] | None = None,
 ) -> Summary:
-    """Answer a file of requests; started again after a kill, it goes on behind the last row that was written.
+    """Answer a file of requests; after a kill, the same call continues after the last row written.
 
     Args:
-        load: gives the model and its processor; called only when something is left to answer.
-        checkpoint: the folder that they come from, by whose digest a second run knows that it is the same.
+        load: returns the model and its processor; called only when a request is left to answer.
+        checkpoint: the folder that they come from; a second run compares its digest.
         requests: JSONL, one sample a line; relative media paths are relative to its folder.
         output: JSONL, ``{"id", "answer"}`` or ``{"id", "error"}`` in input order.
         generation: greedy when None.
-        batch_size: prompts in a batch. It does not change greedy answers, so it may change between runs.
+        batch_size: prompts in a batch. Greedy answers do not depend on it, so it may change
+            between runs.
         workers: threads that decode ahead.
-        loaded: how ``load`` changes the model (``quantize``, ``dtype``), JSON-able: it decides answers, too.
+        loaded: how ``load`` changes the model (``quantize``, ``dtype``), JSON-able: answers depend
+            on it, so a second run compares it, too.
 
     Raises:
         JournalError: the output belongs to other requests, another checkpoint or other settings.
@@ -97,34 +122,40 @@ def answer_file(
         before = journal.done
         if before < total:
             model, processor = load()
-            pending = islice(read_requests(requests), before, None)
-            with _progress() as bar:
+            remaining = islice(read_requests(requests), before, None)
+            root = Path(requests).parent
+            ready = prepare_ahead(processor, remaining, root, workers, 2 * batch_size)
+            with _progress_bar() as bar:
                 task = bar.add_task("answers", total=total, completed=before)
-                ready = prepare_ahead(processor, pending, Path(requests).parent, workers, 2 * batch_size)
+                tick = partial(bar.advance, task)
                 for chunk in groups(ready, batch_size * BATCHES_A_CHUNK):
-                    tick = partial(bar.advance, task)
-                    journal.append(answer_chunk(model, processor, chunk, generation, batch_size, tick))
+                    answers = answer_chunk(model, processor, chunk, generation, batch_size, tick)
+                    journal.append(answers)
         return Summary(before, journal.done - before, journal.errors())
 
 
 def count_requests(path: str | Path) -> int:
-    """Lines that are not blank.
+    """Count the lines that are not blank.
 
     Raises:
         ManifestError: no such file, or nothing in it.
     """
     path = Path(path)
     if not path.is_file():
-        raise ManifestError(f"{path} is not a file; expected requests (JSONL, one sample a line)")
+        raise ManifestError(
+            f"{path} is not a file; expected requests (JSONL, one sample a line)", reason="missing"
+        )
     with path.open("rb") as file:
         total = sum(bool(line.strip()) for line in file)
     if not total:
-        raise ManifestError(f"{path} holds no request; expected one JSON object a line")
+        raise ManifestError(
+            f"{path} holds no request; expected one JSON object a line", reason="no_rows"
+        )
     return total
 
 
 def read_requests(path: str | Path) -> Iterator[Request]:
-    """The requests in order; a malformed line is a request with an error that names file, line and field."""
+    """Yield the requests in order; the error of a malformed line names file, line and field."""
     path = Path(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -139,32 +170,42 @@ def read_requests(path: str | Path) -> Iterator[Request]:
 
 
 def _id_of(line: bytes) -> str | None:
+    """Return the id of a malformed line, or None when it has none that can be read."""
     try:
-        found = json.loads(line)
+        row = json.loads(line)
     except ValueError:  # no JSON, or no UTF-8
         return None
-    value = found.get("id") if isinstance(found, dict) else None
-    return value if isinstance(value, str) else None
+    if not isinstance(row, dict):
+        return None
+    identity = row.get("id")
+    return identity if isinstance(identity, str) else None
 
 
-def prepare(processor: AVProcessor, request: Request, root: Path | None) -> Prepared:
-    """Read a request's media and make its row; what is wrong with it becomes its error."""
-    if request.sample is None:
-        return Prepared(request.id, error=request.error)
+def prepare(processor: AVProcessor, request: Request, root: Path | None) -> PreparedRequest:
+    """Read a request's media and make its row; a fault of either becomes the request's error."""
+    sample = request.sample
+    if sample is None:
+        return PreparedRequest(request.id, error=request.error)
     try:
-        clips = MediaReader(processor).inputs(request.sample.media, root, request.sample.last_question)
-        return Prepared(request.id, processor.row(request.sample, clips, answer=False))
-    except (ValueError, OSError) as error:  # MediaError, RowError, a folder that may not be read
-        reason = f"{error.reason}: " if isinstance(error, RowError) else ""
-        return Prepared(request.id, error=f"{reason}{error}")
+        clips = MediaReader(processor).inputs(sample.media, root, sample.last_question)
+        row = processor.row(sample, clips, answer=False)
+    except RowError as error:
+        return PreparedRequest(request.id, error=f"{error.reason}: {error}")
+    except (ValueError, OSError) as error:  # MediaError, a folder that may not be read
+        return PreparedRequest(request.id, error=str(error))
+    return PreparedRequest(request.id, row)
 
 
 def prepare_ahead(
-    processor: AVProcessor, requests: Iterable[Request], root: Path | None, workers: int, ahead: int
-) -> Iterator[Prepared]:
-    """:func:`prepare` in threads, in order, at most ``ahead`` requests before the one that is asked for."""
+    processor: AVProcessor,
+    requests: Iterable[Request],
+    root: Path | None,
+    workers: int,
+    ahead: int,
+) -> Iterator[PreparedRequest]:
+    """Prepare requests in threads, in order, at most ``ahead`` of them before their turn."""
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode") as pool:
-        waiting: deque[Future[Prepared]] = deque()
+        waiting: deque[Future[PreparedRequest]] = deque()
         try:
             for request in requests:
                 waiting.append(pool.submit(prepare, processor, request, root))
@@ -177,33 +218,43 @@ def prepare_ahead(
                 future.cancel()
 
 
+def _ignore(rows: int) -> None:
+    """Do nothing: for callers that show no progress."""
+
+
 def answer_chunk(
     model: AVLLM,
     processor: AVProcessor,
-    chunk: Sequence[Prepared],
+    chunk: Sequence[PreparedRequest],
     generation: Generation,
     batch_size: int,
-    tick: Callable[[int], None] | None = None,
+    tick: Callable[[int], None] = _ignore,
 ) -> list[dict[str, Any]]:
-    """Answers in the chunk's order; prompts of similar length share a batch, so that little is padding.
+    """Return the answers of a chunk, in its order.
 
-    ``tick`` is told how many rows are done, batch by batch.
+    Prompts of similar length share a batch, so that little of it is padding. ``tick`` is called
+    with the number of rows that are done, batch by batch.
     """
-    found = {i: {"id": item.id, "error": item.error} for i, item in enumerate(chunk) if item.row is None}
-    if tick and found:
-        tick(len(found))
-    good = [(i, item.row) for i, item in enumerate(chunk) if item.row is not None]
-    good.sort(key=lambda pair: len(pair[1].input_ids))
-    for group in groups(good, batch_size):
-        texts = answer_rows(model, processor, [row for _, row in group], generation)
-        found.update({i: {"id": row.id, "answer": text} for (i, row), text in zip(group, texts, strict=True)})
-        if tick:
-            tick(len(group))
-    return [found[i] for i in range(len(chunk))]
+    answers: dict[int, dict[str, Any]] = {}  # by place in the chunk
+    prompts: list[_Prompt] = []
+    for place, request in enumerate(chunk):
+        if request.row is None:
+            answers[place] = {"id": request.id, "error": request.error}
+        else:
+            prompts.append(_Prompt(place, request.row))
+    tick(len(answers))
+
+    prompts.sort(key=lambda prompt: len(prompt.row.input_ids))
+    for batch in groups(prompts, batch_size):
+        texts = answer_rows(model, processor, [prompt.row for prompt in batch], generation)
+        for prompt, text in zip(batch, texts, strict=True):
+            answers[prompt.place] = {"id": prompt.row.id, "answer": text}
+        tick(len(batch))
+    return [answers[place] for place in range(len(chunk))]
 
 
 def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of ``size`` items; the last may be shorter."""
+    """Yield lists of ``size`` items; the last may be shorter."""
     source = iter(items)
     while group := list(islice(source, size)):
         yield group
@@ -219,22 +270,31 @@ def answer_samples(
     batch_size: int = 8,
     workers: int = 2,
 ) -> Iterator[dict[str, Any]]:
-    """The same without files: one ``{"id", "answer"}`` or ``{"id", "error"}`` a sample, in order."""
-    requests = (Request(s.id, s.question()) for s in samples)
+    """Answer samples without files: yield ``{"id", "answer"}`` or ``{"id", "error"}``, in order."""
+    generation = generation or Generation()
+    requests = (Request(sample.id, sample.question()) for sample in samples)
     ready = prepare_ahead(processor, requests, root, workers, 2 * batch_size)
     for chunk in groups(ready, batch_size * BATCHES_A_CHUNK):
-        yield from answer_chunk(model, processor, chunk, generation or Generation(), batch_size)
+        yield from answer_chunk(model, processor, chunk, generation, batch_size)
 
 
 class _Rate(ProgressColumn):
     """Rows a second of this run."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.2f} rows/s" if task.speed else "- rows/s")
+        if not task.speed:
+            return Text("- rows/s")
+        return Text(f"{task.speed:.2f} rows/s")
 
 
-def _progress() -> Progress:
+def _progress_bar() -> Progress:
     from rich.console import Console
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

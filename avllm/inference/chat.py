@@ -1,4 +1,7 @@
-"""A conversation about media: history in, streamed text out. The terminal, the demo and the Python API stand on it."""
+"""Hold a conversation about media: history in, streamed text out.
+
+The command line, the demo and the Python API use it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,16 @@ import torch
 from avllm.data.cache.fill import encode
 from avllm.data.media.load import SOUND_MODES, Clip, MediaError, is_picture, probe
 from avllm.data.reading import MediaReader, Prepared
-from avllm.data.schema import AudioPart, ContentPart, ImagePart, MediaPart, Message, Sample, TextPart, VideoPart
+from avllm.data.schema import (
+    AudioPart,
+    ContentPart,
+    ImagePart,
+    MediaPart,
+    Message,
+    Sample,
+    TextPart,
+    VideoPart,
+)
 from avllm.errors import UserError
 from avllm.inference.generation import Generation
 from avllm.inference.perceived import Perceived, perceive
@@ -31,7 +43,7 @@ Files = str | Path | Sequence[str | Path] | None
 
 @dataclass
 class _Media:
-    """A media part of the chat: decoded, prepared, and once it was asked about, encoded."""
+    """A media part of the chat: decoded, prepared and, after the first question, encoded."""
 
     clip: Clip
     inputs: Prepared
@@ -42,15 +54,17 @@ class Chat:
     """One conversation with a model.
 
     Args:
-        model: in eval mode, on its device.
+        model: in eval mode, on the device where it is to run.
         processor: the one that was saved with it.
 
     Attributes:
-        messages: the turns so far. A turn is added when its answer is complete or was stopped, not when it failed.
+        messages: the turns so far. A turn is added when its answer is complete or was stopped, not
+            when it failed.
     """
 
     def __init__(self, model: AVLLM, processor: AVProcessor) -> None:
-        self.model, self.processor = model, processor
+        self.model = model
+        self.processor = processor
         self.messages: list[Message] = []
         self._stop = Event()
         self._reader = MediaReader(processor, keep_mb=math.inf)
@@ -58,7 +72,7 @@ class Chat:
 
     @classmethod
     def load(cls, checkpoint: str | Path, device: str = "cpu", **options: Any) -> Chat:
-        """Read a checkpoint folder.
+        """Load a checkpoint folder.
 
         Args:
             checkpoint: the folder of a trained model.
@@ -68,7 +82,7 @@ class Chat:
 
         Raises:
             CheckpointError: the folder is no checkpoint, or does not fit its backbones.
-            ValueError: no such device here.
+            UserError: this machine has no such device.
         """
         from avllm.models.modeling_avllm import AVLLM
         from avllm.models.processing_avllm import AVProcessor
@@ -87,60 +101,74 @@ class Chat:
         sound: str = "auto",
         **generation: Any,
     ) -> Iterator[str]:
-        """Ask the next question; the media are read before this returns, the answer comes as it is generated.
+        """Ask the next question: read its media at once, return the answer as it is generated.
 
         Args:
-            question: the text of the next turn, or all messages of a chat (Sample form), which replace the history.
+            question: the text of the next turn, or all messages of a chat (Sample form), which
+                replace the history.
             video, audio, image: files that the question is about, in front of it.
             sound: whether the videos' own sound is used: ``auto``, ``on`` or ``off``.
-            generation: ``max_new_tokens``, ``temperature`` (0 = greedy, the default), ``top_p``, ``decoding``.
+            generation: ``max_new_tokens``, ``temperature`` (0 = greedy, the default), ``top_p``,
+                ``decoding``.
 
         Returns:
-            Pieces of the answer. Closing the iterator, or :meth:`stop` from elsewhere, ends it early.
+            Pieces of the answer. Closing the iterator, or :meth:`stop` from another thread, ends
+            it early.
 
         Raises:
-            MediaError: a file that cannot be read. RowError: no encoder for it, or more tokens than fit.
-            ValueError: a setting out of range, or no question.
+            MediaError: a file that cannot be read.
+            RowError: no encoder for it, or more tokens than fit.
+            UserError: a setting out of range, or no question.
         """
         settings = Generation(**generation)
         parts = media_parts(video, audio, image, sound)
         if isinstance(question, str):
             if not question.strip():
-                raise UserError("the question is empty; expected some text")
+                raise UserError("the question is empty; expected some text", reason="empty")
             turn = Message(role="user", content=[*parts, TextPart(text=question)])
             messages = [*self.messages, turn]
         elif parts:
-            raise UserError("media were given beside whole messages; put them into the messages as parts")
+            raise UserError(
+                "media were given beside whole messages; put them into the messages as parts",
+                reason="media_beside_messages",
+            )
         else:
-            messages = [Message.model_validate(m) for m in question]
+            messages = [Message.model_validate(message) for message in question]
         return self._answer(messages, self._batch(messages), settings)
 
     def _batch(self, messages: list[Message]) -> Any:
+        """Return the batch of one prompt; forget media that the messages no longer hold."""
         sample = Sample.model_validate({"id": "chat", "messages": messages}).question()
         self._read(sample.media, sample.last_question)
-        self._media = {part: self._media[part] for part in sample.media}  # what the chat is about no more is forgotten
+        self._media = {part: self._media[part] for part in sample.media}
         self._reader.forget(but=sample.media)
         row = self.processor.row(sample, self._encoded(sample.media), answer=False)
         return self.processor.collate([row], padding_side="left").to(self.model.device)
 
     def _read(self, parts: Sequence[MediaPart], question: str = "") -> None:
-        """Read and prepare the media that are new, or all where frames are chosen by the question."""
-        again = self.processor.reads_question
-        new = [part for part in dict.fromkeys(parts) if again or part not in self._media]
-        for part, clip in zip(new, self._reader.clips(new, None), strict=True):
+        """Read and prepare new media, or all media where the question selects the frames."""
+        unread = list(dict.fromkeys(parts))
+        if not self.processor.reads_question:
+            unread = [part for part in unread if part not in self._media]
+        for part, clip in zip(unread, self._reader.clips(unread, None), strict=True):
             self._media[part] = _Media(clip, self.processor.prepare(clip, question))
 
     def _encoded(self, parts: Sequence[MediaPart]) -> list[Prepared]:
-        """Return the encoders' features of media; a clip passes them once, however often it is asked about."""
-        new = [media for part, media in self._media.items() if part in parts and media.features is None]
+        """Return the encoders' features of media; each clip is encoded once for all questions."""
+        unencoded = [
+            media for part, media in self._media.items() if part in parts and media.features is None
+        ]
+        inputs = [media.inputs for media in unencoded]
         with torch.no_grad():
-            features = encode([media.inputs for media in new], self.model.encoders, self.model.device)
-        for media, streams in zip(new, features, strict=True):
+            features = encode(inputs, self.model.encoders, self.model.device)
+        for media, streams in zip(unencoded, features, strict=True):
             media.features = streams
         return [self._media[part].features or {} for part in parts]
 
     def _answer(self, messages: list[Message], batch: Any, generation: Generation) -> Iterator[str]:
-        self._stop = stop = Event()
+        """Yield the pieces of the answer, then add the turn to the history."""
+        stop = Event()
+        self._stop = stop
         arguments = generation.arguments(self.model, self.processor)
         tokenizer = self.processor.tokenizer
         duration = self._duration(messages)
@@ -149,31 +177,39 @@ class Chat:
             text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
             return self.processor.content.say_seconds(text, duration, whole)
 
-        said: list[str] = []
+        pieces: list[str] = []
         try:
             for piece in stream_text(self.model.generate, decode, stop, batch=batch, **arguments):
-                said.append(piece)
+                pieces.append(piece)
                 yield piece
-        except GeneratorExit:  # the reader has gone: what it got is the turn
-            self._remember(stop, messages, said)
+        except GeneratorExit:  # the reader closed the iterator: the turn is the text that it got
+            self._remember(stop, messages, "".join(pieces))
             raise
-        self._remember(stop, messages, said)
+        self._remember(stop, messages, "".join(pieces))
 
     def _duration(self, messages: list[Message]) -> float | None:
         """Return the seconds of the last clip, which an answer's times are about."""
         media = Sample.model_validate({"id": "chat", "messages": messages}).media
-        return duration_of(self._media[media[-1]].inputs) if media else None
+        if not media:
+            return None
+        return duration_of(self._media[media[-1]].inputs)
 
-    def _remember(self, stop: Event, messages: list[Message], said: list[str]) -> None:
-        if stop is not self._stop:  # the chat was cleared, or asked something else, meanwhile
+    def _remember(self, stop: Event, messages: list[Message], answer: str) -> None:
+        """Add an answer to its messages, unless the chat was cleared or asked something else."""
+        if stop is not self._stop:
             return
-        asked = messages if messages[-1].role == "user" else messages[:-1]
-        self.messages = [*asked, Message(role="assistant", content=[TextPart(text="".join(said))])]
+        history = list(messages)
+        if history[-1].role != "user":
+            del history[-1]
+        turn = Message(role="assistant", content=[TextPart(text=answer)])
+        self.messages = [*history, turn]
 
     def look(
         self, *, video: Files = None, audio: Files = None, image: Files = None, sound: str = "auto"
     ) -> list[Perceived]:
-        """Read media without asking yet: what the model would get of them. A question about them reads them no more.
+        """Read media before a question, and return the encoders' view of them.
+
+        The next question about the same media does not read them again.
 
         Raises:
             MediaError: a file that cannot be read. RowError: no encoder for it.
@@ -183,95 +219,119 @@ class Chat:
         return self._perceive(parts)
 
     def use_sound(self, sound: str) -> None:
-        """Use the videos' own sound (``auto``, ``on``) or not (``off``) from the next question on, in all turns.
+        """Set whether the videos' own sound is used, in all turns, from the next question on.
+
+        Args:
+            sound: ``auto``, ``on`` or ``off``.
 
         Raises:
-            ValueError: ``sound`` is none of the three.
+            UserError: ``sound`` is none of the three.
         """
         _check_sound(sound)
-        self.messages = [
-            m.model_copy(update={"content": [_with_sound(part, sound) for part in m.content]}) for m in self.messages
-        ]
+        self.messages = [_with_sound(message, sound) for message in self.messages]
 
     def stop(self) -> None:
-        """End the answer that is being generated, from any thread; what was said so far becomes the turn."""
+        """End the answer that is being generated, from any thread; its text so far is the turn."""
         self._stop.set()
 
     def clear(self) -> None:
         """Forget all turns and media."""
         self.stop()
-        self.messages, self._media, self._stop = [], {}, Event()
+        self._stop = Event()
+        self.messages = []
+        self._media = {}
         self._reader.forget()
 
     @property
     def perceived(self) -> list[Perceived]:
-        """What the model really got of the chat's media, in their order; there as soon as :meth:`ask` has returned."""
+        """The encoders' view of the chat's media, in their order, from :meth:`ask` on."""
         return self._perceive(list(self._media))
 
     def _perceive(self, parts: Sequence[MediaPart]) -> list[Perceived]:
-        preprocessors, order = self.processor.preprocessors, self.processor.order
+        preprocessors = self.processor.preprocessors
         perceived = []
         for part in parts:
             media = self._media[part]
-            perceived.append(perceive(part, media.clip, media.inputs, preprocessors, order(media.inputs)))
+            order = self.processor.order(media.inputs)
+            perceived.append(perceive(part, media.clip, media.inputs, preprocessors, order))
         return perceived
 
 
 def check_device(device: str) -> None:
-    """Whether this machine has a device, before anything is loaded.
+    """Check that this machine has a device, before anything is loaded.
 
     Raises:
-        ValueError: torch knows no such device, or there is none here.
+        UserError: torch has no such kind of device, or this machine has none.
     """
-    import torch
-
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise UserError(f"device {device!r} is none that torch knows; expected cpu, cuda, cuda:1, ...") from error
-    here = torch.accelerator.current_accelerator(check_available=True)
-    if kind != "cpu" and (here is None or kind != here.type):
-        raise UserError(f"device {device!r} is not usable here; this machine has cpu{f' and {here}' if here else ''}")
+        raise UserError(
+            f"device {device!r} is none that torch has; expected cpu, cuda, cuda:1, ...",
+            reason="device",
+        ) from error
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    usable = ["cpu"]
+    if accelerator is not None:
+        usable.append(accelerator.type)
+    if kind not in usable:
+        raise UserError(
+            f"device {device!r} is not usable here; this machine has {' and '.join(usable)}",
+            reason="device",
+        )
 
 
 def media_kind(path: str | Path) -> str:
-    """``video``, ``audio`` or ``image``, by what is in the file.
+    """Return ``video``, ``audio`` or ``image``, by the content of a file.
 
     Raises:
-        MediaError: none of them, and its name does not say that it should be a picture.
+        MediaError: none of them, and the file's name does not end like a picture's.
     """
     if is_picture(path):
         return "image"
     try:
-        return "video" if probe(path).has_video else "audio"
+        has_video = probe(path).has_video
     except MediaError:
-        if (mimetypes.guess_type(path)[0] or "").startswith("image/"):
-            return "image"  # reading it will say what is wrong with it
+        guess = mimetypes.guess_type(path)[0]
+        if guess is not None and guess.startswith("image/"):
+            return "image"  # its error is raised when it is read
         raise
+    return "video" if has_video else "audio"
 
 
 def media_parts(video: Files, audio: Files, image: Files, sound: str = "auto") -> list[MediaPart]:
-    """Files -> media parts, videos first, then sounds, then pictures.
+    """Return files as media parts: videos first, then sounds, then pictures.
 
     Raises:
-        ValueError: ``sound`` is none of ``auto``, ``on``, ``off``.
+        UserError: ``sound`` is none of ``auto``, ``on``, ``off``.
     """
     _check_sound(sound)
-    videos = [VideoPart.model_validate({"video": str(f), "sound": sound}) for f in _files(video)]
-    sounds = [AudioPart.model_validate({"audio": str(f)}) for f in _files(audio)]
-    return [*videos, *sounds, *(ImagePart(image=str(f)) for f in _files(image))]
+    videos = [VideoPart.model_validate({"video": path, "sound": sound}) for path in _paths(video)]
+    sounds = [AudioPart.model_validate({"audio": path}) for path in _paths(audio)]
+    pictures = [ImagePart(image=path) for path in _paths(image)]
+    return [*videos, *sounds, *pictures]
 
 
 def _check_sound(sound: str) -> None:
     if sound not in SOUND_MODES:
-        raise UserError(f"sound={sound!r}; expected one of {', '.join(SOUND_MODES)}")
+        raise UserError(
+            f"sound={sound!r}; expected one of {', '.join(SOUND_MODES)}", reason="sound"
+        )
 
 
-def _with_sound(part: ContentPart, sound: str) -> ContentPart:
-    return part.model_copy(update={"sound": sound}) if isinstance(part, VideoPart) else part
+def _with_sound(message: Message, sound: str) -> Message:
+    """Return a message whose videos use their sound, or do not."""
+    content: list[ContentPart] = []
+    for part in message.content:
+        if isinstance(part, VideoPart):
+            part = part.model_copy(update={"sound": sound})
+        content.append(part)
+    return message.model_copy(update={"content": content})
 
 
-def _files(given: Files) -> list[str | Path]:
-    if given is None:
+def _paths(files: Files) -> list[str]:
+    if files is None:
         return []
-    return [given] if isinstance(given, str | Path) else list(given)
+    if isinstance(files, str | Path):
+        return [str(files)]
+    return [str(file) for file in files]

@@ -1,4 +1,4 @@
-"""How answers are generated: one place for chat, batch and evaluation, so that all three say the same."""
+"""Generate answers: one place for chat, batch and evaluation, so that all three answer the same."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generation:
-    """How an answer is chosen.
+    """Settings by which an answer is chosen.
 
     Attributes:
         max_new_tokens: longest answer, in tokens.
         temperature: 0 = greedy, the same answer each time; above 0 tokens are drawn.
-        top_p: draw from the most likely tokens that hold this share of the probability (arXiv 1904.09751); only when
-            ``temperature`` is above 0.
+        top_p: draw from the most likely tokens that hold this share of the probability
+            (arXiv 1904.09751); only when ``temperature`` is above 0.
         decoding: ``{"type", **options}`` of a decoder, or None.
 
     Raises:
@@ -43,23 +43,23 @@ class Generation:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
+            raise _out_of_range("max_new_tokens", self.max_new_tokens, "at least 1")
         if self.temperature < 0:
-            raise UserError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
+            raise _out_of_range("temperature", self.temperature, "0 (greedy) or more")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; expected above 0 and at most 1")
+            raise _out_of_range("top_p", self.top_p, "above 0 and at most 1")
         if self.decoding is not None:
             build("decoders", self.decoding)
 
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the answer, JSON-able."""
+        """Return every setting that the answer depends on, JSON-able."""
         return asdict(self)
 
     def arguments(self, model: AVLLM, processor: AVProcessor) -> dict[str, Any]:
-        """The keyword arguments of ``model.generate``.
+        """Return the keyword arguments of ``model.generate``.
 
-        An LLM's own generation_config may bring a repetition penalty or a top-k of its own; both are switched off, so
-        that these three numbers are all there is.
+        An LLM's generation_config may set a repetition penalty or a top-k. Both are switched off,
+        so that the answer depends on these settings alone.
         """
         arguments: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
@@ -69,47 +69,79 @@ class Generation:
             "eos_token_id": stop_ids(model, processor.tokenizer),
         }
         if self.temperature > 0:
-            arguments |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+            arguments["temperature"] = self.temperature
+            arguments["top_p"] = self.top_p
+            arguments["top_k"] = 0
         if self.decoding is not None:
             arguments["decoder"] = build("decoders", self.decoding)
         return arguments
 
 
+def _out_of_range(setting: str, value: float, expected: str) -> UserError:
+    return UserError(f"{setting} is {value}; expected {expected}", reason=setting)
+
+
 def read_decoding(text: str | None) -> dict[str, Any] | None:
-    """Return the decoder that a command line's YAML names: ``{type: contrastive, alpha: 1}``, or the type alone.
+    """Return the decoder that a command line's YAML names.
+
+    Args:
+        text: ``{type: contrastive, alpha: 1}``, or the type alone; None or blank for no decoder.
 
     Raises:
         UserError: no YAML, or no mapping. UnknownPartError: no such decoder or option.
     """
     if text is None or not text.strip():
         return None
+    expected = "expected {type: NAME, option: value}"
     try:
-        value = yaml.safe_load(text)
+        spec = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"decoding: {text!r} is no YAML ({error}); expected {{type: NAME, option: value}}") from error
-    spec = {"type": value} if isinstance(value, str) else value
+        raise UserError(
+            f"decoding: {text!r} is no YAML ({error}); {expected}", reason="no_yaml"
+        ) from error
+    if isinstance(spec, str):
+        spec = {"type": spec}
     if not isinstance(spec, dict):
-        raise UserError(f"decoding: {text!r}; expected {{type: NAME, option: value}}")
+        raise UserError(f"decoding: {text!r}; {expected}", reason="no_mapping")
     if not all(isinstance(key, str) for key in spec):
-        raise UserError(f"decoding: {text!r}; expected names of options, {{type: NAME, option: value}}")
+        raise UserError(
+            f"decoding: {text!r} has an option whose name is no text; {expected}",
+            reason="option_name",
+        )
     decoding: dict[str, Any] = TypeAdapter(PartSpec).validate_python(spec)
     build("decoders", decoding)
     return decoding
 
 
 def stop_ids(model: AVLLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids that end an answer: the tokenizer's, the LLM's own, and what the chat template writes behind a turn.
+    """Return the ids of the tokens that end an answer.
 
-    The last matters for base models with a chat template: their end-of-sequence token is not the one that ends a turn,
-    and a model that learned to end turns would talk on.
+    These are the tokenizer's, the LLM's, and the one that the chat template writes after a turn.
+    The last matters for base models with a chat template: their end-of-sequence token is not the
+    one that ends a turn, and a model that learned to end turns would talk on.
     """
-    own = model.llm.generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "\u0001"}]
-    behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("\u0001")[2]
-    first = tokenizer(behind, add_special_tokens=False)["input_ids"][:1] if behind else []
-    known = tokenizer.added_tokens_decoder
-    return sorted({int(i) for i in ids} | {i for i in first if i in known and known[i].special})
+    configured = model.llm.generation_config.eos_token_id  # an id, a list of ids, or None
+    if not isinstance(configured, list):
+        configured = [configured]
+    ids = {tokenizer.eos_token_id, *configured, _end_of_turn(tokenizer)}
+    ids.discard(None)
+    return sorted(int(token_id) for token_id in ids)
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the special token that the chat template writes after an answer, or None."""
+    answer = "\u0001"  # a text that occurs in no template
+    turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": answer}]
+    chat = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    after_answer = chat.rpartition(answer)[2]
+    if not after_answer:
+        return None
+    token_ids = tokenizer(after_answer, add_special_tokens=False)["input_ids"]
+    if not token_ids:
+        return None
+    first = int(token_ids[0])
+    token = tokenizer.added_tokens_decoder.get(first)
+    return first if token is not None and token.special else None
 
 
 def answer_rows(

@@ -1,4 +1,4 @@
-"""An answers file that survives a kill: rows are appended in order, and a second run goes on behind the last one."""
+"""Append answers to a file that survives a kill: a second run continues after the last row."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ CHECKPOINT_FILES = (
     "processor_config.json",
     "trained.safetensors",
     "chat_template.jinja",
+    "tokenizer*",
+    "lora/*/*",
 )
-CHECKPOINT_PATTERNS = ("tokenizer*", "lora/*/*")
+"""Patterns of the files of a checkpoint that its answers depend on."""
 
 
 class JournalError(UserError):
@@ -29,14 +31,14 @@ class JournalError(UserError):
 
 
 class Journal:
-    """The answers file and, beside it, ``<name>.run.json``, which says what the answers belong to.
+    """The answers file and, beside it, ``<name>.run.json``, which names the run of the answers.
 
     Args:
         path: the answers file (JSONL).
-        run: what decides the answers, JSON-able (digests of input and checkpoint, settings).
+        run: all that answers depend on, JSON-able (digests of input and checkpoint, settings).
 
     Raises:
-        JournalError: the file belongs to another run, to no known one, or is being written.
+        JournalError: the file belongs to another run, lacks its ``.run.json``, or is being written.
     """
 
     def __init__(self, path: str | Path, run: dict[str, Any]) -> None:
@@ -46,55 +48,68 @@ class Journal:
             try:
                 self._rows = on_error.enter_context(AppendOnly(self.path))
             except LockedError as error:
-                raise JournalError(str(error)) from error
+                raise JournalError(str(error), reason="locked") from error
             self._check(run)
             on_error.pop_all()
 
     @property
     def done(self) -> int:
-        """Rows that are there."""
+        """Number of rows in the file."""
         return self._rows.count
 
     def errors(self) -> int:
-        """Rows that are there and hold an error instead of an answer."""
+        """Count the rows that hold an error instead of an answer."""
         with self.path.open("rb") as file:
             return sum("error" in json.loads(line) for line in file)
 
     def _check(self, run: dict[str, Any]) -> None:
+        """Check that the file is empty, or holds answers of the same run."""
         if self.path.stat().st_size == 0:
             write_whole(self.sidecar, json.dumps(run, indent=2) + "\n")
             return
         if not self.sidecar.is_file():
             raise JournalError(
-                f"{self.path} exists, but {self.sidecar.name}, which says what it belongs to, does not; "
-                "choose another output, or delete the file to begin again"
+                f"{self.path} exists, but {self.sidecar.name}, which names the run of its answers, "
+                "does not; choose another output, or delete the file to begin again",
+                reason="no_run_file",
             )
-        known = json.loads(self.sidecar.read_text(encoding="utf-8"))
-        other = sorted(k for k in {*known, *run} if known.get(k) != run.get(k))
-        if other:
+        earlier = json.loads(self.sidecar.read_text(encoding="utf-8"))
+        keys = sorted({*earlier, *run})
+        differing = [key for key in keys if earlier.get(key) != run.get(key)]
+        if differing:
             raise JournalError(
-                f"{self.path} holds answers of another run: {', '.join(other)} differ "
-                f"({self.sidecar.name} has them); choose another output, or delete the file to begin again"
+                f"{self.path} holds answers of another run: {', '.join(differing)} differ "
+                f"({self.sidecar.name} has them); choose another output, or delete the file to "
+                "begin again",
+                reason="other_run",
             )
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write rows, and come back when they are on the disk."""
+        """Write rows, and return when they are on the disk."""
         self._rows.append(rows)
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._rows.close()
 
 
 def checkpoint_digest(folder: str | Path) -> str:
-    """SHA-256 over the files of a checkpoint that decide its answers (its manifest holds the backbones' hashes)."""
+    """Return a SHA-256 over the files of a checkpoint that its answers depend on.
+
+    Backbones are covered by their hashes in the checkpoint's ``manifest.json``.
+    """
     folder = Path(folder)
-    paths = {folder / name for name in CHECKPOINT_FILES} | {p for g in CHECKPOINT_PATTERNS for p in folder.glob(g)}
+    paths: set[Path] = set()
+    for pattern in CHECKPOINT_FILES:
+        paths.update(path for path in folder.glob(pattern) if path.is_file())
     total = hashlib.sha256()
-    for path in sorted(p for p in paths if p.is_file()):
+    for path in sorted(paths):
         total.update(f"{path.relative_to(folder)}:{sha256(path)}\n".encode())
     return total.hexdigest()

@@ -1,4 +1,4 @@
-"""What the model really got of a media part: its frames as resized and cropped, its sound as the encoder takes it."""
+"""Show the encoders' view of a media part: frames as resized and cropped, sound as its bands."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Perceived:
         frames: uint8 RGB ``(T, H, W, 3)``, or None when nothing is seen.
         span: ``(T, 2)`` seconds of the clip of each frame, or None.
         sound: the waveform at the encoder's rate, or None when nothing is heard.
-        spectrogram: ``(mels, time)`` the encoder's own input bands without padding, or None when it takes the waveform.
-        tokens: places that the part takes in the LLM's sequence, by stream.
+        spectrogram: ``(mels, time)`` the encoder's input bands without padding, or None when the
+            encoder takes the waveform.
+        tokens: number of the part's tokens in the LLM's sequence, by stream.
     """
 
     part: MediaPart
@@ -44,56 +45,80 @@ def perceive(
     preprocessors: Mapping[str, Any],
     order: list[str],
 ) -> Perceived:
-    """Put together what went into the encoders.
+    """Collect the encoders' view of a media part.
 
     Args:
         part: the media part.
-        clip: what was decoded of it.
-        inputs: what its preprocessors made of that, by stream.
+        clip: its decoded frames and sound.
+        inputs: the encoders' inputs made of the clip, by stream.
         preprocessors: the processor's, by stream.
-        order: the stream of each of its tokens.
+        order: the stream of each token of the part.
     """
-    # of several streams of a medium the first is shown: it overwrites the others
-    by_medium = {preprocessors[s].medium: s for s in sorted(inputs, reverse=True)}
-    video, audio = by_medium.get("video"), by_medium.get("audio")
-    frames = None if video is None else picture(inputs[video], preprocessors[video], clip)
+    by_medium: dict[str, str] = {}  # of several streams of a medium, the first by name is shown
+    for stream in sorted(inputs):
+        by_medium.setdefault(preprocessors[stream].medium, stream)
+
+    frames = span = None
+    if "video" in by_medium:
+        stream = by_medium["video"]
+        frames = picture(inputs[stream], preprocessors[stream], clip)
+    if frames is not None and clip.frames is not None:
+        span = clip.frames.span
+
     sound = spectrogram = None
-    if audio is not None and clip.sound is not None:
-        sound = clip.sound_at(preprocessors[audio].rate)
-        spectrogram = bands(inputs[audio], preprocessors[audio], sound)
+    if "audio" in by_medium and clip.sound is not None:
+        stream = by_medium["audio"]
+        sound = clip.sound_at(preprocessors[stream].rate)
+        spectrogram = bands(inputs[stream], preprocessors[stream], sound)
     return Perceived(
         part=part,
         duration=clip.duration,
         frames=frames,
-        span=None if clip.frames is None or frames is None else clip.frames.span,
+        span=span,
         sound=sound,
         spectrogram=spectrogram,
         tokens={stream: order.count(stream) for stream in sorted(set(order))},
     )
 
 
-def picture(seen: EncoderInput, preprocessor: Any, clip: Clip) -> Tensor | None:
-    """uint8 ``(T, H, W, 3)``: the encoder's pixels with the normalisation undone.
+def picture(video: EncoderInput, preprocessor: Any, clip: Clip) -> Tensor | None:
+    """Return the encoder's pixels with the normalisation undone: uint8 ``(T, H, W, 3)``.
 
-    A backbone that takes patches instead of pictures (SigLIP 2 at native resolution) gives the decoded frames.
+    Of a backbone that takes patches instead of pictures (SigLIP 2 at native resolution), return
+    the decoded frames, or None when the clip has none.
     """
-    pixels = seen.inputs.get("pixel_values")
+    pixels = video.inputs.get("pixel_values")
     if pixels is None or pixels.dim() != 4 or not hasattr(preprocessor, "mean"):
         return None if clip.frames is None else clip.frames.x
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (preprocessor.mean, preprocessor.std))
+    mean = torch.tensor(preprocessor.mean).view(1, -1, 1, 1)  # (1, 3, 1, 1)
+    std = torch.tensor(preprocessor.std).view(1, -1, 1, 1)  # (1, 3, 1, 1)
     x = (pixels.float() * std + mean) / preprocessor.scale  # (T, 3, H, W)
     return x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)  # (T, H, W, 3)
 
 
-def bands(heard: EncoderInput, preprocessor: Any, sound: Sound) -> Tensor | None:
-    """``(mels, time)``: the windows' bands side by side, without what fills up a window."""
+def bands(audio: EncoderInput, preprocessor: Any, sound: Sound) -> Tensor | None:
+    """Return the windows' mel bands side by side, without the padding: ``(mels, time)``.
+
+    None for an encoder that takes the waveform.
+    """
     mels = getattr(preprocessor, "mels", None)
     if mels is None:
         return None
-    x = next(v for v in heard.inputs.values() if v.dim() >= 3 and mels in v.shape[-2:])  # (U, ..., mels|time, ...)
-    x = x.reshape(len(x), -1, *x.shape[-2:])[:, 0].float()  # one view a unit
-    x = x if x.shape[1] == mels else x.transpose(1, 2)  # (U, mels, time)
-    hop = getattr(preprocessor, "hop", preprocessor.rate // 100)  # Kaldi's banks have no hop of their own: 10 ms
-    each = min(x.shape[2], max(1, round(preprocessor.unit_samples / hop)))
-    row = x[:, :, :each].transpose(0, 1).flatten(1)  # (mels, U * each)
-    return row[:, : max(1, -(-len(sound.x) // hop))]
+    x = _spectrogram_of(audio, mels)  # (U, ..., mels, time) or (U, ..., time, mels)
+    x = x.reshape(len(x), -1, *x.shape[-2:])[:, 0].float()  # (U, ., .): one view a unit
+    if x.shape[1] != mels:
+        x = x.transpose(1, 2)  # (U, mels, time)
+
+    hop = getattr(preprocessor, "hop", preprocessor.rate // 100)  # Kaldi's banks: 10 ms, unnamed
+    steps = max(1, round(preprocessor.unit_samples / hop))  # of a unit without its padding
+    joined = x[:, :, :steps].transpose(0, 1).flatten(1)  # (mels, U * steps)
+    sound_steps = -(-len(sound.x) // hop)  # rounded up
+    return joined[:, : max(1, sound_steps)]  # (mels, time)
+
+
+def _spectrogram_of(audio: EncoderInput, mels: int) -> Tensor:
+    """Return the input of an audio encoder that has mel bands as one of its last two sizes."""
+    for x in audio.inputs.values():
+        if x.dim() >= 3 and mels in x.shape[-2:]:
+            return x
+    raise ValueError(f"no input of the audio encoder has {mels} mel bands")

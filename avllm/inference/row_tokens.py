@@ -1,4 +1,4 @@
-"""How many tokens a row has, when its media are not at hand but their numbers of tokens are."""
+"""Count the tokens of a row from the token counts of its media, without reading the media."""
 
 from __future__ import annotations
 
@@ -22,42 +22,55 @@ class ProcessorTokens:
         self.processor = processor
 
     def __call__(self, sample: Sample, media: Sequence[dict[str, int]]) -> int:
-        """Tokens of a training row whose media parts take ``media`` tokens by stream.
+        """Count the tokens of a training row whose media parts take ``media`` tokens by stream.
 
         Raises:
             RowError: as in training: an empty answer, reserved text, too long, nothing to train on.
         """
-        runs = [[stream for stream, count in part.items() for _ in range(count)] for part in media]
+        runs = [_run(counts) for counts in media]
         row = self.processor.row(sample, [{}] * len(runs), runs=runs)
         if row.num_targets == 0:
             raise RowError("no_answer", "no token of this row is trained on")
         return len(row.input_ids)
 
 
+def _run(counts: dict[str, int]) -> list[str]:
+    """Return the stream of each token of a media part, one stream after the other."""
+    run: list[str] = []
+    for stream, count in counts.items():
+        run += [stream] * count
+    return run
+
+
 class TextTokens:
-    """Counts text alone, for a tokenizer without a model: a row that is too long by its text is too long."""
+    """Counts text alone, for a tokenizer without a model: media can only make a row longer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self.tokenizer, self.max_length = tokenizer, max_length
+        self.tokenizer = tokenizer
+        self.max_length = max_length
 
     def __call__(self, sample: Sample, media: Sequence[dict[str, int]]) -> int:
-        """Tokens of all turns' text.
+        """Count the tokens of all turns' text.
 
         Raises:
-            RowError: they are more than ``max_length``.
+            RowError: there are more than ``max_length``.
         """
         texts = [message.text for message in sample.messages]
-        count = sum(len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        token_ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        count = sum(len(ids) for ids in token_ids)
         if count > self.max_length:
-            raise RowError("too_long", f"{count} tokens of text alone; the longest row is {self.max_length}")
+            raise RowError(
+                "too_long", f"{count} tokens of text alone; the longest row is {self.max_length}"
+            )
         return count
 
 
 def reading(processor: AVProcessor) -> str:
-    """A name for how a processor reads media: equal for processors that make the same tokens of a file."""
+    """Return a name that is equal for processors that make the same tokens of a file."""
     config = processor.config
-    how = [
-        {s: p.settings() for s, p in processor.preprocessors.items()},
-        [config.sampling, config.connector, config.layout, config.fusion, processor.widths],
-    ]
-    return hashlib.sha256(json.dumps(how, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    preprocessors = {
+        stream: preprocessor.settings() for stream, preprocessor in processor.preprocessors.items()
+    }
+    model = [config.sampling, config.connector, config.layout, config.fusion, processor.widths]
+    settings = json.dumps([preprocessors, model], sort_keys=True, default=str)
+    return hashlib.sha256(settings.encode()).hexdigest()[:16]

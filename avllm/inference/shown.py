@@ -1,4 +1,7 @@
-"""One row of a manifest as the model gets it: the chat with its media runs, what is trained on, seen and heard."""
+"""Show a row of a manifest as the model gets it.
+
+The chat with its media runs, the text that is trained on, and the encoders' view of the media.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,14 @@ if TYPE_CHECKING:
     from avllm.models.processing_avllm import AVProcessor
 
 STYLES = {"text": "", "trained": "bold green", "media": "cyan"}
-SHEET_WIDTH, SMALLEST, LABEL = 1280, 128, 14  # pixels: of a sheet of frames, of a frame's width, of the line below it
+SHEET_WIDTH = 1280  # pixels: a sheet of frames is at most so wide
+SMALLEST = 128  # pixels: narrower frames are enlarged
+LABEL = 14  # pixels: height of the line of text below a frame
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a row's tokens: plain ``text``, text that is ``trained`` on, or a ``media`` run."""
+    """A stretch of a row's tokens: plain ``text``, ``trained`` text, or a ``media`` run."""
 
     kind: Literal["text", "trained", "media"]
     text: str
@@ -40,9 +45,10 @@ class Shown:
     """A row as the model gets it.
 
     Attributes:
-        sample: as the manifest has it. row: its token ids and labels.
+        sample: the row of the manifest.
+        row: its token ids and labels.
         pieces: the row, stretch by stretch.
-        media: what was perceived of each media part.
+        media: the encoders' view of each media part.
     """
 
     sample: Sample
@@ -52,75 +58,90 @@ class Shown:
 
     @property
     def text(self) -> Text:
-        """The pieces with colours: what is trained on in green, media in cyan."""
-        found = Text()
+        """The pieces with colours: text that is trained on in green, media in cyan."""
+        coloured = Text()
         for piece in self.pieces:
-            found.append(piece.text, STYLES[piece.kind])
-        return found
+            coloured.append(piece.text, STYLES[piece.kind])
+        return coloured
 
     @property
     def marked(self) -> str:
-        """The pieces without colours: what is trained on in ``[[`` and ``]]``."""
-        return "".join(f"[[{piece.text}]]" if piece.kind == "trained" else piece.text for piece in self.pieces)
+        """The pieces without colours: text that is trained on in ``[[`` and ``]]``."""
+        texts = []
+        for piece in self.pieces:
+            text = f"[[{piece.text}]]" if piece.kind == "trained" else piece.text
+            texts.append(text)
+        return "".join(texts)
 
 
 def show(processor: AVProcessor, sample: Sample, root: Path | None) -> Shown:
-    """Make the training row of a sample, and look at it.
+    """Make the training row of a sample and collect what is shown of it.
 
     Args:
-        processor: of the model. root: the manifest's folder.
+        processor: the model's.
+        sample: the row of the manifest.
+        root: the manifest's folder.
 
     Raises:
-        MediaError: a file cannot be read. RowError: no row can be made; ``no_answer``: no token of it is trained on;
-            ``cut_run``: a media run is not whole.
+        MediaError: a file cannot be read.
+        RowError: no row can be made; ``no_answer``: no token of it is trained on; ``cut_run``: a
+            media run is not whole.
     """
     clips = processor.load_clips(sample.media, root)
     inputs = [processor.prepare(clip) for clip in clips]
-    orders = [processor.order(each) for each in inputs]
+    orders = [processor.order(streams) for streams in inputs]
     row = processor.row(sample, inputs, runs=orders)
-    names = {i: stream for stream, i in processor.config.media_token_ids.items()}
-    check_row(row, orders, names)
+    media_token_ids = processor.config.media_token_ids
+    streams_by_id = {token_id: stream for stream, token_id in media_token_ids.items()}
+    check_row(row, orders, streams_by_id)
     media = [
-        perceive(part, clip, each, processor.preprocessors, order)
-        for part, clip, each, order in zip(sample.media, clips, inputs, orders, strict=True)
+        perceive(part, clip, streams, processor.preprocessors, order)
+        for part, clip, streams, order in zip(sample.media, clips, inputs, orders, strict=True)
     ]
-    return Shown(sample, row, list(pieces(row, names, processor)), media)
+    return Shown(sample, row, list(pieces(row, streams_by_id, processor)), media)
 
 
-def check_row(row: Row, orders: Sequence[list[str]], names: dict[int, str]) -> None:
-    """Whether something of a row is trained on, and its placeholders are those of its media.
+def check_row(row: Row, orders: Sequence[list[str]], streams_by_id: dict[int, str]) -> None:
+    """Check that a token of a row is trained on, and that its placeholders match its media.
 
     Args:
-        row: token ids and labels. orders: the stream of each token of each media part. names: streams by placeholder.
+        row: token ids and labels.
+        orders: for each media part, the stream of each of its tokens.
+        streams_by_id: the stream of each placeholder's token id.
 
     Raises:
         RowError: ``no_answer`` or ``cut_run``.
     """
     if row.num_targets == 0:
         raise RowError("no_answer", "no token of this row is trained on: every label is masked")
-    there = [names[int(i)] for i in row.input_ids if int(i) in names]
+    token_ids = row.input_ids.tolist()
+    placeholders = [streams_by_id[i] for i in token_ids if i in streams_by_id]
     expected = list(itertools.chain.from_iterable(orders))
-    if there != expected:
-        seen = f"the row holds {dict(Counter(there))} placeholders in {len(orders)} runs"
-        raise RowError("cut_run", f"{seen}; its media make {dict(Counter(expected))}. A media run was cut or moved")
+    if placeholders != expected:
+        raise RowError(
+            "cut_run",
+            f"the row holds {dict(Counter(placeholders))} placeholders in {len(orders)} runs; "
+            f"its media make {dict(Counter(expected))}. A media run was cut or moved",
+        )
 
 
-def pieces(row: Row, names: dict[int, str], processor: AVProcessor) -> Iterator[Piece]:
-    """A row's tokens, stretch by stretch."""
+def pieces(row: Row, streams_by_id: dict[int, str], processor: AVProcessor) -> Iterator[Piece]:
+    """Yield a row's tokens, stretch by stretch."""
 
-    def kind(place: int) -> Literal["text", "trained", "media"]:
-        if int(row.input_ids[place]) in names:
+    def kind_at(place: int) -> Literal["text", "trained", "media"]:
+        if int(row.input_ids[place]) in streams_by_id:
             return "media"
         return "text" if int(row.labels[place]) == IGNORE else "trained"
 
-    for found, places in itertools.groupby(range(len(row.input_ids)), kind):
-        ids = [int(row.input_ids[i]) for i in places]
-        if found == "media":
-            streams = Counter(names[i] for i in ids)
-            text = "⟨" + " + ".join(f"{count} {stream}" for stream, count in streams.items()) + "⟩"
+    for kind, places in itertools.groupby(range(len(row.input_ids)), kind_at):
+        token_ids = [int(row.input_ids[place]) for place in places]
+        if kind == "media":
+            counts = Counter(streams_by_id[i] for i in token_ids)
+            runs = " + ".join(f"{count} {stream}" for stream, count in counts.items())
+            text = f"⟨{runs}⟩"
         else:
-            text = str(processor.tokenizer.decode(ids))
-        yield Piece(found, text, len(ids))
+            text = str(processor.tokenizer.decode(token_ids))
+        yield Piece(kind, text, len(token_ids))
 
 
 def save_pictures(shown: Shown, folder: Path) -> list[Path]:
@@ -134,47 +155,60 @@ def save_pictures(shown: Shown, folder: Path) -> list[Path]:
     written = []
     for number, media in enumerate(shown.media):
         if media.frames is not None:
-            written.append(folder / f"frames-{number}.png")
-            moving = media.span is not None and media.duration > 0
-            sheet(media.frames, media.span if moving else None).save(written[-1])
+            path = folder / f"frames-{number}.png"
+            span = media.span if media.duration > 0 else None
+            sheet(media.frames, span).save(path)
+            written.append(path)
         if media.sound is not None:
-            written.append(folder / f"sound-{number}.png")
-            plot_sound(media, written[-1])
+            path = folder / f"sound-{number}.png"
+            plot_sound(media, path)
+            written.append(path)
     return written
 
 
 def sheet(frames: Tensor, span: Tensor | None = None) -> Image.Image:
-    """uint8 frames ``(T, H, W, 3)`` in rows from left to right, small ones enlarged.
+    """Draw uint8 frames ``(T, H, W, 3)`` in rows from left to right; enlarge small ones.
 
     Args:
-        span: ``(T, 2)`` seconds of the clip; with it, the middle of each stands below its frame.
+        frames: at least one.
+        span: ``(T, 2)`` seconds of the clip; the middle of each is written below its frame.
     """
-    times, larger = len(frames), max(1, SMALLEST // frames.shape[2])
-    height, width = larger * frames.shape[1], larger * frames.shape[2]
-    columns, below = max(1, min(times, SHEET_WIDTH // width)), 0 if span is None else LABEL
-    page = Image.new("RGB", (columns * width, -(-times // columns) * (height + below)))
+    scale = max(1, SMALLEST // frames.shape[2])
+    height = scale * frames.shape[1]
+    width = scale * frames.shape[2]
+    row_height = height if span is None else height + LABEL
+    columns = max(1, min(len(frames), SHEET_WIDTH // width))
+    rows = -(-len(frames) // columns)  # rounded up
+
+    page = Image.new("RGB", (columns * width, rows * row_height))
+    pen = ImageDraw.Draw(page)
     for number, frame in enumerate(frames):
-        x, y = number % columns * width, number // columns * (height + below)
-        page.paste(Image.fromarray(frame.numpy()).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        x = number % columns * width
+        y = number // columns * row_height
+        image = Image.fromarray(frame.numpy())
+        page.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y))
         if span is not None:
-            ImageDraw.Draw(page).text((x + 3, y + height + 1), f"{float(span[number].mean()):.2f} s", "white")
+            seconds = float(span[number].mean())
+            pen.text((x + 3, y + height + 1), f"{seconds:.2f} s", "white")
     return page
 
 
 def plot_sound(media: Perceived, path: Path) -> None:
-    """The spectrogram as the encoder takes it, or else the waveform, over seconds of the clip."""
+    """Draw the encoder's mel bands, or else the waveform, over the seconds of the clip."""
     from matplotlib.figure import Figure
 
-    assert media.sound is not None
-    start = media.sound.start
-    end = start + len(media.sound.x) / media.sound.rate
+    sound = media.sound
+    assert sound is not None
+    start = sound.start
+    end = start + len(sound.x) / sound.rate
     figure = Figure(figsize=(10, 3), layout="constrained")
     axes = figure.add_subplot()
     if media.spectrogram is not None:
         bands = media.spectrogram
-        axes.imshow(bands.numpy(), origin="lower", aspect="auto", extent=(start, end, 0, len(bands)))
+        extent = (start, end, 0, len(bands))
+        axes.imshow(bands.numpy(), origin="lower", aspect="auto", extent=extent)
         axes.set_ylabel("mel band")
     else:
-        axes.plot(np.linspace(start, end, len(media.sound.x)), media.sound.x.numpy(), linewidth=0.5)
+        axes.plot(np.linspace(start, end, len(sound.x)), sound.x.numpy(), linewidth=0.5)
     axes.set_xlabel("seconds of the clip")
     figure.savefig(path, dpi=100)

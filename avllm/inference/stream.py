@@ -1,4 +1,4 @@
-"""Text while it is generated: the LLM runs in a thread, its tokens come out as pieces of text."""
+"""Stream text while it is generated: the LLM runs in a thread and hands over tokens one by one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-REPLACEMENT = "\ufffd"  # how a tokenizer shows a character of which only some bytes are there yet
+REPLACEMENT = "\ufffd"  # a tokenizer's sign for a character whose last bytes are still to come
 
 
 class StopOn(StoppingCriteria):
@@ -22,8 +22,9 @@ class StopOn(StoppingCriteria):
         self.event = event
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """``(R,)`` bool."""
-        return torch.full((input_ids.shape[0],), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+        """Return for each row whether it ends: ``(R,)`` bool."""
+        rows = input_ids.shape[0]
+        return torch.full((rows,), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
 class TokenQueue(BaseStreamer):
@@ -33,11 +34,11 @@ class TokenQueue(BaseStreamer):
         self.queue: SimpleQueue[list[int] | None] = SimpleQueue()
 
     def put(self, value: Tensor) -> None:
-        """Called by ``generate``: first with the (empty) prompt, then with one token a step."""
+        """Queue token ids; ``generate`` puts the (empty) prompt first, then one token a step."""
         self.queue.put(value.flatten().tolist())
 
     def end(self) -> None:
-        """Called by ``generate`` when it is done; here the thread itself says so, also after an error."""
+        """Do nothing: the generating thread puts the end itself, also after an error."""
 
     def __iter__(self) -> Iterator[list[int]]:
         while (ids := self.queue.get()) is not None:
@@ -45,17 +46,22 @@ class TokenQueue(BaseStreamer):
 
 
 def stream_text(
-    generate: Callable[..., Any], decode: Callable[[list[int], bool], str], stop: Event, **arguments: Any
+    generate: Callable[..., Any],
+    decode: Callable[[list[int], bool], str],
+    stop: Event,
+    **arguments: Any,
 ) -> Iterator[str]:
-    """Run ``generate`` in a thread and give its text piece by piece; joined, the pieces are ``decode`` of all ids.
+    """Run ``generate`` in a thread and yield its text in pieces; joined, they are the whole answer.
 
-    All ids are decoded each time, since some tokenizers decode a token otherwise when more follow: what transformers'
-    own streamer gives can differ from the answer that is not streamed. Closing the iterator stops the thread.
+    All ids are decoded each time, since some tokenizers decode a token differently when more
+    follow: the text of transformers' own streamer can differ from the answer that is not streamed.
+    Closing the iterator stops the thread.
 
     Args:
         generate: takes ``streamer``, ``stopping_criteria`` and ``arguments``.
-        decode: token ids, and whether no more will follow -> text without surrounding white space. Of ids that are
-            not all, it may leave out what the next ones can change.
+        decode: returns the text of token ids without surrounding white space; its second argument
+            says whether the ids are complete. Until they are, it may leave out what the next ones
+            can change.
         stop: set it to end the answer early.
 
     Raises:
@@ -65,8 +71,9 @@ def stream_text(
     failure: list[BaseException] = []
 
     def work() -> None:
+        criteria = StoppingCriteriaList([StopOn(stop)])
         try:
-            generate(streamer=tokens, stopping_criteria=StoppingCriteriaList([StopOn(stop)]), **arguments)
+            generate(streamer=tokens, stopping_criteria=criteria, **arguments)
         except BaseException as error:  # noqa: BLE001 - raised again by the reader, below
             failure.append(error)
         finally:
@@ -84,12 +91,14 @@ def stream_text(
 
 
 def _pieces(tokens: TokenQueue, decode: Callable[[list[int], bool], str]) -> Iterator[str]:
+    """Yield the text by which each new token extends the text that was sent before."""
     ids: list[int] = []
     sent = ""
     for new in tokens:
         ids += new
         text = decode(ids, False)
-        if text.startswith(sent) and len(text) > len(sent) and not text.endswith(REPLACEMENT):
+        grown = text.startswith(sent) and len(text) > len(sent)
+        if grown and not text.endswith(REPLACEMENT):
             yield text[len(sent) :]
             sent = text
     rest = decode(ids, True)[len(sent) :]
