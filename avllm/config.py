@@ -334,6 +334,7 @@ class RunConfig(_Section):
     init: str | None = Field(None, description="run folder of the stage before")
     extend: ExtendConfig | None = Field(None, description="streams and adapters that init's model grows by")
     init_from_scratch: bool = False
+    allow_parts: list[str] = Field([], description="code that init may name and run, pkg.module:Class each")
     lora: LoraSets = Field(default_factory=list, description="sets of adapters that this stage adds to the LLM")
     trainable: list[Rule] = Field(min_length=1, description="[regex, learning rate or null]; the first match wins")
     objectives: list[PartSpec] = Field(min_length=1)

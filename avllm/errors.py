@@ -65,5 +65,16 @@ def loading(what: str, name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{what} {name!r} cannot be loaded: {error}", reason="loading") from error
+    except ImportError:
+        raise
+    except Exception as error:  # libraries raise a dozen classes for a damaged file
+        message = f"{what} {name!r} cannot be loaded: {one_line(error)}"
+        raise UserError(message, reason="loading") from error
+
+
+def one_line(error: BaseException, longest: int = 400) -> str:
+    """Return the text of a library's error in one line, with its class where the text is bare."""
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, LookupError):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= longest else text[:longest] + " ..."

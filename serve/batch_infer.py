@@ -26,7 +26,9 @@ def main() -> None:
     def load() -> tuple[Any, Any]:
         from avllm.inference.chat import Chat
 
-        chat = Chat.load(arguments.checkpoint, device=arguments.device, quantize=arguments.quantize)
+        chat = Chat.load(
+            arguments.checkpoint, device=arguments.device, quantize=arguments.quantize, allow_parts=arguments.allow_part
+        )
         return chat.model, chat.processor
 
     with exit_on_user_error():
@@ -70,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--top-p", type=float, default=1.0)
     found.add_argument("--decoding", help="a decoder, as YAML: '{type: contrastive, alpha: 1}'")
     found.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    found.add_argument(
+        "--allow-part", action="append", default=[], help="pkg.module:Class that the checkpoint may name"
+    )
     found.add_argument("--quantize", choices=["4bit", "8bit"], help="load the LLM in 4 or 8 bit")
     return found
 

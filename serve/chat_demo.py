@@ -341,7 +341,9 @@ def main() -> None:
     arguments = parser().parse_args()
     hush_libraries()
     with exit_on_user_error():
-        chat = Chat.load(arguments.checkpoint, device=arguments.device, quantize=arguments.quantize)
+        chat = Chat.load(
+            arguments.checkpoint, device=arguments.device, quantize=arguments.quantize, allow_parts=arguments.allow_part
+        )
     demo = Demo(chat, arguments.checkpoint.resolve().name)
     try:
         serve(demo, arguments.host, arguments.port, arguments.max_file_mb, prevent_thread_lock=True)
@@ -381,6 +383,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--port", type=int, default=7860)
     found.add_argument("--max-file-mb", type=int, default=200, help="largest upload")
     found.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    found.add_argument(
+        "--allow-part", action="append", default=[], help="pkg.module:Class that the checkpoint may name"
+    )
     found.add_argument("--quantize", choices=["4bit", "8bit"], help="load the LLM in 4 or 8 bit")
     return found
 

@@ -94,7 +94,7 @@ def test_adapter(world: World, own: Own, tmp_path: Path) -> None:
     scaled = {"type": f"{module}:Scaled", "stream": "video", "start": 2.0}
     model = world.model | {"connector": [scaled, *world.model["connector"]]}
     run(settings(world, tmp_path / "run", model=model, train__max_steps=2))
-    trained = AVLLM.from_pretrained(str(tmp_path / "run"))
+    trained = AVLLM.from_pretrained(str(tmp_path / "run"), allow_parts=[scaled["type"]])
     scale = trained.connector[0].scale
     assert scale.shape == (16,)
     assert not torch.equal(scale, torch.full((16,), 2.0))  # it trained, and came back out of the checkpoint
@@ -160,7 +160,9 @@ def test_encoder(world: World, own: Own, tmp_path: Path) -> None:
     red = batch.streams["colour"].inputs["colour"][0] * 255
     assert torch.allclose(red, torch.tensor([220.0, 30.0, 30.0]), atol=6)
     save_checkpoint(model, processor, tmp_path / "saved", [])
-    again, reader = AVLLM.from_pretrained(str(tmp_path / "saved")), AVProcessor.from_pretrained(tmp_path / "saved")
+    allowed = [f"{module}:Colour", f"{module}:ColourReader"]
+    again = AVLLM.from_pretrained(str(tmp_path / "saved"), allow_parts=allowed)
+    reader = AVProcessor.from_pretrained(tmp_path / "saved", allow_parts=allowed)
     assert torch.equal(again(read(world, reader)).logits, model(batch).logits)
 
 

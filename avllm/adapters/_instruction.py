@@ -80,7 +80,7 @@ def _load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     with loading("the tokenizer of qformer's instruction", name):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

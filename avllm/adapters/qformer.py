@@ -333,7 +333,7 @@ def text_begins(name: str) -> tuple[int, int]:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     read, write = tokenizer.cls_token_id, tokenizer.bos_token_id
     if read is None or write is None:
         raise ValueError(

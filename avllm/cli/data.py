@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from avllm.cli.options import AllowPart
 from avllm.errors import UserError
 from avllm.on_ray import Engine, Gpus
 
@@ -50,6 +51,7 @@ def check(
     preset: Preset = None,
     overrides: Overrides = None,
     checkpoint: Checkpoint = None,
+    allow_part: AllowPart = None,
     tokenizer: Tokenizer = None,
     max_length: MaxLength = None,
     workers: Workers = CPUS,
@@ -64,7 +66,7 @@ def check(
     from avllm.data.check.tables import print_report
 
     options, tokens = _examine_options(
-        _processor(preset, overrides, checkpoint), tokenizer, max_length, timeout, workers, decode
+        _processor(preset, overrides, checkpoint, allow_part), tokenizer, max_length, timeout, workers, decode
     )
     report = run(manifests, options=options, against=against or [], tokens=tokens, output=output)
     print_report(report, output, counted=tokens is not None)
@@ -82,6 +84,7 @@ def show(
     preset: Preset = None,
     overrides: Overrides = None,
     checkpoint: Checkpoint = None,
+    allow_part: AllowPart = None,
     max_length: MaxLength = None,
     output: Annotated[Path | None, typer.Option(help="Folder for frames and spectrogram (PNG).")] = None,
     as_json: Json = False,
@@ -96,7 +99,7 @@ def show(
     from avllm.inference.shown import save_pictures
     from avllm.inference.shown import show as look
 
-    processor = _processor(preset, overrides, checkpoint)
+    processor = _processor(preset, overrides, checkpoint, allow_part)
     if processor is None:
         raise UserError("neither --preset nor --checkpoint is given; a row is shown as a model gets it, so name one")
     processor.max_length = max_length or processor.max_length
@@ -133,6 +136,7 @@ def stats(
     preset: Preset = None,
     overrides: Overrides = None,
     checkpoint: Checkpoint = None,
+    allow_part: AllowPart = None,
     tokenizer: Tokenizer = None,
     workers: Workers = CPUS,
     timeout: Timeout = 60.0,
@@ -147,7 +151,7 @@ def stats(
     model = preset is not None or checkpoint is not None  # a model's media tokens are known when files were read
     decode: Literal["headers", "sample"] = "sample" if model else "headers"
     options, tokens = _examine_options(
-        _processor(preset, overrides, checkpoint), tokenizer, NO_LIMIT, timeout, workers, decode
+        _processor(preset, overrides, checkpoint, allow_part), tokenizer, NO_LIMIT, timeout, workers, decode
     )
     found = count(manifests, options=options if probe or model else None, tokens=tokens)
     print_stats(found, opened=probe or model)
@@ -242,7 +246,9 @@ def encode(
         typer.echo(json.dumps(found))
 
 
-def _processor(preset: Path | None, overrides: list[str] | None, checkpoint: Path | None) -> AVProcessor | None:
+def _processor(
+    preset: Path | None, overrides: list[str] | None, checkpoint: Path | None, allow_part: list[str] | None
+) -> AVProcessor | None:
     """The processor that rows are read with; None when neither is given."""
     if preset is not None and checkpoint is not None:
         raise UserError("both --preset and --checkpoint are given; expected one of the two")
@@ -256,7 +262,7 @@ def _processor(preset: Path | None, overrides: list[str] | None, checkpoint: Pat
     if checkpoint is not None:
         from avllm.models.processing_avllm import AVProcessor
 
-        return AVProcessor.from_pretrained(checkpoint)
+        return AVProcessor.from_pretrained(checkpoint, allow_parts=allow_part or ())
     assert preset is not None
     from avllm.config import load_config
     from avllm.models.building.described import stage_processor
@@ -302,7 +308,7 @@ def _text_tokens(name: str, max_length: int) -> TokenCounter:
 
     from avllm.inference.row_tokens import TextTokens
 
-    return TextTokens(AutoTokenizer.from_pretrained(name), max_length)
+    return TextTokens(AutoTokenizer.from_pretrained(name, trust_remote_code=False), max_length)
 
 
 def _row(manifest: Path, number: int, identity: str | None) -> tuple[int, Sample]:

@@ -12,6 +12,7 @@ import typer
 from avllm.cli.ckpt import ckpt
 from avllm.cli.data import data
 from avllm.cli.options import (
+    AllowPart,
     Checkpoint,
     Decoding,
     Device,
@@ -63,6 +64,7 @@ def ask(
     decoding: Decoding = None,
     device: Device = "cpu",
     quantize: Quantize = None,
+    allow_part: AllowPart = None,
 ) -> None:
     """Ask about a clip; the answer streams to the terminal."""
     from avllm.log import hush_libraries
@@ -71,7 +73,7 @@ def ask(
     from avllm.inference.chat import Chat
     from avllm.inference.generation import read_decoding
 
-    chat = Chat.load(checkpoint, device=device, quantize=quantize)
+    chat = Chat.load(checkpoint, device=device, quantize=quantize, allow_parts=allow_part or ())
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     settings["decoding"] = read_decoding(decoding)
     said = False
@@ -104,6 +106,7 @@ def evaluate(
     precision: Precision = "fp32",
     device: Device = "cpu",
     quantize: Quantize = None,
+    allow_part: AllowPart = None,
     output: Output = None,
     predictions: Annotated[Path | None, typer.Option(help="File for every answer (JSONL).")] = None,
     as_json: Json = False,
@@ -129,6 +132,7 @@ def evaluate(
         predictions=predictions,
         device=device,
         quantize=quantize,
+        allow_parts=allow_part or (),
         batch_size=batch_size,
         seed=seed,
         max_new_tokens=max_new_tokens,
@@ -149,6 +153,7 @@ def retrieve(
     num_workers: Workers = 0,
     precision: Precision = "fp32",
     device: Device = "cpu",
+    allow_part: AllowPart = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -160,7 +165,7 @@ def retrieve(
 
     output = output_file(output)
     settings = {"batch_size": batch_size, "num_workers": num_workers, "precision": precision}
-    found = run_retrieval(checkpoint, manifest, limit=limit, device=device, **settings)
+    found = run_retrieval(checkpoint, manifest, limit=limit, device=device, allow_parts=allow_part or (), **settings)
     print_figures(found, output, as_json)
 
 

@@ -8,6 +8,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of a trained model.")]
+AllowPart = Annotated[
+    list[str] | None,
+    typer.Option(help="pkg.module:Class from outside of avllm that the checkpoint may name: it is imported."),
+]
 Quantize = Annotated[Literal["4bit", "8bit"] | None, typer.Option(help="Load the LLM in 4 or 8 bit.")]
 Decoding = Annotated[str | None, typer.Option(help="A decoder, as YAML: '{type: contrastive, alpha: 1}'.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]

@@ -144,7 +144,8 @@ class Backbone(Encoder):
         Raises:
             ValueError: the checkpoint lacks weights of the tower, or holds unknown ones.
         """
-        config = cls.read_config(AutoConfig.from_pretrained(name_or_path, revision=revision))
+        saved = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+        config = cls.read_config(saved)
         if "preprocessing" not in options:
             options["preprocessing"] = read_preprocessing(name_or_path, revision)
         with torch.device("meta"):
@@ -155,6 +156,7 @@ class Backbone(Encoder):
                 config=encoder.backbone_config,
                 dtype="auto" if dtype is None else dtype,
                 revision=revision or "main",
+                trust_remote_code=False,
                 key_mapping=cls.key_mapping or None,
                 output_loading_info=True,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def run_eval(
     predictions: str | Path | None = None,
     device: str = "cpu",
     quantize: str | None = None,
+    allow_parts: Collection[str] = (),
     **settings: Any,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and print a table of each condition on stderr.
@@ -60,6 +61,7 @@ def run_eval(
         refusal: the answer by which a question of a manifest is refused.
         predictions: file for one JSON object a row and condition.
         device, quantize: how the model is loaded.
+        allow_parts: parts from outside of the package that the checkpoint may name.
         settings: see :class:`avllm.evaluation.runner.Settings`.
 
     Returns:
@@ -80,8 +82,10 @@ def run_eval(
     Settings(**settings)
     rows = _chosen(manifest, benchmark, data, options, refusal)
     rows.samples()
-    model = AVLLM.from_pretrained(str(checkpoint), device=device, quantize=quantize)
-    processor = AVProcessor.from_pretrained(checkpoint)
+    model = AVLLM.from_pretrained(
+        str(checkpoint), device=device, quantize=quantize, allow_parts=allow_parts
+    )
+    processor = AVProcessor.from_pretrained(checkpoint, allow_parts=allow_parts)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("answering")
 
@@ -143,6 +147,7 @@ def run_retrieval(
     *,
     limit: int | None = None,
     device: str = "cpu",
+    allow_parts: Collection[str] = (),
     **settings: Any,
 ) -> dict[str, Any]:
     """Search with a stage-1 run in both directions and print a table on stderr.
@@ -152,6 +157,7 @@ def run_retrieval(
         manifest: captions, one a row.
         limit: at most so many captions.
         device: where to compute.
+        allow_parts: parts from outside of the package that the checkpoint may name.
         settings: see :func:`avllm.evaluation.retrieval.retrieval`.
 
     Returns:
@@ -159,7 +165,9 @@ def run_retrieval(
     """
     began = time.perf_counter()
     check_device(device)
-    recalls = retrieval(checkpoint, manifest, limit=limit, device=device, **settings)
+    recalls = retrieval(
+        checkpoint, manifest, limit=limit, device=device, allow_parts=allow_parts, **settings
+    )
     _console().print(recall_table(recalls))
     figures = {"manifest": _file(manifest, limit), "retrieval": recalls}
     return _stamped(checkpoint, settings, figures, device, began)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ def retrieval(
     device: str = "cpu",
     precision: str = "fp32",
     clips_at_once: int = 256,
+    allow_parts: Collection[str] = (),
 ) -> dict[str, Any]:
     """Search each caption's clip among all clips, and each clip's captions among all captions.
 
@@ -54,6 +55,7 @@ def retrieval(
         device: where to compute.
         precision: of the encoders: ``fp32``, ``bf16`` for autocast, or ``auto``.
         clips_at_once: clips whose features are held at a time.
+        allow_parts: parts from outside of the package that the checkpoint may name.
 
     Returns:
         :func:`recall` of captions that look for their clip, and of the other direction under
@@ -65,9 +67,9 @@ def retrieval(
     """
     choose_precision(precision, "cpu")  # checks the name before anything is loaded
     samples = spread(distinct(read_manifest(manifest)), limit)
-    model = AVLLM.from_pretrained(str(run), device=device)
-    processor = AVProcessor.from_pretrained(run)
-    objective = contrastive_of(model, run).to(device)
+    model = AVLLM.from_pretrained(str(run), device=device, allow_parts=allow_parts)
+    processor = AVProcessor.from_pretrained(run, allow_parts=allow_parts)
+    objective = contrastive_of(model, run, allow_parts).to(device)
     objective.captions_only = False  # a manifest's rows are captions here, whatever their kind
     precision = choose_precision(precision, model.device.type)
     clips_of = [tuple(dict.fromkeys(sample.media)) for sample in samples]
@@ -171,13 +173,13 @@ def distinct(samples: Sequence[Sample]) -> list[Sample]:
     return list(first.values())
 
 
-def contrastive_of(model: AVLLM, run: str | Path) -> Contrastive:
+def contrastive_of(model: AVLLM, run: str | Path, allow_parts: Collection[str] = ()) -> Contrastive:
     """Return the contrastive objective that the run's last stage trained.
 
     Raises:
-        CheckpointError: it trained none.
+        CheckpointError: it trained none, or one that is not allowed.
     """
-    for objective in load_objectives(model, run).values():
+    for objective in load_objectives(model, run, allow_parts).values():
         if isinstance(objective, Contrastive):
             return objective
     raise CheckpointError(

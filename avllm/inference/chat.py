@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import mimetypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -71,25 +71,35 @@ class Chat:
         self._media: dict[MediaPart, _Media] = {}
 
     @classmethod
-    def load(cls, checkpoint: str | Path, device: str = "cpu", **options: Any) -> Chat:
+    def load(
+        cls,
+        checkpoint: str | Path,
+        device: str = "cpu",
+        allow_parts: Collection[str] = (),
+        **options: Any,
+    ) -> Chat:
         """Load a checkpoint folder.
 
         Args:
             checkpoint: the folder of a trained model.
             device: ``cpu``, ``cuda``, ``cuda:1``, ...
+            allow_parts: parts ``pkg.module:Class`` from outside of the package that the checkpoint may name.
             options: ``dtype``, ``quantize`` (``4bit`` or ``8bit``), ``backbones``: see
                 :func:`avllm.models.checkpoint.load_model`.
 
         Raises:
             CheckpointError: the folder is no checkpoint, or does not fit its backbones.
+            ForeignPartError: it names a part that is not allowed.
             UserError: this machine has no such device.
         """
         from avllm.models.modeling_avllm import AVLLM
         from avllm.models.processing_avllm import AVProcessor
 
         check_device(device)
-        model = AVLLM.from_pretrained(str(checkpoint), device=device, **options)
-        return cls(model, AVProcessor.from_pretrained(checkpoint))
+        model = AVLLM.from_pretrained(
+            str(checkpoint), device=device, allow_parts=allow_parts, **options
+        )
+        return cls(model, AVProcessor.from_pretrained(checkpoint, allow_parts=allow_parts))
 
     def ask(
         self,

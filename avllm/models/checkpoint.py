@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from avllm.config import LLMConfig
+from avllm.models.checkpoint_files import read_config
 from avllm.models.checkpoint_format import (
     LORA,
     MANIFEST,
@@ -21,12 +23,12 @@ from avllm.models.checkpoint_format import (
     find_backbone,
     fingerprint,
     part_of,
-    read_config,
     read_manifest_of,
     write_tensors,
 )
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.encoders import build_encoder, pretrained_encoder
+from avllm.models.foreign_parts import check_parts
 from avllm.models.llm import is_quantised, load_llm
 from avllm.models.lora import activate, load_sets, save_sets, set_names
 
@@ -129,6 +131,7 @@ def load_model(
     dtype: str | None = None,
     quantize: str | None = None,
     backbones: dict[str, str] | None = None,
+    allow_parts: Collection[str] = (),
 ) -> Any:
     """Read a checkpoint folder: its backbones by name, then the trained weights, then LoRA.
 
@@ -139,13 +142,17 @@ def load_model(
         dtype: of the LLM; None for the one that it was trained with.
         quantize: ``4bit`` or ``8bit`` for the LLM; None for what it was trained with.
         backbones: other folders of backbones, ``{"llm": FOLDER, "encoders.audio": FOLDER}``.
+        allow_parts: parts from outside of the package, ``pkg.module:Class``, that the checkpoint
+            may name; loading it imports their modules.
 
     Raises:
+        ForeignPartError: the checkpoint names another part from outside of the package.
         CheckpointError: missing or unexpected weights, or a backbone with another hash than the
             recorded one.
     """
     folder = Path(folder)
     config = read_config(folder)
+    check_parts(config, folder, allow_parts)
     _move_backbones(config, folder, backbones or {})
     settings = {name: value for name, value in config.llm.items() if name != "config"}
     if dtype is not None:
@@ -209,7 +216,7 @@ def _load_llm(config: AVConfig, settings: LLMConfig) -> Any:
     inner = AutoConfig.for_model(**config.llm["config"])
     dtype = getattr(torch, settings.dtype)
     return AutoModelForCausalLM.from_config(
-        inner, dtype=dtype, attn_implementation=settings.attention
+        inner, dtype=dtype, attn_implementation=settings.attention, trust_remote_code=False
     )
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.utils import PROCESSOR_NAME
 
 from avllm.data.store.storage import sha256
 from avllm.errors import UserError
@@ -115,40 +114,6 @@ def fingerprint(name: str | None) -> str | None:
             _hashes[key] = sha256(path)
         total.update(f"{path.name}:{_hashes[key]}\n".encode())
     return total.hexdigest()
-
-
-def read_config(folder: Path) -> AVConfig:
-    """Read the config.json of a checkpoint.
-
-    Raises:
-        CheckpointError: there is none, or it is another model's.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no config.json; expected an avllm checkpoint folder")
-    kind = AVConfig.get_config_dict(folder)[0].get("model_type")
-    if kind != AVConfig.model_type:
-        raise CheckpointError(f"{path} is of a {kind} model; expected an avllm checkpoint folder")
-    return AVConfig.from_pretrained(folder)
-
-
-def check_processor_file(folder: Path) -> None:
-    """Refuse a folder without a processor.
-
-    Raises:
-        FileNotFoundError: the folder holds no processor.
-        CheckpointError: the processor's file has the name of earlier versions.
-    """
-    if (folder / PROCESSOR_NAME).is_file():
-        return
-    if (folder / OLD_PROCESSOR_NAME).is_file():
-        raise CheckpointError(
-            f"{folder} was written by an earlier avllm: rename its {OLD_PROCESSOR_NAME} to "
-            f"{PROCESSOR_NAME}"
-        )
-    raise FileNotFoundError(
-        f"{folder} has no {PROCESSOR_NAME}; expected an avllm checkpoint folder"
-    )
 
 
 def is_checkpoint(folder: str | os.PathLike[str]) -> bool:

@@ -114,7 +114,9 @@ def output_widths(stream: str, spec: dict[str, Any]) -> dict[str, int]:
             encoder = make(part, spec["config"], **options)
         else:
             with loading(f"the {stream} encoder ({spec['type']})", spec["name"]):
-                config = AutoConfig.from_pretrained(spec["name"], revision=spec.get("revision"))
+                config = AutoConfig.from_pretrained(
+                    spec["name"], revision=spec.get("revision"), trust_remote_code=False
+                )
                 encoder = part(config, **options)
     return widths_of({stream: encoder})
 

@@ -23,6 +23,7 @@ def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
         llm = AutoModelForCausalLM.from_pretrained(
             settings.name,
             revision=settings.revision,
+            trust_remote_code=False,
             dtype=dtype,
             attn_implementation=settings.attention,
             quantization_config=quantization(settings.quantize, dtype),

@@ -71,7 +71,7 @@ class AVLLM(LLMCalls, PreTrainedModel):
     ) -> None:
         super().__init__(config)
         self.llm = llm or AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**config.llm["config"])
+            AutoConfig.for_model(**config.llm["config"]), trust_remote_code=False
         )
         parts: dict[str, Any] = encoders or build_encoders(config.encoders)
         # config.json sorts the streams: sorted here, their order is the same after a save.

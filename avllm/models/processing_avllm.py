@@ -7,7 +7,7 @@ without weights (to count tokens) and the layout. It is small enough for every l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -26,10 +26,9 @@ from avllm.data.row import Row
 from avllm.data.schema import MediaPart, Message, RowError, Sample
 from avllm.data.selectors.base import Selector
 from avllm.data.soft import Soft
-from avllm.encoders.base import preprocessor_from_settings
 from avllm.fusions.base import consumed_streams
 from avllm.layouts.base import Layout
-from avllm.models.checkpoint_format import check_processor_file, read_config
+from avllm.models.checkpoint_files import read_processor, reading
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
 from avllm.models.encoders import widths_of
@@ -48,12 +47,13 @@ from avllm.models.words import add_to_tokenizer, check_tokenizer
 from avllm.registry import build
 from avllm.tokens import EncoderInput, duration_of
 
+_HUB_ARGUMENTS = {"_from_auto", "revision", "token", "trust_remote_code"}
+
 
 class AVProcessor(ProcessorMixin):
     """Makes rows and batches from samples.
 
-    Saving, loading and ``AutoProcessor`` are those of transformers; the chat template is the
-    tokenizer's.
+    Saving and ``AutoProcessor`` are those of transformers; the chat template is the tokenizer's.
 
     Args:
         tokenizer: the LLM's, with a placeholder token for each stream.
@@ -142,46 +142,46 @@ class AVProcessor(ProcessorMixin):
         }
 
     @classmethod
-    def get_processor_dict(
-        cls, pretrained_model_name_or_path: str | PathLike[Any], **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read the constructor's arguments, except the tokenizer, for ``from_pretrained``.
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        folder: str | PathLike[str],
+        *,
+        max_length: int | None = None,
+        timeout: float | None = None,
+        allow_parts: Collection[str] = (),
+        **kwargs: Any,
+    ) -> AVProcessor:
+        """Read the processor of a checkpoint folder.
 
         Args:
-            pretrained_model_name_or_path: a checkpoint folder.
-            kwargs: ``max_length`` and ``timeout``, which replace those in the folder, and
-                transformers' own.
+            folder: the checkpoint.
+            max_length, timeout: see the class; None for the saved ones.
+            allow_parts: parts from outside of the package, ``pkg.module:Class``, that the
+                checkpoint may name; loading it imports their modules.
+            kwargs: what ``AutoProcessor`` passes on, which has no meaning for a folder.
 
         Raises:
-            FileNotFoundError: the folder holds no processor.
-            CheckpointError: the checkpoint is of another kind of model.
+            CheckpointError: see :func:`avllm.models.checkpoint_files.read_processor`.
             TypeError: an unknown argument.
         """
-        folder = Path(pretrained_model_name_or_path)
-        check_processor_file(folder)
-        config = read_config(folder)
-        state, given = super().get_processor_dict(folder, **kwargs)
-        unknown = sorted(given.keys() - {"max_length", "timeout", "trust_remote_code"})
+        unknown = sorted(kwargs.keys() - _HUB_ARGUMENTS)
         if unknown:
             raise TypeError(
-                f"AVProcessor.from_pretrained takes max_length and timeout, not {unknown}"
+                "AVProcessor.from_pretrained takes max_length, timeout and allow_parts, not "
+                f"{unknown}"
             )
-        state["preprocessors"] = {
-            s: preprocessor_from_settings(v) for s, v in state["preprocessors"].items()
-        }
-        return state | {"config": config}, given
-
-    @classmethod
-    def _get_arguments_from_pretrained(
-        cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
-    ) -> Any:
-        # The base class would pass these to the tokenizer too, which would save them.
-        rest = {
-            name: value for name, value in kwargs.items() if name not in ("max_length", "timeout")
-        }
-        return super()._get_arguments_from_pretrained(
-            pretrained_model_name_or_path, processor_dict, **rest
-        )
+        folder = Path(folder)
+        saved = read_processor(folder, allow_parts)
+        with reading(folder, "the processor"):
+            return cls(
+                saved.tokenizer,
+                saved.preprocessors,
+                saved.config,
+                saved.widths,
+                saved.llm_dim,
+                saved.max_length if max_length is None else max_length,
+                saved.timeout if timeout is None else timeout,
+            )
 
     # ---- from samples to batches ---------------------------------------------------------------
 

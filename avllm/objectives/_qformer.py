@@ -269,7 +269,7 @@ def load_tokenizer(name: str | None, vocabulary: int | None) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if len(tokenizer) > (vocabulary or 0):
         raise ValueError(
             f"objectives: tokenizer {name!r} has {len(tokenizer)} tokens, "

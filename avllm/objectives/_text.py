@@ -54,7 +54,7 @@ class TextSide(nn.Module):
             from transformers import AutoTokenizer
 
             with loading("the text encoder", kind):
-                self.tokenizer = AutoTokenizer.from_pretrained(kind)
+                self.tokenizer = AutoTokenizer.from_pretrained(kind, trust_remote_code=False)
                 encoder, self.dim = load_text_encoder(kind)
             self._frozen = (encoder,)
 
@@ -113,7 +113,7 @@ def load_text_encoder(name: str) -> tuple[nn.Module, int]:
     """
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(name)
+    model = AutoModel.from_pretrained(name, trust_remote_code=False)
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     model = getattr(model, "text_model", model)

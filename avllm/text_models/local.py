@@ -63,9 +63,11 @@ class HFModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.name, revision=self.revision)
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.name, revision=self.revision, trust_remote_code=False
+            )
             model = AutoModelForCausalLM.from_pretrained(
-                self.name, revision=self.revision, dtype=self.dtype
+                self.name, revision=self.revision, dtype=self.dtype, trust_remote_code=False
             )
         except OSError as error:
             raise TextModelError(

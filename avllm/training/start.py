@@ -147,8 +147,8 @@ def build_parts(config: RunConfig) -> Parts:
     chain = lineage(config)
     check_settings(config)
     if config.init is not None:
-        model = AVLLM.from_pretrained(config.init)
-        processor = AVProcessor.from_pretrained(config.init)
+        model = AVLLM.from_pretrained(config.init, allow_parts=config.allow_parts)
+        processor = AVProcessor.from_pretrained(config.init, allow_parts=config.allow_parts)
         processor.config = model.config
         if config.extend is not None:
             processor = extend_model(model, processor, config.extend)

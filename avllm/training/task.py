@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from avllm.models.checkpoint_format import CheckpointError, read_manifest_of, write_tensors
+from avllm.models.checkpoint_files import reading
+from avllm.models.checkpoint_format import (
+    MANIFEST,
+    CheckpointError,
+    read_manifest_of,
+    write_tensors,
+)
+from avllm.models.foreign_parts import refuse_foreign
 from avllm.objectives.base import Objective
 from avllm.registry import build
 
@@ -135,11 +142,14 @@ def own_state(objectives: nn.Module) -> dict[str, Tensor]:
     return dict(objectives.named_parameters()) | dict(persistent_buffers(objectives))
 
 
-def load_objectives(model: nn.Module, folder: str | Path) -> nn.ModuleDict:
+def load_objectives(
+    model: nn.Module, folder: str | Path, allow_parts: Collection[str] = ()
+) -> nn.ModuleDict:
     """Load the objectives of a checkpoint's last stage, for retrieval and the like.
 
     Raises:
         CheckpointError: the last stage's objectives saved nothing, or their tensors do not fit.
+        ForeignPartError: an objective is from outside of the package and not in ``allow_parts``.
     """
     path = Path(folder) / OBJECTIVES
     stages = read_manifest_of(folder)["stages"]
@@ -148,8 +158,12 @@ def load_objectives(model: nn.Module, folder: str | Path) -> nn.ModuleDict:
             f"{folder} has no {OBJECTIVES}; expected the run of a stage whose objectives learn "
             "(stage 1)"
         )
-    objectives = Task(model, stages[-1]["settings"]["objectives"]).objectives
-    saved = load_file(path)
+    with reading(folder, f"the objectives in {MANIFEST}"):
+        specs = stages[-1]["settings"]["objectives"]
+        types = [str(spec["type"]) for spec in specs]
+        refuse_foreign([name for name in types if ":" in name], folder, allow_parts)
+        objectives = Task(model, specs).objectives
+        saved = load_file(path)
     own = own_state(objectives)
     fitting = {name for name in own.keys() & saved.keys() if own[name].shape == saved[name].shape}
     unfit = sorted(saved.keys() - fitting)

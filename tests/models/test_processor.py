@@ -69,12 +69,12 @@ def test_saved_and_loaded_it_is_the_same(processor: AVProcessor, folder: Path, t
 def test_arguments_go_before_what_was_saved(folder: Path) -> None:
     changed = AVProcessor.from_pretrained(folder, max_length=10)
     assert (changed.max_length, changed.timeout) == (10, 7.0)
-    with pytest.raises(TypeError, match=r"takes max_length and timeout, not \['fps'\]"):
+    with pytest.raises(TypeError, match=r"takes max_length, timeout and allow_parts, not \['fps'\]"):
         AVProcessor.from_pretrained(folder, fps=2)
 
 
 def test_a_folder_of_something_else_is_named(world: World, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no processor_config.json; expected an avllm checkpoint"):
+    with pytest.raises(CheckpointError, match=r"has no processor_config.json; expected an avllm checkpoint"):
         AVProcessor.from_pretrained(world.llm)
     (tmp_path / "processor_config.json").write_bytes((folder / "processor_config.json").read_bytes())
     (tmp_path / "config.json").write_bytes((world.llm / "config.json").read_bytes())

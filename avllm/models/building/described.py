@@ -29,7 +29,7 @@ def stage_processor(config: RunConfig) -> AVProcessor:
                 "read rows as; train the stage before first, or give the preset of stage 1, "
                 "which describes the model (and --max-length for this one)"
             )
-        processor = AVProcessor.from_pretrained(config.init)
+        processor = AVProcessor.from_pretrained(config.init, allow_parts=config.allow_parts)
         if config.extend is not None:
             processor = extend_processor(processor, config.extend)
     else:
@@ -46,7 +46,9 @@ def described_processor(description: ModelConfig) -> AVProcessor:
     loaded = {stream: load_encoder(stream, spec) for stream, spec in description.encoders.items()}
     records = {str(stream): record for stream, (_, record) in loaded.items()}
     with loading("the LLM's config", description.llm.name):
-        llm = AutoConfig.from_pretrained(description.llm.name, revision=description.llm.revision)
+        llm = AutoConfig.from_pretrained(
+            description.llm.name, revision=description.llm.revision, trust_remote_code=False
+        )
     config = AVConfig.of(
         description,
         {**description.llm.model_dump(), "config": llm.to_dict()},

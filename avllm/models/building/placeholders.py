@@ -34,7 +34,9 @@ def placeholder_streams(description: ModelConfig) -> list[str]:
     for stream, spec in sorted(description.encoders.items()):
         widths |= output_widths(stream, spec)
     with loading("the LLM's config", description.llm.name):
-        llm = AutoConfig.from_pretrained(description.llm.name, revision=description.llm.revision)
+        llm = AutoConfig.from_pretrained(
+            description.llm.name, revision=description.llm.revision, trust_remote_code=False
+        )
     with torch.device("meta"):
         connector = Connector(description.connector, widths, embedding_width(llm))
     made = [s for s in connector.out_streams if s not in description.encoders and "." not in s]
@@ -45,7 +47,8 @@ def placeholder_streams(description: ModelConfig) -> list[str]:
 def embedding_width(llm: PretrainedConfig) -> int:
     """Return the width of an LLM's input embeddings, by its config."""
     with torch.device("meta"):
-        return int(AutoModelForCausalLM.from_config(llm).get_input_embeddings().embedding_dim)
+        model = AutoModelForCausalLM.from_config(llm, trust_remote_code=False)
+        return int(model.get_input_embeddings().embedding_dim)
 
 
 def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, dict[str, int]]:
@@ -61,7 +64,7 @@ def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, d
     """
     with loading("the LLM's tokenizer", description.llm.name):
         tokenizer = AutoTokenizer.from_pretrained(
-            description.llm.name, revision=description.llm.revision
+            description.llm.name, revision=description.llm.revision, trust_remote_code=False
         )
     if tokenizer.eos_token_id is None:
         raise UserError(
