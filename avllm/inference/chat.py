@@ -83,7 +83,8 @@ class Chat:
         Args:
             checkpoint: the folder of a trained model.
             device: ``cpu``, ``cuda``, ``cuda:1``, ...
-            allow_parts: parts ``pkg.module:Class`` from outside of the package that the checkpoint may name.
+            allow_parts: parts from outside of the package that the checkpoint may name,
+                each ``pkg.module:Class``.
             options: ``dtype``, ``quantize`` (``4bit`` or ``8bit``), ``backbones``: see
                 :func:`avllm.models.checkpoint.load_model`.
 
