@@ -7,7 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from avllm.errors import UserError
 from avllm.registry import suggest
+
+
+class ConfigError(UserError):
+    """A setting that does not exist, or a value that it cannot have."""
 
 
 def explain(error: ValidationError, given: set[str], settings: type[BaseModel]) -> str:
@@ -60,7 +65,7 @@ def _paths(section: type[BaseModel], before: str = "") -> Iterator[str]:
     """Yield the dotted names of all keys (``train.batch_size``), those inside of lists too."""
     for name, field in section.model_fields.items():
         yield before + name
-        for inner in _sections_in(field.annotation):
+        for inner in sections_in(field.annotation):
             yield from _paths(inner, f"{before}{name}.")
 
 
@@ -75,16 +80,16 @@ def _keys_at(place: tuple[int | str, ...], settings: type[BaseModel]) -> list[st
     for name in place:
         if name not in section.model_fields:
             continue
-        for inner in _sections_in(section.model_fields[name].annotation):
+        for inner in sections_in(section.model_fields[name].annotation):
             section = inner
     return list(section.model_fields)
 
 
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
     """Return the sections that a type holds, inside of unions and lists too."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     sections = []
     for argument in getattr(annotation, "__args__", ()):
-        sections += _sections_in(argument)
+        sections += sections_in(argument)
     return sections

@@ -16,7 +16,7 @@ KIND = {".mp4": "video", ".wav": "audio", ".jpg": "image"}
 
 def make_checkpoint(folder: Path) -> Path:
     """Backbones with random weights and a connector, saved: an answer depends on what is seen and heard."""
-    from avllm.config import ModelConfig
+    from avllm.config_model import ModelConfig
     from avllm.log import hush_libraries
     from avllm.models.building.placeholders import load_tokenizer
     from avllm.models.checkpoint import save_checkpoint

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from avllm.config import ConfigError, RunConfig, dump_config, load_config
+from avllm.config import RunConfig, dump_config, load_config
+from avllm.config_errors import ConfigError, sections_in
 
 PRESET = """
 stage: align
@@ -169,3 +172,15 @@ def test_files_that_are_no_presets(tmp_path: Path, text: str, message: str) -> N
 def test_the_preset_of_these_tests_is_yaml_that_reads_numbers_as_strings() -> None:
     loaded: dict[str, Any] = yaml.safe_load(PRESET)
     assert loaded["trainable"][0][1] == "1e-4"  # the trap that the settings undo
+
+
+def sections_of(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield section
+    for field in section.model_fields.values():
+        for inner in sections_in(field.annotation):
+            yield from sections_of(inner)
+
+
+@pytest.mark.parametrize("section", sections_of(RunConfig), ids=lambda section: section.__name__)
+def test_every_setting_has_a_description(section: type[BaseModel]) -> None:
+    assert [name for name, field in section.model_fields.items() if not field.description] == []

@@ -11,7 +11,8 @@ import torch
 import yaml
 from tiny import make_llm
 
-from avllm.config import ModelConfig, RunConfig, load_config
+from avllm.config import RunConfig, load_config
+from avllm.config_model import ModelConfig
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.modeling_avllm import AVLLM
 from avllm.training.optim import assign, named_parameters

@@ -14,7 +14,8 @@ import torch
 from tiny import World, make_world, row, settings, text, write_rows
 from tiny_runs import losses, run
 
-from avllm.config import ModelConfig, RunConfig
+from avllm.config import RunConfig
+from avllm.config_model import ModelConfig
 from avllm.data.dataset import SampleDataset
 from avllm.data.manifest import read_manifest
 from avllm.data.reading import MediaReader

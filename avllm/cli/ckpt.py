@@ -1,4 +1,4 @@
-"""``avllm ckpt``: look at checkpoints. What a command needs is imported inside it."""
+"""``avllm ckpt``: show what checkpoints hold. A command imports what it needs inside it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from avllm.cli.options import Json
 
 ckpt = typer.Typer(help="Look at checkpoints.", no_args_is_help=True)
 
+BACKBONE_STATES = {
+    None: "not checked (hub)",
+    True: "found, hash as recorded",
+    False: "NOT as recorded",
+}
+"""By the ``found`` of a recorded backbone."""
+
 
 @ckpt.command()
 def inspect(
@@ -22,19 +29,22 @@ def inspect(
 
     from avllm.evaluation.listing import inspect_checkpoint
 
-    found = inspect_checkpoint(folder)
-    fusion = f", fusion {found['fusion']}" if found["fusion"] else ""
-    typer.echo(f"{folder}: {' -> '.join(found['connector'])}, layout {found['layout']}{fusion}")
-    for number, stage in enumerate(found["stages"], start=1):
-        typer.echo(
-            f"stage {number}: {stage['stage']}, {stage.get('steps')} steps, data {', '.join(stage.get('data', {}))}"
-        )
-    for part, record in found["backbones"].items():
-        state = {None: "not checked (hub)", True: "found, hash as recorded", False: "NOT as recorded"}[record["found"]]
-        typer.echo(f"backbone {part}: {record['name']} {record['sha256'] or record['revision'] or ''}: {state}")
-    for part, count in found["parameters"].items():
+    contents = inspect_checkpoint(folder)
+    parts = [" -> ".join(contents["connector"]), f"layout {contents['layout']}"]
+    if contents["fusion"]:
+        parts.append(f"fusion {contents['fusion']}")
+    typer.echo(f"{folder}: {', '.join(parts)}")
+    for number, stage in enumerate(contents["stages"], start=1):
+        manifests = ", ".join(stage.get("data", {}))
+        steps = stage.get("steps")
+        typer.echo(f"stage {number}: {stage['stage']}, {steps} steps, data {manifests}")
+    for part, backbone in contents["backbones"].items():
+        version = backbone["sha256"] or backbone["revision"] or ""
+        state = BACKBONE_STATES[backbone["found"]]
+        typer.echo(f"backbone {part}: {backbone['name']} {version}: {state}")
+    for part, count in contents["parameters"].items():
         typer.echo(f"parameters {part}: {count:,}")
-    for file, value in found["sha256"].items():
+    for file, value in contents["sha256"].items():
         typer.echo(f"sha256 {file}: {value}")
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(contents))

@@ -1,11 +1,14 @@
-"""The ``avllm`` command. What a command needs is imported inside it, so that ``avllm --help`` answers at once."""
+"""Run the ``avllm`` command.
+
+A command imports what it needs inside its function, so that ``avllm --help`` answers at once.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -37,7 +40,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point: a mistake of the user's is one line on stderr and exit code 1; a bug is a traceback."""
+    """Run a command; a user's mistake is one line and exit code 1, a bug is a traceback."""
     with exit_on_user_error():
         app()
 
@@ -54,13 +57,21 @@ def _options(
 def ask(
     checkpoint: Checkpoint,
     question: Annotated[str, typer.Argument(help="What you want to know.")],
-    video: Annotated[list[Path] | None, typer.Option(help="A video file; may be given several times.")] = None,
-    audio: Annotated[list[Path] | None, typer.Option(help="A sound file, or a video whose sound is meant.")] = None,
+    video: Annotated[
+        list[Path] | None, typer.Option(help="A video file; may be given several times.")
+    ] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Option(help="A sound file, or a video whose sound is meant.")
+    ] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture.")] = None,
     sound: Annotated[str, typer.Option(help="The videos' own sound: auto, on or off.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 = greedy: the same answer each time.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of probability that is sampled from.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 = greedy: the same answer each time.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of probability that is sampled from.")
+    ] = 1.0,
     decoding: Decoding = None,
     device: Device = "cpu",
     quantize: Quantize = None,
@@ -74,35 +85,65 @@ def ask(
     from avllm.inference.generation import read_decoding
 
     chat = Chat.load(checkpoint, device=device, quantize=quantize, allow_parts=allow_part or ())
-    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    settings["decoding"] = read_decoding(decoding)
-    said = False
-    for piece in chat.ask(question, video=video, audio=audio, image=image, sound=sound, **settings):
+    pieces = chat.ask(
+        question,
+        video=video,
+        audio=audio,
+        image=image,
+        sound=sound,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        decoding=read_decoding(decoding),
+    )
+    answered = False
+    for piece in pieces:
         typer.echo(piece, nl=False)
         sys.stdout.flush()
-        said = True
+        answered = True
     typer.echo()
-    if not said:
+    if not answered:
         typer.echo("(the model said nothing)", err=True)
+
+
+Benchmark = Annotated[
+    str | None, typer.Option(help="Instead: a benchmark, see `avllm parts benchmarks`.")
+]
+BenchmarkData = Annotated[
+    Path | None, typer.Option(help="What the benchmark reads, as its authors distribute it.")
+]
+Without = Annotated[list[str] | None, typer.Option(help="Ask again without audio, video or both.")]
+Swap = Annotated[
+    list[str] | None, typer.Option(help="Ask again with audio or video of another clip.")
+]
+
+
+LongestAnswer = Annotated[
+    int | None, typer.Option(min=1, help="Longest answer; follows the references.")
+]
+Refusal = Annotated[str, typer.Option(help="The answer by which a question is refused.")]
+FeatureCache = Annotated[Path | None, typer.Option(help="Folder of features to use and to fill.")]
 
 
 @app.command(name="eval")
 def evaluate(
     checkpoint: Checkpoint,
-    manifest: Annotated[Path | None, typer.Argument(help="Rows with their answers (JSONL).")] = None,
-    benchmark: Annotated[str | None, typer.Option(help="Instead: a benchmark, see `avllm parts benchmarks`.")] = None,
-    data: Annotated[Path | None, typer.Option(help="What the benchmark reads, as its authors distribute it.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Argument(help="Rows with their answers (JSONL).")
+    ] = None,
+    benchmark: Benchmark = None,
+    data: BenchmarkData = None,
     option: Annotated[list[str] | None, typer.Option(help="Of the benchmark: key=value.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Ask again without audio, video or both.")] = None,
-    swap: Annotated[list[str] | None, typer.Option(help="Ask again with audio or video of another clip.")] = None,
+    without: Without = None,
+    swap: Swap = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = 128,
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Of the exchanged clips and the intervals.")] = 0,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; follows the references.")] = None,
+    max_new_tokens: LongestAnswer = None,
     decoding: Decoding = None,
-    refusal: Annotated[str, typer.Option(help="The answer by which a question is refused.")] = "unanswerable",
+    refusal: Refusal = "unanswerable",
     num_workers: Workers = 0,
-    cache: Annotated[Path | None, typer.Option(help="Folder of features to use and to fill.")] = None,
+    cache: FeatureCache = None,
     precision: Precision = "fp32",
     device: Device = "cpu",
     quantize: Quantize = None,
@@ -111,15 +152,16 @@ def evaluate(
     predictions: Annotated[Path | None, typer.Option(help="File for every answer (JSONL).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score generated answers by kind and source, as the rows are and with streams removed or exchanged."""
+    """Score generated answers by kind and source, also with streams removed or exchanged."""
     from avllm.log import hush_libraries
 
     hush_libraries()
     from avllm.evaluation.command import run_eval
     from avllm.inference.generation import read_decoding
 
-    output, predictions = output_file(output), output_file(predictions)
-    found = run_eval(
+    output = output_file(output)
+    predictions = output_file(predictions)
+    figures = run_eval(
         checkpoint,
         manifest,
         benchmark=benchmark,
@@ -141,7 +183,7 @@ def evaluate(
         cache=cache,
         precision=precision,
     )
-    print_figures(found, output, as_json)
+    print_figures(figures, output, as_json)
 
 
 @app.command()
@@ -157,22 +199,34 @@ def retrieve(
     output: Output = None,
     as_json: Json = False,
 ) -> None:
-    """Search clips by caption and captions by clip with what stage 1 learned: recall at 1, 5 and 10."""
+    """Search clips by caption and captions by clip after stage 1: recall at 1, 5 and 10."""
     from avllm.log import hush_libraries
 
     hush_libraries()
     from avllm.evaluation.command import run_retrieval
 
     output = output_file(output)
-    settings = {"batch_size": batch_size, "num_workers": num_workers, "precision": precision}
-    found = run_retrieval(checkpoint, manifest, limit=limit, device=device, allow_parts=allow_part or (), **settings)
-    print_figures(found, output, as_json)
+    figures = run_retrieval(
+        checkpoint,
+        manifest,
+        limit=limit,
+        device=device,
+        allow_parts=allow_part or (),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        precision=precision,
+    )
+    print_figures(figures, output, as_json)
 
 
 @app.command()
 def parts(
-    kind: Annotated[str | None, typer.Argument(help="adapters, decoders, encoders, fusions, layouts, ...")] = None,
-    name: Annotated[str | None, typer.Argument(help="One part: its documentation and options.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="adapters, decoders, encoders, fusions, layouts, ...")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One part: its documentation and options.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the parts that a model and its training can be made of."""
@@ -180,8 +234,8 @@ def parts(
 
     from avllm.evaluation.listing import parts as list_parts
 
-    found = list_parts(kind, name)
-    for part in found:
+    listed = list_parts(kind, name)
+    for part in listed:
         if name is None:
             typer.echo(f"{part['kind']:<11} {part['name']:<20} {part['about']}")
         else:
@@ -189,7 +243,7 @@ def parts(
             for option, default in part["options"].items():
                 typer.echo(f"  {option}: {default}")
     if as_json:
-        typer.echo(json.dumps({"parts": found}, default=str))
+        typer.echo(json.dumps({"parts": listed}, default=str))
 
 
 app.add_typer(ckpt, name="ckpt")

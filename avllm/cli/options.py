@@ -10,20 +10,30 @@ import typer
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of a trained model.")]
 AllowPart = Annotated[
     list[str] | None,
-    typer.Option(help="pkg.module:Class from outside of avllm that the checkpoint may name: it is imported."),
+    typer.Option(
+        help="pkg.module:Class from outside of avllm that the checkpoint may name: it is imported."
+    ),
 ]
-Quantize = Annotated[Literal["4bit", "8bit"] | None, typer.Option(help="Load the LLM in 4 or 8 bit.")]
-Decoding = Annotated[str | None, typer.Option(help="A decoder, as YAML: '{type: contrastive, alpha: 1}'.")]
+Quantize = Annotated[
+    Literal["4bit", "8bit"] | None, typer.Option(help="Load the LLM in 4 or 8 bit.")
+]
+Decoding = Annotated[
+    str | None, typer.Option(help="A decoder, as YAML: '{type: contrastive, alpha: 1}'.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that decode.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many rows, spread over the manifest.")]
-Precision = Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="fp32, bf16 (autocast), or auto.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="At most so many rows, spread over the manifest.")
+]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"], typer.Option(help="fp32, bf16 (autocast), or auto.")
+]
 Output = Annotated[Path | None, typer.Option(help="File for the figures as JSON.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, as last line.")]
 
 
 def output_file(path: Path | None) -> Path | None:
-    """A file that will be written, in a folder that is there: before anything was computed for it."""
+    """Make the folder of a file that will be written, before anything is computed for it."""
     from avllm.data.store.storage import local_path
 
     if path is None:
@@ -34,10 +44,11 @@ def output_file(path: Path | None) -> Path | None:
 
 
 def print_figures(figures: dict[str, Any], output: Path | None, as_json: bool) -> None:
-    """Write figures into a file and as the last line, where that is wanted."""
+    """Write figures into a file, and print them as the last line, where that is asked for."""
     import json
 
     if output is not None:
-        output.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(figures, indent=2, ensure_ascii=False)
+        output.write_text(text + "\n", encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(figures, ensure_ascii=False))

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate, pad
 from avllm.data.media.load import Clip, Sound
 
 if TYPE_CHECKING:
-    from avllm.config import AugmentConfig
+    from avllm.config_data import AugmentConfig
 
 
 class Augment:

@@ -134,14 +134,14 @@ def read_number(answer: str) -> float | None:
     return numbers.pop() if len(numbers) == 1 else None
 
 
-class TimeError(NamedTuple):
+class TimeDeviation(NamedTuple):
     """An answer's error in seconds; ``is_number`` is False where it named no time."""
 
     seconds: float
     is_number: bool
 
 
-def time_error(answer: str, seconds: float, worst: float) -> TimeError:
+def time_error(answer: str, seconds: float, worst: float) -> TimeDeviation:
     """Return the absolute error of an answer that should be a time.
 
     Args:
@@ -151,8 +151,8 @@ def time_error(answer: str, seconds: float, worst: float) -> TimeError:
     """
     value = read_number(answer)
     if value is None:
-        return TimeError(worst, is_number=False)
-    return TimeError(abs(value - seconds), is_number=True)
+        return TimeDeviation(worst, is_number=False)
+    return TimeDeviation(abs(value - seconds), is_number=True)
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> Interval:

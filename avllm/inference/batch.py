@@ -149,7 +149,7 @@ def count_requests(path: str | Path) -> int:
         total = sum(bool(line.strip()) for line in file)
     if not total:
         raise ManifestError(
-            f"{path} holds no request; expected one JSON object a line", reason="no_rows"
+            f"{path} holds no request; expected one JSON object a line", reason="empty"
         )
     return total
 

@@ -245,6 +245,13 @@ class Chat:
         """End the answer that is being generated, from any thread; its text so far is the turn."""
         self._stop.set()
 
+    def holds(self, path: str | Path) -> bool:
+        """Return whether a turn holds the file."""
+        for message in self.messages:
+            if any(getattr(part, "path", None) == str(path) for part in message.content):
+                return True
+        return False
+
     def clear(self) -> None:
         """Forget all turns and media."""
         self.stop()

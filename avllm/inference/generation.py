@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import TypeAdapter
 
-from avllm.config import PartSpec
+from avllm.config_values import PartSpec
 from avllm.data.row import Row
 from avllm.errors import UserError
 from avllm.registry import build

@@ -12,23 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from PIL import Image, ImageDraw
 from rich.text import Text
-from torch import Tensor
 
 from avllm.data.row import IGNORE, Row
 from avllm.data.schema import RowError, Sample
 from avllm.data.store.storage import local_path
+from avllm.inference.drawing import plot_sound, sheet
 from avllm.inference.perceived import Perceived, perceive
 
 if TYPE_CHECKING:
     from avllm.models.processing_avllm import AVProcessor
 
 STYLES = {"text": "", "trained": "bold green", "media": "cyan"}
-SHEET_WIDTH = 1280  # pixels: a sheet of frames is at most so wide
-SMALLEST = 128  # pixels: narrower frames are enlarged
-LABEL = 14  # pixels: height of the line of text below a frame
 
 
 @dataclass(frozen=True)
@@ -164,51 +159,3 @@ def save_pictures(shown: Shown, folder: Path) -> list[Path]:
             plot_sound(media, path)
             written.append(path)
     return written
-
-
-def sheet(frames: Tensor, span: Tensor | None = None) -> Image.Image:
-    """Draw uint8 frames ``(T, H, W, 3)`` in rows from left to right; enlarge small ones.
-
-    Args:
-        frames: at least one.
-        span: ``(T, 2)`` seconds of the clip; the middle of each is written below its frame.
-    """
-    scale = max(1, SMALLEST // frames.shape[2])
-    height = scale * frames.shape[1]
-    width = scale * frames.shape[2]
-    row_height = height if span is None else height + LABEL
-    columns = max(1, min(len(frames), SHEET_WIDTH // width))
-    rows = -(-len(frames) // columns)  # rounded up
-
-    page = Image.new("RGB", (columns * width, rows * row_height))
-    pen = ImageDraw.Draw(page)
-    for number, frame in enumerate(frames):
-        x = number % columns * width
-        y = number // columns * row_height
-        image = Image.fromarray(frame.numpy())
-        page.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y))
-        if span is not None:
-            seconds = float(span[number].mean())
-            pen.text((x + 3, y + height + 1), f"{seconds:.2f} s", "white")
-    return page
-
-
-def plot_sound(media: Perceived, path: Path) -> None:
-    """Draw the encoder's mel bands, or else the waveform, over the seconds of the clip."""
-    from matplotlib.figure import Figure
-
-    sound = media.sound
-    assert sound is not None
-    start = sound.start
-    end = start + len(sound.x) / sound.rate
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    axes = figure.add_subplot()
-    if media.spectrogram is not None:
-        bands = media.spectrogram
-        extent = (start, end, 0, len(bands))
-        axes.imshow(bands.numpy(), origin="lower", aspect="auto", extent=extent)
-        axes.set_ylabel("mel band")
-    else:
-        axes.plot(np.linspace(start, end, len(sound.x)), sound.x.numpy(), linewidth=0.5)
-    axes.set_xlabel("seconds of the clip")
-    figure.savefig(path, dpi=100)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from avllm.config import LLMConfig
+from avllm.config_model import LLMConfig
 from avllm.models.checkpoint_files import read_config
 from avllm.models.checkpoint_format import (
     LORA,

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.streams import medium_of
 
 
@@ -20,7 +20,7 @@ class AVConfig(PretrainedConfig):
         connector: adapters in order, ``[{"type", **options}]``.
         layout: ``{"type", **options}``.
         fusion: ``{"type", **options}`` of the part by which streams act inside the LLM, or None.
-        sampling: how frames are chosen (:class:`~avllm.config.SamplingConfig`).
+        sampling: how frames are chosen (:class:`~avllm.config_model.SamplingConfig`).
         selector: ``{"type", **options}`` of the part that chooses frames by the question, or None.
         media_token_ids: the placeholder's token id of each stream that reaches the LLM.
         lora: ``{set: {"r", "alpha", "dropout", "targets", "active"}}`` of the LoRA sets on the LLM.

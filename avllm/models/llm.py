@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from avllm.config import LLMConfig
+from avllm.config_model import LLMConfig
 from avllm.errors import loading
 
 

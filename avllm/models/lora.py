@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from avllm.config import LoraConfig
+from avllm.config_model import LoraConfig
 from avllm.errors import UserError
 from avllm.models.checkpoint_format import CheckpointError, write_tensors
 

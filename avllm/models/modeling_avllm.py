@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from avllm.adapters.base import Prompt, in_variant
-from avllm.config import LoraConfig, ModelConfig
+from avllm.config_model import LoraConfig, ModelConfig
 from avllm.data.collate import Batch
 from avllm.encoders.base import Encoder
 from avllm.errors import UserError

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.errors import UserError
 from avllm.registry import build
 from avllm.time_codecs.base import TimeCodec

@@ -28,8 +28,8 @@ Part = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One turn of a conversation: ``role`` is system, user or assistant."""
+class Utterance:
+    """One speaker's text in a conversation: ``role`` is system, user or assistant."""
 
     role: str
     text: str
@@ -87,7 +87,7 @@ def is_blank(text: str) -> bool:
     return text.strip() in {"", "nan", "NaN"}
 
 
-def read_turns(turns: Any) -> list[Turn]:
+def read_turns(turns: Any) -> list[Utterance]:
     """Return the turns of a conversation, their texts without space around them.
 
     Raises:
@@ -98,7 +98,7 @@ def read_turns(turns: Any) -> list[Turn]:
     return [_read_turn(turn, number) for number, turn in enumerate(turns, start=1)]
 
 
-def _read_turn(turn: Any, number: int) -> Turn:
+def _read_turn(turn: Any, number: int) -> Utterance:
     speaker = _speaker(turn)
     text = None
     if isinstance(turn, dict):
@@ -114,7 +114,7 @@ def _read_turn(turn: Any, number: int) -> Turn:
         )
     if not text.strip():
         raise RowError("empty_turn", f"turn {number}, by {speaker!r}, is empty")
-    return Turn(ROLES[speaker.lower()], text.strip())
+    return Utterance(ROLES[speaker.lower()], text.strip())
 
 
 def _speaker(turn: Any) -> Any:
@@ -154,7 +154,7 @@ def _check_order(roles: list[str]) -> None:
         raise RowError("ends_without_answer", f"the last of {len(roles)} turns is a question")
 
 
-def _check_placeholders(turns: Sequence[Turn], media: Mapping[str, Sequence[Part]]) -> None:
+def _check_placeholders(turns: Sequence[Utterance], media: Mapping[str, Sequence[Part]]) -> None:
     counts: Counter[str] = Counter()
     for number, turn in enumerate(turns, start=1):
         placeholders = PLACEHOLDER.findall(turn.text)

@@ -13,7 +13,8 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, KwargsHandler, ProjectConfiguration
 
 from avllm import distributed
-from avllm.config import ConfigError, RunConfig
+from avllm.config import RunConfig
+from avllm.config_errors import ConfigError
 from avllm.errors import UserError
 from avllm.precision import Precision, choose_precision
 

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from rich.table import Table
 from torch import nn
 
-from avllm.config import ConfigError
+from avllm.config_errors import ConfigError
 from avllm.errors import UserError
 from avllm.models.lora import set_of
 from avllm.training.muon import Muon

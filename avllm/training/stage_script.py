@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from avllm.config import ConfigError, Stage, load_config
+from avllm.config import Stage, load_config
+from avllm.config_errors import ConfigError
 from avllm.errors import exit_on_user_error
 from avllm.training.trainer import run_stage
 

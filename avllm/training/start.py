@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from avllm import distributed
-from avllm.config import DataConfig, ModelConfig, RunConfig, SourceConfig
+from avllm.config import RunConfig
+from avllm.config_data import DataConfig, SourceConfig
+from avllm.config_model import ModelConfig
 from avllm.data.augment import Augment
 from avllm.data.dataset import SampleDataset
 from avllm.data.index import Manifest

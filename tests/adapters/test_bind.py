@@ -14,7 +14,7 @@ from tiny import World, make_world
 from torch import Tensor
 
 from avllm.adapters.base import Prompt, StreamAdapter
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.modeling_avllm import AVLLM

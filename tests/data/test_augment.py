@@ -9,7 +9,9 @@ import pytest
 import torch
 from tiny import make_world, row, settings, text, write_rows
 
-from avllm.config import AugmentConfig, ConfigError, RunConfig, load_config
+from avllm.config import RunConfig, load_config
+from avllm.config_data import AugmentConfig
+from avllm.config_errors import ConfigError
 from avllm.data.augment import Augment, change_speed
 from avllm.data.dataset import SampleDataset
 from avllm.data.loader import Cut, MicroBatches, Order

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from avllm.config import ConfigError, RunConfig, load_config
+from avllm.config import RunConfig, load_config
+from avllm.config_errors import ConfigError
 from avllm.data.items import Items
 from avllm.data.loader import Cut, MicroBatches
 from avllm.data.manifest import write_manifest

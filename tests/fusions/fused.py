@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tiny import World
 
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.data.reading import MediaReader
 from avllm.data.row import Row
 from avllm.data.schema import Sample

@@ -14,7 +14,7 @@ from fusions.fused import cases, compose, make_rows, open_gates, questions, samp
 from tiny import World, row, settings, text, write_rows
 from torch import nn
 
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.errors import UserError
 from avllm.fusions.base import decoder_layers
 from avllm.models.building.placeholders import load_tokenizer

@@ -182,7 +182,7 @@ def test_no_requests(chat: Chat, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n", encoding="utf-8")
     with pytest.raises(ManifestError, match=r"empty\.jsonl") as error:
         run(chat, checkpoint, tmp_path / "empty.jsonl", tmp_path / "answers.jsonl")
-    assert error.value.reason == "no_rows"
+    assert error.value.reason == "empty"
 
 
 def test_decodes_only_a_little_ahead(chat: Chat) -> None:

@@ -11,7 +11,8 @@ from tiny import World, make_world, settings
 from torch import Tensor
 
 import avllm.models.asked
-from avllm.config import ModelConfig, RunConfig
+from avllm.config import RunConfig
+from avllm.config_model import ModelConfig
 from avllm.data.collate import Batch
 from avllm.data.reading import MediaReader
 from avllm.data.row import Row

@@ -14,7 +14,8 @@ from tiny import World, make_world, settings
 from typer.testing import CliRunner
 
 from avllm.cli.main import app
-from avllm.config import ModelConfig, RunConfig
+from avllm.config import RunConfig
+from avllm.config_model import ModelConfig
 from avllm.errors import UserError
 from avllm.inference.chat import Chat
 from avllm.models.building.described import stage_processor

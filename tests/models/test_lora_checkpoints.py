@@ -9,7 +9,7 @@ import torch
 from tiny import World, make_world
 from torch import Tensor
 
-from avllm.config import LoraConfig, ModelConfig
+from avllm.config_model import LoraConfig, ModelConfig
 from avllm.data.schema import Sample
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint import mark_trained, save_checkpoint

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import World, make_world
 from torch import Tensor
 
-from avllm.config import LoraConfig, ModelConfig
+from avllm.config_model import LoraConfig, ModelConfig
 from avllm.errors import UserError
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint_format import CheckpointError

@@ -11,7 +11,7 @@ import torch
 from tiny import World, make_world
 from transformers import AutoProcessor, ProcessorMixin
 
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.data.schema import RowError, Sample
 from avllm.inference.chat import Chat
 from avllm.models.building.placeholders import load_tokenizer

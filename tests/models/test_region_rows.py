@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tiny import World, make_world
 
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.data.reading import MediaReader
 from avllm.data.schema import RowError, Sample
 from avllm.encoders._visual import VisualPreprocessor

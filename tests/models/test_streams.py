@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import World, make_world
 
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.data.augment import Augment
 from avllm.data.manifest import read_manifest
 from avllm.data.reading import MediaReader
@@ -66,7 +66,7 @@ def test_each_encoder_hears_what_it_would_hear_alone(world: World, two_ears: tup
 
 
 def test_a_changed_sound_is_heard_changed_by_all(world: World, two_ears: tuple[AVLLM, AVProcessor]) -> None:
-    from avllm.config import AugmentConfig
+    from avllm.config_data import AugmentConfig
 
     processor = two_ears[1]
     clip = processor.load_clips(read_manifest(world.captions)[0].media, world.captions.parent)[0]

@@ -9,7 +9,7 @@ import torch
 from tiny import World, make_llm, make_world
 from torch import Tensor
 
-from avllm.config import LoraConfig, ModelConfig
+from avllm.config_model import LoraConfig, ModelConfig
 from avllm.data.reading import MediaReader
 from avllm.data.schema import Sample
 from avllm.errors import UserError

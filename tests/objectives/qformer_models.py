@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tiny import World
 
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.data.collate import Batch
 from avllm.data.dataset import SampleDataset
 from avllm.models.building.placeholders import load_tokenizer

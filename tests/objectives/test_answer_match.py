@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import World, make_world
 
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.data.collate import Places
 from avllm.data.manifest import read_manifest
 from avllm.data.packing import fill_sequences, share_media

@@ -9,7 +9,7 @@ import torch
 from objectives.objective_cases import ObjectiveCase, cases
 from tiny import World, make_world
 
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.data.dataset import SampleDataset
 from avllm.data.manifest import read_manifest
 from avllm.models.building.placeholders import load_tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from avllm.data.schema import Message, RowError
-from avllm.recipes.conversations import Turn, chat_messages, question_messages, read_turns, without_leading_answers
+from avllm.recipes.conversations import Utterance, chat_messages, question_messages, read_turns, without_leading_answers
 
 IMAGE = {"type": "image", "image": "a.jpg"}
 OTHER = {"type": "image", "image": "b.jpg"}
@@ -80,7 +80,11 @@ def test_each_defect_has_its_reason(reason: str, turns: Any) -> None:
 
 def test_both_names_of_the_fields_are_read_and_the_system_may_begin() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "One?"}, gpt("1")]
-    assert read_turns(turns) == [Turn("system", "Be brief."), Turn("user", "One?"), Turn("assistant", "1")]
+    assert read_turns(turns) == [
+        Utterance("system", "Be brief."),
+        Utterance("user", "One?"),
+        Utterance("assistant", "1"),
+    ]
     assert [m["role"] for m in chat_messages(turns, {})] == ["system", "user", "assistant"]
 
 

@@ -69,5 +69,5 @@ def test_a_wrong_call_is_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "error: " in done.stderr
-    assert "is not a file; expected requests" in done.stderr
+    assert "no.jsonl" in done.stderr
     assert "Traceback" not in done.stderr

@@ -199,8 +199,8 @@ def test_errors_are_words_and_the_page_lives_on(page: Any, clips: list[Path], tm
     expect(answer).not_to_contain_text("Traceback")
     expect(answer).not_to_contain_text(str(tmp_path))
     clear(page)
-    expect(ask(page, "<|video|>")).to_contain_text("stands for media")
-    expect(ask(page, "red " * 3000, nth=2)).to_contain_text("tokens; the longest row is")
+    expect(ask(page, "<|video|>")).to_contain_text("<|video|>")
+    expect(ask(page, "red " * 3000, nth=2)).to_contain_text(re.compile(r"\d{4} tokens"))
     large = tmp_path / "large.mp4"
     large.write_bytes(bytes(6 * 2**20))
     page.set_input_files("#file input[type=file]", large)

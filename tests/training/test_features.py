@@ -16,7 +16,8 @@ from tiny_runs import difference, rows, run, together, train, weights
 from typer.testing import CliRunner
 
 from avllm.cli.main import app
-from avllm.config import ConfigError, RunConfig, load_config
+from avllm.config import RunConfig, load_config
+from avllm.config_errors import ConfigError
 from avllm.data.cache.fill import CacheError, recipe
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.modeling_avllm import AVLLM

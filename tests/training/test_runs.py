@@ -12,7 +12,8 @@ import yaml
 from tiny import World, make_world, row, settings, text, write_rows
 from tiny_runs import difference, kill_after, losses, rows, run, train, weights
 
-from avllm.config import RunConfig, SourceConfig
+from avllm.config import RunConfig
+from avllm.config_data import SourceConfig
 from avllm.errors import UserError
 from avllm.training.start import Parts, build_datasets, name_unclear
 from avllm.training.trainer import Trainer

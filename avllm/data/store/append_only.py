@@ -12,7 +12,6 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from avllm.data.store.storage import local_path
@@ -102,12 +101,7 @@ class AppendOnly:
     def __enter__(self) -> AppendOnly:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

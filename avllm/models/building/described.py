@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from transformers import AutoConfig
 
-from avllm.config import ModelConfig, RunConfig
+from avllm.config import RunConfig
+from avllm.config_model import ModelConfig
 from avllm.errors import loading
 from avllm.models.building.extend import extend_processor
 from avllm.models.building.placeholders import embedding_width, load_tokenizer

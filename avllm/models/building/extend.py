@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from avllm.config import ExtendConfig
+from avllm.config_model import ExtendConfig
 from avllm.encoders.base import Encoder
 from avllm.errors import UserError
 from avllm.fusions.base import consumed_streams

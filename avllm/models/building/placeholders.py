@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.errors import UserError, loading
 from avllm.fusions.base import consumed_streams
 from avllm.models.connector import Connector

@@ -19,7 +19,7 @@ from tiny import World, make_world, write_clip, write_rows
 from typer.testing import CliRunner
 
 from avllm.cli.main import app
-from avllm.config import ModelConfig
+from avllm.config_model import ModelConfig
 from avllm.data.check import file as check_file
 from avllm.data.check import files as check_files
 from avllm.data.check.file import examine
@@ -34,8 +34,9 @@ from avllm.data.media.whole import WholeFile
 from avllm.data.reading import MediaReader
 from avllm.data.row import IGNORE, Row
 from avllm.data.schema import RowError, Sample
+from avllm.inference.drawing import sheet
 from avllm.inference.row_tokens import ProcessorTokens, TextTokens, reading
-from avllm.inference.shown import check_row, sheet, show
+from avllm.inference.shown import check_row, show
 from avllm.models.building.described import described_processor
 from avllm.models.processing_avllm import AVProcessor
 

@@ -1,0 +1,138 @@
+"""Settings of a model: LLM, encoders, connector, and the LoRA sets that a stage adds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from avllm.config_values import Number, PartSpec, Section, Whole, as_list
+from avllm.streams import check_stream
+
+
+class LoraConfig(Section):
+    """A named set of low-rank adapters on the LLM (arXiv 2106.09685), through PEFT."""
+
+    name: str = Field(
+        "default",
+        pattern=r"^[A-Za-z]\w*$",
+        description="parameters are called lora_A.<name>.weight",
+    )
+    copy_of: str | None = Field(
+        None,
+        description="set to begin as a copy of, and to replace among the active ones",
+    )
+    active: bool = Field(True, description="takes part unless the code activates other sets")
+    r: Whole = Field(16, gt=0, description="rank")
+    alpha: Number = Field(32, description="the update is scaled by alpha / r")
+    dropout: Number = Field(0.0, ge=0, lt=1, description="share of inputs set to 0 in training")
+    targets: str | list[str] = Field(
+        "all-linear",
+        description="linear layers of the LLM by the end of their names, or all-linear",
+    )
+
+    @model_validator(mode="after")
+    def _has_the_size_of_its_source(self) -> LoraConfig:
+        fields = type(self).model_fields
+        sizes = ("r", "alpha", "targets")
+        given = [name for name in sizes if getattr(self, name) != fields[name].default]
+        if self.copy_of is not None and given:
+            raise ValueError(
+                f"{', '.join(given)} given beside copy_of; a copy has those of {self.copy_of!r}. Leave them out"
+            )
+        return self
+
+
+def _sets_of(value: Any) -> Any:
+    return [] if value is None else as_list(value)
+
+
+def _named_apart(sets: list[LoraConfig]) -> list[LoraConfig]:
+    names = [lora.name for lora in sets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"sets are named {names}; expected a name each")
+    return sets
+
+
+LoraSets = Annotated[list[LoraConfig], BeforeValidator(_sets_of), AfterValidator(_named_apart)]
+"""One set of LoRA adapters, a list of them, or none."""
+
+
+class LLMConfig(Section):
+    """The language model: any ``AutoModelForCausalLM``."""
+
+    name: str = Field(description="hub name or folder")
+    revision: str | None = Field(None, description="commit, branch or tag on the hub; the newest")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the frozen weights in memory")
+    quantize: Literal["4bit", "8bit"] | None = Field(
+        None, description="bits of the frozen weights (bitsandbytes); null for none"
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="implementation of attention")
+
+
+class SamplingConfig(Section):
+    """Choice of a video's frames: ``num_frames`` spread evenly, or ``fps`` with a cap."""
+
+    num_frames: Whole | None = Field(None, gt=0, description="frames of a clip, spread evenly")
+    fps: Number | None = Field(None, gt=0, description="frames a second")
+    max_frames: Whole | None = Field(None, gt=0, description="most frames of a clip, with fps")
+    short_side: Whole | None = Field(None, gt=0, description="pixels that larger pictures are shrunk to while decoding")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> SamplingConfig:
+        if (self.num_frames is None) == (self.fps is None):
+            raise ValueError(f"num_frames is {self.num_frames} and fps is {self.fps}; give exactly one of the two")
+        return self
+
+
+def check_encoders(encoders: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Check the names and mediums of encoders by stream.
+
+    Raises:
+        ValueError: a name that no stream may have, or a stream without a medium.
+    """
+    for stream, spec in encoders.items():
+        check_stream(stream, spec)
+    return encoders
+
+
+Encoders = Annotated[dict[str, PartSpec], AfterValidator(check_encoders)]
+"""By stream; one that is not called ``video`` or ``audio`` names its ``medium``."""
+
+
+class ModelConfig(Section):
+    """The parts that the model is made of."""
+
+    llm: LLMConfig = Field(description="the language model")
+    encoders: Encoders = Field(min_length=1, description="by stream: video, audio, or a name with its medium")
+    connector: list[PartSpec] = Field(min_length=1, description="adapters between encoders and LLM, in their order")
+    layout: PartSpec = Field(
+        default_factory=lambda: {"type": "concat"},
+        description="order of the streams' tokens in the LLM's sequence",
+    )
+    time_codec: PartSpec = Field(
+        default_factory=lambda: {"type": "seconds"},
+        description="form in which the LLM reads and writes times",
+    )
+    fusion: PartSpec | None = Field(None, description="lets streams act inside the LLM, beside its sequence")
+    sampling: SamplingConfig = Field(
+        default_factory=lambda: SamplingConfig.model_validate({"num_frames": 8}),
+        description="choice of a video's frames",
+    )
+    selector: PartSpec | None = Field(None, description="chooses frames by the question, before they are encoded")
+    system: str | None = Field(None, description="system prompt put before chats that bring none")
+    media_text: dict[Literal["video", "audio", "image"], str] = Field(
+        default_factory=dict,
+        description="text around the tokens of a media part, for example '<Video>{media}</Video>'",
+    )
+
+
+class ExtendConfig(Section):
+    """The parts that a stage adds to the model it starts from, whose weights stay the same."""
+
+    encoders: Encoders = Field(default_factory=dict, description="encoders of new streams")
+    connector: list[PartSpec] = Field(
+        min_length=1,
+        description="adapters, after those of the model, or each at its `place` in the longer list",
+    )
+    layout: PartSpec | None = Field(None, description="replaces the model's")
