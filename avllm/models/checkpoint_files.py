@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import PROCESSOR_NAME
 
-from avllm.config import SamplingConfig
+from avllm.config_model import SamplingConfig
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, one_line
 from avllm.models.checkpoint_format import OLD_PROCESSOR_NAME, CheckpointError
