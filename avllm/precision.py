@@ -59,3 +59,10 @@ def product_dtype(device_type: str) -> torch.dtype:
     import torch
 
     return torch.bfloat16 if has_fast_bfloat16(device_type) else torch.float32
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Return half precisions as float32 and other floats unchanged: for sums over many terms."""
+    import torch
+
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -14,6 +14,7 @@ from avllm.distributed import gather_sizes, gather_with_grad
 from avllm.objectives._pairs import chosen_parts, has_stream, tokens_by_clip_set
 from avllm.objectives._text import answer_tokens
 from avllm.objectives.base import Objective
+from avllm.precision import at_least_float32
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch, Places
@@ -179,7 +180,7 @@ class QFormerTerm(Objective):
         text = self.side(model)
         embedded = self.embed(model, self.words(batch, chosen), READ)  # (k, 1 + L, D)
         read = self.qformer(model).read_text(embedded)[:, 0]  # (k, D)
-        projected = F.normalize(text.text_projection(read).float(), dim=-1)  # (k, E)
+        projected = F.normalize(at_least_float32(text.text_projection(read)), dim=-1)  # (k, E)
         texts, first = gather_with_grad(projected)  # (K, E)
         tokens = model.media_steps(batch)[self.place + 1].get(self.stream)
         if tokens is None:
@@ -187,7 +188,8 @@ class QFormerTerm(Objective):
         streams = {self.stream: tokens}
         outputs, real = tokens_by_clip_set(streams, batch.parts.set_clips)  # (S, M, D), (S, M)
         sets = batch.parts.clip_set[chosen]  # (k,)
-        queries = F.normalize(text.query_projection(outputs[sets]).float(), dim=-1)  # (k, M, E)
+        queries = at_least_float32(text.query_projection(outputs[sets]))  # (k, M, E)
+        queries = F.normalize(queries, dim=-1)
         cosines = torch.einsum("nme,te->ntm", queries, texts)  # (k, K, M)
         cosines = cosines.masked_fill(~real[sets][:, None], -1.0)
         return cosines.amax(-1), first

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avllm.errors import loading
+from avllm.precision import at_least_float32
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
@@ -68,9 +69,11 @@ class TextSide(nn.Module):
         """
         if chosen is None:
             chosen = torch.ones_like(batch.parts.row, dtype=torch.bool)
-        out = torch.zeros(len(chosen), self.dim, device=batch.labels.device)
-        if bool(chosen.any()):
-            out[chosen] = self._embed(model, batch, chosen).to(out.dtype)
+        if not bool(chosen.any()):
+            return torch.zeros(len(chosen), self.dim, device=batch.labels.device)
+        embedded = at_least_float32(self._embed(model, batch, chosen))  # (k, dim)
+        out = embedded.new_zeros(len(chosen), self.dim)
+        out[chosen] = embedded
         return out
 
     def _embed(self, model: Any, batch: Batch, chosen: Tensor) -> Tensor:

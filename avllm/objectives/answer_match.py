@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from avllm.objectives._pairs import pool_clip_sets, tokens_by_clip_set
 from avllm.objectives.base import Objective
+from avllm.precision import at_least_float32
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch, BatchParts, Places
@@ -215,7 +216,8 @@ class AnswerMatch(Objective):
         keys, values = keys_values.unflatten(-1, (2, self.heads, -1)).unbind(2)
         query = questions.by_set(self.ask(asked))  # (S, Q, H)
         query = query.unflatten(-1, (self.heads, -1))  # (S, Q, heads, H')
-        scores = torch.einsum("rqhd,rmhd->rhqm", query, keys).float() / query.shape[-1] ** 0.5
+        scores = at_least_float32(torch.einsum("rqhd,rmhd->rhqm", query, keys))
+        scores = scores / query.shape[-1] ** 0.5
         scores = scores.masked_fill(~real[:, None, None], -1e9)
         weights = scores.softmax(-1).to(values.dtype)  # (S, heads, Q, M)
         read = torch.einsum("rhqm,rmhd->rqhd", weights, values).flatten(2)  # (S, Q, H)
@@ -234,15 +236,17 @@ class AnswerMatch(Objective):
             unit vectors ``(n, D)``.
         """
         key, value = self.nothing.unbind()
-        keys = torch.cat([tokens, key.expand(len(tokens), 1, -1)], 1).float()  # (S, M + 1, D)
-        values = torch.cat([tokens, value.expand(len(tokens), 1, -1)], 1).float()
+        keys = at_least_float32(
+            torch.cat([tokens, key.expand(len(tokens), 1, -1)], 1)
+        )  # (S, M + 1, D)
+        values = at_least_float32(torch.cat([tokens, value.expand(len(tokens), 1, -1)], 1))
         query = questions.by_set(_unit(asked))  # (S, Q, D)
         cosines = torch.einsum("rqd,rmd->rqm", query, F.normalize(keys, dim=-1))  # (S, Q, M + 1)
         scores = cosines * self.log_sharpness.exp()
         scores = scores.masked_fill(~F.pad(real, (0, 1), value=True)[:, None], -1e9)
         read = torch.einsum("rqm,rmd->rqd", scores.softmax(-1), values)  # (S, Q, D)
         read = read[questions.clip_set, questions.place]  # (n, D)
-        gate = 1 + self.gate(F.layer_norm(asked, asked.shape[-1:])).float()
+        gate = 1 + at_least_float32(self.gate(F.layer_norm(asked, asked.shape[-1:])))
         return _unit(read * gate)
 
     def _words(self, model: Any, batch: Batch) -> Tensor:
@@ -262,9 +266,9 @@ class AnswerMatch(Objective):
             mean = absent
             if name in streams:
                 mean, _ = pool_clip_sets(streams, (name,), sets)  # (S, D)
-            means.append(mean.float())
+            means.append(at_least_float32(mean))
         return torch.cat(means, -1)
 
 
 def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.float(), dim=-1)
+    return F.normalize(at_least_float32(x), dim=-1)

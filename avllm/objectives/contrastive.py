@@ -30,6 +30,7 @@ from avllm.objectives._pairs import (
 from avllm.objectives._soft_targets import distilled_info_nce
 from avllm.objectives._text import TextSide
 from avllm.objectives.base import Objective
+from avllm.precision import at_least_float32
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
@@ -280,4 +281,4 @@ def _pool(
 
 def _unit(x: Tensor) -> Tensor:
     """Normalize ``(n, dim)`` to unit vectors in float32."""
-    return F.normalize(x.float(), dim=-1)
+    return F.normalize(at_least_float32(x), dim=-1)

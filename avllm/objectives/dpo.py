@@ -17,6 +17,7 @@ from torch import Tensor
 from avllm.errors import UserError
 from avllm.objectives._ema import FrozenCopy
 from avllm.objectives.base import Objective
+from avllm.precision import at_least_float32
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
@@ -204,7 +205,7 @@ class DPO(Objective):
         else:
             logits = model.run_llm(embeds, batch).logits.flatten(0, 1)[before]  # (k, V)
         tokens = batch.input_ids.flatten()[trained.at]  # (k,)
-        by_token = -F.cross_entropy(logits.float(), tokens, reduction="none")  # (k,)
+        by_token = -F.cross_entropy(at_least_float32(logits), tokens, reduction="none")  # (k,)
         return by_token.new_zeros(trained.count).index_add(0, trained.owner, by_token)
 
 

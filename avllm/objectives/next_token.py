@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avllm.objectives.base import Objective
+from avllm.precision import at_least_float32
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
@@ -79,9 +80,9 @@ def next_token_loss(
         two float32 scalars; zero (still on the graph of ``logits``) when n is 0.
     """
     if soft is None:
-        loss = F.cross_entropy(logits.float(), tokens, reduction="sum")
+        loss = F.cross_entropy(at_least_float32(logits), tokens, reduction="sum")
     else:
-        log_p = logits.float().log_softmax(-1)  # (n, V)
+        log_p = at_least_float32(logits).log_softmax(-1)  # (n, V)
         is_hard = torch.ones_like(tokens, dtype=torch.bool).index_fill(0, soft.target, False)
         hard = log_p.gather(1, tokens[:, None]).squeeze(1)  # (n,)
         loss = -hard[is_hard].sum() - (soft.weight * log_p[soft.target, soft.id]).sum()

@@ -27,6 +27,7 @@ from avllm.objectives._pairs import (
 )
 from avllm.objectives._text import TextSide
 from avllm.objectives.base import Objective
+from avllm.precision import at_least_float32
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
@@ -67,13 +68,13 @@ class PooledMatching(Objective):
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the loss over parts; ``hits``: matching pairs that are classified as matching."""
         streams = model.media_tokens(batch)
-        texts = self.text_projection(self.text(model, batch)).float()  # (n, dim)
+        texts = at_least_float32(self.text_projection(self.text(model, batch)))  # (n, dim)
         if any(name not in streams for name in parse_pair(self.pair).streams):
             return texts.sum() * 0.0, {"hits": texts.new_zeros(())}
         chosen = self._chosen(batch)
         names = parse_pair(self.pair).left
         pooled, _ = pool_clip_sets(streams, names, batch.parts.set_clips)  # (S, D)
-        media = self.media_projection(pooled).float()[batch.parts.clip_set]  # (n, dim)
+        media = at_least_float32(self.media_projection(pooled))[batch.parts.clip_set]  # (n, dim)
         return self._loss(media[chosen], texts[chosen], text_ids(batch.parts)[chosen])
 
     def _loss(self, media: Tensor, texts: Tensor, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -98,4 +99,5 @@ class PooledMatching(Objective):
 
     def judge(self, media: Tensor, texts: Tensor) -> Tensor:
         """Return the logits that media and texts, ``(n, dim)`` each, belong together: ``(n,)``."""
-        return self.head(torch.cat([media, texts, media * texts], dim=-1)).squeeze(-1).float()
+        logits = self.head(torch.cat([media, texts, media * texts], dim=-1))  # (n, 1)
+        return at_least_float32(logits).squeeze(-1)

@@ -26,6 +26,7 @@ from avllm.objectives._qformer import (
     mean_by_pair,
     readings_of,
 )
+from avllm.precision import at_least_float32
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
@@ -79,7 +80,7 @@ class QFormerMatching(QFormerTerm):
         media = torch.cat([clips, clips, clips[negatives.clip]])  # (3n,)
         texts = all_words.pick(torch.cat([own, negatives.text, own]))
         logits = self.judge(model, units, media, texts)  # (3n, 2)
-        margins = (logits[:, 1] - logits[:, 0]).float().view(3, n)
+        margins = at_least_float32(logits[:, 1] - logits[:, 0]).view(3, n)
         positive, wrong_text, wrong_clip = margins.unbind(0)  # (n,) each
         loss = matching_loss(
             positive,
