@@ -12,7 +12,7 @@ from objectives.qformer_models import connector
 from tiny import World, make_preferences, make_world, settings
 from torch import Tensor
 
-from avllm.config import ModelConfig, RunConfig
+from avllm.config import RunConfig
 from avllm.data.collate import Batch
 from avllm.data.dataset import SampleDataset
 from avllm.data.packing import fill_sequences, first_fit, level_bins, share_media, shared_length
