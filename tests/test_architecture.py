@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     **dict.fromkeys(["__init__", "registry", "errors", "precision", "config", "tokens", "times", "distributed"], 0),
     **dict.fromkeys(["config_data", "config_errors", "config_model", "config_values"], 0),
-    **dict.fromkeys(["log", "yaml_files", "on_ray", "streams"], 0),
+    **dict.fromkeys(["log", "weights", "yaml_files", "on_ray", "streams"], 0),
     **dict.fromkeys(["data", "encoders", "adapters", "layouts", "fusions", "decoders", "time_codecs"], 1),
     **dict.fromkeys(["models", "objectives", "recipes"], 2),
     **dict.fromkeys(["training", "inference", "text_models"], 3),

@@ -15,6 +15,14 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from avllm.encoders.base import Encoder
+from avllm.weights import (
+    ANY_SIZE,
+    check_finite,
+    check_model_folder,
+    no_larger_than,
+    size_of,
+    weight_files,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -144,11 +152,15 @@ class Backbone(Encoder):
         Raises:
             ValueError: the checkpoint lacks weights of the tower, or holds unknown ones.
         """
+        check_model_folder(name_or_path)
+        files = weight_files(name_or_path)
         saved = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
         config = cls.read_config(saved)
         if "preprocessing" not in options:
             options["preprocessing"] = read_preprocessing(name_or_path, revision)
-        with torch.device("meta"):
+        # A hub name has no files here; its config and its weights are of one commit.
+        size = size_of(files) if files else ANY_SIZE
+        with torch.device("meta"), no_larger_than(size, f"the encoder {name_or_path}"):
             encoder = cls(config, layers=layers, **options)
         with _expecting(cls.model_class, cls.other_keys):
             loaded: Any = cls.model_class.from_pretrained(
@@ -162,6 +174,7 @@ class Backbone(Encoder):
             )
         encoder.backbone, report = loaded
         cls._check_keys(name_or_path, report)
+        check_finite(encoder.backbone.named_parameters(), f"the encoder {name_or_path}")
         return encoder.eval()
 
     @classmethod

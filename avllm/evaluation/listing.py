@@ -20,7 +20,7 @@ from avllm.models.checkpoint_format import (
     part_of,
     read_manifest_of,
 )
-from avllm.models.configuration_avllm import AVConfig
+from avllm.models.loading.files import read_config
 from avllm.registry import UnknownPartError, choices, kinds, load, options, suggest
 
 
@@ -67,7 +67,7 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     manifest = read_manifest_of(folder)
-    config = AVConfig.from_pretrained(folder)
+    config = read_config(folder)
     backbones = {}
     for part, record in manifest["backbones"].items():
         backbones[part] = record | {"found": _is_present(record, folder)}

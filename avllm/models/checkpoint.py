@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from avllm.config_model import LLMConfig
-from avllm.models.checkpoint_files import read_config
 from avllm.models.checkpoint_format import (
     LORA,
-    MANIFEST,
     TRAINED,
     CheckpointError,
     backbones,
@@ -27,10 +25,14 @@ from avllm.models.checkpoint_format import (
     write_tensors,
 )
 from avllm.models.configuration_avllm import AVConfig
-from avllm.models.encoders import build_encoder, pretrained_encoder
-from avllm.models.foreign_parts import check_parts
+from avllm.models.connector import Connector
+from avllm.models.encoders import build_encoder, pretrained_encoder, try_encoder, widths_of
 from avllm.models.llm import is_quantised, load_llm
-from avllm.models.lora import activate, load_sets, save_sets, set_names
+from avllm.models.loading.digests import ALL_FILES, MODEL_FILES, check_files, write_manifest
+from avllm.models.loading.files import read_config, reading
+from avllm.models.loading.foreign_parts import check_parts
+from avllm.models.lora import activate, load_sets, save_sets, set_names, set_of
+from avllm.weights import Size, check_finite, no_larger_than, size_of
 
 
 def mark_trained(model: Any) -> None:
@@ -66,7 +68,9 @@ def trained_state(model: Any) -> dict[str, Tensor]:
 
 
 def save_model(model: Any, folder: str | Path) -> None:
-    """Write config.json, trained.safetensors and lora/.
+    """Write config.json, trained.safetensors, lora/ and the manifest.
+
+    A manifest that is there keeps its stages.
 
     Raises:
         CheckpointError: LoRA sets were added or merged in a way that the folder could not record.
@@ -83,9 +87,13 @@ def save_model(model: Any, folder: str | Path) -> None:
     write_tensors(state, folder / TRAINED)
     if model.config.lora:
         save_sets(model.llm, folder / LORA)
+    elif (folder / LORA).is_dir():
+        shutil.rmtree(folder / LORA)  # of the model that was here before
+    write_manifest(folder, MODEL_FILES, backbones=backbones(model.config))
 
 
 def _check_lora(model: Any) -> None:
+    _refuse_other_adapters(model)
     sets = set_names(model.llm)
     if sorted(model.config.lora) != sorted(sets):
         raise CheckpointError(
@@ -103,6 +111,24 @@ def _check_lora(model: Any) -> None:
         )
 
 
+def _refuse_other_adapters(model: Any) -> None:
+    """Refuse adapters that PEFT was asked by hand to put on the whole model.
+
+    Raises:
+        CheckpointError: names one of their layers.
+    """
+    own = set(model.config.lora)
+    for name, _ in model.named_parameters():
+        adapter = set_of(name)
+        if adapter is not None and not (name.startswith("llm.") and adapter in own):
+            raise CheckpointError(
+                f"{name} belongs to an adapter that was not put on with add_lora(). config.json "
+                "could not record it: it would be lost. Use AVLLM.add_lora, or save it with PEFT "
+                "and unload it first",
+                reason="foreign_adapter",
+            )
+
+
 def save_checkpoint(
     model: Any, processor: Any, folder: str | Path, stages: list[dict[str, Any]]
 ) -> None:
@@ -117,10 +143,7 @@ def save_checkpoint(
     folder = Path(folder)
     save_model(model, folder)
     processor.save_pretrained(folder)
-    manifest = {"format": 1, "backbones": backbones(model.config), "stages": stages}
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
-    partial.replace(folder / MANIFEST)
+    write_manifest(folder, ALL_FILES, backbones(model.config), stages)
 
 
 def load_model(
@@ -151,33 +174,61 @@ def load_model(
             recorded one.
     """
     folder = Path(folder)
+    check_files(folder, ALL_FILES)
     config = read_config(folder)
     check_parts(config, folder, allow_parts)
     _move_backbones(config, folder, backbones or {})
+    with reading(folder, "the model"):
+        model = _build(cls, config, folder, dtype, quantize)
+        return model.freeze().eval().to(device)
+
+
+def _build(
+    cls: Any, config: AVConfig, folder: Path, dtype: str | None, quantize: str | None
+) -> Any:
+    """Build a model with the weights of its backbones and of the checkpoint."""
     settings = {name: value for name, value in config.llm.items() if name != "config"}
     if dtype is not None:
         settings["dtype"] = dtype
     if quantize is not None:
         settings["quantize"] = quantize
-    llm = _load_llm(config, LLMConfig(**settings))
-    build: Any = cls  # AVLLM, whose module imports this one
-    model = build(_without_lora(config), llm=llm, encoders=_load_encoders(config))
+    size = _trained_size(folder)
+    llm = _load_llm(config, LLMConfig(**settings), size)
+    encoders = _load_encoders(config, size)
+    lora = config.lora
+    config.lora = {}  # LoRA sets are loaded from their folders, after the model is built
+    with no_larger_than(size, f"{folder}: config.json"):
+        width = llm.get_input_embeddings().weight.shape[-1]
+        with torch.device("meta"):  # nothing is allocated yet
+            Connector(config.connector, widths_of(encoders), width)
+    with no_larger_than(size, f"{folder}: config.json"):
+        model = cls(config, llm=llm, encoders=encoders)
     _load_trained(model, folder)
-    model.config.lora = AVConfig.from_pretrained(folder).lora
-    if model.config.lora:
-        model.llm = load_sets(model.llm, folder / LORA, list(model.config.lora))
+    model.config.lora = lora
+    if lora:
+        model.llm = load_sets(model.llm, folder / LORA, lora)
         activate(model.llm, model.config.active_lora)
         model.attach_words()
-    return model.freeze().eval().to(device)
+    return model
 
 
-def _without_lora(config: AVConfig) -> AVConfig:
-    config.lora = {}  # LoRA sets are loaded from their folders, after the model is built
-    return config
+def _trained_size(folder: Path) -> Size:
+    """Return what trained.safetensors can fill.
+
+    Raises:
+        CheckpointError: the folder has none.
+    """
+    path = folder / TRAINED
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no {TRAINED}; expected the folder of a finished avllm run",
+            reason="missing",
+        )
+    return size_of([path])
 
 
 def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> None:
-    recorded = read_manifest_of(folder)["backbones"] if (folder / MANIFEST).is_file() else {}
+    recorded = read_manifest_of(folder)["backbones"]
     records = {"llm": config.llm, **{f"encoders.{s}": r for s, r in config.encoders.items()}}
     unknown = sorted(set(places) - set(records))
     if unknown:
@@ -189,12 +240,18 @@ def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> N
         record["name"] = places.get(part, find_backbone(record.get("name"), folder, expected))
         if part in config.trained:
             continue
+        if part not in places and expected is None and Path(str(record["name"])).is_dir():
+            raise CheckpointError(
+                f"{folder}: the manifest has no hash of the {part} backbone, and "
+                f"{record['name']!r} is a folder here, which may hold any weights; say that it is the one: "
+                f"backbones={{{part!r}: {record['name']!r}}}",
+                reason="no_digests",
+            )
         seen = fingerprint(record["name"])
         if expected and seen is None:
             raise CheckpointError(
                 f"{folder}: the {part} backbone was {record['name']!r}, which is not there any "
-                f"more; say where it is: backbones={{{part!r}: FOLDER}}, or change its name in "
-                "config.json"
+                f"more; say where it is: backbones={{{part!r}: FOLDER}}"
             )
         if expected and seen != expected:
             raise CheckpointError(
@@ -203,7 +260,7 @@ def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> N
             )
 
 
-def _load_llm(config: AVConfig, settings: LLMConfig) -> Any:
+def _load_llm(config: AVConfig, settings: LLMConfig, size: Size) -> Any:
     if "llm" not in config.trained:
         return load_llm(settings)[0]
     if settings.quantize:
@@ -213,6 +270,9 @@ def _load_llm(config: AVConfig, settings: LLMConfig) -> Any:
         )
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    with torch.device("meta"), no_larger_than(size, "the trained LLM"):
+        inner = AutoConfig.for_model(**config.llm["config"])
+        AutoModelForCausalLM.from_config(inner, trust_remote_code=False)
     inner = AutoConfig.for_model(**config.llm["config"])
     dtype = getattr(torch, settings.dtype)
     return AutoModelForCausalLM.from_config(
@@ -220,10 +280,11 @@ def _load_llm(config: AVConfig, settings: LLMConfig) -> Any:
     )
 
 
-def _load_encoders(config: AVConfig) -> dict[str, Any]:
+def _load_encoders(config: AVConfig, size: Size) -> dict[str, Any]:
     encoders = {}
     for stream, record in config.encoders.items():
         if f"encoders.{stream}" in config.trained or record.get("name") is None:
+            try_encoder(stream, record, size)
             encoders[stream] = build_encoder(record)
         else:
             encoders[stream] = pretrained_encoder(stream, record, record["options"])
@@ -231,14 +292,11 @@ def _load_encoders(config: AVConfig) -> dict[str, Any]:
 
 
 def _load_trained(model: Any, folder: Path) -> None:
-    if not (folder / TRAINED).is_file():
-        raise CheckpointError(
-            f"{folder} has no {TRAINED}; expected the folder of a finished avllm run"
-        )
     try:
         saved = load_file(folder / TRAINED)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / TRAINED} is damaged: {error}; copy it again") from error
+    check_finite(saved.items(), folder / TRAINED)
     expected = trained_state(model)
     missing = sorted(expected.keys() - saved.keys())
     unexpected = sorted(saved.keys() - expected.keys())
@@ -247,7 +305,8 @@ def _load_trained(model: Any, folder: Path) -> None:
     if missing or unexpected or shapes:
         raise CheckpointError(
             f"{folder / TRAINED} does not fit: missing {missing[:3]}, unexpected {unexpected[:3]}, "
-            f"other shape {shapes[:3]}; config.json and the weights belong to different models"
+            f"other shape {shapes[:3]}; config.json and the weights belong to different models",
+            reason="weights",
         )
     with torch.no_grad():
         for name, tensor in expected.items():

@@ -4,7 +4,7 @@
     trained.safetensors       the connector, and every part whose own weights were trained
     lora/<set>/               adapter_config.json, adapter_model.safetensors (PEFT's form)
     manifest.json             name, revision and hash of each frozen backbone, the chain of stages
-                              with their settings
+                              with their settings, the hash of each file above
 
 Frozen backbones are not copied: they are loaded by their names, and their hashes are checked.
 """
@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from avllm.data.store.storage import sha256
-from avllm.errors import UserError
+from avllm.errors import UserError, one_line
 from avllm.models.configuration_avllm import AVConfig
+from avllm.weights import weight_files
 
 TRAINED, LORA, MANIFEST = "trained.safetensors", "lora", "manifest.json"
 OLD_PROCESSOR_NAME = "avllm_processor.json"
@@ -56,12 +57,33 @@ def read_manifest_of(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {MANIFEST}; expected the folder of a finished avllm run"
+            f"{folder} has no {MANIFEST}; expected the folder of a finished avllm run",
+            reason="missing",
         )
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}; copy the checkpoint again") from error
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        message = f"{path} is damaged ({one_line(error)}); copy the checkpoint again"
+        raise CheckpointError(message, reason="damaged") from error
+    if not _is_manifest(manifest):
+        raise CheckpointError(
+            f"{path} holds no backbones and stages; expected the manifest of a checkpoint. Copy it "
+            "again",
+            reason="damaged",
+        )
+    return dict(manifest)
+
+
+def _is_manifest(content: Any) -> bool:
+    """Return True for ``{"backbones": {part: {...}}, "stages": [{"stage", ...}]}``."""
+    if not isinstance(content, dict):
+        return False
+    records = content.get("backbones")
+    stages = content.get("stages")
+    if not isinstance(records, dict) or not isinstance(stages, list):
+        return False
+    named = all(isinstance(stage, dict) and "stage" in stage for stage in stages)
+    return named and all(isinstance(record, dict) for record in records.values())
 
 
 def backbones(config: AVConfig) -> dict[str, dict[str, Any]]:
@@ -107,13 +129,18 @@ def fingerprint(name: str | None) -> str | None:
     if name is None or not Path(name).is_dir():
         return None
     total = hashlib.sha256()
-    for path in sorted(p for p in Path(name).iterdir() if p.suffix in (".safetensors", ".bin")):
-        stat = path.stat()
-        key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-        if key not in _hashes:
-            _hashes[key] = sha256(path)
-        total.update(f"{path.name}:{_hashes[key]}\n".encode())
+    for path in weight_files(name):
+        total.update(f"{path.name}:{sha256_once(path)}\n".encode())
     return total.hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """Return the SHA-256 of a file; computed once for its size and time of change."""
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    if key not in _hashes:
+        _hashes[key] = sha256(path)
+    return _hashes[key]
 
 
 def is_checkpoint(folder: str | os.PathLike[str]) -> bool:

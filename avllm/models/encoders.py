@@ -15,6 +15,7 @@ from avllm.errors import UserError, loading
 from avllm.models.connector import stream_names
 from avllm.registry import check_options, load, make
 from avllm.streams import medium_of
+from avllm.weights import Size, no_larger_than
 
 _COMMON_KEYS = ("medium", "type", "name", "config", "revision", "dtype")
 """Keys of an encoder's section that are no options of its class."""
@@ -23,6 +24,19 @@ _COMMON_KEYS = ("medium", "type", "name", "config", "revision", "dtype")
 def build_encoder(record: dict[str, Any]) -> Encoder:
     """Build an encoder with random weights from its record in the config."""
     return load("encoders", record["type"])(record["config"], **record["options"])
+
+
+def try_encoder(stream: str, record: dict[str, Any], size: Size) -> None:
+    """Build an encoder without weights, to stop where it is larger than the files that fill it.
+
+    Encoders of users may not know how to be built like this; they are left out.
+
+    Raises:
+        WeightError: it is larger.
+    """
+    if issubclass(load("encoders", record["type"]), Backbone):
+        with torch.device("meta"), no_larger_than(size, f"the {stream} encoder"):
+            build_encoder(record)
 
 
 def build_encoders(records: Mapping[str, dict[str, Any]]) -> dict[str, Encoder]:

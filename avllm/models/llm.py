@@ -6,33 +6,73 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from avllm.config_model import LLMConfig
-from avllm.errors import loading
+from avllm.errors import UserError, loading
+from avllm.weights import (
+    check_finite,
+    check_model_folder,
+    no_larger_than,
+    size_of,
+    weight_files,
+)
 
 
 def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load a causal LM by hub name or folder; return it with its record for the model's config.
 
     Raises:
-        UserError: the name is neither a folder nor on the hub.
+        UserError: the name is neither a folder nor on the hub, weights are missing, left over or
+            of another shape, or hold NaN.
     """
     dtype = getattr(torch, settings.dtype)
+    check_model_folder(settings.name)
     with loading("the LLM", settings.name):
-        llm = AutoModelForCausalLM.from_pretrained(
+        _try_size(settings)
+        llm, report = AutoModelForCausalLM.from_pretrained(
             settings.name,
             revision=settings.revision,
             trust_remote_code=False,
             dtype=dtype,
             attn_implementation=settings.attention,
             quantization_config=quantization(settings.quantize, dtype),
+            output_loading_info=True,
         )
+    _check_report(settings.name, llm, report)
+    check_finite(llm.named_parameters(), f"the LLM {settings.name}")
     if settings.quantize:
         keep_quantised_layers_trainable(llm)
     config = llm.config.to_dict()
     config.pop("quantization_config", None)
     return llm, {**settings.model_dump(), "config": config}
+
+
+def _try_size(settings: LLMConfig) -> None:
+    """Build the LLM without weights, to stop where its config asks for more than its files hold."""
+    files = weight_files(settings.name)
+    if not files:
+        return  # a hub name: its config and its weights are of one commit
+    config = AutoConfig.from_pretrained(settings.name, trust_remote_code=False)
+    with torch.device("meta"), no_larger_than(size_of(files), f"the LLM {settings.name}"):
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _check_report(name: str, llm: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Refuse weights that are missing, left over or of another shape.
+
+    Transformers fills what is missing with random numbers and leaves out the rest.
+    """
+    missing = sorted(report["missing_keys"])
+    wrong = sorted(str(key) for key in report["mismatched_keys"])
+    unknown = sorted(report["unexpected_keys"])
+    if missing or wrong or unknown:
+        raise UserError(
+            f"the LLM {name} does not fit {type(llm).__name__}: missing {missing[:3]}, wrong shape "
+            f"{wrong[:3]}, unexpected {unknown[:3]}; expected the weights that its config.json "
+            "describes. Copy the folder again",
+            reason="weights",
+        )
 
 
 def quantization(kind: str | None, compute: torch.dtype) -> BitsAndBytesConfig | None:

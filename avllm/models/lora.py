@@ -12,7 +12,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -24,10 +24,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from avllm.config_model import LoraConfig
-from avllm.errors import UserError
+from avllm.errors import UserError, one_line
 from avllm.models.checkpoint_format import CheckpointError, write_tensors
+from avllm.weights import check_finite
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
+_NO_EFFECT = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+}
+"""Entries of PEFT's file that say where an adapter comes from, and change no answer."""
 _LORA_NAME = re.compile(r"(\.lora_[A-Za-z_]+)\.(\w+)(?=\.|$)")
 
 
@@ -133,8 +142,6 @@ def add_set(llm: Any, settings: LoraConfig) -> Any:
         UserError: the LLM has a set of this name, no layers of the names in ``targets``, or no set
             to copy.
     """
-    import peft
-
     if settings.copy_of is not None:
         if settings.copy_of not in set_names(llm):
             raise UserError(
@@ -145,13 +152,7 @@ def add_set(llm: Any, settings: LoraConfig) -> Any:
         config = copy.deepcopy(llm.peft_config[settings.copy_of])
         config.lora_dropout = settings.dropout
     else:
-        config = peft.LoraConfig(
-            r=settings.r,
-            lora_alpha=settings.alpha,  # type: ignore[arg-type]
-            lora_dropout=settings.dropout,
-            target_modules=settings.targets,
-            task_type=peft.TaskType.CAUSAL_LM,
-        )
+        config = _peft_config(settings.model_dump())
     try:
         llm = _wrap(llm, settings.name, config)
     except (ValueError, KeyError) as error:
@@ -161,6 +162,19 @@ def add_set(llm: Any, settings: LoraConfig) -> Any:
     if settings.copy_of is not None:
         _copy_set(llm, settings.copy_of, settings.name)
     return llm
+
+
+def _peft_config(recorded: Mapping[str, Any]) -> Any:
+    """Make PEFT's config of a set, by its record in config.json or in a preset."""
+    import peft
+
+    return peft.LoraConfig(
+        r=recorded["r"],
+        lora_alpha=recorded["alpha"],
+        lora_dropout=recorded["dropout"],
+        target_modules=recorded["targets"],
+        task_type=peft.TaskType.CAUSAL_LM,
+    )
 
 
 def _wrap(llm: Any, name: str, config: Any) -> Any:
@@ -227,40 +241,45 @@ def _set_folders(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
 
 
-def load_sets(llm: Any, folder: Path, names: Sequence[str]) -> Any:
+def load_sets(llm: Any, folder: Path, records: Mapping[str, Mapping[str, Any]]) -> Any:
     """Put the sets of a checkpoint on the LLM and return it.
 
     Args:
         llm: an LLM without sets.
         folder: contains one folder for each set.
-        names: the sets that config.json names.
+        records: ``lora`` of config.json, by set.
 
     Raises:
-        CheckpointError: a set is missing or not named, or its tensors do not fit the LLM's layers.
+        CheckpointError: a set is missing or not named, differs from its record, or its tensors do
+            not fit the LLM's layers.
     """
-    if sorted(names) != _set_folders(folder):
+    if sorted(records) != _set_folders(folder):
         raise CheckpointError(
             f"{folder} holds the LoRA sets {_set_folders(folder)}, but config.json names "
-            f"{sorted(names)}; copy the checkpoint again"
+            f"{sorted(records)}; copy the checkpoint again",
+            reason="lora_sets",
         )
-    for name in names:
-        llm = _load_set(llm, folder / name, name)
+    for name, record in records.items():
+        llm = _load_set(llm, folder / name, name, record)
     return llm
 
 
-def _load_set(llm: Any, folder: Path, name: str) -> Any:
-    import peft
-
+def _load_set(llm: Any, folder: Path, name: str, record: Mapping[str, Any]) -> Any:
+    """Put one set on the LLM, made by its record; PEFT's own loading passes over odd keys."""
     try:
         saved = load_file(folder / WEIGHTS_FILE)
-        config = peft.LoraConfig.from_pretrained(str(folder))
-    except (OSError, SafetensorError, json.JSONDecodeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder} is damaged: {error}; copy the checkpoint again") from error
-    config.inference_mode = False
+        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        message = f"{folder} is damaged ({one_line(error)}); copy the checkpoint again"
+        raise CheckpointError(message, reason="damaged") from error
+    _check_rank(folder, saved, record["r"])
+    check_finite(saved.items(), folder / WEIGHTS_FILE)
     try:
-        llm = _wrap(llm, name, config)
+        llm = _wrap(llm, name, _peft_config(record))
     except ValueError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} does not fit the LLM: {error}") from error
+        message = f"{folder / CONFIG_FILE} does not fit the LLM: {one_line(error)}"
+        raise CheckpointError(message, reason="lora_config") from error
+    _check_peft_file(folder, content, llm.peft_config[name])
     expected = set_state(llm, name)
     missing = sorted(expected.keys() - saved.keys())
     unexpected = sorted(saved.keys() - expected.keys())
@@ -270,9 +289,49 @@ def _load_set(llm: Any, folder: Path, name: str) -> Any:
         raise CheckpointError(
             f"{folder / WEIGHTS_FILE} does not fit the LLM: missing {missing[:3]}, unexpected "
             f"{unexpected[:3]}, other shape {shapes[:3]}; expected what {CONFIG_FILE} says for "
-            "every layer. Copy the checkpoint again"
+            "every layer. Copy the checkpoint again",
+            reason="lora_weights",
         )
     with torch.no_grad():
         for key, tensor in expected.items():
             tensor.copy_(saved[key])
     return llm
+
+
+def _check_rank(folder: Path, saved: Mapping[str, Tensor], rank: int) -> None:
+    """Refuse a file without adapters of the recorded rank, before layers of that rank are made."""
+    ranks = {tensor.shape[0] for key, tensor in saved.items() if ".lora_A." in key}
+    if ranks != {rank}:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE} has adapters of rank {sorted(ranks) or 'none'}; config.json "
+            f"says {rank}. Copy the checkpoint again",
+            reason="lora_weights",
+        )
+
+
+def _check_peft_file(folder: Path, content: Any, config: Any) -> None:
+    """Refuse PEFT's file of a set if it differs from what config.json records.
+
+    Loading does not follow PEFT's file, but other programs do: both have to mean the same.
+    """
+    if not isinstance(content, dict):
+        content = {}
+    expected = config.to_dict()
+    odd = []
+    for key in sorted({*content, *expected} - _NO_EFFECT):
+        default = expected.get(key)
+        if key in content and _plain(content[key]) != _plain(default):
+            odd.append(f"{key} {content[key]!r} instead of {default!r}")
+    if odd or "lora_alpha" not in content:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} differs from config.json: "
+            f"{', '.join(odd[:3]) or 'it has no lora_alpha'}; copy the checkpoint again",
+            reason="lora_config",
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of PEFT's config in a form that compares equal after a save."""
+    if isinstance(value, list | set | tuple):
+        return sorted(map(str, value))
+    return value or None  # absent, false and empty mean the same

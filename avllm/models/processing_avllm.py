@@ -28,10 +28,11 @@ from avllm.data.selectors.base import Selector
 from avllm.data.soft import Soft
 from avllm.fusions.base import consumed_streams
 from avllm.layouts.base import Layout
-from avllm.models.checkpoint_files import read_processor, reading
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
 from avllm.models.encoders import widths_of
+from avllm.models.loading.digests import record_processor
+from avllm.models.loading.files import read_processor, reading, refuse_unknown
 from avllm.models.merge import is_placeholder
 from avllm.models.rows.chat_text import MARK, ChatText, check_media_text
 from avllm.models.rows.content import Content, check_regions, in_seconds
@@ -46,8 +47,7 @@ from avllm.models.rows.stream_order import StreamOrder, check_layout
 from avllm.models.words import add_to_tokenizer, check_tokenizer
 from avllm.registry import build
 from avllm.tokens import EncoderInput, duration_of
-
-_HUB_ARGUMENTS = {"_from_auto", "revision", "token", "trust_remote_code"}
+from avllm.weights import no_larger_than
 
 
 class AVProcessor(ProcessorMixin):
@@ -161,18 +161,13 @@ class AVProcessor(ProcessorMixin):
             kwargs: what ``AutoProcessor`` passes on, which has no meaning for a folder.
 
         Raises:
-            CheckpointError: see :func:`avllm.models.checkpoint_files.read_processor`.
+            CheckpointError: see :func:`avllm.models.loading.files.read_processor`.
             TypeError: an unknown argument.
         """
-        unknown = sorted(kwargs.keys() - _HUB_ARGUMENTS)
-        if unknown:
-            raise TypeError(
-                "AVProcessor.from_pretrained takes max_length, timeout and allow_parts, not "
-                f"{unknown}"
-            )
+        refuse_unknown(kwargs)
         folder = Path(folder)
         saved = read_processor(folder, allow_parts)
-        with reading(folder, "the processor"):
+        with reading(folder, "the processor"), no_larger_than(saved.size, str(folder)):
             return cls(
                 saved.tokenizer,
                 saved.preprocessors,
@@ -182,6 +177,12 @@ class AVProcessor(ProcessorMixin):
                 saved.max_length if max_length is None else max_length,
                 saved.timeout if timeout is None else timeout,
             )
+
+    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> list[str]:
+        """Write the processor's files, and their digests into the manifest of a checkpoint."""
+        files: list[str] = super().save_pretrained(save_directory, **kwargs)
+        record_processor(Path(save_directory))
+        return files
 
     # ---- from samples to batches ---------------------------------------------------------------
 

@@ -50,8 +50,9 @@ def export(
     """
     with whole_parameters(parts.model, task, sharding):
         if distributed.is_main():
-            save_checkpoint(parts.model, parts.processor, folder, [*parts.chain, record])
+            folder.mkdir(parents=True, exist_ok=True)
             save_objectives(task, folder)
+            save_checkpoint(parts.model, parts.processor, folder, [*parts.chain, record])
     distributed.barrier()
 
 

@@ -10,16 +10,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from avllm.models.checkpoint_files import reading
 from avllm.models.checkpoint_format import (
     MANIFEST,
     CheckpointError,
     read_manifest_of,
     write_tensors,
 )
-from avllm.models.foreign_parts import refuse_foreign
+from avllm.models.loading.digests import check_files
+from avllm.models.loading.files import reading
+from avllm.models.loading.foreign_parts import refuse_foreign
 from avllm.objectives.base import Objective
 from avllm.registry import build
+from avllm.weights import check_finite
 
 if TYPE_CHECKING:
     from avllm.data.collate import Batch
@@ -152,6 +154,7 @@ def load_objectives(
         ForeignPartError: an objective is from outside of the package and not in ``allow_parts``.
     """
     path = Path(folder) / OBJECTIVES
+    check_files(Path(folder), (OBJECTIVES,))
     stages = read_manifest_of(folder)["stages"]
     if not path.is_file() or not stages:
         raise CheckpointError(
@@ -164,6 +167,7 @@ def load_objectives(
         refuse_foreign([name for name in types if ":" in name], folder, allow_parts)
         objectives = Task(model, specs).objectives
         saved = load_file(path)
+        check_finite(saved.items(), path)
     own = own_state(objectives)
     fitting = {name for name in own.keys() & saved.keys() if own[name].shape == saved[name].shape}
     unfit = sorted(saved.keys() - fitting)

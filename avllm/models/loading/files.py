@@ -20,13 +20,14 @@ from transformers.utils import PROCESSOR_NAME
 from avllm.config_model import SamplingConfig
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, one_line
-from avllm.models.checkpoint_format import OLD_PROCESSOR_NAME, CheckpointError
+from avllm.models.checkpoint_format import MANIFEST, OLD_PROCESSOR_NAME, TRAINED, CheckpointError
 from avllm.models.configuration_avllm import AVConfig
-from avllm.models.foreign_parts import check_parts, check_preprocessors
+from avllm.models.loading.digests import PROCESSOR_FILES, check_files
+from avllm.models.loading.foreign_parts import check_parts, check_preprocessors
+from avllm.weights import ANY_SIZE, Size, check_settings, size_of
 
 CONFIG_NAME = "config.json"
-_FETCHES_CODE = ("auto_map", "custom_pipelines")
-_NAMES_KERNEL = ("attn_implementation", "experts_implementation")
+_HUB_ARGUMENTS = {"_from_auto", "revision", "token", "trust_remote_code"}
 
 
 class _Strict(BaseModel):
@@ -105,6 +106,20 @@ class SavedProcessor:
     llm_dim: int
     max_length: int
     timeout: float
+    size: Size
+
+
+def refuse_unknown(arguments: Collection[str]) -> None:
+    """Refuse arguments of ``from_pretrained`` that are neither a processor's nor the hub's.
+
+    Raises:
+        TypeError: names them.
+    """
+    unknown = sorted(set(arguments) - _HUB_ARGUMENTS)
+    if unknown:
+        raise TypeError(
+            f"AVProcessor.from_pretrained takes max_length, timeout and allow_parts, not {unknown}"
+        )
 
 
 @contextmanager
@@ -168,7 +183,7 @@ def read_config(folder: Path) -> AVConfig:
     with reading(folder, f"{CONFIG_NAME}, sampling"):
         SamplingConfig.model_validate(fields.sampling)
     for record in [fields.llm, *fields.encoders.values()]:
-        refuse_fetched_code(record.config, path)
+        check_settings(record.config, path)
     with reading(folder, CONFIG_NAME):
         return AVConfig.from_dict(content)
 
@@ -191,28 +206,6 @@ def _validated(schema: Any, content: dict[str, Any], path: Path) -> Any:
         ) from error
 
 
-def refuse_fetched_code(settings: Any, path: str | Path) -> None:
-    """Refuse settings of a transformers model that name code to fetch or to import.
-
-    Raises:
-        CheckpointError: names the setting.
-    """
-    if isinstance(settings, list):
-        for item in settings:
-            refuse_fetched_code(item, path)
-    if not isinstance(settings, dict):
-        return
-    for name, value in settings.items():
-        is_kernel = name.endswith(_NAMES_KERNEL) and any(mark in str(value) for mark in "/:")
-        if (name in _FETCHES_CODE and value) or is_kernel:
-            raise CheckpointError(
-                f"{path}: {name} is {value!r}, which is code that would be run; expected a model "
-                "that transformers itself holds. Remove the entry",
-                reason="foreign_code",
-            )
-        refuse_fetched_code(value, path)
-
-
 def read_processor(folder: Path, allow_parts: Collection[str]) -> SavedProcessor:
     """Read the tokenizer, preprocessors and sizes of a checkpoint.
 
@@ -226,6 +219,8 @@ def read_processor(folder: Path, allow_parts: Collection[str]) -> SavedProcessor
             f"{folder} was written by an earlier avllm: rename its {OLD_PROCESSOR_NAME} to "
             f"{PROCESSOR_NAME}"
         )
+    if (folder / MANIFEST).is_file():  # a processor may be saved alone
+        check_files(folder, (CONFIG_NAME, *PROCESSOR_FILES))
     content = read_json(path)
     config = read_config(folder)
     check_parts(config, folder, allow_parts)
@@ -247,13 +242,14 @@ def read_processor(folder: Path, allow_parts: Collection[str]) -> SavedProcessor
         fields.llm_dim,
         fields.max_length,
         fields.timeout,
+        size_of([folder / TRAINED]) if (folder / TRAINED).is_file() else ANY_SIZE,
     )
 
 
 def _saved_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint from its files alone."""
     path = folder / "tokenizer_config.json"
-    refuse_fetched_code(read_json(path), path)
+    check_settings(read_json(path), path, numbers=False)
     with reading(folder, "the tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(folder.absolute()), trust_remote_code=False, local_files_only=True
