@@ -243,8 +243,8 @@ def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> N
         if part not in places and expected is None and Path(str(record["name"])).is_dir():
             raise CheckpointError(
                 f"{folder}: the manifest has no hash of the {part} backbone, and "
-                f"{record['name']!r} is a folder here, which may hold any weights; say that it is the one: "
-                f"backbones={{{part!r}: {record['name']!r}}}",
+                f"{record['name']!r} is a folder here, which may hold any weights. Say "
+                f"that it is the one: backbones={{{part!r}: {record['name']!r}}}",
                 reason="no_digests",
             )
         seen = fingerprint(record["name"])
