@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from avllm.data.schema import Message, RowError, TextPart
 from avllm.errors import UserError
 from avllm.models.configuration_avllm import AVConfig
+from avllm.models.rows.template import check_template, render_chat
 
 MARK = "\u0001"  # replaces a media part while the template is rendered; text must not contain it
 PROBE = "\u0002"  # replaces a whole turn, to find where the template puts it
@@ -117,6 +118,9 @@ class ChatText:
     Args:
         tokenizer: the LLM's; it gets a plain chat template if it has none.
         config: system prompt, text around media, placeholders.
+
+    Raises:
+        ChatTemplateError: the template is no Jinja, or does not end.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: AVConfig) -> None:
@@ -126,6 +130,7 @@ class ChatText:
         self._chats: dict[tuple[Any, ...], Rendered] = {}
         if tokenizer.chat_template is None:
             tokenizer.chat_template = DEFAULT_TEMPLATE
+        check_template(tokenizer)
 
     def check(self, message: Message) -> None:
         """Refuse text that contains a placeholder of media.
@@ -230,15 +235,12 @@ class ChatText:
     def _template(self, contents: Sequence[Flat], generation: bool) -> str:
         messages = [{"role": content.role, "content": content.text} for content in contents]
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation
-            )
+            return render_chat(self.tokenizer, messages, generation=generation)
         except TemplateError as error:
             roles = [content.role for content in contents]
             raise RowError(
                 "chat_template", f"the LLM's chat template refuses roles {roles}: {error}"
             ) from error
-        return str(text)
 
     # ---- tokens ------------------------------------------------------------------------------
 
