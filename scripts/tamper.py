@@ -1,4 +1,4 @@
-"""Tamper with a good checkpoint in many ways, which `python scripts/tamper.py CHECKPOINT OUT` writes.
+"""Tamper with a good checkpoint in many ways: `python scripts/tamper.py CHECKPOINT OUT`.
 
 OUT gets a folder for each way. ``damage`` changes files and leaves the manifest; ``forge`` also
 writes new digests, as somebody would who means the folder to load. Loading one of them has to give
