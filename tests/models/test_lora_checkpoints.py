@@ -13,7 +13,7 @@ from avllm.config_model import LoraConfig, ModelConfig
 from avllm.data.schema import Sample
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint import mark_trained, save_checkpoint
-from avllm.models.checkpoint_format import CheckpointError
+from avllm.models.checkpoint_format import CheckpointError, read_manifest_of
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 
@@ -104,3 +104,26 @@ def test_a_quantised_llm_trains_and_merges_no_weights_of_its_own(world: World) -
     model.llm.get_input_embeddings().requires_grad_(True)
     with pytest.raises(CheckpointError, match="train LoRA adapters alone"):
         mark_trained(model)
+
+
+def test_adapters_put_on_by_hand_are_refused_and_never_lost(world: World, tmp_path: Path) -> None:
+    import peft
+
+    model, _ = adapted(world)
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["proj"]), adapter_name="by_hand")
+    with pytest.raises(CheckpointError) as caught:
+        model.save_pretrained(str(tmp_path))
+    assert caught.value.reason == "foreign_adapter"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_saved_model_loads_from_any_folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = adapted(world)
+    said = logits(model, processor, world)
+    model.save_pretrained(str(tmp_path / "saved"))
+    processor.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    loaded = AVLLM.from_pretrained(".")
+    assert torch.equal(logits(loaded, AVProcessor.from_pretrained("."), world), said)
+    assert read_manifest_of(".")["backbones"]["llm"]["sha256"]

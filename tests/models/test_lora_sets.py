@@ -15,6 +15,7 @@ from avllm.config_model import LoraConfig, ModelConfig
 from avllm.errors import UserError
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint_format import CheckpointError
+from avllm.models.loading.digests import ALL_FILES, write_manifest
 from avllm.models.lora import active_sets, set_of
 from avllm.models.modeling_avllm import AVLLM
 
@@ -248,6 +249,7 @@ def test_a_set_that_is_missing_renamed_or_damaged_is_refused(model: AVLLM, tmp_p
         AVLLM.from_pretrained(str(tmp_path))
     (tmp_path / "lora" / "scale_8").rename(folder)
     (folder / "adapter_model.safetensors").write_bytes(b"half")
+    write_manifest(tmp_path, ALL_FILES)
     with pytest.raises(CheckpointError, match="damaged"):
         AVLLM.from_pretrained(str(tmp_path))
 

@@ -20,6 +20,7 @@ from avllm.models.attention import block_mask
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint import mark_trained, save_checkpoint
 from avllm.models.checkpoint_format import CheckpointError, find_backbone
+from avllm.models.loading.digests import ALL_FILES, write_manifest
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 from avllm.tokens import Tokens
@@ -393,10 +394,15 @@ def test_damaged_checkpoints_are_refused(world: World, tmp_path: Path) -> None:
     state = load_file(tmp_path / "trained.safetensors")
     first, *others = state
     save_file({k: state[k] for k in others}, tmp_path / "trained.safetensors")
+    with pytest.raises(CheckpointError) as differs:
+        AVLLM.from_pretrained(tmp_path)
+    assert differs.value.reason == "files_differ"
+    write_manifest(tmp_path, ALL_FILES)
     with pytest.raises(CheckpointError, match="missing") as caught:
         AVLLM.from_pretrained(tmp_path)
     assert first in str(caught.value)
     save_file(state | {"connector.9.weight": torch.ones(1)}, tmp_path / "trained.safetensors")
+    write_manifest(tmp_path, ALL_FILES)
     with pytest.raises(CheckpointError, match=r"unexpected \['connector\.9\.weight'\]"):
         AVLLM.from_pretrained(tmp_path)
 
