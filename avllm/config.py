@@ -50,7 +50,8 @@ class TrainConfig(Section):
         False, description="compute activations again in the backward pass: slower, less memory"
     )
     validate_every: Whole | None = Field(None, gt=0, description="steps between validations; null for the end only")
-    validate_rows: Whole | None = Field(None, gt=0, description="most validation rows looked at each time")
+    validate_rows: Whole | None = Field(None, gt=0, description="most validation rows read each time, drawn by seed")
+    best_by: str = Field("loss", description="figure of validation that chooses best/: next_token/answers, ...")
     save_every: Whole | None = Field(500, gt=0, description="steps between resume points; null for the end only")
     keep: Whole = Field(2, gt=0, description="how many resume points stay on disk")
     log_every: Whole = Field(10, gt=0, description="steps between figures")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avllm.cli.options import AllowPart, Json
+from avllm.cli.options import AllowPart, Json, result_console
 from avllm.cli.reading import NO_LIMIT, Decode, chosen_processor, reading_of
 from avllm.errors import UserError
 from avllm.on_ray import Engine, Gpus
@@ -93,7 +93,7 @@ def check(
         tokens=reading.tokens,
         output=output,
     )
-    print_report(report, output, counted=reading.tokens is not None)
+    print_report(result_console(as_json), report, output, counted=reading.tokens is not None)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), ensure_ascii=False))
     if strict and report.count("error"):
@@ -207,7 +207,7 @@ def stats(
     opened = probe or processor is not None
     options = reading.options if opened else None
     counts = count(manifests, options=options, tokens=reading.tokens)
-    print_stats(counts, opened=opened)
+    print_stats(result_console(as_json), counts, opened=opened)
     if as_json:
         typer.echo(json.dumps(counts.to_dict(), ensure_ascii=False))
 
@@ -237,7 +237,7 @@ def mix(
         quarantine=read_quarantine(config.data.quarantine),
     )
     sources = portions(config, items, processes)
-    print_mixture(sources, config.data.temperature)
+    print_mixture(result_console(as_json), sources, config.data.temperature)
     if as_json:
         sources_as_json = [vars(portion) for portion in sources]
         typer.echo(json.dumps({"sources": sources_as_json}, ensure_ascii=False))

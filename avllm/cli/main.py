@@ -106,6 +106,7 @@ def ask(
         typer.echo("(the model said nothing)", err=True)
 
 
+AnsweredRows = Annotated[Path | None, typer.Argument(help="Rows with their answers (JSONL).")]
 Benchmark = Annotated[
     str | None, typer.Option(help="Instead: a benchmark, see `avllm parts benchmarks`.")
 ]
@@ -122,15 +123,16 @@ LongestAnswer = Annotated[
     int | None, typer.Option(min=1, help="Longest answer; follows the references.")
 ]
 Refusal = Annotated[str, typer.Option(help="The answer by which a question is refused.")]
+Report = Annotated[
+    Path | None, typer.Option(help="File for a page of figures and wrong answers (HTML).")
+]
 FeatureCache = Annotated[Path | None, typer.Option(help="Folder of features to use and to fill.")]
 
 
 @app.command(name="eval")
 def evaluate(
     checkpoint: Checkpoint,
-    manifest: Annotated[
-        Path | None, typer.Argument(help="Rows with their answers (JSONL).")
-    ] = None,
+    manifest: AnsweredRows = None,
     benchmark: Benchmark = None,
     data: BenchmarkData = None,
     option: Annotated[list[str] | None, typer.Option(help="Of the benchmark: key=value.")] = None,
@@ -138,7 +140,7 @@ def evaluate(
     swap: Swap = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = 128,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of the exchanged clips and the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of --limit, exchanged clips and intervals.")] = 0,
     max_new_tokens: LongestAnswer = None,
     decoding: Decoding = None,
     refusal: Refusal = "unanswerable",
@@ -150,17 +152,19 @@ def evaluate(
     allow_part: AllowPart = None,
     output: Output = None,
     predictions: Annotated[Path | None, typer.Option(help="File for every answer (JSONL).")] = None,
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Score generated answers by kind and source, also with streams removed or exchanged."""
     from avllm.log import hush_libraries
 
     hush_libraries()
-    from avllm.evaluation.command import run_eval
+    from avllm.evaluation.command import result_console, run_eval
     from avllm.inference.generation import read_decoding
 
     output = output_file(output)
     predictions = output_file(predictions)
+    report = output_file(report)
     figures = run_eval(
         checkpoint,
         manifest,
@@ -172,6 +176,8 @@ def evaluate(
         limit=limit,
         refusal=refusal,
         predictions=predictions,
+        report=report,
+        tables=result_console(stderr=as_json),
         device=device,
         quantize=quantize,
         allow_parts=allow_part or (),
@@ -192,6 +198,7 @@ def retrieve(
     manifest: Annotated[Path, typer.Argument(help="Captions, one a row (JSONL).")],
     batch_size: Annotated[int, typer.Option(min=1, help="Rows embedded at a time.")] = 32,
     limit: Limit = None,
+    seed: Annotated[int, typer.Option(help="Of --limit.")] = 0,
     num_workers: Workers = 0,
     precision: Precision = "fp32",
     device: Device = "cpu",
@@ -203,16 +210,18 @@ def retrieve(
     from avllm.log import hush_libraries
 
     hush_libraries()
-    from avllm.evaluation.command import run_retrieval
+    from avllm.evaluation.command import result_console, run_retrieval
 
     output = output_file(output)
     figures = run_retrieval(
         checkpoint,
         manifest,
         limit=limit,
+        tables=result_console(stderr=as_json),
         device=device,
         allow_parts=allow_part or (),
         batch_size=batch_size,
+        seed=seed,
         num_workers=num_workers,
         precision=precision,
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of a trained model.")]
 AllowPart = Annotated[
@@ -23,13 +26,16 @@ Decoding = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that decode.")]
 Limit = Annotated[
-    int | None, typer.Option(min=1, help="At most so many rows, spread over the manifest.")
+    int | None,
+    typer.Option(min=1, help="At most so many rows, by seed, of each kind its share."),
 ]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"], typer.Option(help="fp32, bf16 (autocast), or auto.")
 ]
 Output = Annotated[Path | None, typer.Option(help="File for the figures as JSON.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, as last line.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout; tables go to stderr.")
+]
 
 
 def output_file(path: Path | None) -> Path | None:
@@ -41,6 +47,13 @@ def output_file(path: Path | None) -> Path | None:
     path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def result_console(as_json: bool) -> Console:
+    """Return where tables are printed: stdout, or stderr where stdout is for one JSON object."""
+    from rich.console import Console
+
+    return Console(stderr=as_json)
 
 
 def print_figures(figures: dict[str, Any], output: Path | None, as_json: bool) -> None:

@@ -122,6 +122,21 @@ class Items:
         manifest = self.manifests[self.manifest_number(place)]
         return Bad(sample.id, sample.source, manifest.name, reason, detail)
 
+    def drawn_by_id(self, seed: int, limit: int | None = None) -> np.ndarray:
+        """Return items in an order that follows from the seed and the ids of their rows.
+
+        The order of the manifest has no part in it: of a file that is sorted by answer, neighbours
+        would be easy to confuse, and a part of it would be of one kind.
+
+        Args:
+            seed: of the order.
+            limit: most items; None = all.
+        """
+        hashes = np.concatenate([manifest.rows["id"] for manifest in self.manifests])
+        keys = _mixed(hashes[self._members], seed)
+        smallest = np.minimum.reduceat(keys, self._begins[:-1])  # (items,)
+        return np.argsort(smallest, kind="stable")[:limit]
+
     def distinct_media(self, among: np.ndarray | None = None) -> np.ndarray:
         """Return the places of the first row of each set of media, in the order of the manifests.
 
@@ -161,6 +176,14 @@ class Items:
                 self.quarantined.append(self.bad(place, reason, "it is in the quarantine file"))
                 quarantined.append(row)
         return np.delete(rows, quarantined)
+
+
+def _mixed(hashes: np.ndarray, seed: int) -> np.ndarray:
+    """Return ``(N,)`` uint64 that look random and follow from hashes and seed (SplitMix64)."""
+    keys = hashes.astype(np.uint64) ^ np.uint64((seed + 1) * 0x9E3779B97F4A7C15 & (2**64 - 1))
+    for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
+        keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(factor)  # wraps around
+    return keys ^ (keys >> np.uint64(31))
 
 
 def group(keys: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:

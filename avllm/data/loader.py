@@ -68,19 +68,24 @@ class MicroBatches:
 
 
 class OncePerItem:
-    """Sample the first ``count`` items once, for validation: as many batches on every process."""
+    """Sample each of some items once, for validation: as many batches on every process.
 
-    def __init__(self, count: int, cut: Cut) -> None:
-        self.count = count
+    Args:
+        items: their numbers, in the order in which they are sampled.
+        cut: into batches.
+    """
+
+    def __init__(self, items: Sequence[int], cut: Cut) -> None:
+        self.items = list(items)
         self.cut = cut
 
     def __len__(self) -> int:
-        return -(-self.count // (self.cut.batch_size * self.cut.world_size))
+        return -(-len(self.items) // (self.cut.batch_size * self.cut.world_size))
 
     def __iter__(self) -> Iterator[list[int]]:
         for number in range(len(self)):
             first = (number * self.cut.world_size + self.cut.rank) * self.cut.batch_size
-            yield list(range(first, min(first + self.cut.batch_size, self.count)))
+            yield self.items[first : first + self.cut.batch_size]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from avllm.data.soft import Soft
-from avllm.tokens import EncoderInput, duration_of
+from avllm.tokens import EncoderInput
 
 IGNORE = -100  # label of a position that is not trained on; the value that torch and transformers skip
 
@@ -75,6 +75,7 @@ class Row:
         position_ids: ``(L,)`` of packed rows or None for 0, 1, 2, ...
         soft: targets that are distributions, or None.
         variant: rows of one variant share a micro batch; adapters read it (:func:`avllm.adapters.base.variant`).
+        duration: seconds of the last clip, which an answer's times are about; None where not known.
     """
 
     id: str
@@ -89,6 +90,7 @@ class Row:
     variant: str | None = None
     clip_places: list[int] = field(default_factory=list)
     soft: Soft | None = None
+    duration: float | None = None
 
     @property
     def num_targets(self) -> int:
@@ -101,11 +103,6 @@ class Row:
         places = self.is_media.nonzero()
         last = int(places[-1]) + 1 if len(places) else 0
         return max(last, *self.clip_places) if self.clip_places else last
-
-    @property
-    def duration(self) -> float | None:
-        """Return the seconds of the last clip, which an answer's times are about; None without one."""
-        return duration_of(self.clips[-1]) if self.clips else None
 
     @property
     def first_trained(self) -> int:

@@ -33,6 +33,69 @@ class EncodedClip:
     streams: Streams
 
 
+@dataclass(frozen=True)
+class ClipFacts:
+    """Describe a clip whose features may be held no longer.
+
+    Attributes:
+        unit: which it is, and its length.
+        streams: those that it has.
+    """
+
+    unit: Unit
+    streams: frozenset[str]
+
+
+class ClipStore:
+    """Encode clips when they are needed, and hold those of the last call only.
+
+    Args:
+        model, processor: of one checkpoint.
+        root: where relative paths start.
+        num_workers: processes that decode; 0 decodes in this one.
+        cache: features that a run left behind; what it lacks is added to it.
+
+    Attributes:
+        facts: of all clips so far that could be read.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        root: Path | None,
+        *,
+        num_workers: int = 0,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.root = root
+        self.num_workers = num_workers
+        self.cache = cache
+        self.facts: dict[MediaPart, ClipFacts] = {}
+        self._held: dict[MediaPart, EncodedClip | Failure] = {}
+
+    def get(self, parts: Sequence[MediaPart]) -> dict[MediaPart, EncodedClip | Failure]:
+        """Return the features of distinct media parts, or why there are none."""
+        self._held = {part: self._held[part] for part in parts if part in self._held}
+        new = [part for part in parts if part not in self._held]
+        if new:
+            self._held |= encode_clips(
+                self.model,
+                self.processor,
+                new,
+                self.root,
+                num_workers=self.num_workers,
+                cache=self.cache,
+            )
+        for part in new:
+            clip = self._held[part]
+            if isinstance(clip, EncodedClip):
+                self.facts[part] = ClipFacts(clip.unit, frozenset(clip.streams))
+        return self._held
+
+
 def encode_clips(
     model: Any,
     processor: Any,

@@ -17,9 +17,12 @@ from avllm.errors import UserError
 from avllm.evaluation.benchmarks.base import Benchmark, benchmark_of
 from avllm.evaluation.conditions import AS_IS, Condition
 from avllm.evaluation.environment import environment
+from avllm.evaluation.report.page import About, write_report
+from avllm.evaluation.report.pictures import Pictures
 from avllm.evaluation.results import Result, table
 from avllm.evaluation.retrieval import recall_table, retrieval
-from avllm.evaluation.runner import Settings, evaluate_all
+from avllm.evaluation.runner import evaluate_all
+from avllm.evaluation.settings import Settings
 from avllm.inference.chat import check_device
 from avllm.models.checkpoint_format import read_manifest_of
 from avllm.models.modeling_avllm import AVLLM
@@ -42,12 +45,14 @@ def run_eval(
     limit: int | None = None,
     refusal: str = "unanswerable",
     predictions: str | Path | None = None,
+    report: str | Path | None = None,
+    tables: Console | None = None,
     device: str = "cpu",
     quantize: str | None = None,
     allow_parts: Collection[str] = (),
     **settings: Any,
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint and print a table of each condition on stderr.
+    """Evaluate a checkpoint and print a table of each condition.
 
     Args:
         checkpoint: folder of a trained model.
@@ -60,9 +65,11 @@ def run_eval(
         limit: at most so many rows.
         refusal: the answer by which a question of a manifest is refused.
         predictions: file for one JSON object a row and condition.
+        report: HTML file for a page with all figures, confusions and wrong answers.
+        tables: where the tables are printed; None takes stdout. Progress goes to stderr.
         device, quantize: how the model is loaded.
         allow_parts: parts from outside of the package that the checkpoint may name.
-        settings: see :class:`avllm.evaluation.runner.Settings`.
+        settings: see :class:`avllm.evaluation.settings.Settings`.
 
     Returns:
         ``{"checkpoint", "manifest" or "benchmark", "settings", "conditions": {name: figures},
@@ -76,7 +83,6 @@ def run_eval(
     conditions += [Condition(swap=stream) for stream in swap]  # type: ignore[arg-type]
     conditions = list(dict.fromkeys(conditions))
     began = time.perf_counter()
-    console = _console()
     # Mistakes in the arguments are reported before a model is loaded, which takes long.
     check_device(device)
     Settings(**settings)
@@ -86,15 +92,8 @@ def run_eval(
         str(checkpoint), device=device, quantize=quantize, allow_parts=allow_parts
     )
     processor = AVProcessor.from_pretrained(checkpoint, allow_parts=allow_parts)
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("answering")
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        results = evaluate_all(
-            model, processor, rows, conditions, limit=limit, progress=show, **settings
-        )
+    results = _evaluate_with_bar(model, processor, rows, conditions, limit, settings)
+    console = tables or result_console()
     for result in results.values():
         console.print(table(result))
     if predictions is not None:
@@ -104,14 +103,47 @@ def run_eval(
     if manifest is not None:
         figures["manifest"] = _file(manifest, limit)
     else:
-        figures["benchmark"] = {
-            "name": benchmark,
-            "data": str(data),
-            "options": list(options),
-            "limit": limit,
-        }
+        asked = {"name": benchmark, "data": str(data), "options": list(options), "limit": limit}
+        figures["benchmark"] = asked
     all_settings = {"refusal": refusal, "quantize": quantize, **settings}
-    return _stamped(checkpoint, all_settings, figures, device, began)
+    stamped = _stamped(checkpoint, all_settings, figures, device, began)
+    if report is not None:
+        _write_page(Path(report), results, stamped, Pictures(processor, rows.root), rows)
+    return stamped
+
+
+def _evaluate_with_bar(
+    model: AVLLM,
+    processor: AVProcessor,
+    benchmark: Benchmark,
+    conditions: Sequence[Condition],
+    limit: int | None,
+    settings: dict[str, Any],
+) -> dict[str, Result]:
+    """Ask all rows, with a bar on stderr."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("answering")
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return evaluate_all(
+            model, processor, benchmark, conditions, limit=limit, progress=show, **settings
+        )
+
+
+def _write_page(
+    path: Path,
+    results: dict[str, Result],
+    stamped: dict[str, Any],
+    pictures: Pictures,
+    benchmark: Benchmark,
+) -> None:
+    """Write the page of an evaluation, with what it was measured on."""
+    details = {key: value for key, value in stamped.items() if key != "conditions"}
+    measured_on = stamped.get("manifest", {}).get("file") or stamped["benchmark"]["name"]
+    about = About(stamped["checkpoint"]["folder"], measured_on, details)
+    write_report(path, results, about, lambda row: pictures.of(benchmark.prompt(row)))
 
 
 def _chosen(
@@ -146,16 +178,18 @@ def run_retrieval(
     manifest: str | Path,
     *,
     limit: int | None = None,
+    tables: Console | None = None,
     device: str = "cpu",
     allow_parts: Collection[str] = (),
     **settings: Any,
 ) -> dict[str, Any]:
-    """Search with a stage-1 run in both directions and print a table on stderr.
+    """Search with a stage-1 run in both directions and print a table.
 
     Args:
         checkpoint: folder of a stage-1 run.
         manifest: captions, one a row.
         limit: at most so many captions.
+        tables: where the table is printed; None takes stdout.
         device: where to compute.
         allow_parts: parts from outside of the package that the checkpoint may name.
         settings: see :func:`avllm.evaluation.retrieval.retrieval`.
@@ -168,7 +202,7 @@ def run_retrieval(
     recalls = retrieval(
         checkpoint, manifest, limit=limit, device=device, allow_parts=allow_parts, **settings
     )
-    _console().print(recall_table(recalls))
+    (tables or result_console()).print(recall_table(recalls))
     figures = {"manifest": _file(manifest, limit), "retrieval": recalls}
     return _stamped(checkpoint, settings, figures, device, began)
 
@@ -177,8 +211,9 @@ def _file(manifest: str | Path, limit: int | None) -> dict[str, Any]:
     return {"file": str(manifest), "sha256": digest(manifest), "limit": limit}
 
 
-def _console() -> Console:
-    console = Console(stderr=True)
+def result_console(stderr: bool = False) -> Console:
+    """Return where results are printed: stdout, or stderr where stdout is for one JSON object."""
+    console = Console(stderr=stderr)
     if not console.is_terminal:
         console.width = WIDE
     return console

@@ -121,7 +121,8 @@ def partners(units: Iterable[Unit], seed: int) -> Partners:
     same partners.
 
     Returns:
-        partners by (kind, part); a kind that is asked about one file only has none.
+        partners by (kind, part), along the order of the files, so that neighbours share clips; a
+        kind that is asked about one file only has none.
     """
     by_file: dict[str, list[Unit]] = {}
     for unit in sorted(set(units), key=lambda u: u.part.model_dump_json()):
@@ -167,7 +168,11 @@ def next_partners(groups: list[list[Unit]]) -> Partners:
             theirs = parts_by_file[(number + 1) % len(parts_by_file)]
             for i, part in enumerate(parts):
                 chosen[kind, part] = theirs[i % len(theirs)]
-    return chosen
+    places: dict[MediaPart, int] = {}
+    for place, group in enumerate(groups):
+        places |= dict.fromkeys((unit.part for unit in group), place)
+    in_order = sorted(chosen, key=lambda key: (places[key[1]], key[0]))
+    return {key: chosen[key] for key in in_order}
 
 
 def answer_shares(groups: list[list[Unit]]) -> list[np.ndarray]:

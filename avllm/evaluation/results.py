@@ -12,7 +12,12 @@ from rich.table import Table
 from avllm.data.schema import Sample
 from avllm.evaluation.benchmarks.base import Prediction
 from avllm.evaluation.conditions import Condition
-from avllm.evaluation.metrics import bootstrap_mean, constant_accuracy, constant_error, wilson
+from avllm.evaluation.scoring.metrics import (
+    bootstrap_mean,
+    constant_accuracy,
+    constant_error,
+    wilson,
+)
 
 Figures = Callable[[Sequence[Prediction]], dict[str, float]]
 """Figures over a set of answers: ``Benchmark.figures``."""
@@ -23,14 +28,14 @@ class Result:
     """Hold the predictions of one condition, and compute its figures.
 
     Attributes:
-        skipped: rows that could not be asked, ``{"id", "reason", "detail"}``; in no figure.
+        failed: rows that could not be asked, ``{"id", "reason", "detail"}``; they count as wrong.
         corpus: gives figures over all rows, and over those of a kind or source.
     """
 
     condition: Condition
     predictions: list[Prediction]
     seed: int = 0
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
     corpus: Figures | None = None
 
     @property
@@ -57,17 +62,17 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Return all figures, JSON-able."""
         groups = {"all": self.overall, "kinds": self.kinds, "sources": self.sources}
-        return {**groups, "skipped": self.skipped}
+        return {**groups, "failed": self.failed}
 
 
 def figures(
     predictions: Sequence[Prediction], seed: int = 0, corpus: Figures | None = None
 ) -> dict[str, Any]:
-    """Compute the figures of a group of rows.
+    """Compute the figures of a group of rows, which do not depend on the rows' order.
 
     Returns:
-        For all rows ``n``, and the shares ``refused``, ``touched`` and ``changed`` (where answers
-        were compared).
+        For all rows ``n``, and the shares ``failed`` (not asked, counted as wrong), ``refused``,
+        ``touched`` and ``changed`` (where answers were compared).
 
         For rows that are right or wrong ``accuracy`` with its 95% interval ``low`` to ``high``
         (Wilson); ``chance``, the better of ``chance_constant`` (the one answer that is right most
@@ -80,8 +85,11 @@ def figures(
         Where the benchmark has them, ``values``: ``{name: {n, mean, low, high}}`` of the rows'
         further figures (bootstrap), and ``corpus``: ``{name: figure}`` over these rows together.
     """
+    # Sums and resamples depend on order in their last digits: both go by the rows' ids.
+    predictions = sorted(predictions, key=lambda prediction: prediction.sample.id)
     computed: dict[str, Any] = {
         "n": len(predictions),
+        "failed": _mean([p.failed for p in predictions]),
         "refused": _mean([p.score.refused for p in predictions]),
         "touched": _mean([p.touched for p in predictions]),
     }
@@ -174,6 +182,7 @@ COLUMNS = (
     "chance ",
     "refused",
     "changed",
+    "failed",
 )
 
 
@@ -246,4 +255,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
     accuracy = [share("accuracy"), interval, share("chance"), share("f1")]
     interval = f"{row['mae_low']:.3f}-{row['mae_high']:.3f}" if "mae_low" in row else ""
     error = [seconds("mae_s"), interval, seconds("mae_chance")]
-    return [str(row["n"]), *accuracy, *error, share("refused"), share("changed")]
+    failed = share("failed") if row["failed"] else ""
+    return [str(row["n"]), *accuracy, *error, share("refused"), share("changed"), failed]

@@ -18,9 +18,10 @@ from avllm.data.row import Row
 from avllm.data.schema import MediaPart, Sample
 from avllm.errors import UserError
 from avllm.evaluation.answering import connect_once
-from avllm.evaluation.benchmarks.base import spread
 from avllm.evaluation.clips import Failure, encode_clips, in_chunks
-from avllm.evaluation.metrics import normalise, ranks, wilson
+from avllm.evaluation.sampling import draw_rows, sort_rows
+from avllm.evaluation.scoring.metrics import ranks, wilson
+from avllm.evaluation.scoring.words import normalise
 from avllm.models.checkpoint_format import CheckpointError
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
@@ -34,6 +35,7 @@ def retrieval(
     manifest: str | Path,
     *,
     limit: int | None = 200,
+    seed: int = 0,
     batch_size: int = 32,
     num_workers: int = 0,
     device: str = "cpu",
@@ -49,7 +51,8 @@ def retrieval(
         run: folder of a stage-1 run with its connector and the projections of its contrastive
             objective.
         manifest: captions, one a row.
-        limit: at most so many captions, spread evenly over the manifest.
+        limit: at most so many captions, of each kind its share.
+        seed: of their draw.
         batch_size: rows embedded at a time.
         num_workers: processes that decode.
         device: where to compute.
@@ -66,7 +69,7 @@ def retrieval(
         UserError: a clip that cannot be read or embedded.
     """
     choose_precision(precision, "cpu")  # checks the name before anything is loaded
-    samples = spread(distinct(read_manifest(manifest)), limit)
+    samples = draw_rows(distinct(read_manifest(manifest)), limit, seed)
     model = AVLLM.from_pretrained(str(run), device=device, allow_parts=allow_parts)
     processor = AVProcessor.from_pretrained(run, allow_parts=allow_parts)
     objective = contrastive_of(model, run, allow_parts).to(device)
@@ -166,9 +169,9 @@ def recall_table(figures: dict[str, Any]) -> Table:
 
 
 def distinct(samples: Sequence[Sample]) -> list[Sample]:
-    """Return the first row of each caption: equal captions of two clips cannot be told apart."""
+    """Return one row of each caption: equal captions of two clips cannot be distinguished."""
     first: dict[str, Sample] = {}
-    for sample in samples:
+    for sample in sort_rows(samples):
         first.setdefault(normalise(sample.answer or ""), sample)
     return list(first.values())
 

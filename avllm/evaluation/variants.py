@@ -17,12 +17,10 @@ class Variant:
     Attributes:
         streams: what is left of it.
         run: the stream of each of its tokens.
-        touched: whether anything was changed.
     """
 
     streams: Streams
     run: list[str]
-    touched: bool
 
 
 class Variants:
@@ -41,7 +39,14 @@ class Variants:
         self.partners = partners
         self.made: dict[tuple[MediaPart, MediaPart | None], Variant] = {}
 
+    def touches(self, part: MediaPart, kind: str) -> bool:
+        """Return whether the condition changes a clip for a question of a kind."""
+        if (kind, part) in self.partners:
+            return True
+        return part in self.clips and self._removed(part) != []
+
     def of(self, part: MediaPart, kind: str) -> Variant:
+        """Return a clip under the condition, for a question of a kind."""
         key = (part, self.partners.get((kind, part)))
         if key not in self.made:
             self.made[key] = self._make(*key)
@@ -50,11 +55,14 @@ class Variants:
     def _make(self, part: MediaPart, partner: MediaPart | None) -> Variant:
         clip = self.clips[part].streams
         swap = self.condition.swap
+        streams = remove(clip, self._removed(part))
+        if partner is not None and swap is not None:
+            streams = exchange(clip, self.clips[partner].streams, self.processor.streams_of(swap))
+        return Variant(streams, self.processor.order(streams))
+
+    def _removed(self, part: MediaPart) -> list[str]:
+        """Return the streams of a clip that the condition removes."""
         removed: list[str] = []
         for medium in self.condition.removed:
             removed += self.processor.streams_of(medium)
-        streams = remove(clip, removed)
-        if partner is not None and swap is not None:
-            streams = exchange(clip, self.clips[partner].streams, self.processor.streams_of(swap))
-        touched = partner is not None or len(streams) < len(clip)
-        return Variant(streams, self.processor.order(streams), touched)
+        return [stream for stream in self.clips[part].streams if stream in removed]

@@ -21,14 +21,24 @@ class ProcessorTokens:
     def __init__(self, processor: AVProcessor) -> None:
         self.processor = processor
 
-    def __call__(self, sample: Sample, media: Sequence[dict[str, int]]) -> int:
-        """Count the tokens of a training row whose media parts take ``media`` tokens by stream.
+    def __call__(
+        self,
+        sample: Sample,
+        media: Sequence[dict[str, int]],
+        durations: Sequence[float | None],
+    ) -> int:
+        """Return the tokens of a training row.
+
+        Args:
+            sample: the row.
+            media: tokens by stream that each media part takes.
+            durations: seconds of each media part.
 
         Raises:
             RowError: as in training: an empty answer, reserved text, too long, nothing to train on.
         """
         runs = [_run(counts) for counts in media]
-        row = self.processor.row(sample, [{}] * len(runs), runs=runs)
+        row = self.processor.row(sample, [{}] * len(runs), runs=runs, durations=durations)
         if row.num_targets == 0:
             raise RowError("no_answer", "no token of this row is trained on")
         return len(row.input_ids)
@@ -49,8 +59,13 @@ class TextTokens:
         self.tokenizer = tokenizer
         self.max_length = max_length
 
-    def __call__(self, sample: Sample, media: Sequence[dict[str, int]]) -> int:
-        """Count the tokens of all turns' text.
+    def __call__(
+        self,
+        sample: Sample,
+        media: Sequence[dict[str, int]],
+        durations: Sequence[float | None],
+    ) -> int:
+        """Return the tokens of all turns' text.
 
         Raises:
             RowError: there are more than ``max_length``.

@@ -311,6 +311,7 @@ class AVProcessor(ProcessorMixin):
         runs: Sequence[list[str]] | None = None,
         last_only: bool = False,
         variant: str | None = None,
+        durations: Sequence[float | None] | None = None,
     ) -> Row:
         """Make token ids with the media runs in place, and labels on the assistant's turns only.
 
@@ -319,13 +320,12 @@ class AVProcessor(ProcessorMixin):
             clips: :meth:`prepare`'s result for each media part, in order.
             answer: True for training; False ends the row where the last answer begins.
             runs: :meth:`order` of each clip, if another row about the same clips has it.
-            last_only: train the last answer alone. A connector that reads the question needs it,
-                since it reads one question a row.
+            last_only: train the last answer alone, as a connector needs that reads the question.
             variant: the variant in which the connector runs, see :class:`~avllm.data.row.Row`.
+            durations: seconds of each clip; None reads them from its streams, if any are left.
 
         Raises:
-            RowError: an empty answer, reserved text, more or fewer clips than media parts, or a row
-                longer than ``max_length``.
+            RowError: an empty answer, reserved text, another number of clips, or a row too long.
         """
         if len(clips) != len(sample.media):
             raise RowError(
@@ -333,7 +333,8 @@ class AVProcessor(ProcessorMixin):
             )
         self._check(sample, answer)
         messages = sample.messages if answer else sample.question().messages
-        written = self.content.write(messages, [duration_of(clip) for clip in clips])
+        seconds = durations or [duration_of(clip) for clip in clips]
+        written = self.content.write(messages, seconds)
         chat = self.chat_text.render(written.messages, answer)
         if runs is None:
             runs = [self.order(clip, variant) for clip in clips]
@@ -344,7 +345,8 @@ class AVProcessor(ProcessorMixin):
             sample, chat, tokens, list(clips), is_media, last_only=last_only, is_prompt=not answer
         )
         soft = Soft.of(self.content.mixtures(tokens.ids, written.words))
-        return replace(row, variant=variant, soft=soft)
+        duration = seconds[-1] if seconds else None
+        return replace(row, variant=variant, soft=soft, duration=duration)
 
     def _check(self, sample: Sample, answer: bool) -> None:
         if answer and not (sample.answer or "").strip():

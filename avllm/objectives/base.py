@@ -75,6 +75,8 @@ class Objective(nn.Module):
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss summed over the batch's targets, and further sums over them by name.
 
+        A figure with another denominator than the targets is a pair ``(2,)``: sum and count.
+
         A batch without targets gives a zero that still depends on the parameters, since all
         processes have to run the same backward pass.
         """

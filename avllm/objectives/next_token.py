@@ -13,7 +13,7 @@ from avllm.objectives.base import Objective
 from avllm.precision import at_least_float32
 
 if TYPE_CHECKING:
-    from avllm.data.collate import Batch
+    from avllm.data.collate import Batch, BatchParts
     from avllm.data.soft import Soft
 
 IGNORE = -100
@@ -69,7 +69,7 @@ def soft_targets(labels: Tensor, soft: Soft | None) -> SoftTargets | None:
 def next_token_loss(
     logits: Tensor, tokens: Tensor, soft: SoftTargets | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy summed over targets, and how many are the likeliest token.
+    """Return the cross-entropy summed over targets, and which of them are the likeliest token.
 
     Args:
         logits: ``(n, V)`` at the places that :func:`targets` returns.
@@ -77,7 +77,7 @@ def next_token_loss(
         soft: distributions that replace some of the targets.
 
     Returns:
-        two float32 scalars; zero (still on the graph of ``logits``) when n is 0.
+        a float32 scalar, zero (still on the graph of ``logits``) when n is 0; and ``(n,)`` bool.
     """
     if soft is None:
         loss = F.cross_entropy(at_least_float32(logits), tokens, reduction="sum")
@@ -86,10 +86,30 @@ def next_token_loss(
         is_hard = torch.ones_like(tokens, dtype=torch.bool).index_fill(0, soft.target, False)
         hard = log_p.gather(1, tokens[:, None]).squeeze(1)  # (n,)
         loss = -hard[is_hard].sum() - (soft.weight * log_p[soft.target, soft.id]).sum()
-    if not len(tokens):
-        return loss, loss.new_zeros(())
-    hits = (logits.detach().argmax(-1) == tokens).float().sum()
-    return loss, hits
+    return loss, logits.detach().argmax(-1) == tokens
+
+
+def right_answers(is_hit: Tensor, labels: Tensor, parts: BatchParts) -> Tensor:
+    """Count the answers that greedy generation gives word for word, and all answers.
+
+    Greedy generation says the reference exactly where each of its tokens, the end included, is the
+    likeliest after those before it. So one forward pass measures it, also under sharding.
+
+    Args:
+        is_hit: ``(n,)`` bool, which targets are the likeliest token, row by row.
+        labels: ``(R, L)`` long.
+        parts: of the batch.
+
+    Returns:
+        ``(2,)`` float32: right answers, and answers.
+    """
+    is_target = labels != IGNORE  # (R, L)
+    is_target[:, 0] = False  # no token precedes the first place
+    is_missed = torch.zeros_like(is_target)
+    is_missed[is_target] = ~is_hit
+    is_answer = parts.trained.any(is_target.flatten())  # (parts,)
+    is_wrong = parts.trained.any(is_missed.flatten())  # (parts,)
+    return torch.stack([(is_answer & ~is_wrong).sum(), is_answer.sum()]).float()
 
 
 class NextToken(Objective):
@@ -109,7 +129,10 @@ class NextToken(Objective):
         return float(batch.num_targets)
 
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum the cross-entropy over targets; ``hits``: targets that were the likeliest token.
+        """Sum the cross-entropy over targets.
+
+        ``hits``: targets that were the likeliest token. ``answers``: the share of answers that
+        greedy generation would give word for word.
 
         Only the hidden states at targets go through the LLM's head, so that logits ``(R, L, V)``
         are never made; an LLM that changes the logits of its head is run in full.
@@ -121,5 +144,6 @@ class NextToken(Objective):
             logits = model.llm.get_output_embeddings()(hidden)  # (n, V)
         else:
             logits = model.run_llm(embeds, batch).logits[at]  # (n, V)
-        loss, hits = next_token_loss(logits, tokens, soft_targets(batch.labels, batch.soft))
-        return loss, {"hits": hits}
+        loss, is_hit = next_token_loss(logits, tokens, soft_targets(batch.labels, batch.soft))
+        answers = right_answers(is_hit, batch.labels, batch.parts)
+        return loss, {"hits": is_hit.float().sum(), "answers": answers}

@@ -39,8 +39,8 @@ class QFormerCaptioning(QFormerTerm):
         states = self.write(model, self.units(model, batch), media, words)  # (n, L, D)
         head = model.llm.get_output_embeddings()
         logits = self.side(model).to_words(states[words.mask], head)  # (tokens, V)
-        loss, hits = next_token_loss(logits, words.ids[words.mask])
-        return loss, {"hits": hits}
+        loss, is_hit = next_token_loss(logits, words.ids[words.mask])
+        return loss, {"hits": is_hit.float().sum()}
 
     def write(self, model: Any, units: Units, media: Tensor, words: Words) -> Tensor:
         """Return the states that predict each token, ``(n, L, D)``, from the place before it.

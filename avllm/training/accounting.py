@@ -1,8 +1,8 @@
-"""Count targets, tokens and bad rows of a step over all processes, and sum up its losses."""
+"""Count targets, tokens and bad rows over all processes, sum up losses, compare figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from avllm import distributed
 from avllm.data.items import Bad
 from avllm.data.loader import MicroBatch
+from avllm.errors import UserError
 from avllm.training.task import Task
 
 
@@ -82,7 +83,7 @@ def gather_bad(bad: list[Bad]) -> list[Bad]:
 def add_to_sums(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     """Add values by name to running sums, without their graph."""
     for name, value in values.items():
-        before = sums.get(name, torch.zeros((), device=value.device))
+        before = sums.get(name, torch.zeros_like(value, dtype=torch.float32))
         sums[name] = before + value.detach()
 
 
@@ -109,14 +110,76 @@ def step_means(
     """Return the loss and the means of all sums over all processes.
 
     Args:
-        sums: loss sums by objective, and further sums named ``objective/figure``, of this process.
+        sums: loss sums by objective, and further sums named ``objective/figure``, of this process;
+            a figure may be a pair ``(2,)`` of a sum and its count.
         targets: of each objective over all processes, in the order of ``shares``.
         shares: each objective's share of the loss.
     """
-    stacked = torch.stack([value.detach().double() for value in sums.values()])
-    totals = distributed.sum_over_processes(stacked).tolist()
-    sum_by_name = dict(zip(sums, totals, strict=True))
+    flat = torch.cat([value.detach().double().flatten() for value in sums.values()])
+    totals = distributed.sum_over_processes(flat).tolist()
     targets_of = {key: max(n, 1.0) for key, n in zip(shares, targets, strict=True)}
-    loss = sum(shares[key] * sum_by_name[key] / targets_of[key] for key in shares)
-    means = {name: s / targets_of[name.partition("/")[0]] for name, s in sum_by_name.items()}
+    means: dict[str, float] = {}
+    place = 0
+    for name, value in sums.items():
+        count = targets_of[name.partition("/")[0]]
+        if value.numel() == 2:
+            count = max(totals[place + 1], 1.0)
+        means[name] = totals[place] / count
+        place += value.numel()
+    loss = sum(shares[key] * means[key] for key in shares)
     return {"loss": loss, **means}
+
+
+class BestByError(UserError):
+    """``train.best_by`` names no figure of validation."""
+
+
+def check_best_by(name: str, objectives: Iterable[str], validates: bool) -> None:
+    """Check before training what can be known of a figure's name.
+
+    Args:
+        name: ``loss``, an objective, or ``objective/figure``.
+        objectives: of the stage.
+        validates: whether the stage has validation rows.
+
+    Raises:
+        BestByError: no objective has the figure, or nothing is validated.
+    """
+    if name == "loss":
+        return
+    if not validates:
+        raise BestByError(
+            f"train.best_by is {name!r}, but there are no validation rows; expected "
+            "data.validation beside it"
+        )
+    if name.partition("/")[0] not in objectives:
+        raise BestByError(
+            f"train.best_by is {name!r}; expected loss, or one of the objectives "
+            f"{', '.join(objectives)} or a figure of one, such as next_token/answers"
+        )
+
+
+def chosen_figure(figures: Mapping[str, float], name: str) -> float:
+    """Return the figure that chooses the best model.
+
+    Raises:
+        BestByError: validation has no such figure.
+    """
+    if name not in figures:
+        raise BestByError(
+            f"train.best_by is {name!r}; validation has the figures {', '.join(figures)}"
+        )
+    return figures[name]
+
+
+def is_better(figure: float, best: float | None, name: str) -> bool:
+    """Return whether a figure is better than the best so far: losses fall, other figures rise.
+
+    Args:
+        figure: of this validation.
+        best: of those before, None before the first.
+        name: of the figure; an objective's further figures have a ``/`` in their names.
+    """
+    if best is None:
+        return True
+    return figure > best if "/" in name else figure < best

@@ -102,8 +102,9 @@ def needed(
     drawn_items = order.drawn_items(drawn)
     items: list[tuple[SampleDataset, np.ndarray | None]] = [(training, drawn_items)]
     if validation is not None:
-        limit = train.validate_rows or len(validation)
-        items.append((validation, np.arange(len(validation)) < limit))
+        is_read = np.zeros(len(validation), dtype=bool)
+        is_read[validation.items.drawn_by_id(config.seed, train.validate_rows)] = True
+        items.append((validation, is_read))
     return MediaPlaces(items)
 
 

@@ -53,7 +53,7 @@ class RunPosition:
         step: optimizer steps done.
         seen: manifest rows looked at.
         skipped: rows left out, by ``source/reason``.
-        best: lowest validation loss, None before the first.
+        best: best figure of validation (``train.best_by``), None before the first.
         trained: steps that had a target.
     """
 

@@ -7,6 +7,9 @@ BEFORE_STEP = -1
 AFTER_STEP = -2
 """The place of the objectives' ``after_step`` among a step's micro batches."""
 
+VALIDATION = -1
+"""The step of validation: the random numbers of an objective are the same each time."""
+
 
 def place_seed(seed: int, step: int, micro: int, rank: int) -> int:
     """Return a 31-bit seed for one micro-step of one process.

@@ -18,7 +18,7 @@ from avllm.data.augment import Augment
 from avllm.data.dataset import SampleDataset
 from avllm.data.index import Manifest
 from avllm.data.items import read_quarantine, without_test_reasons
-from avllm.data.loader import Collate
+from avllm.data.loader import Collate, Cut, OncePerItem, build_loader
 from avllm.data.packing import fill_sequences
 from avllm.data.row import text_row
 from avllm.data.row_makers.base import RowMaker
@@ -192,6 +192,20 @@ def build_datasets(config: RunConfig, parts: Parts) -> tuple[SampleDataset, Samp
     for id in left_training & reasons_by_id.keys():
         del reasons_by_id[id]
     return training, _dataset(data, data.validation, parts, reasons_by_id)
+
+
+def validation_loader(config: RunConfig, dataset: SampleDataset, cut: Cut, collate: Collate) -> Any:
+    """Build the loader of the validation rows, each once, in the same order each time.
+
+    The order decides which negatives share a batch. It follows from the seed and the rows' ids, so
+    that a sorted file makes no row harder.
+
+    Args:
+        config: the stage. dataset: of its validation rows. cut, collate: into batches.
+    """
+    drawn = dataset.items.drawn_by_id(config.seed, config.train.validate_rows)
+    items = OncePerItem(drawn.tolist(), cut)
+    return build_loader(dataset, items, collate, config.data.num_workers)
 
 
 def _check_question_settings(data: DataConfig, parts: Parts) -> None:

@@ -18,7 +18,7 @@ from avllm import distributed
 from avllm.config import RunConfig, dump_config
 from avllm.data.collate import Batch
 from avllm.data.items import Bad
-from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, OncePerItem, build_loader
+from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, build_loader
 from avllm.data.mixture import order_of, steps_of
 from avllm.errors import UserError
 from avllm.log import logger, set_up
@@ -28,7 +28,10 @@ from avllm.training.accelerator import make_accelerator, precision_of
 from avllm.training.accounting import (
     StepCounts,
     add_to_sums,
+    check_best_by,
+    chosen_figure,
     count_step,
+    is_better,
     step_means,
     weighted_loss,
 )
@@ -45,7 +48,7 @@ from avllm.training.resume import (
     latest,
     write_atomic,
 )
-from avllm.training.seeds import AFTER_STEP, BEFORE_STEP, place_seed
+from avllm.training.seeds import AFTER_STEP, BEFORE_STEP, VALIDATION, place_seed
 from avllm.training.skipped import Skipped, in_quarantine
 from avllm.training.start import (
     Parts,
@@ -54,6 +57,7 @@ from avllm.training.start import (
     check_rows,
     name_unclear,
     padding,
+    validation_loader,
 )
 from avllm.training.task import Task
 
@@ -157,6 +161,7 @@ class Trainer:
         train = config.train
         task = Task(self.parts.model, config.objectives)
         check_rows(config, task, self.dataset.maker)
+        check_best_by(train.best_by, task.shares, self.validation is not None)
         self.shares = optim.apply_rules(task, config.trainable)
         # Before training costs anything: the parameters that train have to fit into a checkpoint.
         mark_trained(self.parts.model)
@@ -343,15 +348,13 @@ class Trainer:
     def validate(self, step: int) -> None:
         """Write the figures of the validation rows; keep the best model so far in ``best/``."""
         self.task.eval()
-        dataset = self.validation
-        assert dataset is not None
-        count = min(len(dataset), self.config.train.validate_rows or len(dataset))
-        items = OncePerItem(count, self.cut)
-        loader = build_loader(dataset, items, self.collate, self.config.data.num_workers)
+        assert self.validation is not None
+        loader = validation_loader(self.config, self.validation, self.cut, self.collate)
         sums: dict[str, Tensor] = {}
         targets = torch.zeros(len(self.bare.shares), dtype=torch.float64, device=self.device)
         bad: list[Bad] = []
-        for micros in loader:
+        for number, micros in enumerate(loader):
+            set_seed(place_seed(self.config.seed, VALIDATION, number, distributed.rank()))
             for micro in self.evened(micros):
                 bad += micro.bad
                 weights = self.bare.weights(micro.batch)
@@ -367,8 +370,9 @@ class Trainer:
             LOG.warning("step %d: no validation row has a target, so there is no figure", step)
             return
         self.report.write(step, {f"validation/{name}": value for name, value in figures.items()})
-        if self.position.best is None or figures["loss"] < self.position.best:
-            self.position.best = figures["loss"]
+        best = chosen_figure(figures, self.config.train.best_by)
+        if is_better(best, self.position.best, self.config.train.best_by):
+            self.position.best = best
             self.export(self.run / "best")
 
     def export(self, folder: Path) -> None:

@@ -26,8 +26,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from avllm.evaluation.environment import environment
-from avllm.evaluation.metrics import wilson
 from avllm.evaluation.runner import evaluate
+from avllm.evaluation.scoring.metrics import wilson
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 

@@ -54,8 +54,8 @@ def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
     merged = {}
     for name, first in parts[0].items():
         predictions = [prediction for part in parts for prediction in part[name].predictions]
-        skipped = [row for part in parts for row in part[name].skipped]
-        merged[name] = Result(first.condition, predictions, first.seed, skipped, first.corpus)
+        failed = [row for part in parts for row in part[name].failed]
+        merged[name] = Result(first.condition, predictions, first.seed, failed, first.corpus)
     return merged
 
 

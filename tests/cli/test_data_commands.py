@@ -56,7 +56,18 @@ def test_sound_tracks_are_counted(clip: Path, tmp_path: Path) -> None:
 def test_a_pipe_gets_examples_uncut(tmp_path: Path) -> None:
     manifest = write_rows(tmp_path / "m.jsonl", [about(tmp_path / "gone.mp4", "long" * 40)])
     told = INVOKE(app, ["data", "check", str(manifest)])
-    assert "long" * 40 + ":nosuchfile" in "".join(told.stderr.split())
+    assert "long" * 40 + ":nosuchfile" in "".join(told.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["check", "stats"])
+def test_results_are_on_stdout_and_hints_on_stderr(command: str, clip: Path, tmp_path: Path) -> None:
+    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good"), about(tmp_path / "gone.mp4", "gone")])
+    plain = INVOKE(app, ["data", command, str(manifest)])
+    assert "rows" in plain.stdout
+    assert "give --pr" in plain.stderr
+    as_json = INVOKE(app, ["data", command, str(manifest), "--json"])
+    assert json.loads(as_json.stdout)  # nothing else is there
+    assert "rows" in as_json.stderr
 
 
 def test_rows_are_counted_whatever_their_length_and_refused_ones_are_told(

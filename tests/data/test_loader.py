@@ -54,7 +54,7 @@ def test_resuming_is_skipping() -> None:
 
 
 def test_validation_sees_everything_once_on_ranks_of_equal_length() -> None:
-    ranks = [list(OncePerItem(11, Cut(2, world_size=2, rank=r))) for r in range(2)]
+    ranks = [list(OncePerItem(range(11), Cut(2, world_size=2, rank=r))) for r in range(2)]
     assert sorted(i for r in ranks for b in r for i in b) == list(range(11))
     assert len(ranks[0]) == len(ranks[1])
 

@@ -17,9 +17,9 @@ from avllm.data.schema import Sample
 from avllm.errors import UserError
 from avllm.evaluation.benchmarks.base import Prediction, Score, benchmark_of
 from avllm.evaluation.conditions import AS_IS
-from avllm.evaluation.metrics import corpus_bleu, edit_distance
 from avllm.evaluation.results import Result, table
 from avllm.evaluation.runner import evaluate
+from avllm.evaluation.scoring.metrics import corpus_bleu, edit_distance
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def test_eval_prints_json_and_writes_files(checkpoint: Path, questions: Path, tm
     printed = call(
         "eval", str(checkpoint), str(questions), "--without", "audio", "--swap", "video", "--json", *files, *short
     )
-    found = json.loads(printed.splitlines()[-1])
+    found = json.loads(printed)  # the tables are on stderr
     assert found == json.loads(output.read_text())
     assert set(found["conditions"]) == {"as_is", "without_audio", "swapped_video"}
     assert found["conditions"]["as_is"]["all"]["n"] == 10
@@ -41,6 +41,12 @@ def test_eval_prints_json_and_writes_files(checkpoint: Path, questions: Path, tm
     rows = [json.loads(line) for line in predictions.read_text().splitlines()]
     assert len(rows) == 30
     assert {"id", "answer", "truth", "condition", "correct", "changed"} <= set(rows[0])
+
+
+def test_tables_are_on_stdout(checkpoint: Path, questions: Path) -> None:
+    done = CliRunner().invoke(app, ["eval", str(checkpoint), str(questions), "--limit", "2", "--max-new-tokens", "2"])
+    assert "as is" in done.stdout
+    assert "as is" not in done.stderr
 
 
 @pytest.mark.parametrize(

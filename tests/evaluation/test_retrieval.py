@@ -74,6 +74,17 @@ def test_the_command_prints_a_table_and_json(world: World, aligned: Path, tmp_pa
     assert found["manifest"]["sha256"]
     assert "text to clip" in done.stderr
     assert "clip to text" in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    plain = CliRunner().invoke(app, ["retrieve", str(aligned), str(world.captions)], catch_exceptions=False)
+    assert "text to clip" in plain.stdout
+    assert plain.stderr == ""
+
+
+def test_recalls_do_not_depend_on_the_order_of_the_captions(world: World, aligned: Path) -> None:
+    rows = [json.loads(line) for line in world.captions.read_text().splitlines()]
+    backwards = write_rows(world.captions.with_name("backwards.jsonl"), rows[::-1])
+    for limit in (None, 3):
+        assert retrieval(aligned, backwards, limit=limit) == retrieval(aligned, world.captions, limit=limit)
 
 
 def test_several_captions_of_a_clip_share_it(world: World, aligned: Path, tmp_path: Path) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from avllm.data.manifest import read_manifest, write_manifest
-from avllm.evaluation import runner
-from avllm.evaluation.benchmarks.base import score_by_form
+from avllm.data.row import IGNORE, Row
+from avllm.evaluation import asking, clips, swapping
+from avllm.evaluation.asking import FailedRowsError
+from avllm.evaluation.benchmarks.base import Score, failed_score, score_by_form
 from avllm.evaluation.conditions import AS_IS, Condition
 from avllm.evaluation.results import Result
-from avllm.evaluation.runner import SkippedRowsError, evaluate, evaluate_all
+from avllm.evaluation.runner import evaluate, evaluate_all
+from avllm.objectives.next_token import NextToken
+from avllm.registry import build
 
 Loaded = tuple[Any, Any]
 WITHOUT = [Condition(without=w) for w in ("audio", "video", "both")]  # type: ignore[arg-type]
@@ -31,7 +38,7 @@ def results(loaded: Loaded, questions: Path) -> dict[str, Result]:
 
 
 def test_every_row_is_answered_under_every_condition(results: dict[str, Result], questions: Path) -> None:
-    ids = [s.id for s in read_manifest(questions)]
+    ids = sorted(s.id for s in read_manifest(questions))
     assert set(results) == {c.name for c in EVERY}
     assert all([p.sample.id for p in r.predictions] == ids for r in results.values())
     assert results["as_is"].overall["n"] == len(ids)
@@ -84,7 +91,7 @@ def seen_rows(loaded: Loaded, questions: Path, monkeypatch: pytest.MonkeyPatch, 
         caught.append({row.id: row for row in rows})
         return [""] * len(rows)
 
-    monkeypatch.setattr(runner, "answer_rows", catch)
+    monkeypatch.setattr(asking, "answer_rows", catch)
     evaluate(*loaded, questions, without=condition.without, swap=condition.swap)
     return {"plain": caught[0], "changed": caught[1]}
 
@@ -208,11 +215,25 @@ def test_a_bad_file_is_named_and_too_many_stop_the_run(loaded: Loaded, questions
     rows[0]["messages"][0]["content"][0]["video"] = "gone.mp4"
     manifest = tmp_path / "broken.jsonl"
     write_manifest(manifest, rows)
-    with pytest.raises(SkippedRowsError, match="1 of 25 rows.*colour-0.*gone.mp4"):
+    with pytest.raises(FailedRowsError, match="1 of 25 rows.*colour-0.*gone.mp4"):
         evaluate(*loaded, manifest)
-    result = evaluate(*loaded, manifest, max_skip_rate=0.1, max_new_tokens=2)
-    assert [(s["id"], s["reason"]) for s in result.skipped] == [("colour-0", "missing")]
-    assert result.overall["n"] == 24
+    results = evaluate_all(*loaded, manifest, EVERY, max_skip_rate=0.1, max_new_tokens=2)
+    for name, result in results.items():
+        assert [(s["id"], s["reason"]) for s in result.failed] == [("colour-0", "missing")], name
+        colours = result.kinds["seen.colour"]
+        assert (colours["n"], colours["n_judged"], colours["failed"]) == (12, 12, 1 / 12), name
+        (failed,) = [p for p in result.predictions if p.failed]
+        assert (failed.sample.id, failed.score.correct, failed.answer) == ("colour-0", False, "")
+
+
+def test_a_time_that_was_not_asked_has_the_error_of_no_answer() -> None:
+    timed = {"seconds": 1.25, "messages": answered({"messages": ["?"]}, "1.2")}
+    timed["messages"][0] = {"role": "user", "content": "when ?"}
+    score = failed_score(score_by_form(read_row({"id": "t", **timed}), "", 4.0, "x"))
+    assert (score.error, score.is_number) == (4.0, False)
+    empty = read_row({"id": "e", "messages": [timed["messages"][0], {"role": "assistant", "content": "..."}]})
+    assert score_by_form(empty, "", 1.0, "").correct is True  # nothing is left of either
+    assert failed_score(score_by_form(empty, "", 1.0, "")) == Score(False, 0.0, is_number=False)
 
 
 def test_a_swap_without_a_partner_is_an_error(loaded: Loaded, questions: Path, tmp_path: Path) -> None:
@@ -225,15 +246,141 @@ def test_a_swap_without_a_partner_is_an_error(loaded: Loaded, questions: Path, t
 def test_rows_that_keep_their_own_stream_in_a_swap_are_told(
     loaded: Loaded, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(runner, "answer_rows", lambda model, processor, rows, **_: [""] * len(rows))
-    monkeypatch.setattr(runner.LOG, "warning", lambda text, *values: told.append(text % values))
-    result = evaluate(*loaded, questions, swap="video", clips_at_once=11)  # the twelfth clip is alone among the last
-    assert told == [
-        "swapped_video: 2 rows keep their own video, no other clip is asked their kind (heard.pitch, seen.colour); "
-        "see `touched`"
-    ]
-    assert result.overall["touched"] == pytest.approx(22 / 25)
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    rows[0]["kind"] = "seen.once"
+    manifest = questions.parent / "one_kind_once.jsonl"
+    write_manifest(manifest, rows)
+    logged: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(asking, "answer_rows", lambda model, processor, rows, **_: [""] * len(rows))
+    monkeypatch.setattr(swapping.LOG, "warning", lambda text, *values: logged.append(values))
+    result = evaluate(*loaded, manifest, swap="video")
+    assert logged == [("swapped_video", 1, "video", "seen.once")]
+    assert result.overall["touched"] == pytest.approx(23 / 25)
+
+
+ORDERS = {"sorted": lambda rows: sorted(rows, key=lambda row: json.dumps(row["messages"][-1]))}
+ORDERS["backwards"] = lambda rows: rows[::-1]
+ORDERS["shuffled"] = lambda rows: random.Random(1).sample(rows, len(rows))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("more", [{}, {"clips_at_once": 5, "batch_size": 3}, {"limit": 7}], ids=str)
+def test_no_figure_depends_on_the_order_of_the_rows(
+    loaded: Loaded, questions: Path, order: str, more: dict[str, Any]
+) -> None:
+    """All conditions, with intervals and answers, to the last digit."""
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    for number, row in enumerate(rows):  # errors whose sum depends on their order
+        if row["kind"] == "heard.pitch":
+            row["seconds"] = 0.1 + number / 7
+    reports = []
+    for name, ordered in (("first", rows), (order, ORDERS[order](rows))):
+        manifest = questions.parent / f"{name}.jsonl"
+        write_manifest(manifest, ordered)
+        results = evaluate_all(*loaded, manifest, EVERY, max_new_tokens=6, **more)
+        reports.append({n: (r.to_dict(), [p.to_dict(n) for p in r.predictions]) for n, r in results.items()})
+    assert reports[0] == reports[1]
+
+
+def test_figures_of_the_same_predictions_in_any_order_are_equal(results: dict[str, Result]) -> None:
+    result = results["as_is"]
+    backwards = replace(result, predictions=result.predictions[::-1])
+    assert backwards.to_dict() == result.to_dict()
+
+
+@pytest.mark.parametrize("swap", ["audio", "video"])
+def test_partners_are_drawn_over_the_whole_manifest(
+    loaded: Loaded, questions: Path, monkeypatch: pytest.MonkeyPatch, swap: Any
+) -> None:
+    """However few clips are held at a time, the partners are the same."""
+    chosen: list[Any] = []
+    real = swapping.partners
+
+    def noting(units: Any, seed: int) -> Any:
+        chosen.append(real(units, seed))
+        return chosen[-1]
+
+    monkeypatch.setattr(asking, "answer_rows", lambda model, processor, rows, **_: [""] * len(rows))
+    monkeypatch.setattr(swapping, "partners", noting)
+    for held in (256, 3):
+        evaluate(*loaded, questions, swap=swap, clips_at_once=held)
+    assert chosen[0] == chosen[1]
+    assert len({part for _, part in chosen[0]}) == (8 if swap == "audio" else 12)
+
+
+def test_a_clip_is_encoded_once_or_where_few_are_held_once_more_a_swap(
+    loaded: Loaded, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[Any] = []
+    real = clips.encode_clips
+
+    def noting(model: Any, processor: Any, parts: Any, *rest: Any, **more: Any) -> Any:
+        encoded.extend(parts)
+        return real(model, processor, parts, *rest, **more)
+
+    monkeypatch.setattr(asking, "answer_rows", lambda model, processor, rows, **_: [""] * len(rows))
+    monkeypatch.setattr(clips, "encode_clips", noting)
+    evaluate(*loaded, questions, swap="video")
+    assert len(encoded) == 12
+    encoded.clear()
+    evaluate(*loaded, questions, swap="video", clips_at_once=6)
+    assert len(encoded) <= 12 + 12 + 3  # and the seams of three chunks
+
+
+def test_without_media_times_are_still_shares_of_the_whole_clip(
+    loaded: Loaded, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, processor = loaded
+    rows = [json.loads(line) for line in questions.read_text().splitlines()][:4]
+    for row in rows:
+        row["messages"][0]["content"].append({"type": "time", "seconds": 0.5})
+    manifest = questions.parent / "timed.jsonl"
+    write_manifest(manifest, rows)
+    asked: list[Any] = []
+
+    def catch(model: Any, processor: Any, rows: list[Any], **_: Any) -> list[str]:
+        asked.extend(rows)
+        return [""] * len(rows)
+
+    monkeypatch.setattr(processor.content, "codec", build("time_codecs", {"type": "percent"}))
+    monkeypatch.setattr(asking, "answer_rows", catch)
+    results = evaluate_all(*loaded, manifest, [AS_IS, Condition(without="both")], max_new_tokens=2)
+    assert [result.failed for result in results.values()] == [[], []]
+    durations = [row.duration for row in asked]
+    assert durations[:4] == durations[4:]
+    assert all(duration == pytest.approx(1.0, abs=0.1) for duration in durations)
+
+
+def test_right_answers_of_one_forward_pass_are_those_that_generation_gives(loaded: Loaded, questions: Path) -> None:
+    """Answers that the model generates are references, of every third row with another last token."""
+    from avllm.inference.generation import Generation
+
+    model, processor = loaded
+    arguments = Generation(max_new_tokens=4).arguments(model, processor)
+    rows = []
+    for number, sample in enumerate(read_manifest(questions)):
+        clips = [processor.prepare(c) for c in processor.load_clips(sample.media, questions.parent)]
+        prompt = processor.row(sample, clips, answer=False)
+        (answer,) = model.generate(processor.collate([prompt], padding_side="left"), **arguments)
+        if number % 3 == 0:
+            answer[-1] = answer[-1] + 1 if answer[-1] == 0 else answer[-1] - 1
+        rows.append(answered_by(prompt, answer))
+    with torch.no_grad():
+        _, figures = NextToken(model)(model, processor.collate(rows))
+    assert figures["answers"].tolist() == [16, 25]
+
+
+def answered_by(prompt: Row, answer: Tensor) -> Row:
+    """Return a prompt as a training row with the given tokens as its answer."""
+    length = len(prompt.input_ids)
+    part = replace(prompt.parts[-1], trained=torch.arange(length, length + len(answer)))
+    return replace(
+        prompt,
+        input_ids=torch.cat([prompt.input_ids, answer]),
+        labels=torch.cat([torch.full((length,), IGNORE), answer]),
+        is_media=torch.cat([prompt.is_media, torch.zeros(len(answer), dtype=torch.bool)]),
+        parts=(part,),
+    )
 
 
 def test_precision_is_part_of_what_a_cache_holds(loaded: Loaded, questions: Path, tmp_path: Path) -> None:

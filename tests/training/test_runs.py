@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny_runs import difference, kill_after, losses, rows, run, train, weights
 from avllm.config import RunConfig
 from avllm.config_data import SourceConfig
 from avllm.errors import UserError
+from avllm.training.accounting import BestByError, chosen_figure, is_better
 from avllm.training.start import Parts, build_datasets, name_unclear
 from avllm.training.trainer import Trainer
 
@@ -295,6 +297,53 @@ def test_stages_follow_each_other(world: World, tmp_path: Path) -> None:
         train(settings(world, tmp_path / "none", init_from_scratch=False))
     with pytest.raises(Exception, match="is no checkpoint"):
         train(settings(world, tmp_path / "empty", init=str(tmp_path), **follow))
+
+
+def shuffled(manifest: Path, seed: int | None) -> str:
+    """Write the rows sorted by their answers, or shuffled; return the path."""
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows.sort(key=lambda row: json.dumps(row["messages"][-1]))
+    if seed is not None:
+        random.Random(seed).shuffle(rows)
+    return str(write_rows(manifest.with_name(f"{manifest.stem}_{seed}.jsonl"), rows))
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_validation_is_the_same_for_every_order_of_its_rows(world: World, tmp_path: Path, rows: int | None) -> None:
+    """The negatives of a row are those of its batch: which rows share one follows from their ids."""
+    figures = []
+    for seed in (None, 1):
+        changes = {"data__validation": shuffled(world.captions, seed), "train__max_steps": 1}
+        changes |= {"train__validate_rows": rows, "train__batch_size": 2}
+        align = run(settings(world, tmp_path / f"{rows}-{seed}", "align", **changes))
+        figures.append([entry for entry in metrics(align) if "validation/loss" in entry])
+    assert len(figures[0]) == 1
+    assert figures[0] == figures[1]
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_best_by_names_a_figure_of_validation(world: World, tmp_path: Path) -> None:
+    changes = {"data__validation": str(world.questions), "train__validate_every": 1}
+    found = run(settings(world, tmp_path / "run", train__best_by="next_token/answers", **changes))
+    shares = [entry["validation/next_token/answers"] for entry in metrics(found) if "validation/loss" in entry]
+    assert all(0 <= share <= 1 for share in shares)
+    assert json.loads((found / "finished.json").read_text())["best_validation"] == max(shares)
+    for name, validation in (("contrastive/hits", str(world.questions)), ("next_token/answers", [])):
+        with pytest.raises(BestByError):
+            train(settings(world, tmp_path / "not", train__best_by=name, data__validation=validation))
+
+
+def test_losses_fall_and_other_figures_rise() -> None:
+    assert is_better(0.4, 0.5, "loss")
+    assert not is_better(0.5, 0.5, "contrastive")
+    assert is_better(0.6, 0.5, "contrastive/hits")
+    assert not is_better(0.5, 0.5, "next_token/answers")
+    assert is_better(0.0, None, "next_token/answers")
+    with pytest.raises(BestByError):
+        chosen_figure({"loss": 1.0}, "next_token/answer")
 
 
 def test_the_run_folder_tells_what_was_done(world: World, tmp_path: Path) -> None:

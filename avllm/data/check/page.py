@@ -62,17 +62,27 @@ def write_page(report: CheckReport, path: Path) -> None:
             *(_details(report, reason) for reason in report.ranked()),
             "<h2>Sources</h2>",
             _sources(report),
-            _table(("manifest", "rows"), report.rows.items()),
+            table(("manifest", "rows"), report.rows.items()),
             "<h2>Slowest files</h2>",
-            _table(("file", "seconds of one core"), [(file, s) for s, file in report.slowest]),
+            table(("file", "seconds of one core"), [(file, s) for s, file in report.slowest]),
         ]
     )
+    path.write_text(document("Data check", body), encoding="utf-8", errors="replace")
+
+
+def document(title: str, body: str, style: str = "") -> str:
+    """Return a whole page that loads nothing from outside, whatever its texts hold.
+
+    Args:
+        title: plain text. body: HTML. style: CSS beside that of all pages.
+    """
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = (
-        '<meta charset=utf-8><meta name=viewport content="width=device-width">'
-        f"<title>Data check</title><style>{STYLE}</style>"
+        f'<meta charset=utf-8><meta http-equiv=Content-Security-Policy content="{policy}">'
+        '<meta name=viewport content="width=device-width">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>"
     )
-    page = f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n"
-    path.write_text(page, encoding="utf-8")
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n"
 
 
 def _cards(report: CheckReport) -> str:
@@ -82,21 +92,21 @@ def _cards(report: CheckReport) -> str:
     warnings = report.count("warning")
     reused = f", {report.reused:,} from the journal" if report.reused else ""
     cards = [
-        _card(f"{rows:,}", "rows"),
-        _card(f"{report.files:,}", f"files{reused}"),
-        _card(f"{errors:,}", f"rows with errors ({errors / max(1, rows):.1%})", errors, "error"),
-        _card(
+        card(f"{rows:,}", "rows"),
+        card(f"{report.files:,}", f"files{reused}"),
+        card(f"{errors:,}", f"rows with errors ({errors / max(1, rows):.1%})", errors, "error"),
+        card(
             f"{warnings:,}",
             f"rows with warnings ({warnings / max(1, rows):.1%})",
             warnings,
             "warning",
         ),
-        _card(f"{report.seconds:,.0f} s", "duration of the check"),
+        card(f"{report.seconds:,.0f} s", "duration of the check"),
     ]
     return f"<div class=cards>{''.join(cards)}</div>"
 
 
-def _card(number: str, text: str, count: int = 0, severity: str = "") -> str:
+def card(number: str, text: str, count: int = 0, severity: str = "") -> str:
     """Return a card, coloured by severity when there is something to count."""
     return f'<div class="{severity if count else ""}"><b>{number}</b>{text}</div>'
 
@@ -114,7 +124,7 @@ def _sources(report: CheckReport) -> str:
         (source, counts["rows"], counts["error"], counts["warning"])
         for source, counts in sorted(report.sources.items())
     ]
-    return _table(("source", "rows", "with errors", "with warnings"), rows)
+    return table(("source", "rows", "with errors", "with warnings"), rows)
 
 
 def _overview(report: CheckReport) -> str:
@@ -165,10 +175,10 @@ def _example(finding: Finding, pictures: dict[str, str], with_pictures: bool) ->
     path = finding.path or ""
     picture = _picture(pictures.get(path, "")) if with_pictures else ""
     return (
-        f"<tr>{picture}<td>{_cut(finding.id, LONGEST_NAME)}</td>"
+        f"<tr>{picture}<td>{cut(finding.id, LONGEST_NAME)}</td>"
         f"<td>{html.escape(os.path.basename(finding.manifest))}:{finding.line}</td>"
-        f'<td class=file title="{html.escape(path)}">{_cut(_name(finding), LONGEST_NAME)}</td>'
-        f"<td>{_cut(finding.detail, LONGEST_DETAIL)}</td></tr>"
+        f'<td class=file title="{html.escape(path)}">{cut(_name(finding), LONGEST_NAME)}</td>'
+        f"<td>{cut(finding.detail, LONGEST_DETAIL)}</td></tr>"
     )
 
 
@@ -183,11 +193,12 @@ def _name(finding: Finding) -> str:
     return (finding.path or "").removeprefix(folder)
 
 
-def _cut(text: str, longest: int) -> str:
+def cut(text: str, longest: int) -> str:
+    """Return a text for the page: escaped, and at most ``longest`` characters long."""
     return html.escape(text if len(text) <= longest else text[: longest - 3] + "...")
 
 
-def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a table; all columns but the first hold numbers."""
     head = "".join(f"<th class=n>{html.escape(name)}</th>" for name in names[1:])
     body = ""

@@ -33,7 +33,7 @@ from avllm.data.check.page import write_page
 from avllm.data.check.reasons import UNLISTED, Finding, Problem
 from avllm.data.check.report import CheckReport
 from avllm.data.check.rows import Ids, Line, TestRows, lines, listable, text_problems
-from avllm.data.check.uses import Use
+from avllm.data.check.uses import Use, duration_of_use
 from avllm.data.manifest import ManifestError
 from avllm.data.schema import RowError, Sample
 from avllm.data.store.storage import local_path
@@ -47,8 +47,18 @@ HISTOGRAMS = {"seconds": "seconds", "frames": "frames", "level_db": "sound level
 class TokenCounter(Protocol):
     """Count a row's tokens."""
 
-    def __call__(self, sample: Sample, media: Sequence[dict[str, int]]) -> int:
-        """Return the tokens of a row whose media parts take ``media`` tokens by stream.
+    def __call__(
+        self,
+        sample: Sample,
+        media: Sequence[dict[str, int]],
+        durations: Sequence[float | None],
+    ) -> int:
+        """Return the tokens of a row.
+
+        Args:
+            sample: the row.
+            media: tokens by stream that each media part takes.
+            durations: seconds of each media part, None where not known.
 
         Raises:
             RowError: no training row can be made of it.
@@ -246,13 +256,15 @@ class Judge:
         row_problems = [*text_problems(line.sample), *self.test.problems(line.sample)]
         findings += [_finding(line, problem) for problem in row_problems]
         tokens_of_media: list[dict[str, int]] = []
+        durations: list[float | None] = []
         for path, use in media_of(line):
             result = self._result_of(line, path, use)
             problems = [*result["problems"], *self._shared_bytes(path)]
             findings += [_finding(line, Problem(*problem), path) for problem in problems]
             tokens_of_media.append(result.get("tokens", {}))
+            durations.append(duration_of_use(use, result))
         if not any(finding.severity == "error" for finding in findings):
-            length_problems = self._count_tokens(line.sample, tokens_of_media, report)
+            length_problems = self._count_tokens(line.sample, tokens_of_media, durations, report)
             findings += [_finding(line, problem) for problem in length_problems]
         return list(dict.fromkeys(findings))
 
@@ -285,13 +297,14 @@ class Judge:
         self,
         sample: Sample,
         media: list[dict[str, int]],
+        durations: list[float | None],
         report: CheckReport,
     ) -> Iterator[Problem]:
         """Add the length of a row to the report, or yield why it has none."""
         if self.tokens is None:
             return
         try:
-            count = self.tokens(sample, media)
+            count = self.tokens(sample, media, durations)
         except RowError as error:
             yield Problem(error.reason, error.detail)
         else:

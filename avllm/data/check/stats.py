@@ -13,7 +13,7 @@ from avllm.data.check.files import ExamineOptions, Files, Uses, gather, media_of
 from avllm.data.check.reasons import REASONS
 from avllm.data.check.rows import lines
 from avllm.data.check.run import TokenCounter
-from avllm.data.check.uses import Use
+from avllm.data.check.uses import Use, duration_of_use
 from avllm.data.schema import RowError, Sample, VideoPart
 
 
@@ -118,11 +118,16 @@ def stats(
             result.malformed += 1
             continue
         sample = line.sample
-        media = [_result_of(files, uses, path, use) for path, use in media_of(line)]
+        media: list[dict[str, Any]] = []
+        durations: list[float | None] = []
+        for path, use in media_of(line):
+            use_result = _result_of(files, uses, path, use)
+            media.append(use_result)
+            durations.append(duration_of_use(use, use_result))
         row = _totals_of_row(sample, media)
         if tokens is not None:
             try:
-                row.tokens = _count_tokens(sample, media, tokens)
+                row.tokens = _count_tokens(sample, media, durations, tokens)
             except RowError as error:
                 row.refused = 1
                 result.refused[error.reason] += 1
@@ -170,7 +175,12 @@ def _totals_of_row(sample: Sample, media: list[dict[str, Any]]) -> RowTotals:
     return row
 
 
-def _count_tokens(sample: Sample, media: list[dict[str, Any]], tokens: TokenCounter) -> int:
+def _count_tokens(
+    sample: Sample,
+    media: list[dict[str, Any]],
+    durations: list[float | None],
+    tokens: TokenCounter,
+) -> int:
     """Return the tokens of a row.
 
     Raises:
@@ -180,4 +190,4 @@ def _count_tokens(sample: Sample, media: list[dict[str, Any]], tokens: TokenCoun
         for reason, detail in use.get("problems", []):
             if REASONS[reason].severity == "error":
                 raise RowError(reason, detail)
-    return tokens(sample, [use.get("tokens", {}) for use in media])
+    return tokens(sample, [use.get("tokens", {}) for use in media], durations)

@@ -1,4 +1,4 @@
-"""Print the results of `avllm data check`, `stats` and `mix` on stderr; stdout is for --json."""
+"""Print the results of `avllm data check`, `stats` and `mix`; hints go to stderr."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from avllm.data.check.stats import RowTotals, Stats
 from avllm.data.mixture import Portion
 
 
-def print_report(report: CheckReport, output: Path | None, counted: bool) -> None:
+def print_report(console: Console, report: CheckReport, output: Path | None, counted: bool) -> None:
     """Print each reason with an example, how many rows have errors, and which to fix by hand.
 
     Args:
+        console: for the results.
         report: of the check.
         output: the folder with the page.
         counted: whether tokens were.
     """
-    console = Console(stderr=True)
     if report.reasons:
         # A terminal gets lines of its width; a log or a pipe gets all text.
         console.print(_reasons_table(report, cut=console.is_terminal))
     if not counted:
-        console.print(
+        Console(stderr=True).print(
             "tokens were not counted: give --preset (or --checkpoint) to find rows that are too long for it",
         )
     pages = f"; see {output / 'check.html'}, and quarantine.txt beside it" if output else ""
@@ -71,12 +71,11 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def print_stats(stats: Stats, opened: bool) -> None:
+def print_stats(console: Console, stats: Stats, opened: bool) -> None:
     """Print one table, and the rows that it leaves out; ``opened``: whether the files were."""
-    console = Console(stderr=True)
     console.print(_stats_table(stats))
     if stats.total.unknown and not opened:
-        console.print("give --probe to open the files for the length of their clips")
+        Console(stderr=True).print("give --probe to open the files for the length of their clips")
     if stats.refused:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in stats.refused.most_common())
         console.print(
@@ -129,9 +128,8 @@ def _stats_table(stats: Stats) -> Table:
     return table
 
 
-def print_mixture(portions: list[Portion], temperature: float) -> None:
+def print_mixture(console: Console, portions: list[Portion], temperature: float) -> None:
     """Print a line for each source."""
-    console = Console(stderr=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("manifest", overflow="fold", min_width=20)
     for name in ("weight", "max_rows", "rows", "items", "drawn", "share", "epochs"):

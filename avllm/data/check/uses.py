@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from avllm.data.media.load import Clip, Sampling
 from avllm.data.media.part import load_parts
@@ -39,6 +39,14 @@ class Use(NamedTuple):
             return AudioPart(audio=path, start=self.start, end=self.end)
         fields = {"video": path, "start": self.start, "end": self.end, "sound": self.sound}
         return VideoPart.model_validate(fields)
+
+
+def duration_of_use(use: Use, result: dict[str, Any]) -> float | None:
+    """Return the seconds of a use of a file, 0 of a picture; None where they are not known."""
+    if use.kind == "image":
+        return 0.0
+    seconds: float | None = result.get("seconds")
+    return seconds
 
 
 class PartReader(Protocol):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from avllm.data.schema import Sample
 from avllm.errors import UserError
-from avllm.evaluation.metrics import exact_match, normalise, pick_choice, time_error, token_f1
+from avllm.evaluation.scoring.answers import pick_choice, time_error
+from avllm.evaluation.scoring.metrics import exact_match, token_f1
+from avllm.evaluation.scoring.words import normalise
 from avllm.registry import build
 from avllm.yaml_files import apply_override
 
@@ -43,6 +45,7 @@ class Prediction:
         touched: the condition took a stream of this row away or exchanged one.
         changed: the answer differs from the one to the unchanged row; None where that was not
             asked.
+        failed: the row could not be asked, and counts as wrong.
     """
 
     sample: Sample
@@ -50,6 +53,7 @@ class Prediction:
     score: Score
     touched: bool = False
     changed: bool | None = None
+    failed: bool = False
 
     def to_dict(self, condition: str) -> dict[str, Any]:
         """Return one line of a predictions file."""
@@ -64,6 +68,7 @@ class Prediction:
             **asdict(self.score),
             "touched": self.touched,
             "changed": self.changed,
+            "failed": self.failed,
         }
 
 
@@ -164,10 +169,11 @@ def score_by_form(sample: Sample, answer: str, duration: float, refusal: str | N
     return Score(correct=is_match, f1=token_f1(answer, accepted), refused=refused)
 
 
-def spread(rows: list[Sample], limit: int | None) -> list[Sample]:
-    """Return ``limit`` rows at even distances, so that a sorted file still gives a fair picture."""
-    if limit is None or limit >= len(rows):
-        return rows
-    if limit < 1:
-        raise UserError(f"limit is {limit}; expected at least 1 row")
-    return [rows[i * len(rows) // limit] for i in range(limit)]
+def failed_score(score: Score) -> Score:
+    """Return the score of a row that could not be asked, from that of an empty answer: never right.
+
+    A time's error is that of an answer that names none.
+    """
+    correct = None if score.correct is None else False
+    f1 = None if score.f1 is None else 0.0
+    return replace(score, correct=correct, f1=f1, is_number=False, refused=False)

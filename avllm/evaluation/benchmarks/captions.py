@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from avllm.data.schema import Sample
 from avllm.evaluation.benchmarks.base import Prediction, Score, truths
 from avllm.evaluation.benchmarks.manifest import ManifestRows
-from avllm.evaluation.metrics import corpus_bleu, token_f1
+from avllm.evaluation.scoring.metrics import corpus_bleu, token_f1
 
 
 class Captions(ManifestRows):

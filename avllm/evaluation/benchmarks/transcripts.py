@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from avllm.data.schema import Sample
 from avllm.evaluation.benchmarks.base import Prediction, Score
 from avllm.evaluation.benchmarks.manifest import ManifestRows
-from avllm.evaluation.metrics import edit_distance, words
+from avllm.evaluation.scoring.metrics import edit_distance
+from avllm.evaluation.scoring.words import words
 
 
 class Transcripts(ManifestRows):
     """Rows of a manifest whose answers are transcripts.
 
     Words are compared without case, punctuation and articles, and ``two`` is ``2``; see
-    :func:`avllm.evaluation.metrics.words`.
+    :func:`avllm.evaluation.scoring.words.words`. Scripts without spaces are counted by characters.
 
     Args:
         data: the manifest (JSONL).

@@ -26,6 +26,7 @@ from avllm.data.check.file import examine
 from avllm.data.check.files import CheckError, ExamineOptions
 from avllm.data.check.reasons import REASONS
 from avllm.data.check.run import check
+from avllm.data.check.stats import stats
 from avllm.data.check.uses import FileJob, PlainReader, Use
 from avllm.data.check.workers import Lost, run_guarded
 from avllm.data.items import read_quarantine
@@ -403,12 +404,12 @@ def test_tokens_are_counted_as_in_training(
     seen = examine(processor, "sample", FileJob(str(clip), (Use.of(sample.media[0]),)))["uses"]
     trained = processor.row(sample, MediaReader(processor).inputs(sample.media, None))
     count = ProcessorTokens(processor)
-    assert count(sample, [seen[0]["tokens"]]) == len(trained.input_ids)
+    assert count(sample, [seen[0]["tokens"]], [seen[0]["seconds"]]) == len(trained.input_ids)
     with pytest.raises(RowError) as too_long:
-        count(sample, [{"video": 2048}])
+        count(sample, [{"video": 2048}], [1.0])
     assert too_long.value.reason == "too_long"
     with pytest.raises(RowError) as empty:
-        count(Sample.model_validate(words("empty", " ")), [])
+        count(Sample.model_validate(words("empty", " ")), [], [])
     assert empty.value.reason == "empty_answer"
     rows = [words("short"), words("long", "red " * 30)]
     report = check(
@@ -417,6 +418,17 @@ def test_tokens_are_counted_as_in_training(
     )
     assert reasons(report) == {"long": {"too_long"}}
     assert list(report.values["tokens"]) == [3]
+
+
+def test_times_in_shares_of_a_clip_are_no_error(world: World, clip: Path, tmp_path: Path) -> None:
+    percent = described_processor(ModelConfig.model_validate({**world.model, "time_codec": {"type": "percent"}}))
+    row = about(clip, "timed")
+    row["messages"][-1]["content"] = [{"type": "time", "seconds": 0.5}]
+    manifest = write_rows(tmp_path / "m.jsonl", [row])
+    options = ExamineOptions("sample", percent, reading(percent), 1)
+    report = check([manifest], options=options, tokens=ProcessorTokens(percent))
+    assert reasons(report) == {}
+    assert stats([manifest], options=options, tokens=ProcessorTokens(percent)).total.refused == 0
 
 
 def test_rows_of_which_none_can_be_counted(processor: AVProcessor, tmp_path: Path) -> None:

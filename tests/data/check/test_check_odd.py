@@ -333,14 +333,14 @@ def test_a_terminal_shows_names_and_examples_in_full(clip: Path, tmp_path: Path)
         about(tmp_path / "[red]gone.mp4", "[/]odd", source="b"),
     ]
     manifest = write_rows(tmp_path / "m.jsonl", rows)
-    output = INVOKE(app, ["data", "stats", str(manifest)], env={"COLUMNS": "80"}).stderr
+    output = INVOKE(app, ["data", "stats", str(manifest)], env={"COLUMNS": "80"}).stdout
     assert "a.kind.with.a.long.name" in output
     assert "tokens" not in output
     output = INVOKE(
         app,
         ["data", "check", str(manifest), "--workers", "1"],
         env={"COLUMNS": "80"},
-    ).stderr
+    ).stdout
     assert [line.split()[:3] for line in output.splitlines() if line.startswith("error")] == [
         ["error", "missing", "1"],
     ]

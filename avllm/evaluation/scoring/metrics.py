@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
-import string
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-_DIGITS = {
-    "zero": "0",
-    "one": "1",
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
-}
-_ARTICLES = {"a", "an", "the"}
-_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)")
-_EDGES = string.punctuation + "“”‘’«»…–—¿¡"
-_LETTER = re.compile(r"\(?([a-z])[).:]?", re.IGNORECASE)
+from avllm.evaluation.scoring.words import normalise, words
 
 
 class Interval(NamedTuple):
@@ -37,31 +17,6 @@ class Interval(NamedTuple):
 
     low: float
     high: float
-
-
-@lru_cache(maxsize=100_000)  # answers and choices are the same few texts again and again
-def words(text: str) -> tuple[str, ...]:
-    """Return the words of a text in the form in which they are compared.
-
-    That is: NFKC, lower case, no punctuation at their edges, no articles, ``2`` for ``two``.
-    Punctuation inside a word stays, so that ``1.5`` is not ``15`` and ``x-ray`` is one word.
-    """
-    lower = unicodedata.normalize("NFKC", text).casefold()
-    pieces = [piece.strip(_EDGES) for piece in _keep_signs(lower).split()]
-    with_articles = [_DIGITS.get(piece, piece) for piece in pieces if piece]
-    without_articles = [word for word in with_articles if word not in _ARTICLES]
-    chosen = without_articles or with_articles  # the answer "a" keeps its word
-    return tuple(word.replace("\0", "-") for word in chosen)
-
-
-def _keep_signs(text: str) -> str:
-    """Replace the minus of ``-3`` by a zero character, which is no punctuation to strip."""
-    return re.sub(r"(^|\s)-(?=\d)", "\\1\0", text)
-
-
-def normalise(text: str) -> str:
-    """Return the :func:`words` of a text in one string."""
-    return " ".join(words(text))
 
 
 def exact_match(answer: str, references: Sequence[str]) -> bool:
@@ -72,7 +27,8 @@ def exact_match(answer: str, references: Sequence[str]) -> bool:
 def token_f1(answer: str, references: Sequence[str]) -> float:
     """Return the harmonic mean of word precision and recall against the best reference.
 
-    As in SQuAD (arXiv 1606.05250).
+    As in SQuAD (arXiv 1606.05250); of characters in scripts without spaces, as in CMRC 2018 (arXiv
+    1810.07366).
     """
     return max(_f1(words(answer), words(reference)) for reference in references)
 
@@ -82,77 +38,6 @@ def _f1(answer: Sequence[str], reference: Sequence[str]) -> float:
         return float(answer == reference)
     common = (Counter(answer) & Counter(reference)).total()
     return 2 * common / (len(answer) + len(reference))
-
-
-def pick_choice(answer: str, choices: Sequence[str]) -> int | None:
-    """Return the choice that an answer means; None when it means none or several.
-
-    Tried in this order: it is a choice; it is a letter (``B``, ``(b)``, ``b.``) of the list; it
-    contains exactly one choice as whole words (where a choice is part of a longer one, the longer
-    counts).
-    """
-    said = words(answer)
-    phrases = [words(choice) for choice in choices]
-    if said in phrases:
-        return phrases.index(said)
-    letter = _LETTER.fullmatch(answer.strip())
-    if letter:
-        place = ord(letter[1].lower()) - ord("a")
-        return place if place < len(choices) else None
-    contained: set[int] = set()
-    for place in sorted(range(len(phrases)), key=lambda i: -len(phrases[i])):
-        without = _cut_out(said, phrases[place])
-        if without != said:
-            contained.add(place)
-        said = without
-    return contained.pop() if len(contained) == 1 else None
-
-
-def _cut_out(text: Sequence[str], phrase: Sequence[str]) -> tuple[str, ...]:
-    """Return the text with a gap (a zero character) in the place of each such phrase."""
-    size = len(phrase)
-    if size == 0:
-        return tuple(text)
-    rest: list[str] = []
-    place = 0
-    while place < len(text):
-        if tuple(text[place : place + size]) == tuple(phrase):
-            rest.append("\0")
-            place += size
-        else:
-            rest.append(text[place])
-            place += 1
-    return tuple(rest)
-
-
-def read_number(answer: str) -> float | None:
-    """Return the one number that an answer names (``at 1.3 seconds``, ``two``).
-
-    None when it names none or different ones.
-    """
-    numbers = {float(number) for word in words(answer) for number in _NUMBER.findall(word)}
-    return numbers.pop() if len(numbers) == 1 else None
-
-
-class TimeDeviation(NamedTuple):
-    """An answer's error in seconds; ``is_number`` is False where it named no time."""
-
-    seconds: float
-    is_number: bool
-
-
-def time_error(answer: str, seconds: float, worst: float) -> TimeDeviation:
-    """Return the absolute error of an answer that should be a time.
-
-    Args:
-        answer: what the model said.
-        seconds: the true time.
-        worst: the error of an answer that is no number.
-    """
-    value = read_number(answer)
-    if value is None:
-        return TimeDeviation(worst, is_number=False)
-    return TimeDeviation(abs(value - seconds), is_number=True)
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> Interval:

@@ -1,0 +1,1 @@
+"""Write the page of an evaluation: figures, confusions, wrong answers with pictures."""
