@@ -257,13 +257,12 @@ class AVProcessor(ProcessorMixin):
         """
         rates = sorted({self.preprocessors[s].rate for s in self.streams_of("audio")}, reverse=True)
         sees = bool(self.streams_of("video"))
-        hears = bool(rates)
-        check_encoders(parts, sees, hears)
+        check_encoders(parts, sees, hears=bool(rates))
         clips = load_parts(
             parts,
             root,
             sampling=self.sampling if sees else None,
-            rate=rates[0] if hears else None,
+            rate=rates[0] if rates else None,
             more_rates=rates[1:],
             timeout=self.timeout,
         )
@@ -345,8 +344,8 @@ class AVProcessor(ProcessorMixin):
             sample, chat, tokens, list(clips), is_media, last_only=last_only, is_prompt=not answer
         )
         soft = Soft.of(self.content.mixtures(tokens.ids, written.words))
-        duration = seconds[-1] if seconds else None
-        return replace(row, variant=variant, soft=soft, duration=duration)
+        last = seconds[-1] if seconds else None
+        return replace(row, variant=variant, soft=soft, duration=last)
 
     def _check(self, sample: Sample, answer: bool) -> None:
         if answer and not (sample.answer or "").strip():
