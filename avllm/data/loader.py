@@ -156,25 +156,32 @@ class Collate:
                 groups.append(alike)
                 continue
             lengths = [len(row.input_ids) for row in alike]
-            for places in by_tokens(lengths, self.max_tokens):
+            for places in split_by_tokens(lengths, self.max_tokens):
                 groups.append([alike[place] for place in places])  # noqa: PERF401
         return groups
 
 
-def by_tokens(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Return places of ``lengths`` in batches of at most ``most`` tokens each, padding counted.
+def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Split rows into micro batches of at most ``max_tokens`` each, padding counted.
 
-    Batches are filled one after the other with the longest rows that are left, so that rows of
-    similar length share one and padding is small. A row longer than ``most`` is a batch by itself.
-    Places ascend within a batch.
+    A micro batch counts as its longest row times its number of rows. Rows are taken from the
+    longest to the shortest, and a micro batch ends at the first row that would exceed the limit:
+    rows of similar length share one, so padding is small. A longer row is a micro batch by itself.
+
+    Args:
+        lengths: tokens of each row.
+        max_tokens: the limit.
+
+    Returns:
+        the row numbers of each micro batch, ascending.
     """
     batches: list[list[int]] = []
-    longest = 0
-    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or longest * (len(batches[-1]) + 1) > most:
+    longest = 0  # of the last micro batch: its first row, since lengths descend
+    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or longest * (len(batches[-1]) + 1) > max_tokens:
             batches.append([])
-            longest = lengths[place]
-        batches[-1].append(place)
+            longest = lengths[number]
+        batches[-1].append(number)
     return [sorted(batch) for batch in batches]
 
 

@@ -1,4 +1,4 @@
-"""Make references: copies of a batch that lack something, with which a decoder compares it."""
+"""Make references: copies of a batch that lack something. A decoder compares both answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from avllm.tokens import Tokens
 
 @dataclass(frozen=True)
 class Reference:
-    """Hold the rows of a batch with something left out or changed.
+    """A batch with something left out or changed, ready for the LLM.
 
     Attributes:
         batch: R rows, padded on the left.
@@ -42,26 +42,30 @@ def with_noise(model: Any, batch: Any, noise: float, seed: int) -> Reference:
     The noise follows from the seed, the row's id, the clip's number and the stream alone.
 
     Args:
-        noise: its share of a clip's variance, from 0 to 1. The variance does not change, as in a
-            step of diffusion.
+        noise: share of the variance that is noise, from 0 (none) to 1 (only noise). The variance
+            as a whole stays, as in the forward process of diffusion.
     """
-    features = model.media_steps(batch)[0]
+    features = model.media_steps(batch)[0]  # what the first adapter gets: encoders' features
     noisy = {name: _noisy(name, tokens, batch, noise, seed) for name, tokens in features.items()}
     return Reference(batch, model.connect_for(batch, noisy), has_clip(batch))
 
 
 def _noisy(stream: str, tokens: Tokens, batch: Any, noise: float, seed: int) -> Tokens:
+    """Return one stream's features with noise mixed into the real tokens of each clip."""
     x = tokens.x.clone()  # (B, T, P, D)
     first_clip: dict[int, int] = {}
     for clip, row in enumerate(batch.clip_row.tolist()):
-        number = clip - first_clip.setdefault(row, clip)  # of the clip in its row
-        real = tokens.x[clip][tokens.mask[clip]]  # (N, D): the noise must not depend on padding
+        # A row's clips are consecutive in the batch; this one is the number-th, from 0.
+        number = clip - first_clip.setdefault(row, clip)
+        # (real tokens, D): with padding, what is drawn would depend on the batch's other clips.
+        real = tokens.x[clip][tokens.mask[clip]]
         if not len(real):
             continue
         key = hashlib.sha256(f"{seed}|{batch.ids[row]}|{number}|{stream}".encode()).digest()
+        # 56 bits, since a seed is a signed 64-bit number; on the CPU, so that devices agree.
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
         drawn = torch.randn(real.shape, generator=generator).to(real.device, real.dtype)
-        spread = real.float().std(correction=0).to(real.dtype)
+        spread = real.float().std(correction=0).to(real.dtype)  # one number for the whole clip
         x[clip][tokens.mask[clip]] = (1 - noise) ** 0.5 * real + noise**0.5 * spread * drawn
     return tokens.with_x(x)
 

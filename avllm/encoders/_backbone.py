@@ -140,17 +140,22 @@ class Backbone(Encoder):
         revision: str | None = None,
         **options: Any,
     ) -> Self:
-        """Load the tower from a checkpoint of the tower alone or of the full model.
+        """Load the tower: the encoder part of a full model such as CLIP, or a model by itself.
+
+        The encoder is in eval mode; the model that owns it freezes its weights.
 
         Args:
             name_or_path: hub name or local folder.
             layers: see the class.
-            dtype: of the weights; None keeps the checkpoint's own.
+            dtype: dtype of the weights, also as a name ("bfloat16"); None keeps the checkpoint's.
             revision: branch, tag or commit on the hub.
-            options: the family's own keyword arguments.
+            options: the family's own keyword arguments, and ``preprocessing``: where it is given,
+                even as None, the checkpoint's own file is not read. So a saved model is loaded
+                with the preprocessing that it was trained with.
 
         Raises:
-            ValueError: the checkpoint lacks weights of the tower, or holds unknown ones.
+            ValueError: weights that are missing, unknown or of another shape, or another family.
+            OSError: there is no such checkpoint.
         """
         check_model_folder(name_or_path)
         files = weight_files(name_or_path)
@@ -160,19 +165,20 @@ class Backbone(Encoder):
             options["preprocessing"] = read_preprocessing(name_or_path, revision)
         # A hub name has no files here; its config and its weights are of one commit.
         size = size_of(files) if files else ANY_SIZE
+        # Without memory, since the loaded backbone replaces this one. It checks layers and options.
         with torch.device("meta"), no_larger_than(size, f"the encoder {name_or_path}"):
             encoder = cls(config, layers=layers, **options)
-        with _expecting(cls.model_class, cls.other_keys):
+        with _ignoring_weights(cls.model_class, cls.other_keys):
             loaded: Any = cls.model_class.from_pretrained(
                 name_or_path,
-                config=encoder.backbone_config,
+                config=encoder.backbone_config,  # `build` may have changed it (wav2vec 2.0)
                 dtype="auto" if dtype is None else dtype,
                 revision=revision or "main",
                 trust_remote_code=False,
                 key_mapping=cls.key_mapping or None,
                 output_loading_info=True,
             )
-        encoder.backbone, report = loaded
+        encoder.backbone, report = loaded  # the report has missing_keys, unexpected_keys, ...
         cls._check_keys(name_or_path, report)
         check_finite(encoder.backbone.named_parameters(), f"the encoder {name_or_path}")
         return encoder.eval()
@@ -257,11 +263,13 @@ class Backbone(Encoder):
 
 
 @contextmanager
-def _expecting(model_class: type[PreTrainedModel], patterns: tuple[str, ...]) -> Iterator[None]:
-    """Leave keys that match out of the unexpected ones that transformers logs and returns.
+def _ignoring_weights(
+    model_class: type[PreTrainedModel], patterns: tuple[str, ...]
+) -> Iterator[None]:
+    """Keep weights of a checkpoint whose names match out of transformers' log and report.
 
-    The attribute is set on the class itself while the model is made: with a subclass instead,
-    transformers would not convert keys of older checkpoints.
+    The model's class itself is changed while the block runs: with a subclass instead, transformers
+    would not convert the names of older checkpoints.
     """
     before = model_class._keys_to_ignore_on_load_unexpected
     expected = [f"^(?:{pattern})" for pattern in patterns]

@@ -11,7 +11,7 @@ import torch
 from avllm.data.collate import collate
 from avllm.data.dataset import Loaded
 from avllm.data.items import Bad
-from avllm.data.loader import Collate, Cut, MicroBatches, OncePerItem, by_tokens
+from avllm.data.loader import Collate, Cut, MicroBatches, OncePerItem, split_by_tokens
 from avllm.data.mixture import Order
 from avllm.data.packing import fill_sequences
 from avllm.data.row import Row
@@ -62,14 +62,14 @@ def test_validation_sees_everything_once_on_ranks_of_equal_length() -> None:
 def test_batches_within_a_budget_hold_everything_once_and_waste_little() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(20, 600, 200).tolist()
-    batches = by_tokens(lengths, 4096)
+    batches = split_by_tokens(lengths, 4096)
     assert sorted(i for batch in batches for i in batch) == list(range(200))
     padded = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
     assert max(padded) <= 4096
     assert 1 - sum(lengths) / sum(padded) < 0.08
     assert all(batch == sorted(batch) for batch in batches)
-    assert by_tokens([5, 5, 9], 10) == [[2], [0, 1]]
-    assert by_tokens([12, 3], 10) == [[0], [1]], "one that is too long stands alone"
+    assert split_by_tokens([5, 5, 9], 10) == [[2], [0, 1]]
+    assert split_by_tokens([12, 3], 10) == [[0], [1]], "one that is too long stands alone"
 
 
 def row_of(length: int) -> Row:

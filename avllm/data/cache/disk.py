@@ -55,7 +55,7 @@ def shards_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def seconds_of(shard: Path) -> Path:
+def cost_file(shard: Path) -> Path:
     """Return the file beside a shard that holds how long its clips took to make."""
     return shard.with_suffix(".json")
 
@@ -130,7 +130,7 @@ def _evict(folder: Path, sizes: dict[str, int], surplus: int) -> list[str]:
         if surplus <= 0:
             break
         (folder / name).unlink()
-        seconds_of(folder / name).unlink(missing_ok=True)
+        cost_file(folder / name).unlink(missing_ok=True)
         deleted.append(name)
         surplus -= sizes[name]
     return deleted

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from avllm.data.cache.disk import CacheError, FolderInUse, seconds_of, shards_of
+from avllm.data.cache.disk import CacheError, FolderInUse, cost_file, shards_of
 from avllm.data.cache.hashes import file_hash
 from avllm.data.media.load import MediaError
 from avllm.data.reading import Place, Prepared
@@ -128,7 +128,7 @@ class FeatureCache:
         made_by: see :func:`recipe`.
 
     Attributes:
-        index: shard of each entry, by key.
+        index: file name of the shard that holds an entry, by the entry's key.
         keys: key of each media part that was asked for, by :func:`place_name`.
         costs: what an entry took to make, by shard.
         failed: errors of media that could not be decoded when the cache was filled, by
@@ -142,6 +142,7 @@ class FeatureCache:
         self.made_by = json.dumps(made_by, sort_keys=True)
         self.dtype = made_by["dtype"]
         self.index: dict[str, str] = {}
+        self._entries: dict[str, set[str]] = {}  # the keys in each shard that was opened
         self.keys: dict[str, str] = {}
         self.costs: dict[str, Cost] = {}
         self.failed: dict[str, MediaError | RowError] = {}
@@ -157,26 +158,31 @@ class FeatureCache:
         return self._in_use
 
     def read_index(self) -> None:
-        """Read the headers of shards that are new since the last time; forget deleted shards."""
+        """Read the headers of the folder's shards and note which shard holds which entry.
+
+        A shard is opened once. Entries of deleted shards are forgotten, unless another one has them.
+
+        Raises:
+            CacheError: a shard is damaged.
+        """
         paths = shards_of(self.folder)
         names = {path.name for path in paths}
         self.index = {key: shard for key, shard in self.index.items() if shard in names}
-        indexed = set(self.index.values())
+        self._entries = {shard: keys for shard, keys in self._entries.items() if shard in names}
         for path in paths:
-            if path.name in indexed:
-                continue
-            try:
-                with open_shard(path) as shard:
-                    tensor_names = list(shard.keys())
-                self._read_cost(path)
-            except FileNotFoundError:  # another run deleted it: this one has not marked the folder
-                continue
-            keys = {name.partition("/")[0] for name in tensor_names}
-            for key in keys:
-                self.index.setdefault(key, path.name)
+            if path.name not in self._entries:
+                try:
+                    with open_shard(path) as shard:
+                        tensor_names = list(shard.keys())  # KEY/STREAM/KIND, see `put`
+                    self._read_cost(path)
+                except FileNotFoundError:  # another run deleted it, see `mark_in_use`
+                    continue
+                self._entries[path.name] = {name.partition("/")[0] for name in tensor_names}
+            for key in self._entries[path.name]:
+                self.index.setdefault(key, path.name)  # two runs may have encoded the same clip
 
     def _read_cost(self, shard: Path) -> None:
-        path = seconds_of(shard)
+        path = cost_file(shard)
         if not path.is_file():
             return
         try:
@@ -278,7 +284,7 @@ class FeatureCache:
         partial = self.folder / f".{name}.{os.getpid()}.partial"
         partial.write_text(json.dumps([decode_seconds, encode_seconds]), encoding="utf-8")
         # Before the shard, so that whoever sees the shard finds its times.
-        partial.replace(seconds_of(self.folder / name))
+        partial.replace(cost_file(self.folder / name))
         save_file(tensors, partial)
         size = partial.stat().st_size
         with partial.open("rb") as file:

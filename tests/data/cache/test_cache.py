@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from avllm.data.cache import hashes as cache_hashes
 from avllm.data.cache import store as cache_store
-from avllm.data.cache.disk import FolderInUse, make_room, seconds_of
+from avllm.data.cache.disk import FolderInUse, cost_file, make_room
 from avllm.data.cache.fill import CacheError, ClipEncoding, FeatureCache, account, fill, recipe
 from avllm.data.cache.hashes import Hashes
 from avllm.data.cache.store import Cost
@@ -241,7 +241,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         assert raised.value.reason == "damaged_shard"
     shard.unlink()
     assert filled(tmp_path, "ab").filled.encoded == 1
-    seconds_of(other).write_text("")
+    cost_file(other).write_text("")
     with pytest.raises(CacheError, match=f"{other.stem}.json") as raised:
         FeatureCache(tmp_path / "cache", made_by())
     assert raised.value.reason == "damaged_times"
@@ -266,6 +266,18 @@ def test_a_shard_that_is_deleted_while_the_folder_is_read_is_missing(
     listed[0].unlink()
     monkeypatch.setattr(cache_store, "shards_of", lambda folder: listed)
     assert len(FeatureCache(tmp_path / "cache", made_by()).index) == 1
+    assert len(cache.index) == 2
+
+
+def test_an_entry_of_two_shards_stays_when_one_is_deleted(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path / "cache", made_by())
+    cache.put({"a": {}, "b": {}})
+    cache.put({"b": {}, "c": {}})
+    cache.read_index()
+    holder = cache.index["b"]
+    (tmp_path / "cache" / holder).unlink()
+    cache.read_index()
+    assert cache.index["b"] != holder
     assert len(cache.index) == 2
 
 
@@ -399,7 +411,7 @@ def account_of(tmp_path: Path, decoding: float, encoding: float) -> str:
     """Return the account of a cache that held three of four clips, and what each took to make."""
     filled(tmp_path, "abc")
     for path in (tmp_path / "cache").glob("*.safetensors"):
-        seconds_of(path).write_text(json.dumps([decoding, encoding]))
+        cost_file(path).write_text(json.dumps([decoding, encoding]))
     cache = filled(tmp_path, "abcd")
     cache.costs = dict.fromkeys(cache.costs, Cost(decoding, encoding))
     return account(cache, [(tmp_path, VideoPart(video=name)) for name in "abcd"])
