@@ -27,19 +27,25 @@ from playwright.sync_api import expect, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = ["Which colour does the ring have?", "Is there a click at every bounce?"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-PATIENCE = 120_000  # milliseconds
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-dev-shm-usage",
+]
+PATIENCE = 120_000  # milliseconds: a page is quick, a busy machine is not
+LONGEST_START = 600  # seconds: a busy machine imports slowly
 SIZE = {"width": 1180, "height": 860}
 
 
 @contextmanager
-def demo(checkpoint: Path) -> Iterator[str]:
-    """Serve the chat on a free port and yield its address."""
+def demo(checkpoint: Path, *options: str) -> Iterator[str]:
+    """Serve the chat, with options of its command, on a free port and yield its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "serve/chat_demo.py", str(checkpoint.resolve()), "--port", str(port)]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         wait_for(f"http://127.0.0.1:{port}/", server)
         yield f"http://127.0.0.1:{port}/"
@@ -52,15 +58,27 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     """Wait until the page is served.
 
     Raises:
-        SystemExit: the demo ended before.
+        SystemExit: the demo ended before, or takes too long.
     """
+    deadline = time.monotonic() + LONGEST_START
     while server.poll() is None:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the chat did not serve its page within {LONGEST_START} s")
         try:
             urllib.request.urlopen(address, timeout=5).close()
             return
         except OSError:
             time.sleep(0.3)
     raise SystemExit("the chat ended before it served its page; its message is above")
+
+
+def find_browser() -> str | None:
+    """Return the path of a Chromium, or None when none is installed."""
+    for name in BROWSERS:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    return None
 
 
 def converse(page: Any, clip: Path, questions: list[str]) -> None:
@@ -94,7 +112,7 @@ def main() -> None:
     parser.add_argument("--ask", nargs="+", default=QUESTIONS, help="the questions")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "chat.png")
     arguments = parser.parse_args()
-    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    browser = find_browser()
     if browser is None:
         raise SystemExit(f"no browser is installed; expected one of {', '.join(BROWSERS)}")
     expect.set_options(timeout=PATIENCE)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +17,10 @@ from avllm.inference.chat import Chat
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
 pytest.importorskip("gradio", reason="gradio is not installed")
-ROOT = Path(__file__).resolve().parents[2]
-BROWSER = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+screenshots = importlib.import_module("scripts.screenshots")
+BROWSER = screenshots.find_browser()
+PATIENCE = screenshots.PATIENCE
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
 QUESTION = "what colour is it ?"
 WATCH = """() => {
     window.seen = [];
@@ -37,42 +33,20 @@ WATCH = """() => {
     new MutationObserver(look).observe(document.querySelector('#chat'),
         {childList: true, subtree: true, characterData: true});
 }"""  # the lengths that the last answer had; the fourth stops it at once: a look from outside may come too late
-PATIENCE = 120_000  # milliseconds; a page is quick, a busy machine is not
 expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
 def address(checkpoint: Path) -> Iterator[str]:
     """The demo as its command starts it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "serve/chat_demo.py", str(checkpoint), "--port", str(port), "--max-file-mb", "5"]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/", server)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 600  # a busy machine imports slowly
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the demo ended before it served its page"
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError("the demo did not serve its page")
+    with screenshots.demo(checkpoint, "--max-file-mb", "5") as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        started = playwright.chromium.launch(executable_path=BROWSER, args=screenshots.FLAGS)
         yield started
         started.close()
 
