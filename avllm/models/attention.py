@@ -74,7 +74,8 @@ def layer_windows(config: Any) -> dict[str, int | None]:
         raise PackingError(
             f"data.pack is set, but the LLM ({config.model_type}) has layers of kind "
             f"{', '.join(unknown)}, which no mask keeps from mixing the rows of a sequence; "
-            "expected attention, full or sliding. Leave out data.pack"
+            "expected attention, full or sliding. Leave out data.pack",
+            reason="layer_kind",
         )
     return {kind: window if kind == SLIDING else None for kind in kinds}
 
@@ -123,7 +124,8 @@ def check_packing(model: Any, shares_media: bool = True) -> None:
             f"data.pack is set with attention {config._attn_implementation!r}, which takes no mask "
             f"between rows; expected one of {', '.join(MASKED)} as model.llm.attention (a later "
             "stage has it from its init: llm.attention in config.json there). Or leave out "
-            "data.pack"
+            "data.pack",
+            reason="attention",
         )
     layer_windows(config)
     try:
@@ -131,7 +133,8 @@ def check_packing(model: Any, shares_media: bool = True) -> None:
     except (ValueError, TypeError, RuntimeError) as error:
         raise PackingError(
             f"data.pack is set, but the LLM ({config.model_type}) takes no mask between rows "
-            f"({error}). Leave out data.pack"
+            f"({error}). Leave out data.pack",
+            reason="no_mask",
         ) from error
     exact = next(model.llm.parameters()).dtype == torch.float32
     tolerance = EXACT if exact else ROUNDED
@@ -139,7 +142,8 @@ def check_packing(model: Any, shares_media: bool = True) -> None:
         raise PackingError(
             f"data.pack is set, but the LLM ({config.model_type}) sees over the borders of packed "
             f"rows: its hidden states differ by {difference:.2g}, with {largest:.2g} as the "
-            "largest number. Leave out data.pack"
+            "largest number. Leave out data.pack",
+            reason="sees_other_rows",
         )
 
 
@@ -150,12 +154,14 @@ def _check_connector(connector: Any, shares_media: bool) -> None:
         raise PackingError(
             "data.pack puts several questions after one copy of their clip, but "
             f"{', '.join(conditioned)} in the connector makes another copy for each question. Take "
-            "pack: sequences, or leave out data.pack"
+            "pack: sequences, or leave out data.pack",
+            reason="conditioned",
         )
     if connector.by_content:
         raise PackingError(
             "data.pack is set, but content decides how many tokens the connector makes, so that "
-            "positions in a packed row are not known beforehand. Leave out data.pack"
+            "positions in a packed row are not known beforehand. Leave out data.pack",
+            reason="by_content",
         )
 
 

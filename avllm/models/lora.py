@@ -147,7 +147,8 @@ def add_set(llm: Any, settings: LoraConfig) -> Any:
             raise UserError(
                 f"lora.copy_of is {settings.copy_of!r}, but the LLM has "
                 f"{set_names(llm) or 'no sets'}; expected the name of a set of the checkpoint that "
-                "this stage starts from"
+                "this stage starts from",
+                reason="no_source",
             )
         config = copy.deepcopy(llm.peft_config[settings.copy_of])
         config.lora_dropout = settings.dropout
@@ -184,7 +185,8 @@ def _wrap(llm: Any, name: str, config: Any) -> Any:
     if name in set_names(llm):
         raise UserError(
             f"the LLM has a LoRA set named {name!r} already; leave out lora: to go on training it, "
-            "or give the new set another name"
+            "or give the new set another name",
+            reason="name_taken",
         )
     if not hasattr(llm, "peft_config"):
         return peft.get_peft_model(llm, config, adapter_name=name)

@@ -186,12 +186,14 @@ class AVLLM(LLMCalls, PreTrainedModel):
         names = self.config.active_lora if names is None else list(names)
         if not names:
             raise UserError(
-                f"no LoRA set to merge is given; the LLM has {list(self.config.lora) or 'none'}"
+                f"no LoRA set to merge is given; the LLM has {list(self.config.lora) or 'none'}",
+                reason="nothing_to_merge",
             )
         if is_quantised(self.llm):
             raise UserError(
                 "the LLM is quantised, and adapters would be rounded into it; load it without "
-                "quantize"
+                "quantize",
+                reason="quantised",
             )
         self.llm = merge_sets(self.llm, names)
         self.config.lora, self.config.trained = {}, sorted({*self.config.trained, "llm"})

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avllm.config_model import LoraConfig, ModelConfig
 from avllm.data.schema import Sample
+from avllm.errors import UserError
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint import mark_trained, save_checkpoint
 from avllm.models.checkpoint_format import CheckpointError, read_manifest_of
@@ -81,8 +82,9 @@ def test_merged_for_good_is_the_same_model_without_adapters(world: World, tmp_pa
     assert not (tmp_path / "lora").exists()
     assert not any("lora" in name for name in loaded.state_dict())
     assert torch.allclose(logits(loaded, processor, world), said, atol=1e-5)
-    with pytest.raises(ValueError, match="no LoRA set to merge"):
+    with pytest.raises(UserError) as error:
         loaded.merge_lora()
+    assert error.value.reason == "nothing_to_merge"
     loaded.add_lora(LoraConfig(r=2))  # a further stage may adapt the merged LLM
     save_checkpoint(loaded, processor, tmp_path, [])
     assert torch.equal(logits(AVLLM.from_pretrained(tmp_path), processor, world), logits(loaded, processor, world))
@@ -99,8 +101,9 @@ def test_a_checkpoint_that_would_lose_adapters_is_not_written(world: World, tmp_
 def test_a_quantised_llm_trains_and_merges_no_weights_of_its_own(world: World) -> None:
     pytest.importorskip("bitsandbytes")
     model, _ = adapted(world, quantize="4bit")
-    with pytest.raises(ValueError, match="without quantize"):
+    with pytest.raises(UserError) as error:
         model.merge_lora()
+    assert error.value.reason == "quantised"
     model.llm.get_input_embeddings().requires_grad_(True)
     with pytest.raises(CheckpointError, match="train LoRA adapters alone"):
         mark_trained(model)

@@ -225,12 +225,12 @@ def test_a_stream_without_a_placeholder_is_named(world: World) -> None:
     audio = {**world.model["encoders"]["audio"], "layers": [1, -1]}
     connector = [{"type": "linear", "stream": s} for s in ("video", "audio", "audio.1")]
     encoders = {**world.model["encoders"], "audio": audio}
-    with pytest.raises(ValueError, match=r"ends with streams \['audio\.1'\]"):
+    with pytest.raises(ValueError, match=r"\['audio\.1'\]"):
         compose(description(world, connector=connector, encoders=encoders))
 
 
 def test_a_layout_of_streams_that_are_not_there_is_refused(world: World) -> None:
-    with pytest.raises(ValueError, match="'vidoe' does not come out of the connector"):
+    with pytest.raises(ValueError, match="'vidoe'"):
         compose(description(world, layout={"type": "concat", "streams": ["vidoe", "audio"]}))
 
 
@@ -239,8 +239,9 @@ def test_sound_that_must_be_heard_needs_an_ear(world: World) -> None:
     connector = [{"type": "linear", "stream": "video"}]
     _, processor = compose(description(world, connector=connector, encoders=encoders))
     assert len(rows(processor, world, [sample(video(), "what ?")])) == 1
-    with pytest.raises(RowError, match="no audio encoder"):
+    with pytest.raises(RowError) as error:
         rows(processor, world, [sample(video(sound="on"), "what ?")])
+    assert error.value.reason == "no_encoder"
 
 
 def test_a_video_of_which_an_ear_gets_nothing_is_refused(world: World) -> None:
@@ -249,8 +250,9 @@ def test_a_video_of_which_an_ear_gets_nothing_is_refused(world: World) -> None:
     _, processor = compose(description(world, connector=connector, encoders=encoders))
     assert len(rows(processor, world, [sample(video(), "what ?")])) == 1
     for silent in (video("002.mp4"), video(sound="off")):
-        with pytest.raises(RowError, match="a video without sound, but the model has no visual encoder"):
+        with pytest.raises(RowError) as error:
             rows(processor, world, [sample(silent, "what ?")])
+        assert error.value.reason == "no_encoder"
 
 
 @pytest.mark.parametrize("text", ["<Video>", "{media}{media}"])
@@ -279,20 +281,22 @@ def test_templates_that_drop_earlier_thoughts_or_refuse_a_role(world: World) -> 
     assert len(processor.row(talk, [], answer=False).input_ids) < len(row.input_ids)
     processor.tokenizer.chat_template = NO_SYSTEM + THINKING
     messages = [{"role": "system", "content": "describe"}, *talk.model_dump()["messages"]]
-    with pytest.raises(RowError, match="no system role"):
+    with pytest.raises(RowError) as error:
         processor.row(Sample.model_validate({"id": "t", "messages": messages}), [])
+    assert error.value.reason == "chat_template"
 
 
 def test_rows_that_cannot_be_made(built: tuple[AVLLM, AVProcessor], world: World) -> None:
     _, processor = built
-    with pytest.raises(RowError, match="empty") as caught:
+    with pytest.raises(RowError) as caught:
         rows(processor, world, [sample(video(), "what ?", answer="  ")])
     assert caught.value.reason == "empty_answer"
-    with pytest.raises(RowError, match="stands for media tokens"):
+    with pytest.raises(RowError) as error:
         rows(processor, world, [sample("what is <|video|> ?")])
+    assert error.value.reason == "reserved_text"
     processor.max_length = 10
     try:
-        with pytest.raises(RowError, match="the longest row is 10") as caught:
+        with pytest.raises(RowError, match="10") as caught:
             rows(processor, world, MIX[:1])
     finally:
         processor.max_length = 2048

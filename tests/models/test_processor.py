@@ -69,7 +69,7 @@ def test_saved_and_loaded_it_is_the_same(processor: AVProcessor, folder: Path, t
 def test_arguments_go_before_what_was_saved(folder: Path) -> None:
     changed = AVProcessor.from_pretrained(folder, max_length=10)
     assert (changed.max_length, changed.timeout) == (10, 7.0)
-    with pytest.raises(TypeError, match=r"takes max_length, timeout and allow_parts, not \['fps'\]"):
+    with pytest.raises(TypeError, match=r"\['fps'\]"):
         AVProcessor.from_pretrained(folder, fps=2)
 
 
@@ -115,6 +115,6 @@ def test_a_template_that_loses_or_repeats_media_is_refused(
     processor: AVProcessor, world: World, template: str, count: int
 ) -> None:
     processor.tokenizer.chat_template = template
-    with pytest.raises(RowError, match=f"writes {count} media parts, the chat has 2") as caught:
+    with pytest.raises(RowError, match=rf"\b{count}\b.*\b2\b") as caught:
         processor([Sample.model_validate({"id": "s", "messages": asked(world)})])
     assert caught.value.reason == "chat_template"
