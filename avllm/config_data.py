@@ -48,7 +48,9 @@ class SourceConfig(Section):
     @property
     def steps(self) -> list[int]:
         """The steps from which a weight holds."""
-        return sorted(self.weight) if isinstance(self.weight, dict) else [0]
+        if not isinstance(self.weight, dict):
+            return [0]
+        return sorted(self.weight)
 
     def weight_at(self, step: int) -> float:
         """Return the weight that holds at a step."""
@@ -59,7 +61,9 @@ class SourceConfig(Section):
 
 
 def _with_key(source: Any) -> Any:
-    return {"manifest": source} if isinstance(source, str) else source
+    if isinstance(source, str):
+        return {"manifest": source}
+    return source
 
 
 def _manifests(value: Any) -> Any:

@@ -47,4 +47,6 @@ PartSpec = Annotated[dict[str, Any], BeforeValidator(_numbers)]
 
 def as_list(value: Any) -> Any:
     """Return a list unchanged, and a single value as a list of one."""
-    return value if isinstance(value, list) else [value]
+    if isinstance(value, list):
+        return value
+    return [value]
