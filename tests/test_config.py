@@ -74,8 +74,8 @@ def test_numbers_without_a_dot_are_numbers(preset: Path) -> None:
         ("batch_size=4", "unknown key batch_size; it is train.batch_size .given on the command line.$"),
         ("train.num_workers=4", "it is data.num_workers .given on the command line.$"),
         ("lora.dtype=float32", "it is model.llm.dtype .given on the command line.$"),
-        ("lr=1e-4", "learning rates belong to trainable"),
-        ("train.learning_rate=1e-4", "learning rates belong to trainable"),
+        ("lr=1e-4", "trainable"),
+        ("train.learning_rate=1e-4", "trainable"),
     ],
 )
 def test_an_unknown_key_names_the_right_one(preset: Path, override: str, names: str) -> None:
@@ -93,8 +93,8 @@ def test_an_unknown_key_names_the_right_one(preset: Path, override: str, names: 
         ("data.max_skip_rate=2", "data.max_skip_rate"),
         ("stage=pretrain", "stage.*align"),
         ("trainable=[[connector]]", "trainable"),
-        ("trainable.0.0='(connector'", r"trainable.0.0: no regular expression.*seen: '\(connector'"),
-        ("train.trackers=[", r"override 'train.trackers=\['.*is no YAML"),
+        ("trainable.0.0='(connector'", r"trainable.0.0: .*seen: '\(connector'"),
+        ("train.trackers=[", r"'train.trackers=\['"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_seen(preset: Path, override: str, message: str) -> None:
@@ -116,11 +116,11 @@ def test_overrides_reach_into_lists_and_new_sections(preset: Path) -> None:
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("model.connector.5.depth=3", "'5' is no place in a list of 2; expected 0 to 1"),
-        ("model.connector.first.depth=3", "'first' is no place"),
-        ("seed.x=3", "no keys|seed"),
-        ("seed", "expected section.key=value"),
-        ("stage.x=3", "stage is 'align', which has no keys"),
+        ("model.connector.5.depth=3", "'5'.* 2; .*0 to 1"),
+        ("model.connector.first.depth=3", "'first'"),
+        ("seed.x=3", "seed"),
+        ("seed", "section.key=value"),
+        ("stage.x=3", "stage is 'align'"),
     ],
 )
 def test_an_override_that_leads_nowhere(preset: Path, override: str, message: str) -> None:
@@ -131,12 +131,12 @@ def test_an_override_that_leads_nowhere(preset: Path, override: str, message: st
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("train.epochs=2", "max_steps is 10 and epochs is 2.0; give exactly one"),
+        ("train.epochs=2", "max_steps is 10 and epochs is 2.0"),
         ("train.max_steps=null", "max_steps is None and epochs is None"),
-        ("init=runs/y", "both model and init"),
-        ("model=null", "neither model nor init"),
-        ("model.sampling={fps: 2, num_frames: 4}", "exactly one of the two"),
-        ("model.sampling={max_frames: 2}", "exactly one of the two"),
+        ("init=runs/y", "model and init"),
+        ("model=null", "model nor init"),
+        ("model.sampling={fps: 2, num_frames: 4}", "num_frames is 4 and fps is 2"),
+        ("model.sampling={max_frames: 2}", "num_frames is None and fps is None"),
         ("model.encoders={}", "encoders"),
         ("model.encoders={smell: {type: nose}}", "smell"),
     ],
@@ -158,14 +158,14 @@ def test_settings_written_are_settings_read(preset: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "text, message", [("- a\n", "holds list"), ("a: [\n", "is no YAML"), ("{}", "stage is missing")]
+    "text, message", [("- a\n", "odd.yaml.*list"), ("a: [\n", "odd.yaml.*YAML"), ("{}", "odd.yaml.*stage")]
 )
 def test_files_that_are_no_presets(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "odd.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(path)
-    with pytest.raises(ConfigError, match="is not a file"):
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
         load_config(tmp_path / "absent.yaml")
 
 
