@@ -156,6 +156,8 @@ def add_set(llm: Any, settings: LoraConfig) -> Any:
         config = _peft_config(settings.model_dump())
     try:
         llm = _wrap(llm, settings.name, config)
+    except UserError:
+        raise
     except (ValueError, KeyError) as error:
         raise UserError(
             f"lora set {settings.name!r}: lora.targets is {settings.targets!r}: {error}"
