@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import World, make_world
 
-from avllm.config import LoraConfig, ModelConfig
+from avllm.config_model import LoraConfig, ModelConfig
 from avllm.data.schema import Sample
 from avllm.errors import UserError
 from avllm.models.building.placeholders import load_tokenizer
