@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from avllm.cli.options import Json
+from avllm.cli.options import AllowPart, Json
 
 ckpt = typer.Typer(help="Look at checkpoints.", no_args_is_help=True)
 
@@ -48,3 +48,39 @@ def inspect(
         typer.echo(f"sha256 {file}: {value}")
     if as_json:
         typer.echo(json.dumps(contents))
+
+
+@ckpt.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
+    files_only: Annotated[
+        bool, typer.Option("--files-only", help="Compare digests alone; do not load the model.")
+    ] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Record the files that are there as the right ones.")
+    ] = False,
+    allow_part: AllowPart = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a checkpoint with its manifest, then load it; exit with 1 if anything is wrong."""
+    import json
+
+    from avllm.log import hush_libraries
+
+    hush_libraries()
+    from avllm.evaluation.verification import verify_checkpoint
+
+    verification = verify_checkpoint(
+        folder, load=not files_only, accept=accept, allow_parts=allow_part or ()
+    )
+    for file in verification.files:
+        typer.echo(f"file {file.name}: {file.state}")
+    for part, state in verification.backbones.items():
+        typer.echo(f"backbone {part}: {state}")
+    if verification.load_error is not None:
+        typer.echo(f"loading: {verification.load_error or 'model and processor load'}")
+    typer.echo(f"{folder}: {'good' if verification.is_good else 'NOT as it was saved'}")
+    if as_json:
+        typer.echo(json.dumps(verification.to_dict()))
+    if not verification.is_good:
+        raise typer.Exit(1)

@@ -1,0 +1,87 @@
+"""Verify a checkpoint: files against the manifest, backbones, and whether all of it loads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from avllm.errors import UserError
+from avllm.evaluation.listing import inspect_checkpoint
+from avllm.models.loading.digests import ALL_FILES, FileState, compare_files, write_manifest
+from avllm.models.modeling_avllm import AVLLM
+from avllm.models.processing_avllm import AVProcessor
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Say what is right and wrong with a checkpoint.
+
+    Attributes:
+        files: each file that loading reads.
+        backbones: by part, ``same``, ``changed or missing``, or ``not checked`` for a hub name.
+        load_error: why it does not load; "" if it loads; None if it was not tried.
+    """
+
+    files: list[FileState]
+    backbones: dict[str, str]
+    load_error: str | None
+
+    @property
+    def is_good(self) -> bool:
+        """Return True if nothing is wrong."""
+        same = all(file.state == "same" for file in self.files)
+        return same and not self.load_error and "changed or missing" not in self.backbones.values()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it JSON-able."""
+        return {**asdict(self), "is_good": self.is_good}
+
+
+def verify_checkpoint(
+    folder: str | Path,
+    *,
+    load: bool = True,
+    accept: bool = False,
+    allow_parts: Collection[str] = (),
+) -> Verification:
+    """Compare a checkpoint with its manifest, then load it as every command does.
+
+    Args:
+        folder: the checkpoint.
+        load: also build the model and the processor, which finds weights that are missing, do not
+            fit, or hold NaN. It is not tried where files differ.
+        accept: record the files that are there as the right ones.
+        allow_parts: parts from outside of the package that the checkpoint may name.
+
+    Raises:
+        CheckpointError: there is no manifest, or it is damaged.
+    """
+    folder = Path(folder)
+    if accept:
+        write_manifest(folder, ALL_FILES)
+    files = compare_files(folder, ALL_FILES)
+    backbones: dict[str, str] = {}
+    load_error: str | None = None
+    if all(file.state == "same" for file in files):
+        backbones, load_error = _verify_contents(folder, load, allow_parts)
+    return Verification(files, backbones, load_error)
+
+
+def _verify_contents(
+    folder: Path, load: bool, allow_parts: Collection[str]
+) -> tuple[dict[str, str], str | None]:
+    """Return the state of each backbone, and why the checkpoint does not load."""
+    words = {None: "not checked", True: "same", False: "changed or missing"}
+    backbones: dict[str, str] = {}
+    try:
+        for part, record in inspect_checkpoint(folder)["backbones"].items():
+            backbones[part] = words[record["found"]]
+        if not load:
+            return backbones, None
+        AVProcessor.from_pretrained(folder, allow_parts=allow_parts)
+        AVLLM.from_pretrained(str(folder), allow_parts=allow_parts)
+    except UserError as error:
+        return backbones, str(error)
+    return backbones, ""
