@@ -7,12 +7,14 @@ separate feed-forwards, and only queries have cross-attention.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+WORDS = "words.weight"
 READ, WRITE = 0, 1  # which learned vector a text begins with; BLIP-2's tokens [CLS] and [DEC]
 
 
@@ -144,29 +146,26 @@ class QFormerText(nn.Module):
             return F.linear(hidden, self.words.weight)  # type: ignore[arg-type]
         return llm_head(self.to_llm(hidden).to(llm_head.weight.dtype))
 
-    def load_blip2(self, source: Any, begins: tuple[int, int] | None) -> None:
+    def load_blip2(self, source: Mapping[str, Tensor], begins: tuple[int, int] | None) -> None:
         """Start from the text side of a ``Blip2ForImageTextRetrieval``.
 
         Args:
-            source: the model.
+            source: its tensors, by the names that they have here.
             begins: ids of the tokens that begin a text that is read and one that is written; None
                 leaves its words, which are of a separate vocabulary.
 
         Raises:
-            ValueError: its sizes are not this one's.
+            ValueError: tensors are missing, or its sizes are not this one's.
         """
-        parts = {
-            "query_projection": source.vision_projection,
-            "text_projection": source.text_projection,
-        }
-        parts |= {"match": source.itm_head, "positions": source.embeddings.position_embeddings}
+        theirs = {name: x for name, x in source.items() if begins is not None or name != WORDS}
+        needed = [f"{part}.weight" for part in ("query_projection", "text_projection", "match")]
+        missing = [name for name in [*needed, "positions.weight", WORDS] if name not in source]
+        if missing:
+            raise ValueError(
+                f"the checkpoint's text side has no {', '.join(missing)}; copy it again"
+            )
         if begins is not None:
-            parts["words"] = source.embeddings.word_embeddings
-        theirs = {
-            f"{ours}.{n}": p for ours, part in parts.items() for n, p in part.named_parameters()
-        }
-        if begins is not None:
-            theirs["begin"] = theirs["words.weight"][list(begins)]
+            theirs["begin"] = theirs[WORDS][list(begins)]
         own = self.state_dict()
         odd = {
             n: (tuple(t.shape), tuple(own[n].shape))
@@ -177,7 +176,7 @@ class QFormerText(nn.Module):
             name, (seen, expected) = next(iter(odd.items()))
             raise ValueError(
                 f"the checkpoint's text side has {name} {seen}, this Q-Former's {expected}; "
-                f"give text: {len(source.embeddings.word_embeddings.weight)}, the size of its "
+                f"give text: {len(source[WORDS])}, the size of its "
                 "vocabulary, or text: llm"
             )
         self.load_state_dict(own | theirs)  # what a checkpoint does not hold stays as it began

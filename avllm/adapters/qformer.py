@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from avllm.adapters._blip2 import Blip2Weights, load_blip2
 from avllm.adapters._instruction import Instruction
 from avllm.adapters._qformer_text import QFormerText, Text, joint_mask
 from avllm.adapters.base import (
@@ -240,26 +241,45 @@ class QFormer(StreamAdapter):
             return
         with loading("qformer init", self.init):
             source = load_blip2(self.init, with_text=self._reads_text)
-        theirs = {
-            k: v
-            for k, v in source.qformer.state_dict().items()
-            if self._reads_text or not TEXT_LAYERS.search(k)
-        }
-        ours = self.qformer.state_dict()
-        if set(theirs) != set(ours) or source.query_tokens.shape != self.query_tokens.shape:
-            odd = sorted(set(theirs) ^ set(ours))[:3]
-            raise UserError(
-                f"qformer init {self.init!r}: query tokens {tuple(source.query_tokens.shape)}, "
-                f"{len(theirs)} tensors; "
-                f"expected {tuple(self.query_tokens.shape)} and {len(ours)} (differing: {odd}); "
-                "set dim, layers, heads, cross_every and num_queries to the checkpoint's"
-            )
-        self.qformer.load_state_dict(theirs)
+            self._check_source(source)
+            self._copy(source)
+
+    def _copy(self, source: Blip2Weights) -> None:
+        """Take the weights of a checkpoint that fits."""
+        self.qformer.load_state_dict(self._layers_of(source))
         with torch.no_grad():
             self.query_tokens.copy_(source.query_tokens)
         if self.text is not None:
-            self.text.load_blip2(
-                source, text_begins(self.init) if self.text.vocabulary is not None else None
+            begins = None if self.text.vocabulary is None else text_begins(str(self.init))
+            self.text.load_blip2(source.text, begins)
+
+    def _layers_of(self, source: Blip2Weights) -> dict[str, Tensor]:
+        """Return the layers of a checkpoint that this Q-Former has."""
+        if self._reads_text:
+            return source.qformer
+        return {key: x for key, x in source.qformer.items() if not TEXT_LAYERS.search(key)}
+
+    def _check_source(self, source: Blip2Weights) -> None:
+        """Refuse a checkpoint whose Q-Former has other sizes.
+
+        Raises:
+            UserError: names what differs.
+        """
+        theirs = self._layers_of(source)
+        ours = self.qformer.state_dict()
+        odd = sorted(set(theirs) ^ set(ours))
+        odd += sorted(
+            key for key in set(theirs) & set(ours) if theirs[key].shape != ours[key].shape
+        )
+        same_queries = source.query_tokens.shape == self.query_tokens.shape
+        heads = self.qformer.config.num_attention_heads
+        if odd or not same_queries or source.heads != heads:
+            raise UserError(
+                f"qformer init {self.init!r}: query tokens {tuple(source.query_tokens.shape)}, "
+                f"{len(theirs)} tensors, {source.heads} heads; "
+                f"expected {tuple(self.query_tokens.shape)}, {len(ours)} and {heads} (differing: "
+                f"{odd[:3]}); set dim, layers, heads, cross_every and num_queries to the "
+                "checkpoint's"
             )
 
 
@@ -302,25 +322,6 @@ def _check_sizes(stream: str, num_queries: int, layers: int, text: str | int | N
         raise ValueError(
             f"qformer on {stream!r} has text {text!r}; expected 'llm' or the size of a vocabulary"
         )
-
-
-def load_blip2(name: str, with_text: bool) -> Any:
-    """Load a BLIP-2 model of transformers by hub name or folder.
-
-    Raises:
-        ValueError: it has no text side, and one is wanted.
-    """
-    from transformers import AutoConfig, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
-
-    kinds = AutoConfig.from_pretrained(name).architectures or []
-    if Blip2ForImageTextRetrieval.__name__ in kinds:
-        return Blip2ForImageTextRetrieval.from_pretrained(name)
-    if with_text:
-        raise ValueError(
-            f"qformer init {name!r} is a {', '.join(kinds)}, which has no text side; expected a "
-            "Blip2ForImageTextRetrieval (Salesforce/blip2-itm-vit-g), or no text option"
-        )
-    return Blip2ForConditionalGeneration.from_pretrained(name)
 
 
 def text_begins(name: str) -> tuple[int, int]:

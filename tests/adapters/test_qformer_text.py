@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tiny import make_siglip
 from torch import Tensor
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, PreTrainedTokenizerFast
 
+from avllm.adapters._blip2 import load_blip2
 from avllm.adapters._qformer_text import READ, WRITE, Text, joint_mask
-from avllm.adapters.qformer import QFormer, load_blip2
+from avllm.adapters.qformer import QFormer
+from avllm.errors import UserError
 from avllm.tokens import Tokens
 
 torch.set_num_threads(1)
@@ -215,6 +220,59 @@ def test_what_a_checkpoint_gives_depends_on_what_is_there(tmp_path: Path) -> Non
     Blip2ForConditionalGeneration(config).save_pretrained(tmp_path / "second")
     with pytest.raises(ValueError, match="is a Blip2ForConditionalGeneration, which has no text side"):
         load_blip2(str(tmp_path / "second"), with_text=True)
+
+
+def test_only_the_tensors_of_the_qformer_are_read(tmp_path: Path) -> None:
+    theirs = retrieval_model(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    needed = ("qformer.", "query_tokens", "embeddings.", "itm_head.", "text_projection.", "vision_projection.")
+    part = {key: x for key, x in state.items() if key.startswith(needed)}
+    assert len(part) < len(state)
+    save_file(part, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ours = qformer(init=str(tmp_path))
+    ours.load_init()
+    assert torch.equal(ours.query_tokens, theirs.query_tokens)
+
+
+def test_only_the_shards_that_hold_them_are_opened(tmp_path: Path) -> None:
+    theirs = retrieval_model(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    rest = {key: "rest.safetensors" for key in state if key.startswith("vision_model.")}
+    places = dict.fromkeys(state.keys() - rest.keys(), "qformer.safetensors") | rest
+    save_file({key: state[key] for key in state.keys() - rest.keys()}, tmp_path / "qformer.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    ours = qformer(init=str(tmp_path))
+    ours.load_init()  # rest.safetensors does not exist
+    assert torch.equal(ours.query_tokens, theirs.query_tokens)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda s: s.pop("query_tokens"),
+        lambda s: s.pop("qformer.encoder.layer.0.attention.attention.key.weight"),
+        lambda s: s.update({"qformer.odd": torch.zeros(1)}),
+        lambda s: s["query_tokens"].fill_(float("nan")),
+        lambda s: s.pop("itm_head.weight"),
+        dict.clear,
+    ],
+)
+def test_an_incomplete_qformer_is_refused(tmp_path: Path, edit: Any) -> None:
+    retrieval_model(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    edit(state)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError):
+        qformer(init=str(tmp_path)).load_init()
+
+
+def test_another_model_or_number_of_heads_is_refused(tmp_path: Path) -> None:
+    retrieval_model(tmp_path / "blip2")
+    with pytest.raises(UserError, match="2 heads"):
+        qformer(init=str(tmp_path / "blip2"), heads=4).load_init()
+    with pytest.raises(UserError, match="expected one of Blip2"):
+        qformer(None, init=str(make_siglip(tmp_path / "siglip"))).load_init()
 
 
 def test_text_picked_and_blank() -> None:
