@@ -124,7 +124,7 @@ def test_the_number_of_rows_and_pictures_is_bounded(tmp_path: Path, monkeypatch:
 
 def test_pictures_are_small() -> None:
     frames = torch.randint(0, 255, (30, 400, 600, 3), dtype=torch.uint8)
-    assert strip(frames).size == (6 * 108, 72)
+    assert strip(frames).size == (6 * 108 + 5 * 3, 72)
     bands = torch.zeros(80, 3000)
     bands[0] = 1.0
     drawn = spectrogram(bands)

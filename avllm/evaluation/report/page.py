@@ -27,8 +27,10 @@ ROWS = 500  # of the table of answers
 FAILED = 50
 LONGEST = 200  # characters of a text
 STYLE = """
-small { color: var(--soft) } .right { color: #2a7d3f } .wrong { color: var(--error) }
-.figures td, .figures th { white-space: nowrap } .figures tr:last-child { font-weight: 600 }
+body { max-width: 1400px } small { color: var(--soft) }
+.right { color: #2a7d3f } .wrong { color: var(--error) }
+.figures { font-size: 90% } .figures .value { white-space: nowrap }
+.figures td, .figures th { overflow-wrap: normal } .figures tr:last-child { font-weight: 600 }
 .scroll { overflow-x: auto } .side { display: flex; flex-wrap: wrap; gap: 1em 2.5em }
 .confusion { width: auto } .confusion td, .confusion th { padding: .2em .6em; text-align: right;
   max-width: 9em; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
@@ -153,21 +155,26 @@ def _figure(row: Mapping[str, Any]) -> str:
     lines: list[str] = []
     if "accuracy" in row:
         ends = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
-        lines.append(f"{100 * row['accuracy']:.1f}% <small>{ends}</small>")
+        lines.append(_value(f"{100 * row['accuracy']:.1f}%", ends))
     if "mae_s" in row:
         ends = f"{row['mae_low']:.2f} to {row['mae_high']:.2f}"
-        lines.append(f"{row['mae_s']:.2f} s <small>{ends}</small>")
+        lines.append(_value(f"{row['mae_s']:.2f} s", ends))
     for name, value in row.get("values", {}).items():
         ends = f"{value['low']:.3f} to {value['high']:.3f}"
-        lines.append(f"{text(name)} {value['mean']:.3f} <small>{ends}</small>")
-    lines += [f"{text(name)} {value:.3f}" for name, value in row.get("corpus", {}).items()]
+        lines.append(_value(f"{text(name)} {value['mean']:.3f}", ends))
+    for name, value in row.get("corpus", {}).items():
+        lines.append(_value(f"{text(name)} {value:.3f}", ""))
     names = [name for name in ("changed", "refused", "failed", "no_number") if row.get(name)]
     shares = [f"{100 * row[name]:.1f}% {name.replace('_', ' ')}" for name in names]
+    if "f1" in row:
+        shares.append(f"F1 {100 * row['f1']:.1f}")
     if shares:
         lines.append(f"<small>{', '.join(shares)}</small>")
-    if "f1" in row:
-        lines.append(f"<small>F1 {100 * row['f1']:.1f}</small>")
     return "<br>".join(lines)
+
+
+def _value(figure: str, interval: str) -> str:
+    return f"<span class=value>{figure} <small>{interval}</small></span>"
 
 
 def _chance(row: Mapping[str, Any]) -> str:
@@ -252,7 +259,7 @@ def _recall(matrix: Confusion | None, truth: str) -> str:
     total = matrix.of_truth(truth)
     interval = wilson(hits, total)
     ends = f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
-    return f"{100 * hits / total:.1f}% <small>{ends}</small>"
+    return _value(f"{100 * hits / total:.1f}%", ends)
 
 
 # ---- rows ---------------------------------------------------------------------------------------
@@ -297,9 +304,7 @@ def _wrong(results: Mapping[str, Result], draw: Draw) -> str:
 
 def _wrong_row(predictions: Sequence[Prediction], names: Sequence[str], draw: Draw) -> str:
     sample = predictions[0].sample
-    pictures = "".join(
-        f'<img alt="" loading=lazy src="data:image/png;base64,{data}">' for data in draw(sample)
-    )
+    pictures = "".join(f'<img alt="" src="data:image/png;base64,{data}">' for data in draw(sample))
     files = ", ".join(part.path for part in sample.media)
     lines = [f"<tr><td>true</td><td><b>{text(sample.answer or '')}</b></td></tr>"]
     for name, prediction in zip(names, predictions, strict=True):

@@ -18,6 +18,7 @@ from avllm.inference.perceived import Perceived, perceive
 
 FRAMES = 6  # of a clip, at even distances
 FRAME_HEIGHT = 72  # pixels
+GAP = 3  # pixels between frames
 SOUND_WIDTH = 320
 SOUND_HEIGHT = 64
 COLOURS = 64  # of a picture's palette: a third of the bytes
@@ -72,10 +73,10 @@ def strip(frames: Tensor) -> Image.Image:
     places = torch.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().long()
     height = frames.shape[1]
     width = max(1, min(4 * FRAME_HEIGHT, round(frames.shape[2] * FRAME_HEIGHT / height)))
-    page = Image.new("RGB", (width * len(places), FRAME_HEIGHT))
+    page = Image.new("RGB", ((width + GAP) * len(places) - GAP, FRAME_HEIGHT), "white")
     for number, place in enumerate(places.tolist()):
         frame = Image.fromarray(frames[place].numpy())
-        page.paste(frame.resize((width, FRAME_HEIGHT)), (number * width, 0))
+        page.paste(frame.resize((width, FRAME_HEIGHT)), (number * (width + GAP), 0))
     return page
 
 
