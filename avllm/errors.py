@@ -27,6 +27,13 @@ class UserError(ValueError):
         self.reason = reason
 
 
+class OutageError(Exception):
+    """A store or server does not answer now: no mistake of the user, and no fault of a row.
+
+    It is no ValueError and no OSError, so that nothing that sets rows aside takes it for a bad row.
+    """
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """End a command with one line on stderr and exit code 1 if its block raises a `UserError`.
@@ -38,7 +45,7 @@ def exit_on_user_error() -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise SystemExit(130) from error  # 128 + SIGINT, the convention of shells
-    except (UserError, OSError) as error:
+    except (UserError, OutageError, OSError) as error:
         if os.environ.get(DEBUG):
             raise
         processes = int(os.environ.get("WORLD_SIZE", "1"))

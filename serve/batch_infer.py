@@ -22,6 +22,7 @@ def main() -> None:
     from avllm.log import hush_libraries
 
     hush_libraries()
+    from avllm.data.store.access import allow
     from avllm.inference.batch import answer_file
     from avllm.inference.generation import Generation, read_decoding
 
@@ -37,6 +38,7 @@ def main() -> None:
         return chat.model, chat.processor
 
     with exit_on_user_error():
+        allow(arguments.media_root, arguments.allow_url)
         generation = Generation(
             max_new_tokens=arguments.max_new_tokens,
             temperature=arguments.temperature,
@@ -83,6 +85,8 @@ def parser() -> argparse.ArgumentParser:
     add("--decoding", help="a decoder, as YAML: '{type: contrastive, alpha: 1}'")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     add("--allow-part", action="append", default=[], help="pkg.module:Class it may name")
+    add("--media-root", action="append", default=[], help="rows may name files below it alone")
+    add("--allow-url", action="append", default=[], help="rows may name this URL: https://host/")
     add("--quantize", choices=["4bit", "8bit"], help="load the LLM in 4 or 8 bit")
     return command_line
 

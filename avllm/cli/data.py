@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avllm.cli.options import AllowPart, Json, result_console
+from avllm.cli.options import AllowPart, AllowUrl, Json, MediaRoot, result_console
 from avllm.cli.reading import NO_LIMIT, Decode, chosen_processor, reading_of
 from avllm.errors import UserError
 from avllm.on_ray import Engine, Gpus
@@ -68,6 +68,8 @@ def check(
     preset: Preset = None,
     overrides: Overrides = None,
     checkpoint: Checkpoint = None,
+    media_root: MediaRoot = None,
+    allow_url: AllowUrl = None,
     allow_part: AllowPart = None,
     tokenizer: Tokenizer = None,
     max_length: MaxLength = None,
@@ -108,6 +110,8 @@ def show(
     preset: Preset = None,
     overrides: Overrides = None,
     checkpoint: Checkpoint = None,
+    media_root: MediaRoot = None,
+    allow_url: AllowUrl = None,
     allow_part: AllowPart = None,
     max_length: MaxLength = None,
     output: Annotated[
@@ -187,6 +191,8 @@ def stats(
     preset: Preset = None,
     overrides: Overrides = None,
     checkpoint: Checkpoint = None,
+    media_root: MediaRoot = None,
+    allow_url: AllowUrl = None,
     allow_part: AllowPart = None,
     tokenizer: Tokenizer = None,
     workers: Workers = CPUS,
@@ -252,6 +258,8 @@ def pack(
     shard_size: Annotated[
         str, typer.Option(help="Bytes that a shard does not pass: 500MB, 1GB, ...")
     ] = "1GB",
+    media_root: MediaRoot = None,
+    allow_url: AllowUrl = None,
     as_json: Json = False,
 ) -> None:
     """Pack manifests and their media into tar shards; training reads DIR/NAME.jsonl or its URL."""
@@ -259,7 +267,7 @@ def pack(
 
     from avllm.data.store.shards import pack_shards, parse_size
 
-    packed_manifests = pack_shards(manifests, output, parse_size(shard_size))
+    packed_manifests = pack_shards(manifests, output, parse_size(shard_size), media_root or ())
     for packed in packed_manifests:
         dropped = ", ".join(f"{count} {reason}" for reason, count in packed.dropped.items())
         size = f"{packed.size / 1e6:,.1f} MB in {packed.shards} shards"

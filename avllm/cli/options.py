@@ -10,6 +10,31 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+
+def _admit_roots(roots: list[Path] | None) -> list[Path] | None:
+    """Restrict what rows may name, before the command runs."""
+    from avllm.data.store.access import allow
+
+    allow(roots=roots or ())
+    return roots
+
+
+def _admit_urls(urls: list[str] | None) -> list[str] | None:
+    """Restrict which URLs rows may name, before the command runs."""
+    from avllm.data.store.access import allow
+
+    allow(urls=urls or ())
+    return urls
+
+
+MediaRoot = Annotated[
+    list[Path] | None,
+    typer.Option(callback=_admit_roots, help="Rows may name files below these folders alone."),
+]
+AllowUrl = Annotated[
+    list[str] | None,
+    typer.Option(callback=_admit_urls, help="Rows may name these URLs alone: https://host/path."),
+]
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of a trained model.")]
 AllowPart = Annotated[
     list[str] | None,

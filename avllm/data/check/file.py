@@ -38,6 +38,7 @@ from avllm.data.media.load import (
 from avllm.data.media.whole import decode_whole
 from avllm.data.schema import RowError
 from avllm.data.store.storage import StoreError
+from avllm.errors import OutageError
 
 DAMAGED_SHARE = 0.05  # of packets that cannot be decoded; above it a file is undecodable
 THUMBNAIL = 120  # pixels of the shorter side
@@ -61,7 +62,7 @@ def examine(reader: PartReader, decode: Decode, job: FileJob) -> dict[str, Any]:
     began = time.process_time()
     try:
         result = _examine_file(reader, decode, job)
-    except (StoreError, OSError) as error:  # a store that does not answer is no fault of the file
+    except (StoreError, OutageError, OSError) as error:  # a store that does not answer is no fault of the file
         result = result_without_decode(job, "unreachable", str(error))
     return {**result, "seconds": round(time.process_time() - began, 3)}
 

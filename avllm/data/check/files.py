@@ -23,9 +23,11 @@ from avllm.data.check.rows import Line
 from avllm.data.check.uses import Decode, FileJob, PartReader, PlainReader, Use
 from avllm.data.check.workers import Lost, run_guarded
 from avllm.data.schema import resolve_path
+from avllm.data.store.access import AccessError
 from avllm.data.store.append_only import AppendOnly, read_whole_rows
+from avllm.data.store.http import FetchError
 from avllm.data.store.storage import StoreError, byte_range_of, sha256, size_of, url_of
-from avllm.errors import UserError
+from avllm.errors import OutageError, UserError
 
 Uses = Mapping[str, tuple[Use, ...]]
 """The distinct ways in which rows use each file."""
@@ -266,7 +268,7 @@ def stamp_of(path: str) -> Stamp:
         if size is None:
             return Stamp(-1, 0)
         return Stamp(size, 0 if url_of(file) else os.stat(file).st_mtime_ns)
-    except (StoreError, OSError):
+    except (StoreError, AccessError, FetchError, OutageError, OSError):
         return Stamp(-1, 0)
 
 
@@ -338,5 +340,5 @@ def content_hash(path: str) -> str | None:
     """Return the SHA-256 of a file's bytes; None when it cannot be read."""
     try:
         return sha256(path)
-    except (StoreError, OSError):
+    except (StoreError, AccessError, FetchError, OutageError, OSError):
         return None

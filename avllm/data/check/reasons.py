@@ -49,6 +49,12 @@ REASONS: dict[str, Reason] = {
         "the interval lies outside the file",
         "correct start and end",
     ),
+    "forbidden": Reason(
+        "error",
+        "the row names a file that rows may not name",
+        "name its folder with --media-root or its host with --allow-url, or remove the row",
+    ),
+    "too_large": Reason("error", "the file is larger than what is fetched", "cut it, or copy it"),
     "timeout": Reason(
         "error",
         "decoding takes too long or hangs",

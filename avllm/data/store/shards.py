@@ -25,8 +25,9 @@ from rich.progress import Progress
 from avllm.data.index import Manifest
 from avllm.data.manifest import digest
 from avllm.data.schema import MediaPart, Sample, resolve
+from avllm.data.store.access import lies_below
 from avllm.data.store.output_folder import OutputFolder
-from avllm.data.store.storage import open_bytes, size_of, url_of
+from avllm.data.store.storage import byte_range_of, open_bytes, size_of, url_of
 from avllm.errors import UserError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -59,6 +60,7 @@ def pack_shards(
     manifests: Sequence[str | Path],
     output: str | Path,
     shard_size: int = 10**9,
+    roots: Sequence[str | Path] = (),
 ) -> list[PackedManifest]:
     """Write shards of several manifests into a folder; after an interruption, continue them.
 
@@ -68,6 +70,9 @@ def pack_shards(
             where rows had to be left out, ``NAME.dropped.jsonl``.
         shard_size: largest number of bytes of a shard, apart from the last row's own size when the
             row is larger, and tar's padding (10 kB).
+        roots: further folders whose files may be put into shards, beside each manifest's own. Rows
+            that name files elsewhere are left out (``outside``): whoever wrote a row could
+            otherwise publish any file that this user may read.
 
     Raises:
         ManifestError: a manifest is missing or malformed. ShardError: two manifests have one name,
@@ -81,7 +86,7 @@ def pack_shards(
                 reason="same_name",
             )
     folder = OutputFolder(output)
-    return [_Packing(Manifest(path), folder, shard_size).run() for path in manifests]
+    return [_Packing(Manifest(path), folder, shard_size, roots).run() for path in manifests]
 
 
 def parse_size(text: str) -> int:
@@ -107,8 +112,15 @@ class _Packing:
     second run continues after the last finished one.
     """
 
-    def __init__(self, manifest: Manifest, output: OutputFolder, shard_size: int) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        output: OutputFolder,
+        shard_size: int,
+        roots: Sequence[str | Path],
+    ) -> None:
         self.manifest = manifest
+        self.roots = [manifest.root, *roots]
         self.output = output
         self.shard_size = shard_size
         self.name = Path(manifest.name).stem
@@ -166,6 +178,10 @@ class _Packing:
         sample = self.manifest[row]
         files = [str(resolve(part, self.manifest.root)) for part in sample.media]
         new_files = dict.fromkeys(file for file in files if file not in self.locations)
+        for file in new_files:
+            if not self._may_be_packed(file):
+                shard.drop(sample, file, "outside")
+                return True
         sizes = {file: size_of(file) for file in new_files}
         for file, size in sizes.items():
             if not size:
@@ -176,8 +192,19 @@ class _Packing:
         self.locations |= shard.add(row, sample, files, self.locations)
         return True
 
+    def _may_be_packed(self, file: str) -> bool:
+        """Return True for files below the manifest's folder or a root, and for URLs."""
+        byte_range = byte_range_of(file)
+        shard = file if byte_range is None else byte_range.file
+        if url_of(shard):
+            return True  # what a URL may name is decided where it is fetched
+        folders = [root for root in self.roots if not url_of(root)]
+        return lies_below(shard, folders)
+
     def _settings(self) -> dict[str, Any]:
-        return {"manifest": digest(self.manifest.path), "shard_size": self.shard_size}
+        roots = [str(root) for root in self.roots[1:]]
+        settings = {"manifest": digest(self.manifest.path), "shard_size": self.shard_size}
+        return settings | ({"roots": roots} if roots else {})
 
     def _read_summary(self) -> PackedManifest:
         """Return the report of shards that an earlier run finished with the same settings."""

@@ -14,6 +14,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from avllm.data.store.access import check_file, check_url
+from avllm.data.store.http import fetch, size_of_url
 from avllm.errors import UserError
 
 MEMBER = re.compile(r"(?P<shard>.+\.tar)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>[^/]+)")
@@ -107,13 +109,37 @@ def size_of(path: str | Path) -> int | None:
     byte_range = byte_range_of(path)
     if byte_range is None:
         return _local_size(without_file_scheme(path))
-    if url_of(byte_range.file):
-        file_size = (_remote_info(byte_range.file) or {}).get("size")
-    else:
-        file_size = _local_size(byte_range.file)
+    measure = _remote_size if url_of(byte_range.file) else _local_size
+    file_size = measure(byte_range.file)
     if file_size is None or byte_range.size is None:
         return file_size
     return max(0, min(byte_range.size, file_size - byte_range.offset))
+
+
+def check_access(path: str | Path) -> None:
+    """Refuse a file, member or URL that rows may not name.
+
+    Raises:
+        AccessError: see :mod:`avllm.data.store.access`.
+    """
+    byte_range = byte_range_of(path)
+    file = str(without_file_scheme(path)) if byte_range is None else byte_range.file
+    if url_of(file):
+        check_url(file)
+    else:
+        check_file(file)
+
+
+def _remote_size(url: str) -> int | None:
+    if _is_http(url):
+        return size_of_url(url)
+    check_url(url)
+    info = _remote_info(url)
+    return None if info is None else info["size"]
+
+
+def _is_http(url: str) -> bool:
+    return url.partition(":")[0] in ("http", "https")
 
 
 def _local_size(path: str | Path) -> int | None:
@@ -189,6 +215,9 @@ class _FileRange(io.RawIOBase):
 
 @functools.lru_cache(maxsize=2)  # a decoder opens a file more than once: headers, then packets
 def _fetch(byte_range: ByteRange) -> bytes:
+    if _is_http(byte_range.file):
+        return fetch(byte_range.file, byte_range.offset, byte_range.size)
+    check_url(byte_range.file)
     files, name = file_system(byte_range.file)
     if byte_range.size is None:
         return files.cat_file(name)
