@@ -59,5 +59,9 @@ def test_what_a_library_says_of_a_name_gets_the_name(tmp_path: Path) -> None:
     assert refused.value.reason == "missing"
     with pytest.raises(UserError, match=r"^seen$"), loading("the LLM", str(tmp_path)):
         raise UserError("seen")
-    with pytest.raises(RuntimeError), loading("the LLM", str(tmp_path)):
-        raise RuntimeError("a bug")
+    for damaged in (RuntimeError("sizes differ"), KeyError("layer"), TypeError("no dict"), RecursionError()):
+        with pytest.raises(UserError) as refused, loading("the LLM", str(tmp_path)):
+            raise damaged
+        assert refused.value.reason == "loading"
+    with pytest.raises(ImportError), loading("the LLM", str(tmp_path)):
+        raise ImportError("a package is missing")

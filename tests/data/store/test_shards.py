@@ -226,7 +226,7 @@ def test_a_store_whose_package_is_missing_names_it(monkeypatch: pytest.MonkeyPat
     unknown = lambda: Manifest("nosuch://a/b.jsonl")  # noqa: E731
     assert reason_of(unknown) == (StoreError, "unknown_protocol")
     monkeypatch.setattr(fsspec.core, "url_to_fs", not_installed)
-    for url, package in (("s3://a/b.jsonl", "s3fs"), ("https://a/b.mp4", "aiohttp requests")):
+    for url, package in (("s3://a/b.jsonl", "s3fs"), ("gs://a/b.mp4", "gcsfs")):
         with pytest.raises(StoreError, match=f"{url}.*pip install {package}") as raised:
             size_of(url)
         assert raised.value.reason == "package_missing"
