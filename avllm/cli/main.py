@@ -167,8 +167,6 @@ def evaluate(
     from avllm.inference.generation import read_decoding
 
     output = output_file(output)
-    predictions = output_file(predictions)
-    report = output_file(report)
     figures = run_eval(
         checkpoint,
         manifest,
@@ -179,8 +177,8 @@ def evaluate(
         swap=swap or [],
         limit=limit,
         refusal=refusal,
-        predictions=predictions,
-        report=report,
+        predictions=output_file(predictions),
+        report=output_file(report),
         tables=result_console(stderr=as_json),
         device=device,
         quantize=quantize,
