@@ -44,15 +44,27 @@ class TrainConfig(Section):
     clip: Number | None = Field(1.0, gt=0, description="largest gradient norm; null for no limit")
     weight_decay: Number = Field(0.0, ge=0, description="decoupled weight decay")
     betas: tuple[Number, Number] = Field((0.9, 0.98), description="AdamW's decay rates")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for weight matrices; AdamW for the rest")
-    precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="auto: bf16 where the hardware has it")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for weight matrices; AdamW for the rest"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32", description="auto: bf16 where the hardware has it"
+    )
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: slower, less memory"
     )
-    validate_every: Whole | None = Field(None, gt=0, description="steps between validations; null for the end only")
-    validate_rows: Whole | None = Field(None, gt=0, description="most validation rows read each time, drawn by seed")
-    best_by: str = Field("loss", description="figure of validation that chooses best/: next_token/answers, ...")
-    save_every: Whole | None = Field(500, gt=0, description="steps between resume points; null for the end only")
+    validate_every: Whole | None = Field(
+        None, gt=0, description="steps between validations; null for the end only"
+    )
+    validate_rows: Whole | None = Field(
+        None, gt=0, description="most validation rows read each time, drawn by seed"
+    )
+    best_by: str = Field(
+        "loss", description="figure of validation that chooses best/: next_token/answers, ..."
+    )
+    save_every: Whole | None = Field(
+        500, gt=0, description="steps between resume points; null for the end only"
+    )
     keep: Whole = Field(2, gt=0, description="how many resume points stay on disk")
     log_every: Whole = Field(10, gt=0, description="steps between figures")
     trackers: list[str] = Field(
@@ -63,7 +75,10 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _has_one_length(self) -> TrainConfig:
         if (self.max_steps is None) == (self.epochs is None):
-            raise ValueError(f"max_steps is {self.max_steps} and epochs is {self.epochs}; give exactly one of the two")
+            raise ValueError(
+                f"max_steps is {self.max_steps} and epochs is {self.epochs}; "
+                "give exactly one of the two"
+            )
         return self
 
 
@@ -84,16 +99,28 @@ class RunConfig(Section):
 
     stage: Stage = Field(description="name of the stage, which its script in train/ expects")
     output: str = Field(description="the run's folder")
-    model: ModelConfig | None = Field(None, description="stage 1 (or init_from_scratch) only; later stages take init's")
+    model: ModelConfig | None = Field(
+        None, description="stage 1 (or init_from_scratch) only; later stages take init's"
+    )
     init: str | None = Field(None, description="run folder of the stage before")
-    extend: ExtendConfig | None = Field(None, description="streams and adapters that init's model grows by")
-    init_from_scratch: bool = Field(False, description="begin a later stage without the stages before it")
+    extend: ExtendConfig | None = Field(
+        None, description="streams and adapters that init's model grows by"
+    )
+    init_from_scratch: bool = Field(
+        False, description="begin a later stage without the stages before it"
+    )
     allow_parts: list[str] = Field(
         default_factory=list, description="code that init may name and run, pkg.module:Class each"
     )
-    lora: LoraSets = Field(default_factory=list, description="sets of adapters that this stage adds to the LLM")
-    trainable: list[Rule] = Field(min_length=1, description="[regex, learning rate or null]; the first match wins")
-    objectives: list[PartSpec] = Field(min_length=1, description="losses that are added up, each with its weight")
+    lora: LoraSets = Field(
+        default_factory=list, description="sets of adapters that this stage adds to the LLM"
+    )
+    trainable: list[Rule] = Field(
+        min_length=1, description="[regex, learning rate or null]; the first match wins"
+    )
+    objectives: list[PartSpec] = Field(
+        min_length=1, description="losses that are added up, each with its weight"
+    )
     data: DataConfig = Field(description="rows, and the way in which they are read")
     train: TrainConfig = Field(description="length, speed and figures of the training")
     seed: Whole = Field(0, description="of new weights, the order of the rows and all draws")
@@ -101,25 +128,36 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _begins_at_one_model(self) -> RunConfig:
         if self.model is None and self.init is None:
-            raise ValueError("neither model nor init is given; stage 1 describes a model, later stages say init: RUN")
+            raise ValueError(
+                "neither model nor init is given; stage 1 describes a model, later stages say "
+                "init: RUN"
+            )
         if self.model is not None and self.init is not None:
-            raise ValueError("both model and init are given; the model is described in stage 1 only")
+            raise ValueError(
+                "both model and init are given; the model is described in stage 1 only"
+            )
         if self.extend is not None and self.init is None:
-            raise ValueError("extend is given without init; it adds to a trained model. Say init: RUN")
+            raise ValueError(
+                "extend is given without init; it adds to a trained model. Say init: RUN"
+            )
         return self
 
     @model_validator(mode="after")
     def _writes_to_this_machine(self) -> RunConfig:
         for folder in (self.output, self.data.cache):
             if folder is not None and URL.match(folder):
-                raise ValueError(f"{folder} is a URL; expected folders of this machine for output and data.cache")
+                raise ValueError(
+                    f"{folder} is a URL; expected folders of this machine for output and data.cache"
+                )
         return self
 
     @model_validator(mode="after")
     def _fits_its_lengths(self) -> RunConfig:
         changing = [source for source in self.data.train if source.steps != [0]]
         if self.train.epochs is not None and changing:
-            raise ValueError("weights that change with the steps go with train.max_steps; train.epochs is given")
+            raise ValueError(
+                "weights that change with the steps go with train.max_steps; train.epochs is given"
+            )
         longest = self.data.filled_length or self.data.max_length
         if self.train.max_tokens is not None and self.train.max_tokens < longest:
             raise ValueError(

@@ -203,7 +203,7 @@ def _fits_as_written(expected: TypeAdapter[Any], value: Any) -> bool:
 
 
 def option_types(part: type) -> dict[str, Any]:
-    """Return the annotation of each of :func:`options`; `Any` if it is missing or not importable."""
+    """Return the annotation of each of :func:`options`; `Any` if missing or not importable."""
     types: dict[str, Any] = dict.fromkeys(options(part), Any)
     for cls in reversed(part.__mro__[:-1]):
         if "__init__" in vars(cls):

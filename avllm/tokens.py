@@ -63,7 +63,7 @@ class Tokens:
         return Tokens(self.x.to(device, dtype), self.mask.to(device), self.span.to(device), extra)
 
     def select(self, index: Tensor) -> Tokens:
-        """Return the clips ``index`` ``(B',)`` long, with their mask, clock and side information."""
+        """Return the clips ``index`` ``(B',)`` long, with mask, clock and side information."""
         extra = {name: value[index] for name, value in self.extra.items()}
         return Tokens(self.x[index], self.mask[index], self.span[index], extra)
 

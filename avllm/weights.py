@@ -69,12 +69,16 @@ def size_of(files: Iterable[Path]) -> Size:
 
 def _count_tensors(path: Path) -> int:
     if path.suffix != ".safetensors":
-        return max(1, path.stat().st_size // 64)  # a pickle has no header; 64 bytes for each at least
+        return max(
+            1, path.stat().st_size // 64
+        )  # a pickle has no header; 64 bytes for each at least
     try:
         with safe_open(path, "pt") as file:
             return len(file.keys())
     except (SafetensorError, OSError) as error:
-        raise WeightError(f"{path} is damaged ({one_line(error)}); copy it again", reason="damaged") from error
+        raise WeightError(
+            f"{path} is damaged ({one_line(error)}); copy it again", reason="damaged"
+        ) from error
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -145,7 +149,9 @@ def check_model_folder(name: str | Path) -> None:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise WeightError(f"{path} is damaged ({one_line(error)}); copy it again", reason="damaged") from error
+        raise WeightError(
+            f"{path} is damaged ({one_line(error)}); copy it again", reason="damaged"
+        ) from error
     check_settings(settings, path)
 
 
@@ -188,7 +194,8 @@ def _check_number(name: str, value: Any, path: str | Path) -> None:
     most = MOST_LAYERS if name.endswith(_COUNTS_LAYERS) else MOST_NUMBER
     if abs(value) > most:
         raise WeightError(
-            f"{path}: {name} is {value}; expected at most {most}. The file is damaged: copy it again",
+            f"{path}: {name} is {value}; expected at most {most}. The file is damaged: "
+            "copy it again",
             reason="too_large",
         )
 

@@ -36,8 +36,8 @@ ABOUT = Dataset(
     licence="MIT (the challenge's repository); videos: Charades' licence, non-commercial",
     size="7,659 / 1,787 / 1,710 dialogues of ten questions (test: of four, on average); Charades "
     "at 480p: 16 GB",
-    where="https://github.com/hudaAlamri/DSTC7-Audio-Visual-Scene-Aware-Dialog-AVSD-Challenge; videos from "
-    "https://prior.allenai.org/projects/charades",
+    where="https://github.com/hudaAlamri/DSTC7-Audio-Visual-Scene-Aware-Dialog-AVSD-Challenge; "
+    "videos from https://prior.allenai.org/projects/charades",
     layout="""
         *_set4DSTC7-AVSD.json  train_, valid_, test_ or lbl_test_: those that are there
         [Charades_v1_480/  YSE1G.mp4, in any folder; of the test set: Charades_vu17_test]

@@ -1,4 +1,4 @@
-"""Turn Charades-STA (when does what a sentence says happen in a video of daily life) into manifests.
+"""Turn Charades-STA (when does an event happen in a video of daily life) into manifests.
 
     python data_recipes/charades_sta.py SOURCE --output DIR [--videos FOLDER] [--overrun SECONDS]
 

@@ -78,10 +78,13 @@ DESCRIBE = (
 CHOOSE = "Which description fits what you hear?"
 ONSET = "At which second do you begin to hear this: {}?"
 LOUDNESS = 0.1  # root mean square of an event, full scale 1
-SYSTEM = "You write captions for a data set of sounds. You answer with the caption alone: one plain English sentence."
-OPPOSITE = """This caption says which of two sounds is heard first. Write a caption of the same two sounds in the \
-opposite order: what comes first here comes last. Keep what makes the sounds, and add nothing. If you cannot, \
-answer FAILURE.
+SYSTEM = (
+    "You write captions for a data set of sounds. "
+    "You answer with the caption alone: one plain English sentence."
+)
+OPPOSITE = """This caption says which of two sounds is heard first. \
+Write a caption of the same two sounds in the opposite order: what comes first here comes last. \
+Keep what makes the sounds, and add nothing. If you cannot, answer FAILURE.
 
 Caption: {caption}"""
 

@@ -1,4 +1,4 @@
-r"""Turn LLaVA-Pretrain (558K pictures of LAION, CC and SBU) and its forerunner CC3M-595K into captions.
+r"""Turn LLaVA-Pretrain (558K pictures of LAION, CC and SBU) and CC3M-595K into captions.
 
     python data_recipes/llava_pretrain.py SOURCE --output DIR
 

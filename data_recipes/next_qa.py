@@ -1,4 +1,4 @@
-"""Turn NExT-QA (why, how, before and after in daily life), multiple choice or open-ended into manifests.
+"""Turn NExT-QA (why, how, before and after in daily life), with choices or open, into manifests.
 
     python data_recipes/next_qa.py SOURCE --output DIR [--videos FOLDER]
 

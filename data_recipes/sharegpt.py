@@ -49,8 +49,8 @@ from avllm.recipes.media import SOUND_FILES, VIDEO_FILES
 
 ABOUT = Dataset(
     title="LLaVA-Instruct-150K, and any ShareGPT conversations",
-    licence="CC BY 4.0 (earlier: CC BY-NC 4.0) and OpenAI's terms of use (LLaVA-Instruct-150K); pictures: COCO's. "
-    "Another set has its own",
+    licence="CC BY 4.0 (earlier: CC BY-NC 4.0) and OpenAI's terms of use (LLaVA-Instruct-150K); "
+    "pictures: COCO's. Another set has its own",
     size="158K conversations about 81K pictures; COCO train2017: 19 GB",
     where="https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K; pictures from "
     "https://cocodataset.org",

@@ -1,4 +1,4 @@
-"""Turn VALOR-32K and VALOR-1M (ten seconds of YouTube, sight and sound captioned together) into captions.
+"""Turn VALOR-32K and VALOR-1M (sight and sound of ten seconds captioned together) into captions.
 
     python data_recipes/valor.py SOURCE --output DIR [--train FILE] [--videos FOLDER]
 

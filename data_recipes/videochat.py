@@ -1,4 +1,4 @@
-"""Turn VideoChat-11K (7K detailed descriptions and 4K conversations about WebVid clips) into manifests.
+"""Turn VideoChat-11K (7K descriptions and 4K conversations about WebVid clips) into manifests.
 
     python data_recipes/videochat.py SOURCE --output DIR [--videos FOLDER]
 

@@ -9,13 +9,17 @@ from safetensors.torch import load_file, save_file
 from tiny import World, make_llm, make_siglip, make_whisper
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data/media"
-REAL_MEDIA = sorted(p for p in SHARED.glob("*") if p.suffix in (".mp4", ".wav", ".jpg")) if SHARED.is_dir() else []
+REAL_MEDIA = (
+    sorted(p for p in SHARED.glob("*") if p.suffix in (".mp4", ".wav", ".jpg"))
+    if SHARED.is_dir()
+    else []
+)
 WHY_NOT = f"no real media in {SHARED.name} beside the repository"
 KIND = {".mp4": "video", ".wav": "audio", ".jpg": "image"}
 
 
 def make_checkpoint(folder: Path) -> Path:
-    """Backbones with random weights and a connector, saved: an answer depends on what is seen and heard."""
+    """Save random backbones with a connector: answers depend on what is seen and heard."""
     from avllm.config_model import ModelConfig
     from avllm.log import hush_libraries
     from avllm.models.building.placeholders import load_tokenizer
@@ -28,7 +32,14 @@ def make_checkpoint(folder: Path) -> Path:
     backbones = folder / "backbones"
     llm = make_llm(backbones / "llm", initializer_range=0.6)
     talk_on(llm / "model.safetensors")
-    world = World(folder, llm, make_siglip(backbones / "siglip"), make_whisper(backbones / "whisper"), folder, folder)
+    world = World(
+        folder,
+        llm,
+        make_siglip(backbones / "siglip"),
+        make_whisper(backbones / "whisper"),
+        folder,
+        folder,
+    )
     description = ModelConfig(**world.model)
     tokenizer, ids = load_tokenizer(description)
     model = AVLLM.from_backbones(description, ids)

@@ -34,7 +34,9 @@ class Server:
 
         self.http = _Http(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
@@ -60,7 +62,9 @@ class Server:
 
 
 def said(text: str, finish: str = "stop") -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
+    return {
+        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]
+    }
 
 
 def stop(server: Server) -> None:

@@ -15,7 +15,9 @@ def _no_realtime() -> Iterator[None]:
     before = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
     yield
     if before is not None:
-        assert os.sched_getscheduler(0) == before, "this module changed how the process is scheduled"
+        assert os.sched_getscheduler(0) == before, (
+            "this module changed how the process is scheduled"
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,12 @@ import numpy as np
 from avllm.data.media.load import Sampling, load_audio, load_video
 
 RATE = 16_000
-COLOURS = {"red": (200, 20, 20), "green": (20, 180, 20), "blue": (20, 20, 220), "white": (235, 235, 235)}
+COLOURS = {
+    "red": (200, 20, 20),
+    "green": (20, 180, 20),
+    "blue": (20, 20, 220),
+    "white": (235, 235, 235),
+}
 RECIPES = Path(__file__).resolve().parents[1] / "data_recipes"
 
 
@@ -29,7 +34,9 @@ def recipe_module(name: str) -> ModuleType:
 
 def tone(hertz: float, seconds: float, level: float = 0.3) -> np.ndarray:
     """Return a tone, float32 ``(S,)``."""
-    return (level * np.sin(2 * np.pi * hertz * np.arange(round(RATE * seconds)) / RATE)).astype(np.float32)
+    return (level * np.sin(2 * np.pi * hertz * np.arange(round(RATE * seconds)) / RATE)).astype(
+        np.float32
+    )
 
 
 def write_clip(path: Path, colour: str, hertz: float | None, seconds: float, fps: int = 10) -> Path:
@@ -39,7 +46,9 @@ def write_clip(path: Path, colour: str, hertz: float | None, seconds: float, fps
         video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
         audio = None if hertz is None else out.add_stream("aac", rate=RATE, layout="mono")
         for number in range(round(fps * seconds)):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), COLOURS[colour], np.uint8), "rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((32, 48, 3), COLOURS[colour], np.uint8), "rgb24"
+            )
             frame.pts, frame.time_base = number, Fraction(1, fps)
             out.mux(video.encode(frame))
         out.mux(video.encode())
@@ -53,7 +62,9 @@ def write_clip(path: Path, colour: str, hertz: float | None, seconds: float, fps
     return path
 
 
-def captioned_row(name: str, kind: str, file: str, caption: str, licence: str | None = "CC0") -> dict[str, Any]:
+def captioned_row(
+    name: str, kind: str, file: str, caption: str, licence: str | None = "CC0"
+) -> dict[str, Any]:
     """Return a manifest row of one clip and one caption."""
     content = [{"type": kind, kind: file}, {"type": "text", "text": "Describe it."}]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": caption}]

@@ -1,4 +1,4 @@
-"""The pages of the documentation, cut into blocks, and a command line that is parsed without being run."""
+"""Cut the pages of the documentation into blocks, and parse command lines without a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL_PAGES = [*sorted(ROOT.glob("*.md")), *PAGES[1:], *sorted((ROOT / "avllm").rglob("README.md"))]
 ALL_PAGES += [ROOT / folder / "README.md" for folder in ("data_recipes", "scripts")]
-FENCE = re.compile(r"^(?P<mark><!-- run -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(
+    r"^(?P<mark><!-- run -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,13 @@ def blocks_of(path: Path) -> list[Block]:
     """Return the fenced blocks of a page."""
     text = path.read_text(encoding="utf-8")
     return [
-        Block(path.name, text[: m.start("text")].count("\n") + 1, m["kind"], m["text"], m["mark"] is not None)
+        Block(
+            path.name,
+            text[: m.start("text")].count("\n") + 1,
+            m["kind"],
+            m["text"],
+            m["mark"] is not None,
+        )
         for m in FENCE.finditer(text)
     ]
 

@@ -1,4 +1,4 @@
-"""The house keeps its shape: floors, no sideways imports, light imports, short files and functions."""
+"""The house keeps its shape: floors, no sideways imports, light imports, short files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    **dict.fromkeys(["__init__", "registry", "errors", "precision", "config", "tokens", "times", "distributed"], 0),
+    **dict.fromkeys(
+        ["__init__", "registry", "errors", "precision", "config", "tokens", "times", "distributed"],
+        0,
+    ),
     **dict.fromkeys(["config_data", "config_errors", "config_model", "config_values"], 0),
     **dict.fromkeys(["log", "weights", "yaml_files", "on_ray", "streams"], 0),
-    **dict.fromkeys(["data", "encoders", "adapters", "layouts", "fusions", "decoders", "time_codecs"], 1),
+    **dict.fromkeys(
+        ["data", "encoders", "adapters", "layouts", "fusions", "decoders", "time_codecs"], 1
+    ),
     **dict.fromkeys(["models", "objectives", "recipes"], 2),
     **dict.fromkeys(["training", "inference", "text_models"], 3),
     **dict.fromkeys(["evaluation", "cli", "__main__"], 4),
@@ -46,7 +51,9 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name(path)} line {node.lineno}: a relative import; write it out"
+            assert node.level == 0, (
+                f"{name(path)} line {node.lineno}: a relative import; write it out"
+            )
             yield node.lineno, node.module or ""
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
@@ -68,7 +75,8 @@ def test_imports_go_down_and_never_sideways(path: Path) -> None:
     for line, other in avllm_rooms(path):
         below = FLOORS[other] < FLOORS[own] or FLOORS[other] == FLOORS[own] == 0
         assert below or other == own or (own, other) in ALLOWED, (
-            f"{name(path)} line {line}: {own} (floor {FLOORS[own]}) imports {other} (floor {FLOORS[other]})"
+            f"{name(path)} line {line}: {own} (floor {FLOORS[own]}) imports {other} "
+            f"(floor {FLOORS[other]})"
         )
 
 
@@ -78,7 +86,7 @@ def test_the_package_never_imports_scripts() -> None:
 
 
 def test_scripts_import_only_the_package_and_their_own_folder() -> None:
-    """Scripts directly under train/, serve/, data_recipes/ and scripts/ import no sibling; a folder below may."""
+    """Scripts directly under train/, serve/, data_recipes/ and scripts/ import no sibling."""
     for path in OUTSIDE:
         folder = path.relative_to(ROOT).parts[0]
         siblings = {p.stem for p in (ROOT / folder).glob("*.py")} | set(SCRIPTS)
@@ -86,7 +94,9 @@ def test_scripts_import_only_the_package_and_their_own_folder() -> None:
             siblings |= {p.name for p in (ROOT / folder).iterdir() if p.is_dir()}
         tops = {m.split(".")[0] for _, m in imported(path)}
         assert not tops & siblings, f"{name(path)} imports {sorted(tops & siblings)}"
-        assert path.name != "__init__.py", f"{name(path)}: scripts are run by path, they are no package"
+        assert path.name != "__init__.py", (
+            f"{name(path)}: scripts are run by path, they are no package"
+        )
 
 
 @pytest.mark.parametrize("path", [p for p in PACKAGE if p.name == "__init__.py"], ids=name)
@@ -99,17 +109,23 @@ def test_package_files_import_nothing_heavy(path: Path) -> None:
 def test_importing_the_package_and_the_command_loads_nothing_heavy() -> None:
     code = (
         "import sys, avllm, avllm.cli.main, avllm.config, avllm.registry; "
-        "print([m for m in ('torch', 'transformers', 'gradio', 'numpy', 'av', 'peft') if m in sys.modules])"
+        "heavy = ('torch', 'transformers', 'gradio', 'numpy', 'av', 'peft'); "
+        "print([m for m in heavy if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.strip() == "[]"
 
 
 def imports_by_module() -> dict[str, set[str]]:
-    """The modules of the package that each module imports, lazily or for type checkers alone, too."""
+    """The modules of the package that each module imports, also lazily or for types alone."""
     inner = [p for p in PACKAGE if p.name != "__init__.py"]  # a package's own file imports nothing
     files = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in inner}
-    return {module: {m for _, m in imported(path)} & files.keys() - {module} for module, path in files.items()}
+    return {
+        module: {m for _, m in imported(path)} & files.keys() - {module}
+        for module, path in files.items()
+    }
 
 
 def test_no_import_circles() -> None:
@@ -122,22 +138,31 @@ def test_no_import_circles() -> None:
 
 
 def test_no_folder_is_crowded() -> None:
-    folders = Counter(p.parent for p in PACKAGE if p.name != "__init__.py" and p.parent != ROOT / "avllm")
+    folders = Counter(
+        p.parent for p in PACKAGE if p.name != "__init__.py" and p.parent != ROOT / "avllm"
+    )
     crowded = {name(folder): count for folder, count in folders.items() if count > LARGEST_FOLDER}
-    rooms_of_parts = {f"avllm/{kind}" for kind in ("adapters", "encoders", "layouts", "objectives", "fusions")}
+    rooms_of_parts = {
+        f"avllm/{kind}" for kind in ("adapters", "encoders", "layouts", "objectives", "fusions")
+    }
     assert not crowded.keys() - rooms_of_parts, f"{crowded}; the limit is {LARGEST_FOLDER} files"
 
 
 def test_training_does_not_import_the_check() -> None:
     """Of avllm/data, what lies beside training's own files is imported by training."""
     graph = imports_by_module()
-    seen, pending = set(), ["avllm.training.trainer", "avllm.inference.chat", "avllm.training.features_ray"]
+    seen, pending = (
+        set(),
+        ["avllm.training.trainer", "avllm.inference.chat", "avllm.training.features_ray"],
+    )
     while pending:
         module = pending.pop()
         if module not in seen:
             seen.add(module)
             pending += graph[module]
-    assert not {m for m in seen if m.startswith(("avllm.data.check", "avllm.recipes", "avllm.text_models"))}
+    assert not {
+        m for m in seen if m.startswith(("avllm.data.check", "avllm.recipes", "avllm.text_models"))
+    }
     flat = {m for m in graph if m.startswith("avllm.data.") and m.count(".") == 2}
     assert flat <= seen, f"training imports none of {sorted(flat - seen)}"
 
@@ -153,7 +178,9 @@ def test_files_and_functions_are_short(path: Path) -> None:
     lines = text.count("\n")
     assert lines <= 400, f"{name(path)} has {lines} lines; the limit is 400"
     for node, length in functions(text):
-        assert length <= 60, f"{name(path)} line {node.lineno}: {node.name} has {length} lines; the limit is 60"
+        assert length <= 60, (
+            f"{name(path)} line {node.lineno}: {node.name} has {length} lines; the limit is 60"
+        )
 
 
 def test_functions_are_short_in_the_middle() -> None:
@@ -166,6 +193,8 @@ def functions(text: str) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDe
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0]
-            doc = isinstance(first, ast.Expr) and isinstance(getattr(first, "value", None), ast.Constant)
+            doc = isinstance(first, ast.Expr) and isinstance(
+                getattr(first, "value", None), ast.Constant
+            )
             words = (first.end_lineno or 0) - first.lineno + 1 if doc else 0
             yield node, (node.end_lineno or 0) - node.lineno + 1 - words

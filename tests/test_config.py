@@ -71,7 +71,10 @@ def test_numbers_without_a_dot_are_numbers(preset: Path) -> None:
         ("model.samplng={fps: 2}", "model.samplng.*'sampling'"),
         ("lora.rank=8", "lora.rank.*known: .*targets"),
         ("data.train=[{manifset: a.jsonl}]", "manifset.*'manifest'"),
-        ("batch_size=4", "unknown key batch_size; it is train.batch_size .given on the command line.$"),
+        (
+            "batch_size=4",
+            "unknown key batch_size; it is train.batch_size .given on the command line.$",
+        ),
         ("train.num_workers=4", "it is data.num_workers .given on the command line.$"),
         ("lora.dtype=float32", "it is model.llm.dtype .given on the command line.$"),
         ("lr=1e-4", "trainable"),
@@ -97,13 +100,21 @@ def test_an_unknown_key_names_the_right_one(preset: Path, override: str, names: 
         ("train.trackers=[", r"'train.trackers=\['"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_was_seen(preset: Path, override: str, message: str) -> None:
+def test_a_wrong_value_is_named_with_what_was_seen(
+    preset: Path, override: str, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         read(preset, override)
 
 
 def test_overrides_reach_into_lists_and_new_sections(preset: Path) -> None:
-    config = read(preset, "model.connector.0.depth=3", "objectives.0.weight=0.5", "lora.r=4", "trainable.0.1=2e-3")
+    config = read(
+        preset,
+        "model.connector.0.depth=3",
+        "objectives.0.weight=0.5",
+        "lora.r=4",
+        "trainable.0.1=2e-3",
+    )
     assert config.model is not None
     assert config.model.connector[0]["depth"] == 3
     assert config.objectives[0]["weight"] == 0.5
@@ -148,7 +159,10 @@ def test_one_of_rules(preset: Path, override: str, message: str) -> None:
 
 def test_a_list_or_a_string_of_sources(preset: Path) -> None:
     config = read(preset, "data.train=[a.jsonl, {manifest: b.jsonl, weight: 5e-1}]")
-    assert [(s.manifest, s.weight) for s in config.data.train] == [("a.jsonl", 1.0), ("b.jsonl", 0.5)]
+    assert [(s.manifest, s.weight) for s in config.data.train] == [
+        ("a.jsonl", 1.0),
+        ("b.jsonl", 0.5),
+    ]
 
 
 def test_settings_written_are_settings_read(preset: Path, tmp_path: Path) -> None:
@@ -158,7 +172,8 @@ def test_settings_written_are_settings_read(preset: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "text, message", [("- a\n", "odd.yaml.*list"), ("a: [\n", "odd.yaml.*YAML"), ("{}", "odd.yaml.*stage")]
+    "text, message",
+    [("- a\n", "odd.yaml.*list"), ("a: [\n", "odd.yaml.*YAML"), ("{}", "odd.yaml.*stage")],
 )
 def test_files_that_are_no_presets(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "odd.yaml"

@@ -1,4 +1,4 @@
-"""The documentation holds: every command and Python block is run or parsed, every link leads somewhere."""
+"""Every command and Python block of the pages is run or parsed, every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -43,17 +43,25 @@ from avllm.models.encoders import check_encoder
 from avllm.registry import check
 
 README = ROOT / "README.md"
-KINDS = {"bash", "python", "yaml", "json", "text"}  # text: output and figures, which nobody types in
+KINDS = {
+    "bash",
+    "python",
+    "yaml",
+    "json",
+    "text",
+}  # text: output and figures, which nobody types in
 MADE_UP = {"my_parts.py"}  # files that a reader writes
-EXTRAS = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
+EXTRAS = set(
+    re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+)
 
 
-# ---- blocks that are run ---------------------------------------------------------------------------
+# ---- blocks that are run --------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the files that the pages name: small runs, a small world, manifests, a clip."""
+    """Return a folder with the files that the pages name: runs, a world, manifests, a clip."""
     folder = tmp_path_factory.mktemp("docs")
     world = make_world(folder / "tiny", clips=4)
     runs = folder / "runs" / "quickstart"
@@ -68,10 +76,18 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clip(make_parent(folder / "data" / "clips" / "a.mp4"), COLOURS["green"], 300.0)
     asked = [{"type": "video", "video": "clips/a.mp4"}, text("what colour is it ?")]
     for name in "ab":
-        write_rows(folder / "data" / f"{name}.jsonl", [row("1" if name == "a" else "2", asked, "green")])
+        write_rows(
+            folder / "data" / f"{name}.jsonl", [row("1" if name == "a" else "2", asked, "green")]
+        )
     here = [{"type": "video", "video": "clip.mp4"}, text("what colour is it ?")]
     write_rows(folder / "requests.jsonl", [row("1", here, "blue"), row("2", here, "blue")])
-    chosen = settings(world, folder / "runs" / "mine", "align", data__cache=str(folder / "features"), trainable=rules)
+    chosen = settings(
+        world,
+        folder / "runs" / "mine",
+        "align",
+        data__cache=str(folder / "features"),
+        trainable=rules,
+    )
     write_preset(folder / "preset.yaml", chosen)
     return folder
 
@@ -107,7 +123,9 @@ def test_a_python_block_runs(block: Block, inside: Path) -> None:
     exec(compile(block.text, str(block), "exec"), {"__name__": "example"})
 
 
-def test_a_part_of_ones_own_can_be_named_in_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_ones_own_can_be_named_in_a_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The class of compose.md, in the module that the page names: its grid is what it makes."""
     import torch
 
@@ -128,7 +146,7 @@ def test_a_part_of_ones_own_can_be_named_in_a_preset(tmp_path: Path, monkeypatch
     assert torch.equal(made.mask[0], grid.mask)
 
 
-# ---- blocks that are parsed ------------------------------------------------------------------------
+# ---- blocks that are parsed -----------------------------------------------------------------
 
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
@@ -284,12 +302,16 @@ def test_a_python_block_names_what_exists(block: Block) -> None:
             module = importlib.import_module(node.module or "")
             names |= {a.asname or a.name: getattr(module, a.name) for a in node.names}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in names
+        ):
             owner = names[node.value.id]
             assert hasattr(owner, node.attr), f"{block}: {node.value.id} has no {node.attr}"
 
 
-# ---- links, and what the text names ----------------------------------------------------------------
+# ---- links, and what the text names ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -351,7 +373,7 @@ def test_every_command_is_documented() -> None:
             assert name in first, f"no page shows avllm {name}"
 
 
-# ---- README, pictures, reference -------------------------------------------------------------------
+# ---- README, pictures, reference ------------------------------------------------------------
 
 
 def test_the_readme_is_short() -> None:
@@ -365,7 +387,9 @@ def test_pictures_are_small_and_described() -> None:
     for picture in (ROOT / "docs").glob("*.png"):
         assert picture.stat().st_size < 150_000, f"{picture.name} is large for a page"
     for page in PAGES:
-        assert "![](" not in page.read_text(encoding="utf-8"), f"{page.name}: a picture without a text"
+        assert "![](" not in page.read_text(encoding="utf-8"), (
+            f"{page.name}: a picture without a text"
+        )
 
 
 def test_the_reference_builds_strictly(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from avllm.errors import DEBUG, UserError, exit_on_user_error, loading
 
 
 @pytest.mark.parametrize(
-    "error", [UserError("seen; expected; do"), FileNotFoundError(2, "No such file or directory", "/x/y")]
+    "error",
+    [UserError("seen; expected; do"), FileNotFoundError(2, "No such file or directory", "/x/y")],
 )
 def test_a_users_mistake_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, exit_on_user_error():
@@ -19,7 +20,9 @@ def test_a_users_mistake_is_one_line(error: Exception, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("of numpy"), RuntimeError("of torch"), KeyError("x"), TypeError("y")])
+@pytest.mark.parametrize(
+    "error", [ValueError("of numpy"), RuntimeError("of torch"), KeyError("x"), TypeError("y")]
+)
 def test_a_bug_is_not_hidden(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(type(error)), exit_on_user_error():
         raise error
@@ -50,16 +53,27 @@ def test_one_of_several_processes_says_which(
 
 
 def test_what_a_library_says_of_a_name_gets_the_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the LLM.*a/b.*not on the hub") as refused, loading("the LLM", "a/b"):
+    with (
+        pytest.raises(UserError, match="the LLM.*a/b.*not on the hub") as refused,
+        loading("the LLM", "a/b"),
+    ):
         raise OSError("not on the hub")
     assert refused.value.reason == "loading"
     folder = f"{tmp_path}/x"
-    with pytest.raises(UserError, match=f"the LLM.*{folder}") as refused, loading("the LLM", folder):
+    with (
+        pytest.raises(UserError, match=f"the LLM.*{folder}") as refused,
+        loading("the LLM", folder),
+    ):
         pytest.fail("nothing is tried")
     assert refused.value.reason == "missing"
     with pytest.raises(UserError, match=r"^seen$"), loading("the LLM", str(tmp_path)):
         raise UserError("seen")
-    for damaged in (RuntimeError("sizes differ"), KeyError("layer"), TypeError("no dict"), RecursionError()):
+    for damaged in (
+        RuntimeError("sizes differ"),
+        KeyError("layer"),
+        TypeError("no dict"),
+        RecursionError(),
+    ):
         with pytest.raises(UserError) as refused, loading("the LLM", str(tmp_path)):
             raise damaged
         assert refused.value.reason == "loading"

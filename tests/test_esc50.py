@@ -1,4 +1,4 @@
-"""ESC-50 and ESC-10 in their authors' layouts -> manifests: what is there, what is missing, what may not leak."""
+"""ESC-50 and ESC-10 in their authors' layouts: kept, missing, and what may not leak."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPLITS = ("train", "validation", "test")
 
 @pytest.fixture
 def new_form(tmp_path: Path) -> Path:
-    """meta/esc50.csv and audio/: three folds of three classes, one not in ESC-10; takes A and B of one source."""
+    """meta/esc50.csv and audio/: three folds of three classes; takes A and B of one source."""
     write_esc50(tmp_path / "ESC-50")
     return tmp_path / "ESC-50"
 
@@ -58,11 +58,17 @@ def dropped(out: Path) -> list[tuple[str, str]]:
 def clips(out: Path, name: str) -> set[tuple[str, str]]:
     """(source recording, take) of a manifest's rows."""
     path = out / f"{name}.jsonl"
-    return {(str(s.meta["clip"]), str(s.meta["take"])) for s in read_manifest(path)} if path.exists() else set()
+    return (
+        {(str(s.meta["clip"]), str(s.meta["take"])) for s in read_manifest(path)}
+        if path.exists()
+        else set()
+    )
 
 
 @pytest.mark.parametrize("form", ["new_form", "old_form"])
-def test_no_recording_is_in_two_splits(form: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_no_recording_is_in_two_splits(
+    form: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     source = request.getfixturevalue(form)
     for fold in (1, 2, 3):
         out = tmp_path / f"out{fold}"
@@ -83,7 +89,11 @@ def test_every_clip_is_in_one_split(new_form: Path, tmp_path: Path) -> None:
     report = run(new_form, tmp_path / "out", 2, esc10=True, validation=0.0)
     assert report.dropped == {"unknown_class": 1, "not_in_esc10": 9}
     assert not (tmp_path / "out" / "validation.jsonl").exists()
-    assert {name: len(clips(tmp_path / "out", name)) for name in SPLITS} == {"train": 12, "validation": 0, "test": 6}
+    assert {name: len(clips(tmp_path / "out", name)) for name in SPLITS} == {
+        "train": 12,
+        "validation": 0,
+        "test": 6,
+    }
 
 
 def test_rows_ask_and_answer_in_words(old_form: Path, tmp_path: Path) -> None:
@@ -93,17 +103,24 @@ def test_rows_ask_and_answer_in_words(old_form: Path, tmp_path: Path) -> None:
     assert len(train) == len(captions) == 10 * len(esc50.QUESTIONS)
     assert {s.messages[0].text for s in train} == set(esc50.QUESTIONS)
     assert {s.messages[0].text for s in test} == {"What do you hear?"}
-    assert {s.answer for s in test} == set(test[0].choices or []) == {"a dog barking", "a baby crying"}
+    assert (
+        {s.answer for s in test} == set(test[0].choices or []) == {"a dog barking", "a baby crying"}
+    )
     assert {s.messages[0].text for s in captions} == {""}
     assert "you can hear a dog barking" in {s.answer for s in captions}
     assert {s.source for s in [*train, *test, *captions]} == {"esc10"}
     run(old_form, tmp_path / "one", 3, wordings=1)
-    assert {s.messages[0].text for s in read_manifest(tmp_path / "one" / "train.jsonl")} == {"What do you hear?"}
+    assert {s.messages[0].text for s in read_manifest(tmp_path / "one" / "train.jsonl")} == {
+        "What do you hear?"
+    }
 
 
 def test_licence_and_name_are_those_of_the_part(new_form: Path, tmp_path: Path) -> None:
     run(new_form, tmp_path / "out")
-    found = {(s.meta["take"], s.kind): (s.source, s.licence) for s in read_manifest(tmp_path / "out" / "test.jsonl")}
+    found = {
+        (s.meta["take"], s.kind): (s.source, s.licence)
+        for s in read_manifest(tmp_path / "out" / "test.jsonl")
+    }
     assert found["A", "heard.pig"] == ("esc50", "CC BY-NC 3.0")
     assert found["A", "heard.dog"][0] == "esc10"
     assert (found["A", "heard.dog"][1] or "").startswith("CC BY 3.0")
@@ -119,7 +136,9 @@ def test_media_are_found_from_the_manifest_and_not_copied(new_form: Path, tmp_pa
     assert {p.suffix for p in out.rglob("*.*")} == {".jsonl", ".json", ".txt"}
 
 
-def test_missing_and_empty_clips_are_named_and_change_no_split(new_form: Path, tmp_path: Path) -> None:
+def test_missing_and_empty_clips_are_named_and_change_no_split(
+    new_form: Path, tmp_path: Path
+) -> None:
     run(new_form, tmp_path / "whole", validation=0.4)
     gone, empty = sorted((new_form / "audio").iterdir())[::20]
     gone.unlink()
@@ -130,8 +149,14 @@ def test_missing_and_empty_clips_are_named_and_change_no_split(new_form: Path, t
     names = (tmp_path / "out" / "missing.txt").read_text().splitlines()
     assert sorted(names) == [f"audio/{gone.name}", f"audio/{empty.name}"]
     for split in SPLITS:
-        there = [s for s in read_manifest(tmp_path / "whole" / f"{split}.jsonl") if resolved(s, tmp_path / "whole")]
-        assert [s.id for s in read_manifest(tmp_path / "out" / f"{split}.jsonl")] == [s.id for s in there]
+        there = [
+            s
+            for s in read_manifest(tmp_path / "whole" / f"{split}.jsonl")
+            if resolved(s, tmp_path / "whole")
+        ]
+        assert [s.id for s in read_manifest(tmp_path / "out" / f"{split}.jsonl")] == [
+            s.id for s in there
+        ]
 
 
 def resolved(sample: Any, folder: Path) -> bool:
@@ -153,7 +178,9 @@ def test_a_source_shared_with_the_test_fold_trains_nothing(old_form: Path, tmp_p
     shared = "001 - Dog bark/2-10-C.ogg"  # the recording of 1-10-A and 1-10-B
     touch(old_form, shared)
     run(old_form, tmp_path / "out")
-    assert "10" not in {clip for name in ("train", "validation") for clip, _ in clips(tmp_path / "out", name)}
+    assert "10" not in {
+        clip for name in ("train", "validation") for clip, _ in clips(tmp_path / "out", name)
+    }
     assert ("shares_source_with_test", shared) in dropped(tmp_path / "out")
 
 
@@ -164,7 +191,9 @@ def test_a_source_shared_with_the_test_fold_trains_nothing(old_form: Path, tmp_p
         (lambda s: write_csv(s / "meta/esc50.csv", [ESC_COLUMNS[1:]]), "no_column", "filename"),
         (lambda s: write_csv(s / "meta/esc50.csv", [ESC_COLUMNS]), "no_rows", ""),
         (
-            lambda s: write_csv(s / "meta/esc50.csv", [ESC_COLUMNS, ("a.wav", "x", 0, "dog", "True", "1", "A")]),
+            lambda s: write_csv(
+                s / "meta/esc50.csv", [ESC_COLUMNS, ("a.wav", "x", 0, "dog", "True", "1", "A")]
+            ),
             "no_rows",
             "1 malformed_row.*esc50.csv:2",
         ),
@@ -199,5 +228,7 @@ def test_the_real_recordings(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
     assert len(rows) == 80
     assert len(clips(tmp_path, "train") | clips(tmp_path, "validation")) == 240
-    assert {len([r for r in rows if r["kind"] == kind]) for kind in {r["kind"] for r in rows}} == {8}
+    assert {len([r for r in rows if r["kind"] == kind]) for kind in {r["kind"] for r in rows}} == {
+        8
+    }
     assert len(rows[0]["choices"]) == 10

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from avllm.precision import CPU_FEATURES, choose_precision, has_fast_bfloat16, product_dtype, training_attention
+from avllm.precision import (
+    CPU_FEATURES,
+    choose_precision,
+    has_fast_bfloat16,
+    product_dtype,
+    training_attention,
+)
 
 
 @pytest.mark.parametrize("feature", [None, *CPU_FEATURES])

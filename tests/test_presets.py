@@ -22,7 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted((ROOT / "train" / "presets").rglob("*.yaml"))
 STAGE_OF = {"stage1": "align", "stage2": "caption", "stage3": "instruct"}
 SYSTEMS = sorted({p.parent for p in PRESETS})
-VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "patch_size": 8,
+}
 BACKBONES: dict[str, dict[str, Any]] = {
     "siglip": VIT | {"image_size": 32},
     "clip": VIT | {"image_size": 32},
@@ -68,7 +74,7 @@ def test_stages_follow_each_other(folder: Path) -> None:
 
 
 def small(model: ModelConfig, llm: Path) -> ModelConfig:
-    """The same composition on tiny backbones with random weights; the connector keeps its sizes but for the LLM's."""
+    """The same composition on tiny random backbones; the connector keeps its inner sizes."""
     settings = copy.deepcopy(model.model_dump())
     settings["llm"] = {"name": str(llm)}
     for spec in settings["encoders"].values():
@@ -91,7 +97,9 @@ def test_preset_composes_and_its_rules_find_their_parameters(folder: Path, tmp_p
     tokenizer, ids = load_tokenizer(description)
     torch.manual_seed(0)
     model = AVLLM.from_backbones(description, ids)
-    assert set(ids) == set(model.connector.out_streams), "each stream that reaches the LLM has its placeholder"
+    assert set(ids) == set(model.connector.out_streams), (
+        "each stream that reaches the LLM has its placeholder"
+    )
     for stage in stages:
         for lora in stage.lora:
             model.add_lora(lora)
@@ -100,7 +108,11 @@ def test_preset_composes_and_its_rules_find_their_parameters(folder: Path, tmp_p
 
 
 def test_every_yaml_of_the_project_parses() -> None:
-    tracked = [p for part in ("train", "avllm", "serve", "data_recipes") for p in (ROOT / part).rglob("*.yaml")]
+    tracked = [
+        p
+        for part in ("train", "avllm", "serve", "data_recipes")
+        for p in (ROOT / part).rglob("*.yaml")
+    ]
     assert tracked
     for path in tracked:
         assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict), path

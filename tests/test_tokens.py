@@ -1,4 +1,4 @@
-"""Side information by name: checked against the grid, moved, padded and selected with the features."""
+"""Side information by name: checked against the grid, moved, padded, selected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from avllm.tokens import EncoderInput, StreamBatch, Tokens
 
 
 def tokens(**extra: torch.Tensor) -> Tokens:
-    return Tokens(torch.rand(2, 3, 4, 5), torch.ones(2, 3, 4, dtype=torch.bool), torch.zeros(2, 3, 2), extra)
+    return Tokens(
+        torch.rand(2, 3, 4, 5), torch.ones(2, 3, 4, dtype=torch.bool), torch.zeros(2, 3, 2), extra
+    )
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 3), (2, 2), (2, 4, 3)])

@@ -1,7 +1,7 @@
-"""A tiny world for tests, made on the spot: an LLM, two encoders of a few thousand weights, real media.
+"""A tiny world for tests: an LLM, two encoders of a few thousand weights, real media.
 
-`make_world(folder)` writes ordinary HF checkpoints and a manifest of real files; `settings(world, ...)` gives the
-settings of a stage on them, as a preset would hold them.
+`make_world(folder)` writes ordinary HF checkpoints and a manifest of real files; `settings(world,
+...)` gives the settings of a stage on them, as a preset would hold them.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ import yaml
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 230), "white": (240, 240, 240)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 30),
+    "blue": (40, 40, 230),
+    "white": (240, 240, 240),
+}
 PITCHES = {"low": 300.0, "high": 1500.0}
 RATE = 16_000
 WORDS = (
-    "what colour is it ? do you hear a low or high sound describe the clip red green blue white there and "
+    "what colour is it ? do you hear a low or high sound describe the clip red green blue "
+    "white there and "
     "USER ASSISTANT : . , yes no nothing"
 )
 TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'ASSISTANT: ' + m['content'] + eos_token }}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ 'ASSISTANT: ' + m['content'] + eos_token }}"
     "{% else %}{{ 'USER: ' + m['content'] + ' ' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
 )
@@ -52,14 +59,17 @@ class World:
                 "video": {"type": "siglip", "name": str(self.video)},
                 "audio": {"type": "whisper", "name": str(self.audio)},
             },
-            "connector": [{"type": "mlp", "stream": "video"}, {"type": "linear", "stream": "audio"}],
+            "connector": [
+                {"type": "mlp", "stream": "video"},
+                {"type": "linear", "stream": "audio"},
+            ],
             "layout": {"type": "concat"},
             "sampling": {"num_frames": 2},
         }
 
 
 def make_world(root: Path, clips: int = 12) -> World:
-    """Write the backbones, `clips` clips, and manifests of captions (one a clip) and questions (two a clip)."""
+    """Write the backbones, clips, and manifests of captions (one a clip) and questions (two)."""
     root.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     return World(
@@ -92,9 +102,16 @@ def make_llm(folder: Path, **changes: Any) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer(folder)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **tokens, **changes)).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), **sizes, **tokens, **changes)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -102,8 +119,15 @@ def make_siglip(folder: Path) -> Path:
     """A two-layer SigLIP vision tower for 32x32 pictures: 16 patches of width 16."""
     from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(folder)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(
+        folder
+    )
     SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
 
@@ -112,8 +136,18 @@ def make_whisper(folder: Path) -> Path:
     """A two-layer Whisper for windows of one second: 50 steps of width 16."""
     from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-    sizes = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
-    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "vocab_size": 64}
+    sizes = {
+        "d_model": 16,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+    }
+    decoder = {
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 32,
+        "vocab_size": 64,
+    }
     ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
     config = WhisperConfig(**sizes, **decoder, **ends, num_mel_bins=20, max_source_positions=50)
     WhisperModel(config).save_pretrained(folder)
@@ -122,7 +156,7 @@ def make_whisper(folder: Path) -> Path:
 
 
 def make_data(folder: Path, clips: int) -> tuple[Path, Path]:
-    """Clips of one second in a colour with a tone (each third silent), captions and questions about them."""
+    """Clips of one second in a colour with a tone (each third silent), captions, questions."""
     folder.mkdir(parents=True, exist_ok=True)
     captions, questions = [], []
     for number in range(clips):
@@ -133,9 +167,15 @@ def make_data(folder: Path, clips: int) -> tuple[Path, Path]:
         media = {"type": "video", "video": name}
         heard = f"a {pitch} sound" if pitch else "nothing"
         captions.append(row(f"caption-{number}", [media], f"{colour} and {heard}"))
-        questions.append(row(f"colour-{number}", [media, text("what colour is it ?")], colour, "seen.colour"))
-        questions.append(row(f"pitch-{number}", [media, text("do you hear a low sound ?")], heard, "heard.pitch"))
-    return write_rows(folder / "captions.jsonl", captions), write_rows(folder / "questions.jsonl", questions)
+        questions.append(
+            row(f"colour-{number}", [media, text("what colour is it ?")], colour, "seen.colour")
+        )
+        questions.append(
+            row(f"pitch-{number}", [media, text("do you hear a low sound ?")], heard, "heard.pitch")
+        )
+    return write_rows(folder / "captions.jsonl", captions), write_rows(
+        folder / "questions.jsonl", questions
+    )
 
 
 def text(content: str) -> dict[str, str]:
@@ -143,9 +183,14 @@ def text(content: str) -> dict[str, str]:
     return {"type": "text", "text": content}
 
 
-def row(id: str, content: list[dict[str, Any]], answer: str, kind: str | None = None) -> dict[str, Any]:
+def row(
+    id: str, content: list[dict[str, Any]], answer: str, kind: str | None = None
+) -> dict[str, Any]:
     """A manifest row of one question and one answer."""
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": [text(answer)]}]
+    messages = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [text(answer)]},
+    ]
     return {"id": id, "source": "tiny", "messages": messages, **({"kind": kind} if kind else {})}
 
 
@@ -163,7 +208,9 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def write_clip(path: Path, colour: tuple[int, int, int], hertz: float | None, seconds: float = 1.0) -> Path:
+def write_clip(
+    path: Path, colour: tuple[int, int, int], hertz: float | None, seconds: float = 1.0
+) -> Path:
     """A H.264 + AAC mp4 of one colour and one tone (no sound track when `hertz` is None)."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=8)
@@ -184,14 +231,18 @@ def write_clip(path: Path, colour: tuple[int, int, int], hertz: float | None, se
 
 
 def settings(world: World, output: Path, stage: str = "caption", **changes: Any) -> dict[str, Any]:
-    """Settings of a short stage on the tiny world; `changes` are `section.key` with dots written as `__`."""
+    """Settings of a short stage on the tiny world; `changes` are `section__key`."""
     objective = {"type": "contrastive", "dim": 16} if stage == "align" else {"type": "next_token"}
     found: dict[str, Any] = {
         "stage": stage,
         "output": str(output),
         "model": world.model,
         "init_from_scratch": stage != "align",
-        "trainable": [["^connector", 1e-3], *([["^objectives", 1e-3]] if stage == "align" else []), [".*", None]],
+        "trainable": [
+            ["^connector", 1e-3],
+            *([["^objectives", 1e-3]] if stage == "align" else []),
+            [".*", None],
+        ],
         "objectives": [objective],
         "data": {"train": str(world.captions), "num_workers": 0},
         "train": {"max_steps": 4, "batch_size": 2, "log_every": 1, "trackers": []},

@@ -1,4 +1,4 @@
-"""Runs of the tiny world in child processes: each with its own accelerate state, on one or several ranks, killable."""
+"""Runs of the tiny world in killable child processes, on one or several ranks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def start(
 
     The launcher is torchrun, or the one whose environment variables are given.
     """
-    child = FORK.Process(target=_child, args=(function, args, rank, ranks, port, timeout, launcher or {}))
+    child = FORK.Process(
+        target=_child, args=(function, args, rank, ranks, port, timeout, launcher or {})
+    )
     child.start()
     return child
 
@@ -69,7 +71,13 @@ def _child(
     os.environ.update(launcher)
     PartialState._reset_state()  # the parent's, where a test before has made an Accelerator
     if ranks > 1:
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port, "LOCAL_WORLD_SIZE": ranks}
+        names = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": ranks,
+            "MASTER_PORT": port,
+            "LOCAL_WORLD_SIZE": ranks,
+        }
         os.environ.update({k: str(v) for k, v in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
     function(*args)
 
@@ -96,12 +104,14 @@ def together(
 
 
 def launcher_variables(config_file: Path, processes: int) -> dict[str, str]:
-    """The environment variables that `accelerate launch --config_file FILE --num_processes N` sets in its processes."""
+    """The environment variables that `accelerate launch` with N processes sets in each."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     named = ["--config_file", str(config_file), "--num_processes", str(processes)]
-    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args([*named, "script.py"]))
+    args, defaults, _ = _validate_launch_command(
+        launch_command_parser().parse_args([*named, "script.py"])
+    )
     args.main_process_port = free_port()
     if args.use_deepspeed:
         args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
@@ -122,7 +132,9 @@ def run(settings: dict[str, Any], ranks: int = 1) -> Path:
     return Path(settings["output"])
 
 
-def kill_after(settings: dict[str, Any], step: int, ranks: int = 1, timeout: float = TIMEOUT) -> None:
+def kill_after(
+    settings: dict[str, Any], step: int, ranks: int = 1, timeout: float = TIMEOUT
+) -> None:
     """Train a stage in children and kill them with SIGKILL as soon as the metrics show the step."""
     port = free_port()
     children = [start(train, settings, rank=r, ranks=ranks, port=port) for r in range(ranks)]

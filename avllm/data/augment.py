@@ -105,7 +105,7 @@ def mix(
 
 
 def change_speed(x: torch.Tensor, factor: float) -> torch.Tensor:
-    """Play ``x (S,)`` ``factor`` times as fast, as a tape does: shorter and higher, ``(S / factor,)``."""
+    """Play ``x (S,)`` ``factor`` times as fast, as a tape does: ``(S / factor,)``."""
     samples = max(1, round(x.shape[0] / factor))
     return interpolate(x[None, None], size=samples, mode="linear", align_corners=False)[0, 0]
 

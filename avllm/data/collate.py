@@ -38,7 +38,9 @@ class Places:
 
     def to(self, device: torch.device | str) -> Places:
         """Move both tensors."""
-        return Places(self.owner.to(device, non_blocking=True), self.at.to(device, non_blocking=True), self.count)
+        owner = self.owner.to(device, non_blocking=True)
+        at = self.at.to(device, non_blocking=True)
+        return Places(owner, at, self.count)
 
     def sizes(self) -> Tensor:
         """Return how many places each owner has, ``(count,)``."""
@@ -49,7 +51,7 @@ class Places:
         return x.new_zeros(self.count, *x.shape[1:]).index_add(0, self.owner, x[self.at])
 
     def means(self, x: Tensor) -> Tensor:
-        """Average what lies at each owner's places: ``x (N, D)`` -> ``(count, D)``; zero for none."""
+        """Average the values at each owner's places: ``x (N, D)`` -> ``(count, D)``; 0 for none."""
         return self.sums(x) / self.sizes().clamp(min=1).to(x.dtype)[:, None]
 
     def any(self, true: Tensor) -> Tensor:
@@ -126,12 +128,12 @@ class Batch:
     Attributes:
         input_ids, labels, position_ids: ``(R, L)`` long.
         attention_mask: ``(R, L)`` bool, True = real.
-        segments: ``(R, L, 2)`` long (group, segment) or None. Position j is seen from i when j <= i,
-            both are of one group, and j is of i's segment or of segment 0 (which all segments of a
-            group share). Group -1 is padding.
+        segments: ``(R, L, 2)`` long (group, segment) or None. Position j is seen from i when
+            j <= i, both are of one group, and j is of i's segment or of segment 0 (which all
+            segments of a group share). Group -1 is padding.
         streams: one stream of all B clips each.
         clip_row: ``(B,)`` long, the row of each clip.
-        clip_at: ``(B,)`` long, the place in its row, padding counted, at which the clip's run begins.
+        clip_at: ``(B,)`` long, the place in its row, padding counted, where the clip's run begins.
         parts: the questions and answers of all rows.
         variant: of the rows, see :class:`~avllm.data.row.Row`.
         soft: targets that are distributions, or None.
@@ -203,7 +205,9 @@ def collate(
     """
     variants = {row.variant for row in rows}
     if len(variants) != 1:
-        raise ValueError(f"{len(rows)} rows of variants {sorted(map(str, variants))}; expected rows of one variant")
+        raise ValueError(
+            f"{len(rows)} rows of variants {sorted(map(str, variants))}; expected one variant"
+        )
     return Batch(
         **_pad_rows(rows, pad_id, padding_side),
         **_gather_clips(rows, blanks),
@@ -248,7 +252,7 @@ def _gather_clips(rows: list[Row], blanks: dict[str, EncoderInput] | None) -> di
 
 
 def _clip_places(rows: list[Row], side: str, blank: bool) -> Tensor:
-    """Return the places ``(B,)`` of all clips in the padded rows; a blank clip lies at a row's start."""
+    """Return the places ``(B,)`` of all clips in the padded rows; of a blank clip, the start."""
     length = max(len(row.input_ids) for row in rows)
     places = []
     for row in rows:
@@ -326,11 +330,11 @@ def gather_stream(name: str, items: list[EncoderInput | None]) -> StreamBatch:
     has_features = {item.features is not None for item in present}
     if len(has_features) > 1:
         raise ValueError(
-            f"stream {name!r}: some clips bring features and some bring media; expected one of the two for all"
+            f"stream {name!r}: some clips bring features, some media; expected one of the two"
         )
-    b = len(items)
     t = max(item.mask.shape[0] for item in present)
     p = max(item.mask.shape[1] for item in present)
+    b = len(items)
     mask = torch.zeros(b, t, p, dtype=torch.bool)
     span = torch.zeros(b, t, 2)
     units = torch.zeros(b, dtype=torch.long)
@@ -348,10 +352,11 @@ def gather_stream(name: str, items: list[EncoderInput | None]) -> StreamBatch:
 
 
 def gather_extra(stream: str, items: list[EncoderInput | None], steps: int) -> dict[str, Tensor]:
-    """Gather side information of B clips by name, ``(B, ...)``, padded with zeros in every dimension.
+    """Gather side information of B clips by name, ``(B, ...)``, padded with zeros.
 
     Args:
-        stream: for the message. items: the clips, None where one lacks the stream. steps: T of the batch.
+        items: the clips, None where one lacks the stream.
+        steps: T of the batch.
 
     Raises:
         ValueError: one name has values of different kinds in two clips.
@@ -376,8 +381,7 @@ def gather_extra(stream: str, items: list[EncoderInput | None], steps: int) -> d
             shape[0] = steps
         out = next(iter(values.values())).new_zeros(len(items), *shape)
         for clip, value in values.items():
-            corner = tuple(slice(0, size) for size in value.shape)
-            out[clip][corner] = value
+            out[clip][tuple(slice(size) for size in value.shape)] = value
         gathered[name] = out
     return gathered
 

@@ -1,4 +1,4 @@
-"""Read a manifest of any size as a sequence of samples: rows stay on the disk, an index locates them.
+"""Read a manifest of any size as a sequence of samples on disk, located by an index.
 
 Every row is validated once, when the index is built (in parallel, some 20 microseconds a row): a
 malformed row stops a run before it starts, not on its third day. The index is a numpy array, 32
@@ -93,7 +93,8 @@ class Manifest(Sequence[Sample]):
         line = os.pread(self._file, int(entry["size"]), int(entry["offset"]))
         where = f"{self.name} line {entry['line']}"
         changed = ManifestError(
-            f"{where} is another row than when the run began; do not change a manifest during a run",
+            f"{where} is another row than when the run began; "
+            "do not change a manifest during a run",
             reason="changed",
         )
         try:

@@ -27,8 +27,8 @@ class Bad:
         id: of the row.
         source: of the row.
         manifest: of the row.
-        reason: of ``MediaError`` (``missing``, ``zero_byte``, ``undecodable``, ...), of ``RowError``
-            (``too_long``, ``empty_answer``, ...), or of the quarantine file.
+        reason: of ``MediaError`` (``missing``, ``zero_byte``, ``undecodable``, ...), of
+            ``RowError`` (``too_long``, ``empty_answer``, ...), or of the quarantine file.
         detail: what was seen.
     """
 
@@ -55,12 +55,13 @@ class Items:
     Attributes:
         sizes: items of each manifest.
         row_counts: rows of each manifest that are in an item.
-        rows: ``(R,)`` places of all rows that are in an item, in the order of the manifests. A place
-            is the number of a row, counted over all manifests.
+        rows: ``(R,)`` places of all rows that are in an item, in the order of the manifests. A
+            place is the number of a row, counted over all manifests.
         quarantined: the rows that are left out.
 
     Raises:
-        ManifestError: a manifest is missing or malformed. QuarantineError: no row of a manifest is left.
+        ManifestError: a manifest is missing or malformed.
+        QuarantineError: no row of a manifest is left.
     """
 
     def __init__(
@@ -82,7 +83,8 @@ class Items:
             rows = self._good(number, quarantine or {})
             if not len(rows):
                 raise QuarantineError(
-                    f"all {len(manifest)} rows of {manifest.name} are in quarantine; repair the media "
+                    f"all {len(manifest)} rows of {manifest.name} are in quarantine; repair the "
+                    "media "
                     "and check them again, or take the manifest out of the settings",
                     reason="no_rows",
                 )
@@ -223,7 +225,8 @@ def read_quarantine(paths: Sequence[str | Path]) -> dict[str, str]:
     for path in map(Path, paths):
         if not path.is_file():
             raise QuarantineError(
-                f"{path} is not a file; expected a quarantine list (id, tab, reason; one row a line)",
+                f"{path} is not a file; "
+                "expected a quarantine list (id, tab, reason; one row a line)",
                 reason="missing",
             )
         # Not splitlines: an id may hold U+2028 or U+0085. utf-8-sig: an editor may write a BOM.

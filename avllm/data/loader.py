@@ -123,7 +123,7 @@ class Collate:
     Args:
         collate: ``collate(rows) -> Batch``.
         empty: a row without targets and media, used when no row is left.
-        join: ``join(rows) -> rows``, fewer and longer ones that share sequences; None gives each its own.
+        join: ``join(rows) -> rows``, fewer and longer ones that share sequences; None for none.
         max_tokens: most tokens of a micro batch, padding included; None for no limit.
     """
 
@@ -185,7 +185,9 @@ def split_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return [sorted(batch) for batch in batches]
 
 
-def build_loader(dataset: SampleDataset, batches: Any, collate: Collate, num_workers: int) -> DataLoader:
+def build_loader(
+    dataset: SampleDataset, batches: Any, collate: Collate, num_workers: int
+) -> DataLoader:
     """Build a DataLoader that draws no random number and gives the same for any ``num_workers``.
 
     Args:

@@ -65,7 +65,8 @@ def read_manifest(path: str | Path) -> list[Sample]:
     for number, sample in iterate(path):
         if sample.id in lines:
             raise ManifestError(
-                f"{path} line {number}: id {sample.id!r} occurs already in line {lines[sample.id]}; "
+                f"{path} line {number}: id {sample.id!r} occurs already in line "
+                f"{lines[sample.id]}; "
                 "give each row an id",
                 reason="duplicate_id",
             )

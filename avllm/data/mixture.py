@@ -158,7 +158,7 @@ class Order:
         return totals
 
     def drawn_items(self, count: int) -> np.ndarray:
-        """Return ``(items,)`` bool: those among the first ``count``, without making whole epochs."""
+        """Return ``(items,)`` bool: the first ``count`` items, without making whole epochs."""
         seen = np.zeros(sum(self.sizes), bool)
         ends = [*(phase.first for phase in self.phases[1:]), count]
         for number, (phase, end) in enumerate(zip(self.phases, ends, strict=True)):

@@ -8,8 +8,8 @@ lies (see ``Batch.segments``), and positions restart after segment 0.
 ``fill_sequences`` (any rows) puts rows end to end, each a group by itself with positions from 0. It
 saves padding and nothing else.
 
-Parts (:class:`~avllm.data.row.Part`) move with their tokens and clips, so that an objective gets the
-same questions and answers from a packed row as from single ones.
+Parts (:class:`~avllm.data.row.Part`) move with their tokens and clips, so that an objective gets
+the same questions and answers from a packed row as from single ones.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def share_media(rows: Sequence[Row], max_length: int) -> list[Row]:
 
 
 def shared_length(rows: Sequence[Row]) -> int:
-    """Return how many tokens the rows begin with in common; 0 when not all of the media is among them.
+    """Count the tokens that the rows begin with in common; 0 when they lack some of the media.
 
-    It ends one token before the first token of any answer at the latest: each segment has to bring the token that its
-    first target is predicted from.
+    The common part ends one token before the first token of any answer at the latest: each segment
+    has to bring the token that its first target is predicted from.
     """
     length = min(len(row.input_ids) for row in rows)
     first = rows[0].input_ids[:length]
@@ -77,7 +77,7 @@ def shared_length(rows: Sequence[Row]) -> int:
 
 
 def share_beginning(rows: Sequence[Row], shared: int) -> Row:
-    """Put rows after one copy of their first ``shared`` tokens, each in a segment that sees no other."""
+    """Put rows after one copy of their first ``shared`` tokens, each in a blind segment."""
     if len(rows) == 1:
         return rows[0]
     first = rows[0]
@@ -132,8 +132,9 @@ def fill_sequences(rows: Sequence[Row], max_length: int) -> list[Row]:
 def level_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Return places of ``lengths`` in bins: as few bins as first fit decreasing needs, levelled.
 
-    A batch is padded to its longest sequence, so the bins are filled a second time with the smallest capacity at which
-    their number stays the same (MULTIFIT; Coffman, Garey and Johnson 1978, doi:10.1137/0207001).
+    A batch is padded to its longest sequence, so the bins are filled a second time with the
+    smallest capacity at which their number stays the same (MULTIFIT; Coffman, Garey and Johnson
+    1978, doi:10.1137/0207001).
     """
     capacity = max(capacity, *lengths)
     count = len(first_fit(lengths, capacity))
@@ -148,7 +149,7 @@ def level_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Return places of ``lengths`` in bins: the longest first, each into the first bin with room for it.
+    """Return places of ``lengths`` in bins: the longest first, each into the first with room.
 
     Bins, and the places in them, keep the order of ``lengths``.
     """

@@ -10,14 +10,17 @@ from torch import Tensor
 from avllm.data.soft import Soft
 from avllm.tokens import EncoderInput
 
-IGNORE = -100  # label of a position that is not trained on; the value that torch and transformers skip
+IGNORE = (
+    -100
+)  # label of a position that is not trained on; the value that torch and transformers skip
 
 
 @dataclass(frozen=True)
 class Part:
     """One question with its answer: the unit that objectives count.
 
-    A row of a single turn has one part, a chat of three turns has three, a packed row has those of its rows.
+    A row of a single turn has one part, a chat of three turns has three, a packed row has those of
+    its rows.
 
     Attributes:
         id: of the sample.
@@ -41,7 +44,7 @@ class Part:
 
     @property
     def is_question(self) -> bool:
-        """Return whether the part asks something about its clip: it has a kind, and that is no caption."""
+        """Return whether the part asks about its clip: it has a kind, and that is no caption."""
         return self.kind not in (None, "caption")
 
     def moved(self, by: int, after: int = 0, clips: int = 0) -> Part:
@@ -71,10 +74,12 @@ class Row:
         is_media: ``(L,)`` bool, True at placeholders.
         parts: the questions and answers in it.
         clip_places: the place at which each clip's run begins, also that of an empty run.
-        segments: ``(L, 2)`` long (group, part) of packed rows or None: see :class:`~avllm.data.collate.Batch`.
+        segments: ``(L, 2)`` long (group, part) of packed rows or None: see
+            :class:`~avllm.data.collate.Batch`.
         position_ids: ``(L,)`` of packed rows or None for 0, 1, 2, ...
         soft: targets that are distributions, or None.
-        variant: rows of one variant share a micro batch; adapters read it (:func:`avllm.adapters.base.variant`).
+        variant: rows of one variant share a micro batch; adapters read it
+            (:func:`avllm.adapters.base.variant`).
         duration: seconds of the last clip, which an answer's times are about; None where not known.
     """
 
@@ -109,7 +114,9 @@ class Row:
         """Return the place of the first token of an answer; the row's length without one."""
         answers = [part.trained for part in self.parts]
         answers.append((self.labels != IGNORE).nonzero().flatten())
-        return min((int(places[0]) for places in answers if len(places)), default=len(self.input_ids))
+        return min(
+            (int(places[0]) for places in answers if len(places)), default=len(self.input_ids)
+        )
 
 
 def text_row(input_ids: Tensor) -> Row:

@@ -1,4 +1,4 @@
-"""Soft targets: places of rows whose next token is a distribution over a few tokens instead of one."""
+"""Soft targets: places of rows whose next token is a distribution over a few tokens."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 class Soft:
     """Weights of tokens at places of rows, one entry a token, ``(S,)`` each.
 
-    A place's label is its heaviest token, so that masks and counts of targets know nothing of this; where the label is
-    not trained on, neither is its distribution.
+    A place's label is its heaviest token, so that masks and counts of targets know nothing of this;
+    where the label is not trained on, neither is its distribution.
 
     Attributes:
         row: long, of a batch; 0 in a row.
@@ -29,13 +29,18 @@ class Soft:
 
     @classmethod
     def of(cls, weights: Sequence[tuple[int, Mapping[int, float]]]) -> Soft | None:
-        """Make the soft targets of a row from (place, weight by token id); None where there are none."""
+        """Make the soft targets of a row from (place, weight by token id), or None without any."""
         entries = [(place, i, weight) for place, by_id in weights for i, weight in by_id.items()]
         if not entries:
             return None
         places, ids, values = zip(*entries, strict=True)
         place = torch.tensor(places)
-        return cls(torch.zeros_like(place), place, torch.tensor(ids), torch.tensor(values, dtype=torch.float32))
+        return cls(
+            torch.zeros_like(place),
+            place,
+            torch.tensor(ids),
+            torch.tensor(values, dtype=torch.float32),
+        )
 
     def moved(self, by: int, row: int = 0) -> Soft:
         """Return the same ``by`` places later, in the given row."""
@@ -53,7 +58,12 @@ class Soft:
 
     def pin_memory(self) -> Soft:
         """Return page-locked copies."""
-        return Soft(self.row.pin_memory(), self.place.pin_memory(), self.id.pin_memory(), self.weight.pin_memory())
+        return Soft(
+            self.row.pin_memory(),
+            self.place.pin_memory(),
+            self.id.pin_memory(),
+            self.weight.pin_memory(),
+        )
 
 
 def join(several: Sequence[Soft | None]) -> Soft | None:

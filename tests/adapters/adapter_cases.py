@@ -19,7 +19,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "join": [{"first": "video.4"}],
     "linear": [{"dim": 5}, {"norm": True}],
     "mlp": [{"depth": 1}, {"depth": 3, "hidden": 7, "norm": True}],
-    "position": [{"kind": "seconds"}, {"kind": "learned", "max_steps": 16}, {"kind": "learned", "max_steps": 3}],
+    "position": [
+        {"kind": "seconds"},
+        {"kind": "learned", "max_steps": 16},
+        {"kind": "learned", "max_steps": 3},
+    ],
     "qformer": [
         {"per": "frame"} | QFORMER,
         {"per": "clip"} | QFORMER,
@@ -47,11 +51,14 @@ SQUARE = {"spatial_pool"}  # these take square grids of tokens only: all test cl
 def cases() -> list[tuple[str, dict[str, Any]]]:
     """(adapter, options) of everything that the registry lists."""
     found = [(name, options) for name in choices("adapters") for options in CASES.get(name, [{}])]
-    return [(name, options if "streams" in options else {"stream": "video", **options}) for name, options in found]
+    return [
+        (name, options if "streams" in options else {"stream": "video", **options})
+        for name, options in found
+    ]
 
 
 def _last_words(options: dict[str, Any]) -> list[str]:
-    """Name the feed-forwards of the last layer, of which the outputs of an instruction's words are dropped."""
+    """Name the feed-forwards of the last layer, whose outputs for an instruction are dropped."""
     if "instruction" not in options:
         return []
     last = options["layers"] - 1
@@ -59,15 +66,20 @@ def _last_words(options: dict[str, Any]) -> list[str]:
 
 
 LEFT_OUT: dict[str, Callable[[dict[str, Any]], list[str]]] = {"qformer": _last_words}
-"""By adapter a function of its options that names the parameters (regular expressions) that this mode does not use."""
+"""By adapter, a function of its options: patterns of the parameters that a mode does not use."""
 
 
 def dead_parameters(adapter: nn.Module, left_out: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the parameters without a gradient that should have one, and those that have one and were left out.
+    """Return parameters that should have a gradient and have none, and those of the contrary.
 
-    A bias of the keys moves all scores of a query alike: its gradient is zero in any softmax attention.
+    A bias of the keys moves all scores of a query alike: its gradient is zero in any softmax
+    attention.
     """
-    reached = {n: p.grad is not None and bool(p.grad.any()) for n, p in adapter.named_parameters() if p.requires_grad}
+    reached = {
+        n: p.grad is not None and bool(p.grad.any())
+        for n, p in adapter.named_parameters()
+        if p.requires_grad
+    }
     unused = {name for name in reached if any(re.search(pattern, name) for pattern in left_out)}
     keys = {name for name in reached if name.endswith(("key.bias", "k_proj.bias"))}
     dead = [name for name, has in reached.items() if not has and name not in unused | keys]
@@ -77,5 +89,8 @@ def dead_parameters(adapter: nn.Module, left_out: Sequence[str]) -> tuple[list[s
 def case_name(value: Any) -> str:
     """A test id: the adapter's name, or its options."""
     if isinstance(value, dict):
-        return "-".join(f"{k}={v}" for k, v in value.items() if k != "stream" and k not in QFORMER) or "defaults"
+        return (
+            "-".join(f"{k}={v}" for k, v in value.items() if k != "stream" and k not in QFORMER)
+            or "defaults"
+        )
     return str(value)

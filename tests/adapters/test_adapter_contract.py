@@ -1,4 +1,4 @@
-"""What every adapter keeps, over the registry: the promised grid, exact masks, independent clips, gradients."""
+"""Every adapter keeps its promises: the grid, exact masks, independent clips, gradients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ CASE = pytest.mark.parametrize("name, options", cases(), ids=case_name)
 def make(name: str, options: dict[str, Any]) -> Adapter:
     torch.manual_seed(0)
     adapter: Adapter = build("adapters", {"type": name, **options}, WIDTHS, LLM).eval()
-    with torch.no_grad():  # layers that begin at zero (residual branches, gates) would hide what they read
+    with (
+        torch.no_grad()
+    ):  # layers that begin at zero (residual branches, gates) would hide what they read
         for parameter in adapter.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
     return adapter
@@ -37,7 +39,7 @@ def sizes(name: str) -> list[tuple[int, int]]:
 
 
 def stream(width: int, seed: int, name: str = "") -> Tokens:
-    """Clips of different length; 0.3 s a step; one token of the first clip is missing, the third is a picture."""
+    """Clips of different length; 0.3 s a step; one token is missing, the third is a picture."""
     generator = torch.Generator().manual_seed(seed)
     b, t, p = len(STEPS), max(STEPS), 4
     mask = torch.zeros(b, t, p, dtype=torch.bool)
@@ -59,18 +61,24 @@ def prompt(clips: int) -> Prompt:
     mask = torch.ones(clips, 5, dtype=torch.bool)
     mask[0, 3:] = False
     ids = torch.randint(0, 9, (clips, 5), generator=generator)
-    return Prompt(torch.randn(clips, 5, LLM, generator=generator), mask, ids, ["what colour is it ?"] * clips)
+    return Prompt(
+        torch.randn(clips, 5, LLM, generator=generator), mask, ids, ["what colour is it ?"] * clips
+    )
 
 
 def run(adapter: Adapter, given: dict[str, Tokens]) -> dict[str, Tokens]:
-    return adapter(given, prompt(next(iter(given.values())).x.shape[0]) if adapter.conditioned else None)
+    return adapter(
+        given, prompt(next(iter(given.values())).x.shape[0]) if adapter.conditioned else None
+    )
 
 
 def one(given: dict[str, Tokens], clip: int, steps: int, tokens: int) -> dict[str, Tokens]:
     """A clip by itself, without any padding."""
     part = slice(clip, clip + 1)
     return {
-        name: Tokens(t.x[part, :steps, :tokens], t.mask[part, :steps, :tokens], t.span[part, :steps])
+        name: Tokens(
+            t.x[part, :steps, :tokens], t.mask[part, :steps, :tokens], t.span[part, :steps]
+        )
         for name, t in given.items()
     }
 
@@ -109,7 +117,9 @@ def test_absent_streams_pass_by(name: str, options: dict[str, Any]) -> None:
     adapter = make(name, options)
     given = {"audio": streams(name)["audio"]}
     made = run(adapter, given)
-    assert set(made) == set(adapter.output_grid({"audio": Grid(given["audio"].span[0], given["audio"].mask[0])}))
+    assert set(made) == set(
+        adapter.output_grid({"audio": Grid(given["audio"].span[0], given["audio"].mask[0])})
+    )
 
 
 @CASE
@@ -134,12 +144,17 @@ def test_a_batch_is_its_clips_one_by_one(name: str, options: dict[str, Any]) -> 
         alone = run(adapter, one(given, clip, steps, tokens))
         for key, made in together.items():
             assert torch.allclose(real(made, clip), real(alone[key], 0), atol=1e-5), (key, clip)
-            spans = made.span[clip][made.mask[clip].any(-1)], alone[key].span[0][alone[key].mask[0].any(-1)]
+            spans = (
+                made.span[clip][made.mask[clip].any(-1)],
+                alone[key].span[0][alone[key].mask[0].any(-1)],
+            )
             assert torch.allclose(*spans)
 
 
 @CASE
-def test_an_absent_clip_gives_finite_numbers_and_gradients(name: str, options: dict[str, Any]) -> None:
+def test_an_absent_clip_gives_finite_numbers_and_gradients(
+    name: str, options: dict[str, Any]
+) -> None:
     adapter = make(name, options)
     for absent in ([0], [0, 1, 2, 3]):
         given = streams(name)
@@ -162,11 +177,19 @@ def test_side_information_stays_with_its_grid(name: str, options: dict[str, Any]
     given = {}
     for key, tokens in streams(name).items():
         b, t, p, _ = tokens.x.shape
-        extra = {"of_clip": torch.rand(b, 1, 2), "of_step": torch.rand(b, t), "of_token": torch.rand(b, t, p)}
+        extra = {
+            "of_clip": torch.rand(b, 1, 2),
+            "of_step": torch.rand(b, t),
+            "of_token": torch.rand(b, t, p),
+        }
         given[key] = replace(tokens, extra=extra)
     for key, made in run(adapter, given).items():
         before = given.get(key)
-        if before is not None and made.mask.shape == before.mask.shape and torch.equal(made.span, before.span):
+        if (
+            before is not None
+            and made.mask.shape == before.mask.shape
+            and torch.equal(made.span, before.span)
+        ):
             assert made.extra.keys() == before.extra.keys()
             assert all(torch.equal(made.extra[n], before.extra[n]) for n in before.extra)
         elif key in given and not adapter.keeps_extra:
@@ -197,7 +220,10 @@ def test_a_mode_may_leave_parameters_out_and_names_them() -> None:
 
 @CASE
 def test_state_dict_round_trip(name: str, options: dict[str, Any]) -> None:
-    adapter, other = make(name, options), build("adapters", {"type": name, **options}, WIDTHS, LLM).eval()
+    adapter, other = (
+        make(name, options),
+        build("adapters", {"type": name, **options}, WIDTHS, LLM).eval(),
+    )
     other.load_state_dict(adapter.state_dict())
     expected, seen = run(adapter, streams(name)), run(other, streams(name))
     assert all(torch.equal(expected[k].x, seen[k].x) for k in expected)
@@ -232,7 +258,10 @@ def test_an_own_adapter_from_a_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "own_adapters_here").mkdir()
     (tmp_path / "own_adapters_here" / "halved.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    specs = [{"type": "own_adapters_here.halved:Halved", "stream": "video"}, {"type": "linear", "stream": "video"}]
+    specs = [
+        {"type": "own_adapters_here.halved:Halved", "stream": "video"},
+        {"type": "linear", "stream": "video"},
+    ]
     connector = Connector(specs, {"video": D}, LLM)
     given = {"video": stream(D, 0)}
     expected = connector[1]({"video": given["video"].with_x(given["video"].x / 2)})["video"].x

@@ -23,7 +23,7 @@ from avllm.tokens import Tokens
 
 
 class NearestWord(StreamAdapter):
-    """Replace each token by the LLM's embedding that is most like it: reads the table in each forward pass."""
+    """Replace each token by the LLM's most similar embedding: reads the table each time."""
 
     def __init__(self, widths: dict[str, int], llm_dim: int, *, stream: str) -> None:
         super().__init__(widths, llm_dim, stream)

@@ -79,14 +79,16 @@ def test_a_sum_counts() -> None:
     """Twice the same steps give twice the sum; masked steps give nothing."""
     adapter = ClipSum({"av": 4}, 4, stream="av", num_tokens=2)
     once = stream([0.5], 0.125, 4)
-    twice = Tokens(once.x.repeat(1, 2, 1, 1), once.mask.repeat(1, 2, 1), stream([1.0], 0.125, 4).span)
+    twice = Tokens(
+        once.x.repeat(1, 2, 1, 1), once.mask.repeat(1, 2, 1), stream([1.0], 0.125, 4).span
+    )
     torch.testing.assert_close(adapter.adapt(twice).x, 2 * adapter.adapt(once).x)
     masked = Tokens(twice.x, twice.mask & (torch.arange(8) < 4)[None, :, None], twice.span)
     torch.testing.assert_close(adapter.adapt(masked).x, adapter.adapt(once).x)
 
 
 def test_a_moment_is_when_it_happens() -> None:
-    """What stands out in one step leaves the sinusoids of that step's second, whatever else the clip holds."""
+    """What stands out in one step leaves the sinusoids of that step's second."""
     adapter = ClipSum({"av": 4}, 4, stream="av", num_tokens=0, moments=1, dim=8, hidden=4)
     found = stream([1.0], 0.125, 4)
     tokens = Tokens(torch.zeros_like(found.x), found.mask, found.span)

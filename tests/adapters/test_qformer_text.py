@@ -13,7 +13,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tiny import make_siglip
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, PreTrainedTokenizerFast
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
+    PreTrainedTokenizerFast,
+)
 
 from avllm.adapters._blip2 import load_blip2
 from avllm.adapters._qformer_text import READ, WRITE, Text, joint_mask
@@ -48,7 +53,9 @@ def clips(count: int = 3, frames: int = 2) -> Tokens:
 
 
 def words(count: int, length: int = 5, seed: int = 2) -> tuple[Tensor, Tensor]:
-    ids = torch.randint(0, VOCABULARY, (count, length), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(
+        0, VOCABULARY, (count, length), generator=torch.Generator().manual_seed(seed)
+    )
     return ids, torch.ones(count, length, dtype=torch.bool)
 
 
@@ -57,7 +64,13 @@ def test_masks_by_hand() -> None:
     everybody = joint_mask(2, real, causal=False)[0, 0]
     assert everybody.tolist() == [[True, True, True, True, False]] * 5
     seen = joint_mask(2, real, causal=True)[0, 0].long()
-    assert seen.tolist() == [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0]]
+    assert seen.tolist() == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 0],
+    ]
 
 
 def test_without_the_option_nothing_changes_and_with_it_media_become_the_same() -> None:
@@ -68,8 +81,12 @@ def test_without_the_option_nothing_changes_and_with_it_media_become_the_same() 
     given = {"video": clips()}
     assert torch.equal(plain(given)["video"].x, reading(given)["video"].x)
     more = {n for n, _ in reading.named_parameters()} - names
-    assert more == {n for n, p in reading.named_parameters() if any(p is q for q in reading._text_parameters())}
-    rule = re.search(r"\['(.*)', null\]", QFormer.__doc__)[1]  # what the documentation says freezes the text side
+    assert more == {
+        n for n, p in reading.named_parameters() if any(p is q for q in reading._text_parameters())
+    }
+    rule = re.search(r"\['(.*)', null\]", QFormer.__doc__)[
+        1
+    ]  # what the documentation says freezes the text side
     assert more == {n for n in names | more if re.search(rule, f"connector.0.{n}")}
     with pytest.raises(ValueError, match="text True; expected 'llm' or the size"):
         qformer(True)
@@ -95,13 +112,19 @@ def test_a_written_text_sees_queries_and_what_stands_before(text: str | int) -> 
         ids, other = table[ids], table[other]
     q = SIZES["num_queries"]
     plain = reading.read(x, keep)
-    one, two = (reading.read(x, keep, reading.text.embed(w, mask, WRITE), causal=True) for w in (ids, other))
+    one, two = (
+        reading.read(x, keep, reading.text.embed(w, mask, WRITE), causal=True) for w in (ids, other)
+    )
     torch.testing.assert_close(one[:, :q], plain)  # queries do not see the text, whatever it is
     torch.testing.assert_close(two[:, :q], plain)
-    torch.testing.assert_close(one[:, q : q + 3], two[:, q : q + 3])  # the beginning and two equal words
+    torch.testing.assert_close(
+        one[:, q : q + 3], two[:, q : q + 3]
+    )  # the beginning and two equal words
     assert not torch.isclose(one[:, q + 3 :], two[:, q + 3 :]).all(-1).any()
     moved = reading.read(x + 1, keep, reading.text.embed(ids, mask, WRITE), causal=True)
-    assert not torch.isclose(one[:, q:], moved[:, q:]).all(-1).any()  # it sees the media through the queries
+    assert (
+        not torch.isclose(one[:, q:], moved[:, q:]).all(-1).any()
+    )  # it sees the media through the queries
     read = reading.read(x, keep, reading.text.embed(ids, mask, READ))[:, :q]
     assert not torch.isclose(read, plain).all(-1).any()  # a text that is matched is seen
     again = reading.read(x, keep, reading.text.embed(other, mask, READ))[:, :q]
@@ -122,7 +145,9 @@ def test_padding_changes_nothing(causal: bool) -> None:
     )  # nor that of the media
     torch.testing.assert_close(loud, short, rtol=1e-4, atol=1e-5)
     alone = reading.read_text(reading.text.embed(ids, mask, READ))
-    torch.testing.assert_close(reading.read_text(reading.text.embed(*padded, READ))[:, : alone.shape[1]], alone)
+    torch.testing.assert_close(
+        reading.read_text(reading.text.embed(*padded, READ))[:, : alone.shape[1]], alone
+    )
 
 
 def test_who_has_nothing_to_read_runs_the_same_modules() -> None:
@@ -130,12 +155,20 @@ def test_who_has_nothing_to_read_runs_the_same_modules() -> None:
     x, keep, _ = reading.units(clips())
     text = reading.text.embed(*words(0), READ)
     x = x[:0].requires_grad_()
-    for out in (reading.read(x, keep[:0], text), reading.read_text(text), reading.read(x, keep[:0])):
+    for out in (
+        reading.read(x, keep[:0], text),
+        reading.read_text(text),
+        reading.read(x, keep[:0]),
+    ):
         assert len(out) == 0
         reading.zero_grad()
         out.sum().backward(retain_graph=True)
-        assert all(p.grad is not None for n, p in reading.named_parameters() if "layer.0.attention" in n)
-    assert x.grad is not None  # what stands before the Q-Former, and the words, have their turn as well
+        assert all(
+            p.grad is not None for n, p in reading.named_parameters() if "layer.0.attention" in n
+        )
+    assert (
+        x.grad is not None
+    )  # what stands before the Q-Former, and the words, have their turn as well
     reading.zero_grad()
     reading.read(x, keep[:0], text).sum().backward()
     assert reading.text.words.weight.grad is not None
@@ -150,16 +183,32 @@ def test_units_are_what_the_queries_read_at_a_time(per: str, clip: list[int]) ->
     x, keep, owner = reading.units(tokens)
     assert owner.tolist() == clip
     made = reading({"video": tokens})["video"]
-    torch.testing.assert_close(made.x[made.mask].unflatten(0, (len(clip), -1)), reading.read(x, keep))
+    torch.testing.assert_close(
+        made.x[made.mask].unflatten(0, (len(clip), -1)), reading.read(x, keep)
+    )
 
 
 def retrieval_model(folder: Path) -> Blip2ForImageTextRetrieval:
     """A tiny BLIP-2 of the first stage with random weights, and its tokenizer."""
     from tokenizers import Tokenizer, models
 
-    vision = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
-    text = {"use_qformer_text_input": True, "vocab_size": VOCABULARY, "cross_attention_frequency": 2}
+    vision = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    text = {
+        "use_qformer_text_input": True,
+        "vocab_size": VOCABULARY,
+        "cross_attention_frequency": 2,
+    }
     config = Blip2Config(
         vision_config=vision | {"image_size": 28, "patch_size": 14},
         qformer_config=sizes | text | {"encoder_hidden_size": WIDTH},
@@ -171,7 +220,10 @@ def retrieval_model(folder: Path) -> Blip2ForImageTextRetrieval:
         for p in model.parameters():
             p.add_(0.2 * torch.randn_like(p))
     model.save_pretrained(folder)
-    vocabulary = {f"w{i}": i for i in range(VOCABULARY - 2)} | {"[CLS]": VOCABULARY - 2, "[DEC]": VOCABULARY - 1}
+    vocabulary = {f"w{i}": i for i in range(VOCABULARY - 2)} | {
+        "[CLS]": VOCABULARY - 2,
+        "[DEC]": VOCABULARY - 1,
+    }
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     PreTrainedTokenizerFast(
         tokenizer_object=core, cls_token="[CLS]", bos_token="[DEC]", unk_token="w0"
@@ -211,21 +263,36 @@ def test_what_a_checkpoint_gives_depends_on_what_is_there(tmp_path: Path) -> Non
     by_llm = qformer("llm", init=str(tmp_path / "retrieval"))
     by_llm.load_init()
     assert torch.equal(by_llm.text.match.weight, theirs.itm_head.weight)
-    with pytest.raises(ValueError, match=r"words.weight \(30, 16\), this Q-Former's \(29, 16\); give text: 30"):
+    with pytest.raises(
+        ValueError, match=r"words.weight \(30, 16\), this Q-Former's \(29, 16\); give text: 30"
+    ):
         qformer(29, init=str(tmp_path / "retrieval")).load_init()
     config = theirs.config
     config.qformer_config.use_qformer_text_input = False
-    config.text_config.update({"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16})
-    config.text_config.update({"vocab_size": 30, "word_embed_proj_dim": 16, "max_position_embeddings": 16})
+    config.text_config.update(
+        {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16}
+    )
+    config.text_config.update(
+        {"vocab_size": 30, "word_embed_proj_dim": 16, "max_position_embeddings": 16}
+    )
     Blip2ForConditionalGeneration(config).save_pretrained(tmp_path / "second")
-    with pytest.raises(ValueError, match="is a Blip2ForConditionalGeneration, which has no text side"):
+    with pytest.raises(
+        ValueError, match="is a Blip2ForConditionalGeneration, which has no text side"
+    ):
         load_blip2(str(tmp_path / "second"), with_text=True)
 
 
 def test_only_the_tensors_of_the_qformer_are_read(tmp_path: Path) -> None:
     theirs = retrieval_model(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
-    needed = ("qformer.", "query_tokens", "embeddings.", "itm_head.", "text_projection.", "vision_projection.")
+    needed = (
+        "qformer.",
+        "query_tokens",
+        "embeddings.",
+        "itm_head.",
+        "text_projection.",
+        "vision_projection.",
+    )
     part = {key: x for key, x in state.items() if key.startswith(needed)}
     assert len(part) < len(state)
     save_file(part, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -240,7 +307,9 @@ def test_only_the_shards_that_hold_them_are_opened(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     rest = {key: "rest.safetensors" for key in state if key.startswith("vision_model.")}
     places = dict.fromkeys(state.keys() - rest.keys(), "qformer.safetensors") | rest
-    save_file({key: state[key] for key in state.keys() - rest.keys()}, tmp_path / "qformer.safetensors")
+    save_file(
+        {key: state[key] for key in state.keys() - rest.keys()}, tmp_path / "qformer.safetensors"
+    )
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     ours = qformer(init=str(tmp_path))
     ours.load_init()  # rest.safetensors does not exist
@@ -276,7 +345,9 @@ def test_another_model_or_number_of_heads_is_refused(tmp_path: Path) -> None:
 
 
 def test_text_picked_and_blank() -> None:
-    text = Text(torch.arange(12.0).view(2, 3, 2), torch.tensor([[True, True, False], [True, True, True]]))
+    text = Text(
+        torch.arange(12.0).view(2, 3, 2), torch.tensor([[True, True, False], [True, True, True]])
+    )
     picked = text.pick(torch.tensor([1, 0, 1]))
     assert torch.equal(picked.x[1], text.x[0])
     assert picked.mask.tolist()[1] == [True, True, False]

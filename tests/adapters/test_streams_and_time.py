@@ -1,4 +1,4 @@
-"""temporal_conv, spatial_pool, branch and join: worked numbers, masks, and the grid that the processor counts by."""
+"""temporal_conv, spatial_pool, branch and join: worked numbers, masks, and the promised grid."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def span(steps: int) -> torch.Tensor:
 
 
 def two_clips(long: int = 20, short: int = 13) -> Tokens:
-    """A batch of two clips of different length, 16 tokens a step; what is masked holds large numbers."""
+    """Two clips of different length, 16 tokens a step; masked places hold large numbers."""
     mask = torch.ones(2, long, 16, dtype=torch.bool)
     mask[1, short:] = False
     spans = torch.stack([span(long), torch.cat([span(short), torch.zeros(long - short, 2)])])
@@ -39,7 +39,9 @@ def test_a_clip_in_a_batch_is_the_clip_alone() -> None:
     torch.manual_seed(0)
     connector, batch = Connector(BRANCHED, {"video": 8}, 8), two_clips()
     both = connector({"video": batch})["video"]
-    alone = connector({"video": Tokens(batch.x[1:, :13], batch.mask[1:, :13], batch.span[1:, :13])})["video"]
+    alone = connector(
+        {"video": Tokens(batch.x[1:, :13], batch.mask[1:, :13], batch.span[1:, :13])}
+    )["video"]
     torch.testing.assert_close(both.x[1][both.mask[1]], alone.x[alone.mask])
 
 
@@ -47,11 +49,15 @@ def test_the_grid_counts_what_forward_makes() -> None:
     connector, batch = Connector(BRANCHED, {"video": 8}, 8), two_clips()
     made = connector({"video": batch})["video"]
     for row, steps in enumerate((20, 13)):
-        grid = connector.output_grid({"video": Grid(span(steps), torch.ones(steps, 16, dtype=torch.bool))})["video"]
+        grid = connector.output_grid(
+            {"video": Grid(span(steps), torch.ones(steps, 16, dtype=torch.bool))}
+        )["video"]
         real = made.mask[row].any(-1)
         assert torch.equal(grid.mask, made.mask[row][real])
         torch.testing.assert_close(grid.span, made.span[row][real])
-    assert grid.places == 4 + 7  # a grid of 2 x 2 for the clip, then a token for each quarter of 1.625 s
+    assert (
+        grid.places == 4 + 7
+    )  # a grid of 2 x 2 for the clip, then a token for each quarter of 1.625 s
 
 
 def test_an_absent_stream_stays_absent() -> None:
@@ -73,7 +79,9 @@ def test_squares_are_averaged_over_what_is_real() -> None:
     x = torch.arange(16.0).reshape(1, 1, 16, 1)
     mask = torch.ones(1, 1, 16, dtype=torch.bool)
     mask[0, 0, :2] = False  # the upper half of the first square
-    pooled = SpatialPool({"video": 1}, 1, stream="video").adapt(Tokens(x, mask, torch.zeros(1, 1, 2)))
+    pooled = SpatialPool({"video": 1}, 1, stream="video").adapt(
+        Tokens(x, mask, torch.zeros(1, 1, 2))
+    )
     assert pooled.x.flatten().tolist() == [4.5, 4.5, 10.5, 12.5]
 
 
@@ -83,7 +91,9 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="video.places"):
         Join({"video": 4, "video.places": 8}, 4, stream="video", first="video.places")
     with pytest.raises(ValueError, match="6 tokens"):
-        SpatialPool({"video": 1}, 1, stream="video").grid(Grid(span(1), torch.ones(1, 6, dtype=torch.bool)))
+        SpatialPool({"video": 1}, 1, stream="video").grid(
+            Grid(span(1), torch.ones(1, 6, dtype=torch.bool))
+        )
 
 
 def test_deltas_are_what_changes_from_step_to_step_and_nothing_at_the_edges() -> None:

@@ -32,7 +32,9 @@ def test_a_good_checkpoint(checkpoint: Path) -> None:
     code, found = verify(checkpoint)
     assert (code, found["is_good"], found["load_error"]) == (0, True, "")
     assert set(found["backbones"].values()) == {"same"}
-    assert {"config.json", "trained.safetensors", "tokenizer.json"} <= {f["name"] for f in found["files"]}
+    assert {"config.json", "trained.safetensors", "tokenizer.json"} <= {
+        f["name"] for f in found["files"]
+    }
 
 
 def test_files_that_were_changed_added_or_lost(checkpoint: Path) -> None:
@@ -65,7 +67,9 @@ def test_a_change_that_is_accepted(checkpoint: Path) -> None:
 def test_a_backbone_that_was_changed(checkpoint: Path) -> None:
     path = next((checkpoint.parent / "backbones" / "llm").glob("*.safetensors"))
     state = load_file(path)
-    save_file(state | {"lm_head.weight": state["lm_head.weight"] + 1}, path, metadata={"format": "pt"})
+    save_file(
+        state | {"lm_head.weight": state["lm_head.weight"] + 1}, path, metadata={"format": "pt"}
+    )
     code, found = verify(checkpoint)
     assert code == 1
     assert found["backbones"]["llm"] == "changed or missing"

@@ -40,7 +40,12 @@ def test_sound_tracks_are_counted(clip: Path, tmp_path: Path) -> None:
     mute = write_clip(tmp_path / "mute.mp4", (0, 200, 0), None)
     silenced = about(mute, "off")
     silenced["messages"][0]["content"][0]["sound"] = "off"
-    rows = [about(clip, "heard"), about(mute, "mute"), silenced, about(tmp_path / "gone.mp4", "gone")]
+    rows = [
+        about(clip, "heard"),
+        about(mute, "mute"),
+        silenced,
+        about(tmp_path / "gone.mp4", "gone"),
+    ]
     manifest = write_rows(tmp_path / "m.jsonl", rows)
     for decode in ("headers", "sample"):
         found = stats([manifest], options=ExamineOptions(decode, workers=1)).total
@@ -60,8 +65,12 @@ def test_a_pipe_gets_examples_uncut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["check", "stats"])
-def test_results_are_on_stdout_and_hints_on_stderr(command: str, clip: Path, tmp_path: Path) -> None:
-    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good"), about(tmp_path / "gone.mp4", "gone")])
+def test_results_are_on_stdout_and_hints_on_stderr(
+    command: str, clip: Path, tmp_path: Path
+) -> None:
+    manifest = write_rows(
+        tmp_path / "m.jsonl", [about(clip, "good"), about(tmp_path / "gone.mp4", "gone")]
+    )
     plain = INVOKE(app, ["data", command, str(manifest)])
     assert "rows" in plain.stdout
     assert "give --pr" in plain.stderr
@@ -81,8 +90,9 @@ def test_rows_are_counted_whatever_their_length_and_refused_ones_are_told(
     assert found["total"]["tokens"] > 3000
     assert found["total"]["refused"] == 2
     assert found["refused"] == {"empty_answer": 1, "missing": 1}
-    assert "2 rows have no tokens, since training leaves them out: 1 empty_answer, 1 missing" in " ".join(
-        told.stderr.split()
+    assert (
+        "2 rows have no tokens, since training leaves them out: 1 empty_answer, 1 missing"
+        in " ".join(told.stderr.split())
     )
     told = INVOKE(app, [*command, "--tokenizer", world.model["llm"]["name"]])
     assert json.loads(told.stdout.splitlines()[-1])["total"]["tokens"] > 3000
@@ -109,12 +119,24 @@ def test_an_empty_manifest_is_an_error(clip: Path, tmp_path: Path) -> None:
 
 
 def test_rows_to_fix_by_hand_are_named(clip: Path, tmp_path: Path) -> None:
-    manifest, test = (write_rows(tmp_path / name, [about(clip, name)]) for name in ("m.jsonl", "t.jsonl"))
+    manifest, test = (
+        write_rows(tmp_path / name, [about(clip, name)]) for name in ("m.jsonl", "t.jsonl")
+    )
     for path in (manifest, test):
         with path.open("a") as file:
             file.write('{"id": "cut"\n')
     out = tmp_path / "out"
-    command = ["data", "check", str(manifest), "--against", str(test), "--output", str(out), "--workers", "1"]
+    command = [
+        "data",
+        "check",
+        str(manifest),
+        "--against",
+        str(test),
+        "--output",
+        str(out),
+        "--workers",
+        "1",
+    ]
     told = INVOKE(app, [*command, "--strict", "--json"])
     found = json.loads(told.stdout.splitlines()[-1])
     assert told.exit_code == 1
@@ -133,7 +155,9 @@ def test_a_row_is_shown_without_colours(preset: Path, clip: Path, tmp_path: Path
     shown = INVOKE(app, [*command, "--id", "good"])
     assert re.search(r"\[\[red.*\]\]", shown.stdout)
     assert "2 trained on (in [[ ]])" in shown.stdout
-    coloured = INVOKE(app, [*command, "--id", "good"], env={"FORCE_COLOR": "1", "TERM": "xterm-256color"})
+    coloured = INVOKE(
+        app, [*command, "--id", "good"], env={"FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    )
     assert "[[" not in coloured.stdout
     assert "\x1b[1;32m" in coloured.stdout
     for number, reason in ((0, "missing"), (2, "empty_answer")):
@@ -163,7 +187,13 @@ def test_a_stage_whose_stage_before_is_not_trained_says_so(world: World, tmp_pat
     later = settings(world, tmp_path / "run", "caption", model=None, init=str(tmp_path / "before"))
     later = {key: value for key, value in later.items() if value is not None}
     manifest = write_rows(tmp_path / "m.jsonl", [words("good")])
-    command = ["data", "check", str(manifest), "--preset", str(write_preset(tmp_path / "stage2.yaml", later))]
+    command = [
+        "data",
+        "check",
+        str(manifest),
+        "--preset",
+        str(write_preset(tmp_path / "stage2.yaml", later)),
+    ]
     with pytest.raises(FileNotFoundError, match=str(tmp_path / "before")):
         INVOKE(app, command, catch_exceptions=False)
 
@@ -177,20 +207,35 @@ def test_headers_and_a_model_are_refused(preset: Path, clip: Path, tmp_path: Pat
 def test_rows_are_counted_by_what_they_are(clip: Path, tmp_path: Path) -> None:
     interval = about(clip, "part", "two words", kind="colour")
     interval["messages"][0]["content"][0].update(start=0.25, end=0.75)
-    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "whole"), interval, words("words", source="b")])
+    manifest = write_rows(
+        tmp_path / "m.jsonl", [about(clip, "whole"), interval, words("words", source="b")]
+    )
     closed = stats([manifest])
-    assert (closed.total.rows, closed.total.words, closed.total.seconds, closed.total.unknown) == (3, 4, 0.5, 1)
+    assert (closed.total.rows, closed.total.words, closed.total.seconds, closed.total.unknown) == (
+        3,
+        4,
+        0.5,
+        1,
+    )
     opened = stats([manifest], options=ExamineOptions("headers"))
     assert opened.total.seconds == pytest.approx(1.5, abs=0.1)
     assert opened.total.unknown == 0
-    assert {name: share.rows for name, share in opened.by["modality"].items()} == {"video": 2, "text": 1}
-    assert {name: share.rows for name, share in opened.by["kind"].items()} == {"(none)": 2, "colour": 1}
+    assert {name: share.rows for name, share in opened.by["modality"].items()} == {
+        "video": 2,
+        "text": 1,
+    }
+    assert {name: share.rows for name, share in opened.by["kind"].items()} == {
+        "(none)": 2,
+        "colour": 1,
+    }
     two = [{"type": "image", "image": "a.png"}, {"type": "image", "image": "b.png"}]
     assert modality(Sample.model_validate(row("x", two, "y"))) == "2 image"
 
 
 def test_the_commands(preset: Path, clip: Path, tmp_path: Path) -> None:
-    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good"), about(tmp_path / "gone.mp4", "gone")])
+    manifest = write_rows(
+        tmp_path / "m.jsonl", [about(clip, "good"), about(tmp_path / "gone.mp4", "gone")]
+    )
     command = ["data", "check", str(manifest), "--output", str(tmp_path / "out"), "--workers", "1"]
     checked = INVOKE(app, [*command, "--json"])
     assert checked.exit_code == 0, checked.output

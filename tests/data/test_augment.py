@@ -1,4 +1,4 @@
-"""Augmented sound: a function of (seed, place), off outside of training, and never away from the pictures."""
+"""Augmented sound: a function of (seed, place), off outside of training, with its pictures."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ from avllm.data.media.load import Clip, Frames, Sound
 from avllm.training.start import build_datasets, build_parts
 
 RATE = 16_000
-EVERYTHING = AugmentConfig(roll=True, speed=0.5, gain=6.0, bands=2, silences=2, silence_seconds=0.2, background=0.9)
+EVERYTHING = AugmentConfig(
+    roll=True, speed=0.5, gain=6.0, bands=2, silences=2, silence_seconds=0.2, background=0.9
+)
 
 
 def sound(seconds: float = 1.0, pictures: bool = False) -> Clip:
     """Noise, with two frames or without."""
     x = torch.randn(int(seconds * RATE), generator=torch.Generator().manual_seed(0))
-    frames = Frames(torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.tensor([[0, 0.5], [0.5, 1]]) * seconds)
+    frames = Frames(
+        torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.tensor([[0, 0.5], [0.5, 1]]) * seconds
+    )
     return Clip(frames if pictures else None, Sound(x, RATE, 0.0), seconds)
 
 
@@ -70,7 +74,9 @@ def test_speed_doubles_a_tone() -> None:
     tone = torch.sin(2 * torch.pi * 500 * torch.arange(RATE) / RATE)
     fast = change_speed(tone, 2.0)
     assert fast.shape == (RATE // 2,)
-    assert int(torch.fft.rfft(fast).abs().argmax()) * RATE / fast.shape[0] == pytest.approx(1000, abs=4)
+    assert int(torch.fft.rfft(fast).abs().argmax()) * RATE / fast.shape[0] == pytest.approx(
+        1000, abs=4
+    )
 
 
 def test_speed_tells_the_clip_its_new_length() -> None:
@@ -143,11 +149,16 @@ def test_each_item_comes_with_its_place_in_the_run() -> None:
 
 
 def dataset_of(tmp_path: Path, part: str = "video") -> SampleDataset:
-    """Questions on the tiny world's clips, or on their sound alone (``part="audio"``), with everything switched on."""
+    """Questions on the tiny world's clips, or (``part="audio"``) on sound, all switched on."""
     world = make_world(tmp_path / "world", clips=4)
     asked = [{"type": part, part: "000.mp4"}, text("do you hear a low sound ?")]
-    heard = write_rows(world.questions.with_name("heard.jsonl"), [row("heard", asked, "a low sound", "heard.pitch")])
-    config = settings(world, tmp_path / "run", data__train=str(world.questions if part == "video" else heard))
+    heard = write_rows(
+        world.questions.with_name("heard.jsonl"),
+        [row("heard", asked, "a low sound", "heard.pitch")],
+    )
+    config = settings(
+        world, tmp_path / "run", data__train=str(world.questions if part == "video" else heard)
+    )
     config["data"] |= {"augment": EVERYTHING.model_dump(), "keep_decoded": 100.0}
     run = RunConfig.model_validate(config)
     return build_datasets(run, build_parts(run))[0]
@@ -158,7 +169,11 @@ def test_only_items_with_a_place_are_changed_and_files_are_decoded_once(
 ) -> None:
     dataset, decoded = dataset_of(tmp_path), []
     load = dataset.processor.load_clips
-    monkeypatch.setattr(dataset.processor, "load_clips", lambda parts, root: decoded.extend(parts) or load(parts, root))
+    monkeypatch.setattr(
+        dataset.processor,
+        "load_clips",
+        lambda parts, root: decoded.extend(parts) or load(parts, root),
+    )
 
     def features(item: int | tuple[int, int]) -> torch.Tensor:
         (row,) = dataset[item].rows
@@ -185,6 +200,8 @@ def test_kept_token_rows_fit_the_clip_whatever_its_length(tmp_path: Path) -> Non
 
 
 def test_augmented_features_cannot_be_cached(tmp_path: Path) -> None:
-    preset = Path(__file__).resolve().parents[2] / "train" / "presets" / "esc10" / "stage1_align.yaml"
+    preset = (
+        Path(__file__).resolve().parents[2] / "train" / "presets" / "esc10" / "stage1_align.yaml"
+    )
     with pytest.raises(ConfigError, match="both augment and cache are given"):
         load_config(preset, [f"data.cache={tmp_path}"])

@@ -1,4 +1,4 @@
-"""Rows stay on the disk: the index finds, checks and groups them as reading the whole manifest would."""
+"""Rows stay on disk: the index finds, checks and groups them as reading the manifest would."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def row(number: int, clip: str | None = None, **fields: Any) -> dict[str, Any]:
     media = [{"type": "video", "video": clip}] if clip else []
     content = [*media, {"type": "text", "text": "wer spricht? é" * (number % 5)}]
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": f"answer {number}"}]
+    messages = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": f"answer {number}"},
+    ]
     return {"id": f"row-{number}", "source": "test", "messages": messages, **fields}
 
 
@@ -39,7 +42,9 @@ def write(path: Path, count: int = 60) -> Path:
 def test_rows_are_those_of_the_whole_manifest(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     lines = [json.dumps(row(n, "a.mp4")) for n in range(9)]
-    path.write_text("\n" + "\n\n".join(lines[:5]) + "\n  \n" + "\r\n".join(lines[5:]), encoding="utf-8")
+    path.write_text(
+        "\n" + "\n\n".join(lines[:5]) + "\n  \n" + "\r\n".join(lines[5:]), encoding="utf-8"
+    )
     whole, lazy = read_manifest(path), Manifest(path)
     assert list(lazy) == whole
     assert lazy[-2:] == whole[-2:]
@@ -81,7 +86,9 @@ def test_ids_that_occur_twice_and_manifests_without_rows_are_refused(tmp_path: P
     assert raised.value.reason == "missing"
 
 
-def test_an_index_is_kept_as_long_as_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_is_kept_as_long_as_the_bytes_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, built = write(tmp_path / "m.jsonl"), []
     build = indexing.build_index
     monkeypatch.setattr(indexing, "STORED_FROM", 1)
@@ -155,8 +162,15 @@ def test_items_of_several_manifests(tmp_path: Path) -> None:
     assert packed.root(19) == tmp_path
     assert packed.root(20) == tmp_path / "other"
     firsts = [packed.sample(int(place)) for place in packed.distinct_media()]
-    seen = {(packed.root(int(p)), s.media[0].path) for p, s in zip(packed.distinct_media(), firsts, strict=True)}
-    assert len(seen) == len(firsts) == len({(i < 20, s.media[0].path) for i, s in enumerate(samples) if s.media})
+    seen = {
+        (packed.root(int(p)), s.media[0].path)
+        for p, s in zip(packed.distinct_media(), firsts, strict=True)
+    }
+    assert (
+        len(seen)
+        == len(firsts)
+        == len({(i < 20, s.media[0].path) for i, s in enumerate(samples) if s.media})
+    )
 
 
 def test_media_parts_of_several_datasets_are_read_when_asked_for(tmp_path: Path) -> None:
@@ -164,15 +178,31 @@ def test_media_parts_of_several_datasets_are_read_when_asked_for(tmp_path: Path)
     asked = [{"role": "user", "content": two}, {"role": "assistant", "content": "x"}]
     (tmp_path / "other").mkdir()
     first, second = tmp_path / "a.jsonl", tmp_path / "other" / "b.jsonl"
-    write_manifest(first, [row(0, "0.mp4"), row(1), row(2, "0.mp4"), row(3, "1.mp4"), {"id": "two", "messages": asked}])
+    write_manifest(
+        first,
+        [
+            row(0, "0.mp4"),
+            row(1),
+            row(2, "0.mp4"),
+            row(3, "1.mp4"),
+            {"id": "two", "messages": asked},
+        ],
+    )
     write_manifest(second, [row(0), row(1, "1.mp4"), row(2, "0.mp4")])
     datasets = [SampleDataset([m], None, quarantine={"row-2": "silent"}) for m in (first, second)]  # type: ignore[arg-type]
     places = MediaPlaces([(dataset, None) for dataset in datasets])
     names = [(place[0].name, place[1].path) for place in places]
-    assert names == [(tmp_path.name, n) for n in ("0.mp4", "1.mp4", "a.mp4", "b.wav")] + [("other", "1.mp4")]
+    assert names == [(tmp_path.name, n) for n in ("0.mp4", "1.mp4", "a.mp4", "b.wav")] + [
+        ("other", "1.mp4")
+    ]
     assert len(places) == 5
     assert pickle.loads(pickle.dumps(places))[3] == (tmp_path, read_manifest(first)[4].media[1])
-    some = MediaPlaces([(datasets[0], np.array([False, True, False, True])), (datasets[1], np.array([True, False]))])
+    some = MediaPlaces(
+        [
+            (datasets[0], np.array([False, True, False, True])),
+            (datasets[1], np.array([True, False])),
+        ]
+    )
     assert [place[1].path for place in some] == ["a.mp4", "b.wav"], "of the items that are meant"
     without = SampleDataset([second], None, quarantine={"row-1": "x", "row-2": "x"})  # type: ignore[arg-type]
     assert list(MediaPlaces([(without, None)])) == []
@@ -197,14 +227,21 @@ def test_rows_in_quarantine_are_left_out(tmp_path: Path) -> None:
 
 def test_ids_of_a_quarantine_file_are_those_of_the_rows_whatever_they_hold(tmp_path: Path) -> None:
     ids = ["a\u2028b", "c\u0085d", " e", "f g"]
-    write_manifest(tmp_path / "a.jsonl", [{**row(n), "id": id} for n, id in enumerate([*ids, "good"])])
-    (tmp_path / "q.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(f"{id}\tsilent" for id in ids).encode())
+    write_manifest(
+        tmp_path / "a.jsonl", [{**row(n), "id": id} for n, id in enumerate([*ids, "good"])]
+    )
+    (tmp_path / "q.txt").write_bytes(
+        b"\xef\xbb\xbf" + "\r\n".join(f"{id}\tsilent" for id in ids).encode()
+    )
     items = Items([tmp_path / "a.jsonl"], quarantine=read_quarantine([tmp_path / "q.txt"]))
     assert [b.id for b in items.quarantined] == ids
     assert [items.sample(int(place)).id for place in items.rows] == ["good"]
     everything = dict.fromkeys([*ids, "good"], "silent")
     more = write(tmp_path / "more.jsonl", 20)
-    for manifests in ([tmp_path / "a.jsonl"], [more, tmp_path / "a.jsonl"]):  # one source that is gone is enough
+    for manifests in (
+        [tmp_path / "a.jsonl"],
+        [more, tmp_path / "a.jsonl"],
+    ):  # one source that is gone is enough
         with pytest.raises(QuarantineError, match=r"5 rows of .*a.jsonl") as raised:
             Items(manifests, quarantine=everything)
         assert raised.value.reason == "no_rows"

@@ -40,11 +40,18 @@ def test_order_is_seeded_and_changes_with_the_epoch() -> None:
 def test_processes_and_accumulation_see_the_same_rows_at_each_step() -> None:
     order = Order([30], [1.0], seed=0)
     one = list(MicroBatches(order, Cut(2, accumulate=4), 0, 5))
-    ranks = [list(MicroBatches(order, Cut(2, accumulate=2, world_size=2, rank=r), 0, 5)) for r in range(2)]
+    ranks = [
+        list(MicroBatches(order, Cut(2, accumulate=2, world_size=2, rank=r), 0, 5))
+        for r in range(2)
+    ]
     whole = list(MicroBatches(order, Cut(8), 0, 5))
     for step in range(5):
         rows = sorted(i for b in one[4 * step : 4 * step + 4] for i in b)
-        assert rows == sorted(i for r in ranks for b in r[2 * step : 2 * step + 2] for i in b) == sorted(whole[step])
+        assert (
+            rows
+            == sorted(i for r in ranks for b in r[2 * step : 2 * step + 2] for i in b)
+            == sorted(whole[step])
+        )
 
 
 def test_resuming_is_skipping() -> None:
@@ -86,9 +93,15 @@ def test_a_limit_in_tokens_cuts_a_micro_batch_and_loses_nothing() -> None:
     assert [m.batch.ids for m in parts] == [["r9", "r8"], ["r3", "r4"]]
     assert [m.batch.input_ids.numel() for m in parts] == [18, 8]
     assert sum(m.batch.num_targets for m in parts) == whole.batch.num_targets
-    assert (sum(m.seen for m in parts), sum(m.tokens for m in parts)) == (whole.seen, whole.tokens) == (5, 24)
+    assert (
+        (sum(m.seen for m in parts), sum(m.tokens for m in parts))
+        == (whole.seen, whole.tokens)
+        == (5, 24)
+    )
     assert [b for m in parts for b in m.bad] == whole.bad != []
-    filled = Collate(partial(collate, pad_id=0), empty, partial(fill_sequences, max_length=12), 24)(loaded)
+    filled = Collate(partial(collate, pad_id=0), empty, partial(fill_sequences, max_length=12), 24)(
+        loaded
+    )
     assert [m.batch.input_ids.shape for m in filled] == [(2, 12)]
     for limit in (None, 18):
         (nothing,) = Collate(partial(collate, pad_id=0), empty, max_tokens=limit)([])

@@ -37,7 +37,9 @@ def row(*parts: dict[str, Any], id: str = "a", **fields: Any) -> dict[str, Any]:
 )
 def test_a_wrong_part_is_named(tmp_path: Path, wrong: dict[str, Any], field: str) -> None:
     path = tmp_path / "m.jsonl"
-    path.write_text(f"{json.dumps(row(VIDEO))}\n\n{json.dumps(row(wrong, id='b'))}\n", encoding="utf-8")
+    path.write_text(
+        f"{json.dumps(row(VIDEO))}\n\n{json.dumps(row(wrong, id='b'))}\n", encoding="utf-8"
+    )
     with pytest.raises(ManifestError) as caught:
         read_manifest(path)
     assert str(caught.value).startswith(f"{path} line 3: field {field}")
@@ -52,7 +54,10 @@ def test_a_wrong_part_is_named(tmp_path: Path, wrong: dict[str, Any], field: str
         (json.dumps({"id": "a"}), "field messages"),
         (json.dumps(row(idd="b")), "field idd"),
         (json.dumps(row(seconds=float("nan"))), "field seconds"),
-        (json.dumps({"id": "a", "messages": [{"role": "assistant", "content": "x"}]}), "beginning with user"),
+        (
+            json.dumps({"id": "a", "messages": [{"role": "assistant", "content": "x"}]}),
+            "beginning with user",
+        ),
         (json.dumps({"id": "a", "messages": [{"role": "user", "content": "x"}] * 2}), "in turn"),
     ],
 )
@@ -79,7 +84,9 @@ def test_missing_empty_and_doubled(tmp_path: Path) -> None:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     audio = {"type": "audio", "audio": "b.wav", "start": 1.5, "end": 2.0}
-    samples = [Sample.model_validate(row({**VIDEO, "sound": "off"}, audio, source="s", choices=["a", "b"]))]
+    samples = [
+        Sample.model_validate(row({**VIDEO, "sound": "off"}, audio, source="s", choices=["a", "b"]))
+    ]
     assert write_manifest(tmp_path / "m.jsonl", samples) == 1
     assert read_manifest(tmp_path / "m.jsonl") == samples
 
@@ -96,9 +103,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ([VIDEO, {"type": "time", "seconds": 1, "clip": 1}], "messages.0.content.1.clip"),
     ],
 )
-def test_a_time_that_means_nothing_is_named(tmp_path: Path, content: list[dict[str, object]], expected: str) -> None:
+def test_a_time_that_means_nothing_is_named(
+    tmp_path: Path, content: list[dict[str, object]], expected: str
+) -> None:
     path = tmp_path / "m.jsonl"
-    path.write_text(json.dumps({"id": "r", "messages": [{"role": "user", "content": content}]}) + "\n")
+    path.write_text(
+        json.dumps({"id": "r", "messages": [{"role": "user", "content": content}]}) + "\n"
+    )
     with pytest.raises(ManifestError) as error:
         read_manifest(path)
     assert "line 1" in str(error.value)
@@ -106,10 +117,19 @@ def test_a_time_that_means_nothing_is_named(tmp_path: Path, content: list[dict[s
 
 
 def test_times_survive_a_manifest(tmp_path: Path) -> None:
-    content = [VIDEO, {"type": "time", "start": 1.5, "end": 3.0}, {"type": "time", "seconds": 2.0, "clip": 0}]
+    content = [
+        VIDEO,
+        {"type": "time", "start": 1.5, "end": 3.0},
+        {"type": "time", "seconds": 2.0, "clip": 0},
+    ]
     answer = {"role": "assistant", "content": [{"type": "time", "seconds": 2.5}]}
-    row = Sample.model_validate({"id": "r", "messages": [{"role": "user", "content": content}, answer]})
+    row = Sample.model_validate(
+        {"id": "r", "messages": [{"role": "user", "content": content}, answer]}
+    )
     write_manifest(tmp_path / "m.jsonl", [row])
     assert read_manifest(tmp_path / "m.jsonl") == [row]
-    assert json.loads((tmp_path / "m.jsonl").read_text())["messages"][1]["content"] == answer["content"]
+    assert (
+        json.loads((tmp_path / "m.jsonl").read_text())["messages"][1]["content"]
+        == answer["content"]
+    )
     assert len(row.media) == 1

@@ -1,4 +1,4 @@
-"""Rows that share their media behind one copy of it, or just a sequence: the same loss and gradients as one by one."""
+"""Rows that share their media, or just a sequence: loss and gradients are those of one by one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def test_the_shared_part_ends_before_the_token_that_predicts_a_target() -> None:
     assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 4, 5]
     assert packed.segments[:, 1].tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
     assert packed.num_targets == one.num_targets + two.num_targets
-    assert [packed.input_ids[p.trained].tolist() for p in packed.parts] == [answer(one), answer(two)]
+    assert [packed.input_ids[p.trained].tolist() for p in packed.parts] == [
+        answer(one),
+        answer(two),
+    ]
 
 
 def test_packs_are_no_longer_than_asked_and_media_is_never_behind_the_shared_part() -> None:
@@ -63,12 +66,17 @@ def test_rows_stand_one_behind_the_other_in_groups_of_their_own() -> None:
     two = bare_row([9, 9, 6, 7], [-100, -100, 6, 7], 2)
     (filled,) = fill_sequences([one, two], 8)
     assert filled.input_ids.tolist() == [9, 4, 5, 9, 9, 6, 7]
-    assert filled.labels.tolist() == [-100, -100, 5, -100, -100, 6, 7], "nothing is predicted over a border"
+    assert filled.labels.tolist() == [-100, -100, 5, -100, -100, 6, 7], (
+        "nothing is predicted over a border"
+    )
     assert filled.position_ids.tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert filled.segments.tolist() == [[0, 0]] * 3 + [[1, 0]] * 4
     assert filled.is_media.tolist() == [True, False, False, True, True, False, False]
     assert filled.num_targets == one.num_targets + two.num_targets
-    assert [filled.input_ids[p.trained].tolist() for p in filled.parts] == [answer(one), answer(two)]
+    assert [filled.input_ids[p.trained].tolist() for p in filled.parts] == [
+        answer(one),
+        answer(two),
+    ]
 
 
 def test_first_fit_takes_the_longest_first_and_keeps_the_order() -> None:
@@ -76,7 +84,9 @@ def test_first_fit_takes_the_longest_first_and_keeps_the_order() -> None:
     assert level_bins([3, 6, 4, 2, 5], 1000) == [[0, 1, 2, 3, 4]]
     assert level_bins([9, 2], 4) == [[0], [1]]
     lengths = [7, 1, 5, 5, 6]
-    assert [sum(lengths[i] for i in b) for b in level_bins(lengths, 23)] == [12, 12], "levelled, and not 23 and 1"
+    assert [sum(lengths[i] for i in b) for b in level_bins(lengths, 23)] == [12, 12], (
+        "levelled, and not 23 and 1"
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -96,7 +106,10 @@ def test_a_mask_of_yes_and_no_gives_the_bits_of_the_one_that_is_added() -> None:
     q, k, v = torch.randn(3, 1, 2, 8, 4, dtype=torch.float32).unbind()
     segments = torch.tensor([[[0, 0]] * 3 + [[0, 1]] * 2 + [[0, 2]] * 2 + [[-1, -1]]])
     attend = torch.nn.functional.scaled_dot_product_attention
-    added, chosen = (attend(q, k, v, attn_mask=block_mask(segments, kind)) for kind in (torch.float32, torch.bool))
+    added, chosen = (
+        attend(q, k, v, attn_mask=block_mask(segments, kind))
+        for kind in (torch.float32, torch.bool)
+    )
     assert torch.equal(added, chosen)
 
 
@@ -121,7 +134,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 def configure(world: World, **changes: Any) -> RunConfig:
     """Return settings of a model whose Q-Former reads text too: every objective runs on it."""
-    section = settings(world, world.root / "run", **{"data__train": str(world.questions), **changes})
+    section = settings(
+        world, world.root / "run", **{"data__train": str(world.questions), **changes}
+    )
     section["model"] = world.model | {"connector": connector(world)}
     section["data"]["max_length"] = 250
     return RunConfig.model_validate(section)
@@ -206,7 +221,9 @@ def test_packed_and_unpacked_have_the_same_loss_and_gradients(
         assert apart <= 1e-6 * max(1.0, float(grad.norm())), name
 
 
-def test_a_limit_on_tokens_goes_with_objectives_that_compare_nothing(config: RunConfig, parts: Parts) -> None:
+def test_a_limit_on_tokens_goes_with_objectives_that_compare_nothing(
+    config: RunConfig, parts: Parts
+) -> None:
     limited = config.model_copy(deep=True)
     limited.train.max_tokens = 4096
     check_rows(limited, Task(parts.model, [OBJECTIVES["next_token"]]), Whole())

@@ -1,4 +1,4 @@
-"""Soft targets: their loss by hand, and the same targets in a row, in a batch and in packed rows."""
+"""Soft targets: their loss by hand, and the same targets in a row, a batch and packed rows."""
 
 from __future__ import annotations
 
@@ -17,20 +17,28 @@ from avllm.objectives.next_token import SoftTargets, next_token_loss, soft_targe
 def row(ids: list[int], trained: list[int], soft: dict[int, dict[int, float]]) -> Row:
     labels = [token if place in trained else IGNORE for place, token in enumerate(ids)]
     media = torch.zeros(len(ids), dtype=torch.bool)
-    return Row("r", torch.tensor(ids), torch.tensor(labels), [], media, soft=Soft.of(list(soft.items())))
+    return Row(
+        "r", torch.tensor(ids), torch.tensor(labels), [], media, soft=Soft.of(list(soft.items()))
+    )
 
 
 def loss_of(rows: list[Row], side: str = "right", vocabulary: int = 12) -> float:
     """The loss with logits that follow from a token alone, so that packing changes none of them."""
     batch = collate(rows, pad_id=0, padding_side=side)
-    table = torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    table = torch.randn(
+        vocabulary, vocabulary, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     at, wanted = targets(batch.labels)
-    loss, _ = next_token_loss(table[batch.input_ids][at], wanted, soft_targets(batch.labels, batch.soft))
+    loss, _ = next_token_loss(
+        table[batch.input_ids][at], wanted, soft_targets(batch.labels, batch.soft)
+    )
     return float(loss)
 
 
 def test_loss_by_hand() -> None:
-    logits = torch.tensor([[0.0, math.log(2.0), 0.0], [0.0, 0.0, 0.0]])  # 1/4, 1/2, 1/4; a third each
+    logits = torch.tensor(
+        [[0.0, math.log(2.0), 0.0], [0.0, 0.0, 0.0]]
+    )  # 1/4, 1/2, 1/4; a third each
     soft = SoftTargets(torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([0.75, 0.25]))
     loss, hits = next_token_loss(logits, torch.tensor([1, 2]), soft)
     expected = 0.75 * math.log(2) + 0.25 * math.log(4) + math.log(3)
@@ -58,7 +66,10 @@ def test_a_batch_is_its_rows_one_by_one() -> None:
     alone = sum(loss_of([one]) for one in ROWS)
     assert loss_of(ROWS) == pytest.approx(alone, rel=1e-6)
     assert loss_of(ROWS, side="left") == pytest.approx(alone, rel=1e-6)
-    hard = [row(one.input_ids.tolist(), one.labels.ge(0).nonzero().flatten().tolist(), {}) for one in ROWS]
+    hard = [
+        row(one.input_ids.tolist(), one.labels.ge(0).nonzero().flatten().tolist(), {})
+        for one in ROWS
+    ]
     assert abs(loss_of(hard) - alone) > 1e-2, "the distributions count"
 
 
@@ -92,5 +103,7 @@ def test_it_moves_with_its_batch() -> None:
     assert batch.soft is not None
     moved = batch.to("meta").soft
     assert moved is not None
-    assert {value.device.type for value in (moved.row, moved.place, moved.id, moved.weight)} == {"meta"}
+    assert {value.device.type for value in (moved.row, moved.place, moved.id, moved.weight)} == {
+        "meta"
+    }
     assert collate(ROWS[3:], pad_id=0).soft is None

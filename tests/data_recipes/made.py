@@ -14,9 +14,11 @@ from avllm.recipes.frame import make
 
 
 class Made:
-    """The manifests of a recipe; ``sources`` has a function of the recipe's name that writes its layout."""
+    """The manifests of a recipe; a function of its name in ``sources`` writes its layout."""
 
-    def __init__(self, recipe: ModuleType, sources: ModuleType, folder: Path, **options: Any) -> None:
+    def __init__(
+        self, recipe: ModuleType, sources: ModuleType, folder: Path, **options: Any
+    ) -> None:
         name = recipe.__name__.rpartition(".")[2]
         write: Callable[[Path], None] = getattr(sources, name)
         self.recipe = recipe
@@ -24,7 +26,9 @@ class Made:
         self.output = folder / "out"
         self.source.mkdir(exist_ok=True)
         write(self.source)
-        self.report = make(recipe.ABOUT, recipe.rows, self.source, self.output, name=name, **options)
+        self.report = make(
+            recipe.ABOUT, recipe.rows, self.source, self.output, name=name, **options
+        )
 
     def rows(self, split: str = "train") -> list[Sample]:
         """Return the rows of a split."""

@@ -1,4 +1,4 @@
-"""Instruction sets in their authors' layout, a few rows each: one function a recipe, named like it."""
+"""Instruction sets in their authors' layout, a few rows each: one function a recipe."""
 
 from __future__ import annotations
 
@@ -14,19 +14,34 @@ def turns(*texts: str) -> list[dict[str, str]]:
 
 
 def sharegpt(source: Path) -> None:
-    """Two conversations about one picture, under one id; placeholders before and after; and rows to drop."""
+    """Two conversations about one picture, under one id; placeholders at both ends; bad rows."""
     first = {"id": "000000033471", "image": "000000033471.jpg"}
     rows: list[dict[str, Any]] = [
         first
         | {
             "conversations": turns(
-                "<image>\nWhat are the colors of the bus?", "White and red.", "And the sky?", "Blue."
+                "<image>\nWhat are the colors of the bus?",
+                "White and red.",
+                "And the sky?",
+                "Blue.",
             )
         },
-        first | {"conversations": turns("Describe the scene.\n<image>", "A bus waits in front of a shop.")},
+        first
+        | {
+            "conversations": turns(
+                "Describe the scene.\n<image>", "A bus waits in front of a shop."
+            )
+        },
         {"id": 7, "conversations": turns("Who wrote Faust?", "Goethe.")},
-        {"id": "two", "image": ["a.jpg"], "conversations": turns("<image><image>\nWhat differs?", "The hat.")},
-        {"id": "html", "conversations": turns("What does <image> mean in SVG?", "A raster picture.")},
+        {
+            "id": "two",
+            "image": ["a.jpg"],
+            "conversations": turns("<image><image>\nWhat differs?", "The hat."),
+        },
+        {
+            "id": "html",
+            "conversations": turns("What does <image> mean in SVG?", "A raster picture."),
+        },
         {"id": "back", "conversations": turns("Hello.", "Hello.", "Why?", "Because.")[1:]},
         {"id": "open", "conversations": turns("Hello.", "Hello.", "Why?")},
     ]
@@ -36,8 +51,11 @@ def sharegpt(source: Path) -> None:
 
 
 def videochat(source: Path) -> None:
-    """A conversation, a description with an instruction alone, and a pair without answer; as one file."""
-    pairs = [{"q": "What is the man doing?", "a": "He surfs."}, {"q": "Where?", "a": "On a big wave."}]
+    """A conversation, a description with an instruction, a pair without answer; as one file."""
+    pairs = [
+        {"q": "What is the man doing?", "a": "He surfs."},
+        {"q": "Where?", "a": "On a big wave."},
+    ]
     described = {"i": "Describe the video in detail.", "q": "", "a": "Two dogs run over a lawn."}
     rows = [
         {"video": "076101_076150/1066653121.mp4", "QA": pairs},
@@ -57,7 +75,8 @@ def videochat2(source: Path) -> None:
     ]
     rows = [{"video": "076101_076150/1066653121.mp4", "QA": asked, "start": 1.5, "end": 4}]
     write_json(
-        source / "video/caption/videochat/train.json", [{"video": "016401_016450/11671436.mp4", "QA": [described]}]
+        source / "video/caption/videochat/train.json",
+        [{"video": "016401_016450/11671436.mp4", "QA": [described]}],
     )
     write_json(source / "video/conversation/videochat1/train.json", rows)
     touch(source, "videos/076101_076150/1066653121.mp4", "videos/11671436.mp4")
@@ -76,32 +95,61 @@ def video_chatgpt(source: Path) -> None:
 
 
 def avsd(source: Path) -> None:
-    """Dialogues to train on; a test set with its last answers in another file, and one that is not there."""
+    """Dialogues to train on; a test set with its last answers in a file, and an absent one."""
 
     def dialogue(video: str, *answers: str) -> dict[str, Any]:
-        asked = [{"question": f"question {n} ?", "answer": answer} for n, answer in enumerate(answers)]
+        asked = [
+            {"question": f"question {n} ?", "answer": answer} for n, answer in enumerate(answers)
+        ]
         summary = "the girl walks into a room"
-        return {"image_id": video, "summary": summary, "caption": "a person walked in .", "dialog": asked}
+        return {
+            "image_id": video,
+            "summary": summary,
+            "caption": "a person walked in .",
+            "dialog": asked,
+        }
 
     train = {"type": "train", "dialogs": [dialogue("YSE1G", "only one person .", "yes")]}
     hidden = [dialogue("7NCBM", "no .", "__UNDISCLOSED__"), dialogue("EDXBD", "__UNDISCLOSED__")]
     disclosed = [dialogue("7NCBM", "no .", "he is looking outside ."), hidden[1]]
     write_json(source / "train_set4DSTC7-AVSD.json", train)
-    write_json(source / "val_set4DSTC7-AVSD.json", {"dialogs": [dialogue("YSE1G", "yes , there is .")]})
+    write_json(
+        source / "val_set4DSTC7-AVSD.json", {"dialogs": [dialogue("YSE1G", "yes , there is .")]}
+    )
     write_json(source / "test_set4DSTC7-AVSD.json", {"dialogs": hidden})
     write_json(source / "lbl_test_set4DSTC7-AVSD.json", {"dialogs": disclosed})
-    touch(source, "Charades_v1_480/YSE1G.mp4", "Charades_vu17_test_480/7NCBM.mp4", "Charades_vu17_test_480/EDXBD.mp4")
+    touch(
+        source,
+        "Charades_v1_480/YSE1G.mp4",
+        "Charades_vu17_test_480/7NCBM.mp4",
+        "Charades_vu17_test_480/EDXBD.mp4",
+    )
 
 
 def avinstruct(source: Path) -> None:
-    """A row of each file, features of the authors' machine in the fields, and a row without its placeholder."""
+    """A row of each file, feature files in the fields, and a row without its placeholder."""
 
     def row(video: str, *texts: str) -> dict[str, Any]:
-        features = {"video": f"/mnt/sda/imagebind_v_feats/{video}.npy", "audio": f"/mnt/sda/{video}.mp3.npy"}
-        return {"video_id": video, "multi_choice": "", "correct_answer": "", **features, "conversations": turns(*texts)}
+        features = {
+            "video": f"/mnt/sda/imagebind_v_feats/{video}.npy",
+            "audio": f"/mnt/sda/{video}.mp3.npy",
+        }
+        return {
+            "video_id": video,
+            "multi_choice": "",
+            "correct_answer": "",
+            **features,
+            "conversations": turns(*texts),
+        }
 
-    asked = "Summarize the video to help answer:\n<Q>How many instruments are sounding in the video?<Q>\n<video>"
-    write_json(source / "AVinstruct/avqa_data1.json", [row("00005580", asked, "Two: the violin and the cello.")])
+    asked = (
+        "Summarize the video to help answer:\n"
+        "<Q>How many instruments are sounding in the video?<Q>\n<video>"
+    )
+    write_json(
+        source / "AVinstruct/avqa_data1.json",
+        [row("00005580", asked, "Two: the violin and the cello.")],
+    )
     rows = [
         row("-HG3Omg_89c_000030", "<Q>What happened in the video?<Q>\n<video>", "A yacht passes.")
         | {"video_id": "341"},

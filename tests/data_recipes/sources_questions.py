@@ -1,4 +1,4 @@
-"""Question and grounding sets in their authors' layout, a few rows each: one function a recipe, named like it."""
+"""Question and grounding sets in their authors' layout, a few rows each: a function a recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ def msrvtt_qa(source: Path) -> None:
     """Two splits; a question that is none of the five types; one without answer."""
 
     def row(number: int, video: int, question: str, answer: str) -> dict[str, Any]:
-        return {"answer": answer, "category_id": 14, "id": number, "question": question, "video_id": video}
+        return {
+            "answer": answer,
+            "category_id": 14,
+            "id": number,
+            "question": question,
+            "video_id": video,
+        }
 
     rows = [
         row(158581, 6513, "what are three people sitting on?", "couch"),
@@ -31,9 +37,21 @@ def activitynet_qa(source: Path) -> None:
     """Questions and answers in different order; an id with dashes; a question without answer."""
     names = ["okC18bPTils", "-_x9aaa-bbb"]
     asked = [
-        {"video_name": names[0], "question": "are all the people in the video men", "question_id": f"v_{names[0]}_3"},
-        {"video_name": names[1], "question": "what happened before skiing", "question_id": f"v_{names[1]}_2"},
-        {"video_name": names[1], "question": "what color is the dog", "question_id": f"v_{names[1]}_9"},
+        {
+            "video_name": names[0],
+            "question": "are all the people in the video men",
+            "question_id": f"v_{names[0]}_3",
+        },
+        {
+            "video_name": names[1],
+            "question": "what happened before skiing",
+            "question_id": f"v_{names[1]}_2",
+        },
+        {
+            "video_name": names[1],
+            "question": "what color is the dog",
+            "question_id": f"v_{names[1]}_9",
+        },
     ]
     answers = [
         {"answer": "put on shoes", "type": 2, "question_id": f"v_{names[1]}_2"},
@@ -44,7 +62,9 @@ def activitynet_qa(source: Path) -> None:
     touch(source, f"videos/v_{names[0]}.mkv", f"videos/{names[1]}.mp4")
 
 
-def music_row(number: int, video: str, template: str, values: list[str], answer: str, **more: Any) -> dict[str, Any]:
+def music_row(
+    number: int, video: str, template: str, values: list[str], answer: str, **more: Any
+) -> dict[str, Any]:
     """A question of MUSIC-AVQA."""
     row = {
         "video_id": video,
@@ -59,10 +79,18 @@ def music_row(number: int, video: str, template: str, values: list[str], answer:
 
 
 def music_avqa(source: Path) -> None:
-    """Slots, a full-width question mark, an instrument of two words; and every kind of row that is left out."""
+    """Slots, a full-width question mark, an instrument of two words; every kind of bad row."""
     train = [
-        music_row(10, "00000108", "Is the <Object> louder than the <Object>?", ["guzheng", "acoustic_guitar"], "yes"),
-        music_row(31, "00000108", "How many sounding <Object> in the video\uff1f", ["banjo"], "one"),
+        music_row(
+            10,
+            "00000108",
+            "Is the <Object> louder than the <Object>?",
+            ["guzheng", "acoustic_guitar"],
+            "yes",
+        ),
+        music_row(
+            31, "00000108", "How many sounding <Object> in the video\uff1f", ["banjo"], "one"
+        ),
         music_row(32, "00000108", "Is the <Object> louder than the <Object>?", ["guzheng"], "yes"),
         music_row(33, "00000108", "Is there a voiceover?", [], "yes", question_deleted=1),
         music_row(34, "00000108", "Is there a voiceover?", [], "perhaps"),
@@ -70,18 +98,25 @@ def music_avqa(source: Path) -> None:
         music_row(35, "00000108", "How many sounding <Object> in the video?", ["banjo"], "four"),
     ]
     test = [
-        music_row(7, "sa00008442", "What kind of instrument is the <LRer> instrument? ", ["leftest"], "electric_bass")
+        music_row(
+            7,
+            "sa00008442",
+            "What kind of instrument is the <LRer> instrument? ",
+            ["leftest"],
+            "electric_bass",
+        )
     ]
     write_json(source / "data/json_update/avqa-train.json", train)
     write_json(source / "data/json_update/avqa-test.json", test)
     write_json(
-        source / "data/json/avqa-val.json", [music_row(9, "00000108", "Where is the performance?", [], "indoor")]
+        source / "data/json/avqa-val.json",
+        [music_row(9, "00000108", "Where is the performance?", [], "indoor")],
     )
     touch(source, "data/video/00000108.mp4", "synthetic/sa00008442.mp4")
 
 
 def avqa(source: Path) -> None:
-    """A clip whose copy writes its start without zeros; a choice that is null, one that is absent, a wrong index."""
+    """A copy with another form of its start; a choice that is null or absent, a wrong index."""
 
     def row(number: int, choices: Sequence[Any], answer: int) -> dict[str, Any]:
         return {
@@ -102,16 +137,24 @@ def avqa(source: Path) -> None:
 
 
 def next_qa(source: Path) -> None:
-    """Training rows with choices, test rows without; a second answer; an unknown type, an index that is none."""
+    """Training rows with choices, test rows without; a second answer; unknown type and index."""
     columns = ["video", "frame_count", "width", "height", "question", "answer", "qid", "type"]
-    choices = ["roll the handle", "tap their feet", "strum the string", "hit with sticks", "pat with hand"]
+    choices = [
+        "roll the handle",
+        "tap their feet",
+        "strum the string",
+        "hit with sticks",
+        "pat with hand",
+    ]
     clip = ["4010069381", 369, 640, 480]
     rows = [
         [*clip, "how do the two man play the instrument", 2, 6, "CH", *choices],
         [*clip, "why did he, the boy, move", 5, 7, "CW", *choices],
         [*clip, "what is this", 1, 8, "XX", *choices],
     ]
-    write_csv(source / "dataset/nextqa/train.csv", [[*columns, "a0", "a1", "a2", "a3", "a4"], *rows])
+    write_csv(
+        source / "dataset/nextqa/train.csv", [[*columns, "a0", "a1", "a2", "a3", "a4"], *rows]
+    )
     asked = [
         ["5772591393", 1, 2, 3, "where is this", "house", 2, "DL"],
         ["5772591393", 1, 2, 3, "what does the cat do", "turn its head", 1, "TN"],
@@ -124,7 +167,7 @@ def next_qa(source: Path) -> None:
 
 
 def charades_sta(source: Path) -> None:
-    """An event that ends a little after its video, and lines that are left out: far too late, exchanged, broken."""
+    """An event that ends a little after its video; lines far too late, exchanged, broken."""
     lines = [
         "AO8RW 0.0 6.9##a person is putting a book on a shelf.",
         "AO8RW 24.3 31.6##person turn a light on.",
@@ -135,24 +178,34 @@ def charades_sta(source: Path) -> None:
     ]
     source.mkdir(exist_ok=True)
     (source / "charades_sta_train.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (source / "charades_sta_test.txt").write_text("3MSZA 24.3 30.4##person turn a light on.\n\n", encoding="utf-8")
+    (source / "charades_sta_test.txt").write_text(
+        "3MSZA 24.3 30.4##person turn a light on.\n\n", encoding="utf-8"
+    )
     script = 'A person puts a book, "the" book, on a shelf.'
-    write_csv(source / "Charades_v1_train.csv", [("id", "script", "length"), ("AO8RW", script, "31.00")])
+    write_csv(
+        source / "Charades_v1_train.csv", [("id", "script", "length"), ("AO8RW", script, "31.00")]
+    )
     touch(source, "Charades_v1_480/AO8RW.mp4", "Charades_v1_480/3MSZA.mp4")
 
 
 def unav100(source: Path) -> None:
-    """Numbers with and without a point, overlapping events, a label that comes twice; labels outside of a video."""
+    """Numbers with and without a point, overlapping events, a label twice; labels out of range."""
 
     def event(label: str, start: float, end: float) -> dict[str, Any]:
         return {"label": label, "label_id": len(label), "segment": [start, end]}
 
-    barking = [event("dog barking", 20.0, 25.26), event("man speaking", 2.1, 8.4), event("dog barking", 5, 9.5)]
+    barking = [
+        event("dog barking", 20.0, 25.26),
+        event("man speaking", 2.1, 8.4),
+        event("dog barking", 5, 9.5),
+    ]
     singing = [event("woman singing", 0, 10.3), event("cat purring", 12.0, 15.0)]
     database = {
         "__2MwJ2uHu0": {"subset": "train", "duration": 25.0, "annotations": barking},
         "2TvyObYvkeY": {"subset": "test", "duration": 10, "annotations": singing},
         "-0XOm9bG9Zw": {"subset": "validation", "duration": 10.0, "annotations": []},
     }
-    write_json(source / "annotations/unav100_annotations.json", {"version": "v1", "database": database})
+    write_json(
+        source / "annotations/unav100_annotations.json", {"version": "v1", "database": database}
+    )
     touch(source, *(f"raw_videos/{video}.mp4" for video in database))

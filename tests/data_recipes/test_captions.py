@@ -23,9 +23,11 @@ Run = Callable[..., SimpleNamespace]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Runs a recipe on its source, changed by ``spoil(source)``: its splits, drops and missing files."""
+    """Runs a recipe on its source, changed by ``spoil(source)``: splits, drops, missing files."""
 
-    def ran(name: str, spoil: Callable[[Path], Any] | None = None, **options: Any) -> SimpleNamespace:
+    def ran(
+        name: str, spoil: Callable[[Path], Any] | None = None, **options: Any
+    ) -> SimpleNamespace:
         spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
@@ -40,7 +42,10 @@ def run(tmp_path: Path) -> Run:
         drops = [json.loads(line) for line in (output / "dropped.jsonl").read_text().splitlines()]
         missing = (output / "missing.txt").read_text().splitlines()
         return SimpleNamespace(
-            **splits, drops=[(d["reason"], d["where"]) for d in drops], missing=missing, report=report
+            **splits,
+            drops=[(d["reason"], d["where"]) for d in drops],
+            missing=missing,
+            report=report,
         )
 
     return ran
@@ -57,7 +62,10 @@ def answers(samples: list[Sample]) -> list[str]:
 def test_webvid(run: Run) -> None:
     made = run("webvid")
     assert answers(made.train) == ["Aerial shot winter forest", "Senior couple, looking at the sea"]
-    assert files(made.train) == ["videos/006001_006050/21179416.mp4", "videos/071501_071550/5629184.mp4"]
+    assert files(made.train) == [
+        "videos/006001_006050/21179416.mp4",
+        "videos/071501_071550/5629184.mp4",
+    ]
     assert [s.id for s in made.validation] == ["webvid-1210"]
     assert made.drops == [("no_page_dir", "results_2M_train.csv:4")]
     assert {s.messages[0].text for s in made.train} <= set(PROMPTS["video"])
@@ -67,7 +75,9 @@ def test_webvid_without_the_folder_videos_and_of_another_subset(run: Run) -> Non
     def spoil(source: Path) -> None:
         (source / "metadata").mkdir()
         for name in ("train", "val"):
-            (source / f"results_2M_{name}.csv").rename(source / "metadata" / f"results_10M_{name}.csv")
+            (source / f"results_2M_{name}.csv").rename(
+                source / "metadata" / f"results_10M_{name}.csv"
+            )
         for page in list((source / "videos").iterdir()):
             page.rename(source / page.name)
 
@@ -128,24 +138,33 @@ def test_valor_takes_the_clip_or_the_interval_of_the_whole_video(run: Run) -> No
     assert (test.media[0].start, test.media[0].end) == (12.5, 22.5)
     assert (test.answer, test.answers) == ("A horn.", ["A car."])
     assert test.messages[0].text == PROMPTS["audiovisual"][0]
-    assert made.drops == [("empty_caption", "desc_train.json[2]"), ("no_words", "desc_train.json[3]")]
+    assert made.drops == [
+        ("empty_caption", "desc_train.json[2]"),
+        ("no_words", "desc_train.json[3]"),
+    ]
 
 
 def test_valor_1m_is_given_by_its_file(run: Run) -> None:
     made = run(
-        "valor", lambda source: (source / "desc_train.json").rename(source / "valor_1m.json"), train="valor_1m.json"
+        "valor",
+        lambda source: (source / "desc_train.json").rename(source / "valor_1m.json"),
+        train="valor_1m.json",
     )
     assert len(made.train) == 2
 
 
 def test_valor_names_the_clips_that_it_misses(run: Run) -> None:
-    made = run("valor", lambda source: (source / "raw_videos/x6iCUDmRpKQ_0.000_10.000.mkv").unlink())
+    made = run(
+        "valor", lambda source: (source / "raw_videos/x6iCUDmRpKQ_0.000_10.000.mkv").unlink()
+    )
     assert made.missing == ["x6iCUDmRpKQ_0.000_10.000.mp4"]
 
 
 def test_videos_may_lie_elsewhere(run: Run, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
-    made = run("valor", lambda source: (source / "raw_videos").rename(elsewhere), videos=str(elsewhere))
+    made = run(
+        "valor", lambda source: (source / "raw_videos").rename(elsewhere), videos=str(elsewhere)
+    )
     assert files(made.test) == ["../../elsewhere/Sv9fcuRfk2o.mp4"]
     assert not made.missing
 
@@ -154,7 +173,8 @@ def test_audiocaps_finds_all_namings_and_joins_broken_captions(run: Run) -> None
     made = run("audiocaps")
     assert dict(zip(files(made.train), answers(made.train), strict=True)) == {
         "train/Yr1nicOVtvkQ.wav": "A woman talks nearby as water pours",
-        "train/IAosP90cdsE_30.flac": "an engine chugging loudly with muffled speech in the background, far away",
+        "train/IAosP90cdsE_30.flac": "an engine chugging loudly with muffled speech in the "
+        "background, far away",
         "train/Y--0PQM4-hqg_30.000_40.000.wav": "Rustling occurs, ducks quack",
     }
     assert made.drops == [("empty_caption", "train.csv:6")]
@@ -165,10 +185,15 @@ def test_audiocaps_of_the_repository_holds_two_versions(run: Run) -> None:
     def spoil(source: Path) -> None:
         for folder in ("dataset", "dataset2.0"):
             (source / folder).mkdir()
-            (source / folder / "train.csv").write_text((source / "train.csv").read_text().replace("woman", folder))
+            (source / folder / "train.csv").write_text(
+                (source / "train.csv").read_text().replace("woman", folder)
+            )
         (source / "train.csv").unlink()
 
-    assert answers(run("audiocaps", spoil, version="2").train)[0] == "A dataset2.0 talks nearby as water pours"
+    assert (
+        answers(run("audiocaps", spoil, version="2").train)[0]
+        == "A dataset2.0 talks nearby as water pours"
+    )
 
 
 def test_audiocaps_gathers_the_five_captions_of_a_test_clip(run: Run) -> None:
@@ -215,7 +240,10 @@ def test_clotho_has_five_rows_a_sound_in_training_and_one_in_test(run: Run) -> N
     assert len(made.train) == 10
     assert len({s.id for s in made.train}) == 10
     assert len({s.messages[0].text for s in made.train}) > 2
-    assert set(files(made.train)) == {"development/Distorted AM Radio noise.wav", "development/café  machine.wav"}
+    assert set(files(made.train)) == {
+        "development/Distorted AM Radio noise.wav",
+        "development/café  machine.wav",
+    }
     (test,) = made.test
     assert files([test]) == ["clotho_audio_files/evaluation/Santa Motor.wav"]
     assert [test.answer, *(test.answers or [])] == [f"motor {n}" for n in range(5)]
@@ -224,7 +252,9 @@ def test_clotho_has_five_rows_a_sound_in_training_and_one_in_test(run: Run) -> N
 
 def test_clotho_takes_the_licence_of_each_sound(run: Run) -> None:
     train = run("clotho").train
-    assert {s.licence for s in train if "café" in s.id} == {"http://creativecommons.org/licenses/by/3.0/"}
+    assert {s.licence for s in train if "café" in s.id} == {
+        "http://creativecommons.org/licenses/by/3.0/"
+    }
     assert {"Tampere" in (s.licence or "") for s in train if "Radio" in s.id} == {True}
 
 
@@ -258,7 +288,10 @@ def test_wavcaps_without_the_blacklist_asked_for(run: Run) -> None:
 def test_vggsound_asks_for_the_label(run: Run) -> None:
     made = run("vggsound")
     assert answers(made.train) == ["waterfall burbling", "playing tennis, indoors"]
-    assert [Path(file).name for file in files(made.train)] == ["--0PQM4-hqg_000030.mp4", "--56QUhyDQM_185.mp4"]
+    assert [Path(file).name for file in files(made.train)] == [
+        "--0PQM4-hqg_000030.mp4",
+        "--56QUhyDQM_185.mp4",
+    ]
     assert made.drops == [("malformed_row", "vggsound.csv:4")]
     assert {s.messages[0].text for s in made.train} <= set(PROMPTS["label"])
 

@@ -62,7 +62,9 @@ def reply(request: dict[str, Any], _: int) -> tuple[int, Any]:
     text = request["messages"][-1]["content"]
     if "Caption: " in text:
         caption = text.rpartition("Caption: ")[2]
-        return 200, said({"pitch": "A low and dull sound: ", "loud": ""}.get(kind(text), "FAILURE ") + caption)
+        return 200, said(
+            {"pitch": "A low and dull sound: ", "loud": ""}.get(kind(text), "FAILURE ") + caption
+        )
     return 200, said(ANSWERS[text.rpartition("Description: ")[2]])
 
 
@@ -92,7 +94,15 @@ def source(tmp_path: Path) -> Path:
     rows = []
     for number, (text, _, _) in enumerate(CASES):
         (folder / f"{number}.wav").write_bytes(b"RIFF")
-        rows.append({"id": f"c{number}", "audio": f"{number}.wav", "description": text, "licence": "CC0", "seconds": 3})
+        rows.append(
+            {
+                "id": f"c{number}",
+                "audio": f"{number}.wav",
+                "description": text,
+                "licence": "CC0",
+                "seconds": 3,
+            }
+        )
     rows.append({"id": "blink", "audio": "0.wav", "description": "a short click", "seconds": "0.2"})
     write_lines(folder / "raw.jsonl", rows)
     return folder
@@ -101,7 +111,9 @@ def source(tmp_path: Path) -> Path:
 def clean(source: Path, output: Path, model: str, **options: Any) -> recipe.RecipeReport:
     module = recipe_module("describe_clean")
     options = {"file": "raw.jsonl", "shard_size": 6, **options}
-    return recipe.make(module.ABOUT, module.rows, source, output, name="describe_clean", model=model, **options)
+    return recipe.make(
+        module.ABOUT, module.rows, source, output, name="describe_clean", model=model, **options
+    )
 
 
 def by_id(output: Path) -> dict[str, Sample]:
@@ -109,7 +121,9 @@ def by_id(output: Path) -> dict[str, Sample]:
     return {s.id.split("-", 2)[2]: s for s in read_manifest(output / "train.jsonl")}
 
 
-def test_each_description_is_kept_or_dropped_for_its_reason(source: Path, server: Server, tmp_path: Path) -> None:
+def test_each_description_is_kept_or_dropped_for_its_reason(
+    source: Path, server: Server, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     clean(source, output, f"{server.url}#m")
     samples = by_id(output)
@@ -120,14 +134,20 @@ def test_each_description_is_kept_or_dropped_for_its_reason(source: Path, server
         if reason is None:
             sample = samples[f"c{number}"]
             assert sample.answer == str(answer).rpartition("</think>")[2].strip()
-            assert (sample.licence, sample.meta["raw"], sample.kind) == ("CC0", tidied(text), "caption")
+            assert (sample.licence, sample.meta["raw"], sample.kind) == (
+                "CC0",
+                tidied(text),
+                "caption",
+            )
             assert Path(output / sample.media[0].path).resolve() == source / f"{number}.wav"
     assert reasons[f"raw.jsonl:{len(CASES) + 1}"] == "clip_too_short"
     assert len(server.requests) == len(ANSWERS)
     assert samples["c1"].meta["raw"] == "Rain on a tin roof!"
 
 
-def test_captions_are_rewritten_and_bad_rewritings_dropped(source: Path, server: Server, tmp_path: Path) -> None:
+def test_captions_are_rewritten_and_bad_rewritings_dropped(
+    source: Path, server: Server, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     report = clean(source, output, f"{server.url}#m", rewritings=3)
     samples = by_id(output)
@@ -142,16 +162,37 @@ def test_captions_are_rewritten_and_bad_rewritings_dropped(source: Path, server:
     assert report.dropped["rewriting_refused"] == captions
 
 
-def test_a_second_run_and_a_shared_folder_of_answers_ask_nothing(source: Path, server: Server, tmp_path: Path) -> None:
+def test_a_second_run_and_a_shared_folder_of_answers_ask_nothing(
+    source: Path, server: Server, tmp_path: Path
+) -> None:
     answers = str(tmp_path / "answers")
     clean(source, tmp_path / "one", f"{server.url}#m", answers=answers, rewritings=1)
     asked = len(server.requests)
     clean(source, tmp_path / "one", f"{server.url}#m", answers=answers, rewritings=1)
-    clean(source, tmp_path / "two", f"{server.url}#m", answers=answers, rewritings=1, shard_size=4, most_words=40)
-    assert len(server.requests) == asked + 1  # the rewriting of the one caption that is not too long any more
-    assert read_manifest(tmp_path / "two" / "train.jsonl")[0].answer == "A dog barks in the distance."
+    clean(
+        source,
+        tmp_path / "two",
+        f"{server.url}#m",
+        answers=answers,
+        rewritings=1,
+        shard_size=4,
+        most_words=40,
+    )
+    assert (
+        len(server.requests) == asked + 1
+    )  # the rewriting of the one caption that is not too long any more
+    assert (
+        read_manifest(tmp_path / "two" / "train.jsonl")[0].answer == "A dog barks in the distance."
+    )
     with pytest.raises(recipe.RecipeError, match="words") as caught:
-        clean(source, tmp_path / "one", f"{server.url}#m", answers=answers, rewritings=1, most_words=40)
+        clean(
+            source,
+            tmp_path / "one",
+            f"{server.url}#m",
+            answers=answers,
+            rewritings=1,
+            most_words=40,
+        )
     assert caught.value.reason == "other_settings"
 
 
@@ -167,16 +208,39 @@ def test_a_killed_run_goes_on_where_it_was(source: Path, server: Server, tmp_pat
 
     server.reply = slowly
     settings = tmp_path / "model.yaml"
-    settings.write_text(yaml.safe_dump({"type": "server", "url": server.url, "model": "m", "batch_size": 1}))
-    options = ["--model", str(settings), "--file", "raw.jsonl", "--rewritings", "1", "--shard-size", "6"]
+    settings.write_text(
+        yaml.safe_dump({"type": "server", "url": server.url, "model": "m", "batch_size": 1})
+    )
+    options = [
+        "--model",
+        str(settings),
+        "--file",
+        "raw.jsonl",
+        "--rewritings",
+        "1",
+        "--shard-size",
+        "6",
+    ]
     output = tmp_path / "killed"
-    command = [sys.executable, str(SCRIPT), str(source), "--output", str(output), *options, "--json"]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        str(source),
+        "--output",
+        str(output),
+        *options,
+        "--json",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     kills = 0
     for moment in (3, 11, once - 4):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 120
-        while len(server.requests) < moment and process.poll() is None and time.monotonic() < deadline:
+        while (
+            len(server.requests) < moment and process.poll() is None and time.monotonic() < deadline
+        ):
             time.sleep(0.005)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
@@ -184,11 +248,17 @@ def test_a_killed_run_goes_on_where_it_was(source: Path, server: Server, tmp_pat
         process.wait()
     assert kills == 3
     assert not (output / "train.jsonl").exists()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=180)
-    assert json.loads(done.stdout.splitlines()[-1])["rows"]["train"] == len(read_manifest(straight / "train.jsonl"))
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=180
+    )
+    assert json.loads(done.stdout.splitlines()[-1])["rows"]["train"] == len(
+        read_manifest(straight / "train.jsonl")
+    )
     assert (output / "train.jsonl").read_bytes() == (straight / "train.jsonl").read_bytes()
     assert (output / "dropped.jsonl").read_bytes() == (straight / "dropped.jsonl").read_bytes()
-    assert once <= len(server.requests) <= once + kills  # at most the one request that was in flight
+    assert (
+        once <= len(server.requests) <= once + kills
+    )  # at most the one request that was in flight
 
 
 def test_captions_of_another_recipe_are_only_rewritten(tmp_path: Path, server: Server) -> None:
@@ -199,20 +269,34 @@ def test_captions_of_another_recipe_are_only_rewritten(tmp_path: Path, server: S
     two = captioned_row("b", "audio", "a.wav", "Twice.")
     two["messages"][0]["content"].append({"type": "audio", "audio": "a.wav"})
     write_lines(folder / "train.jsonl", [*rows, two])
-    report = clean(folder, tmp_path / "out", f"{server.url}#m", file="train.jsonl", clean=False, rewritings=1)
+    report = clean(
+        folder, tmp_path / "out", f"{server.url}#m", file="train.jsonl", clean=False, rewritings=1
+    )
     caption, rewriting = read_manifest(tmp_path / "out" / "train.jsonl")[0], report.dropped
-    assert (caption.answer, caption.licence) == ("A dog barks at Anna.", "unknown: the source names none")
+    assert (caption.answer, caption.licence) == (
+        "A dog barks at Anna.",
+        "unknown: the source names none",
+    )
     assert rewriting == {"not_one_clip": 1, "rewriting_name": 1}
 
 
-def test_rows_that_are_none_are_dropped_before_anything_is_asked(tmp_path: Path, server: Server) -> None:
+def test_rows_that_are_none_are_dropped_before_anything_is_asked(
+    tmp_path: Path, server: Server
+) -> None:
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "a.wav").write_bytes(b"RIFF")
     whole = captioned_row("a", "audio", "a.wav", CASES[0][0])
     silent = {**whole, "messages": [{"role": "user"}]}
     table = {"id": "t", "audio": "a.wav", "description": CASES[0][0]}
-    rows = [whole, silent, {**whole, "id": 7}, {**table, "licence": ["CC0"]}, {**table, "id": {}}, {"audio": "a.wav"}]
+    rows = [
+        whole,
+        silent,
+        {**whole, "id": 7},
+        {**table, "licence": ["CC0"]},
+        {**table, "id": {}},
+        {"audio": "a.wav"},
+    ]
     write_lines(folder / "train.jsonl", rows)
     report = clean(folder, tmp_path / "out", f"{server.url}#m", file="train.jsonl")
     dropped = read_lines(tmp_path / "out" / "dropped.jsonl")
@@ -225,10 +309,14 @@ def test_rows_that_are_none_are_dropped_before_anything_is_asked(tmp_path: Path,
     with pytest.raises(recipe.RecipeError) as caught:
         clean(folder, tmp_path / "csv", f"{server.url}#m", file="raw.csv", text="text")
     assert caught.value.reason == "no_column"
-    assert clean(folder, tmp_path / "csv", f"{server.url}#m", file="raw.csv").dropped == {"malformed_row": 1}
+    assert clean(folder, tmp_path / "csv", f"{server.url}#m", file="raw.csv").dropped == {
+        "malformed_row": 1
+    }
 
 
-def test_of_missing_files_nothing_is_asked_until_they_are_there(source: Path, server: Server, tmp_path: Path) -> None:
+def test_of_missing_files_nothing_is_asked_until_they_are_there(
+    source: Path, server: Server, tmp_path: Path
+) -> None:
     output, gone = tmp_path / "out", [source / "0.wav", source / "1.wav"]
     for path in gone:
         path.unlink()
@@ -248,7 +336,10 @@ def test_of_missing_files_nothing_is_asked_until_they_are_there(source: Path, se
 def test_of_a_video_too_it_is_asked_what_is_heard(tmp_path: Path) -> None:
     folder = tmp_path / "source"
     folder.mkdir()
-    rows = [{"id": f"c{n}", "audio": f"{n}.mp4", "description": f"a dog barks {n} times"} for n in range(8)]
+    rows = [
+        {"id": f"c{n}", "audio": f"{n}.mp4", "description": f"a dog barks {n} times"}
+        for n in range(8)
+    ]
     write_lines(folder / "raw.jsonl", rows)
     for row in rows:
         (folder / row["audio"]).write_bytes(b"x")
@@ -289,9 +380,15 @@ def test_settings_that_cannot_be_read_are_named(source: Path, tmp_path: Path) ->
 
 def test_rules_do_for_a_text_model(source: Path, tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
-    rules.write_text(yaml.safe_dump({"rules": [["Description: Dog", "A dog barks loudly."]], "otherwise": "FAILURE"}))
+    rules.write_text(
+        yaml.safe_dump(
+            {"rules": [["Description: Dog", "A dog barks loudly."]], "otherwise": "FAILURE"}
+        )
+    )
     report = clean(source, tmp_path / "out", f"rules:{rules}")
-    assert [s.answer for s in read_manifest(tmp_path / "out" / "train.jsonl")] == ["A dog barks loudly."]
+    assert [s.answer for s in read_manifest(tmp_path / "out" / "train.jsonl")] == [
+        "A dog barks loudly."
+    ]
     assert report.dropped["refused"] == len(ANSWERS) - 1
 
 

@@ -36,7 +36,12 @@ def said(sample: Sample) -> list[list[str]]:
 def test_sharegpt_puts_pictures_where_their_placeholders_are(made: Run) -> None:
     rows = made(sharegpt).rows()
     assert [said(row) for row in rows] == [
-        [["<000000033471.jpg>", "What are the colors of the bus?"], ["White and red."], ["And the sky?"], ["Blue."]],
+        [
+            ["<000000033471.jpg>", "What are the colors of the bus?"],
+            ["White and red."],
+            ["And the sky?"],
+            ["Blue."],
+        ],
         [["Describe the scene.", "<000000033471.jpg>"], ["A bus waits in front of a shop."]],
         [["Who wrote Faust?"], ["Goethe."]],
     ]
@@ -60,7 +65,9 @@ def test_sharegpt_can_begin_with_the_first_question(made: Run) -> None:
     assert row.meta == {"turns_left_out": 1}
 
 
-def test_sharegpt_takes_the_named_file_and_asks_for_it_where_there_are_several(tmp_path: Path) -> None:
+def test_sharegpt_takes_the_named_file_and_asks_for_it_where_there_are_several(
+    tmp_path: Path,
+) -> None:
     assert len(Made(sharegpt, sources_instructions, tmp_path, file="detail_23k.json").rows()) == 1
     source = tmp_path / "source"
     (source / "llava_instruct_150k.json").rename(source / "other.json")
@@ -83,7 +90,9 @@ def test_sharegpt_knows_the_licence_of_llavas_own_files_only(
         output = tmp_path / f"again{number}"
         make(sharegpt.ABOUT, sharegpt.rows, run.source, output, **{"file": "other.json", **options})
         assert {row.licence for row in read_manifest(output / "train.jsonl")} == {licence}
-    assert set(caplog.messages) == {"no licence is known of other.json: its rows get none; name it with --licence"}
+    assert set(caplog.messages) == {
+        "no licence is known of other.json: its rows get none; name it with --licence"
+    }
 
 
 def test_sharegpt_reads_the_form_of_openai_with_video_and_audio(tmp_path: Path) -> None:
@@ -110,7 +119,12 @@ def test_sharegpt_reads_the_form_of_openai_with_video_and_audio(tmp_path: Path) 
 def test_videochat_asks_by_question_or_instruction(made: Run) -> None:
     run = made(videochat)
     assert [said(row) for row in run.rows()] == [
-        [["<1066653121.mp4>", "What is the man doing?"], ["He surfs."], ["Where?"], ["On a big wave."]],
+        [
+            ["<1066653121.mp4>", "What is the man doing?"],
+            ["He surfs."],
+            ["Where?"],
+            ["On a big wave."],
+        ],
         [["<11671436.mp4>", "Describe the video in detail."], ["Two dogs run over a lawn."]],
     ]
     assert run.dropped == [("empty_answer", "videochat_instruct_11k.json[2]")]
@@ -121,7 +135,10 @@ def test_videochat_as_videochat2_has_it_tells_an_instruction_once(tmp_path: Path
     sources_instructions.videochat2(source)
     make(videochat.ABOUT, videochat.rows, source, tmp_path / "out")
     described, asked = read_manifest(tmp_path / "out/train.jsonl")
-    assert said(described) == [["<11671436.mp4>", "Describe the clip in detail."], ["Two dogs run over a lawn."]]
+    assert said(described) == [
+        ["<11671436.mp4>", "Describe the clip in detail."],
+        ["Two dogs run over a lawn."],
+    ]
     first = ["<1066653121.mp4>", "Answer briefly.\nWhat is it?"]
     assert said(asked) == [first, ["A man."], ["Where?"], ["Here."]]
     assert (asked.media[0].start, asked.media[0].end) == (1.5, 4.0)
@@ -140,21 +157,33 @@ def test_video_chatgpt_finds_files_by_their_ids_and_numbers_the_questions(made: 
 
 def test_avsd_takes_the_labelled_test_set(made: Run) -> None:
     run = made(avsd)
-    assert said(run.rows()[0]) == [["<YSE1G.mp4>", "question 0 ?"], ["only one person ."], ["question 1 ?"], ["yes"]]
+    assert said(run.rows()[0]) == [
+        ["<YSE1G.mp4>", "question 0 ?"],
+        ["only one person ."],
+        ["question 1 ?"],
+        ["yes"],
+    ]
     assert [row.answer for row in run.rows("validation")] == ["yes , there is ."]
     assert [row.answer for row in run.rows("test")] == ["he is looking outside ."]
     assert run.dropped == [("undisclosed_answer", "lbl_test_set4DSTC7-AVSD.json[1]")]
 
 
-def test_avsd_without_the_labelled_test_set_drops_what_is_not_told(made: Run, tmp_path: Path) -> None:
+def test_avsd_without_the_labelled_test_set_drops_what_is_not_told(
+    made: Run, tmp_path: Path
+) -> None:
     run = made(avsd)
     (run.source / "lbl_test_set4DSTC7-AVSD.json").unlink()
     report = make(avsd.ABOUT, avsd.rows, run.source, tmp_path / "again")
-    assert (dict(report.rows), dict(report.dropped)) == ({"train": 1, "validation": 1}, {"undisclosed_answer": 2})
+    assert (dict(report.rows), dict(report.dropped)) == (
+        {"train": 1, "validation": 1},
+        {"undisclosed_answer": 2},
+    )
 
 
 def test_avsd_tells_the_caption_when_asked_to(made: Run) -> None:
-    assert made(avsd, caption=True).rows()[0].messages[0].text == "a person walked in .\nquestion 0 ?"
+    assert (
+        made(avsd, caption=True).rows()[0].messages[0].text == "a person walked in .\nquestion 0 ?"
+    )
 
 
 def test_avinstruct_takes_the_marks_out_and_uses_the_videos_own_sound(made: Run) -> None:
@@ -173,10 +202,17 @@ def test_a_row_of_another_form_is_a_drop_that_says_what_was_seen(tmp_path: Path)
     sources_instructions.videochat(source)
     path = source / "videochat_instruct_11k.json"
     good = json.loads(path.read_text(encoding="utf-8"))[:1]
-    bad = [{"video": "a/1.mp4"}, {"video": "a/1.mp4", "QA": ["What?"]}, {"video": "a/1.mp4", "QA": []}]
+    bad = [
+        {"video": "a/1.mp4"},
+        {"video": "a/1.mp4", "QA": ["What?"]},
+        {"video": "a/1.mp4", "QA": []},
+    ]
     path.write_text(json.dumps(good + bad), encoding="utf-8")
     make(videochat.ABOUT, videochat.rows, source, tmp_path / "out")
-    lines = [json.loads(line) for line in (tmp_path / "out/dropped.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out/dropped.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [line["reason"] for line in lines] == ["malformed_row", "malformed_row", "no_turns"]
     assert "no field 'QA'; the row has video" in lines[0]["detail"]
     assert "What?; expected texts in i, q, a" in lines[1]["detail"]

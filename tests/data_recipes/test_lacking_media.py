@@ -7,14 +7,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from making_fixtures import RATE, captioned_row, read_lines, recipe_module, tone, write_clip, write_lines
+from making_fixtures import (
+    RATE,
+    captioned_row,
+    read_lines,
+    recipe_module,
+    tone,
+    write_clip,
+    write_lines,
+)
 
 from avllm.data.media.write import write_wav
 from avllm.recipes.frame import RecipeReport, make
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "compose_audio": {"rate": RATE, "shard_size": 1},
-    "pu_valor": {"shortest": 0.5, "longest": 1.0, "most": 2, "width": 48, "height": 32, "shard_size": 1},
+    "pu_valor": {
+        "shortest": 0.5,
+        "longest": 1.0,
+        "most": 2,
+        "width": 48,
+        "height": 32,
+        "shard_size": 1,
+    },
 }
 
 
@@ -47,7 +62,9 @@ def source(name: str, tmp_path: Path) -> Path:
     return folder
 
 
-def test_clips_that_are_missing_or_empty_are_named_and_made_up_for(name: str, source: Path, tmp_path: Path) -> None:
+def test_clips_that_are_missing_or_empty_are_named_and_made_up_for(
+    name: str, source: Path, tmp_path: Path
+) -> None:
     whole = run(name, source, tmp_path / "whole")
     assert whole.missing_files == 0
     gone, empty = sorted(path for path in source.iterdir() if path.suffix != ".jsonl")[:2]
@@ -56,11 +73,18 @@ def test_clips_that_are_missing_or_empty_are_named_and_made_up_for(name: str, so
     empty.write_bytes(b"")
     report = run(name, source, tmp_path / "out")
     assert report.missing_files == 2
-    assert sorted((tmp_path / "out" / "missing.txt").read_text().splitlines()) == [str(gone), str(empty)]
+    assert sorted((tmp_path / "out" / "missing.txt").read_text().splitlines()) == [
+        str(gone),
+        str(empty),
+    ]
     assert (report.dropped["missing_media"], report.dropped["empty_media"]) == (1, 1)
-    where = {drop["detail"]: drop["where"] for drop in read_lines(tmp_path / "out" / "dropped.jsonl")}
+    where = {
+        drop["detail"]: drop["where"] for drop in read_lines(tmp_path / "out" / "dropped.jsonl")
+    }
     assert (where[str(gone)], where[str(empty)]) == ("train.jsonl:1", "train.jsonl:2")
     for path, content in contents.items():
         path.write_bytes(content)
     assert run(name, source, tmp_path / "out").missing_files == 0
-    assert read_lines(tmp_path / "out" / "train.jsonl") == read_lines(tmp_path / "whole" / "train.jsonl")
+    assert read_lines(tmp_path / "out" / "train.jsonl") == read_lines(
+        tmp_path / "whole" / "train.jsonl"
+    )

@@ -70,7 +70,11 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (name, hertz) in enumerate(HERTZ.items()):
         colour = list(COLOURS)[number % len(COLOURS)]
         write_clip(folder / f"{name}.mp4", colour, hertz, 2.0)
-        rows.append(captioned_row(name, "video", f"{name}.mp4", f"A {colour} wall hums at {hertz:.0f} hertz."))
+        rows.append(
+            captioned_row(
+                name, "video", f"{name}.mp4", f"A {colour} wall hums at {hertz:.0f} hertz."
+            )
+        )
     write_clip(folder / "mute.mp4", "red", None, 2.0)
     write_clip(folder / "brief.mp4", "red", 500.0, 0.5)
     (folder / "broken.mp4").write_bytes((folder / "v0.mp4").read_bytes()[:900])
@@ -91,8 +95,12 @@ def untrimmed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_boundaries_of_untrimmed_videos_are_found_again_in_the_files(untrimmed: Path, videos: Path) -> None:
-    colour_of = {name: list(COLOURS)[i % len(COLOURS)] for i, name in enumerate(HERTZ)} | {"mute": "red"}
+def test_boundaries_of_untrimmed_videos_are_found_again_in_the_files(
+    untrimmed: Path, videos: Path
+) -> None:
+    colour_of = {name: list(COLOURS)[i % len(COLOURS)] for i, name in enumerate(HERTZ)} | {
+        "mute": "red"
+    }
     dense = [s for s in read_manifest(untrimmed / "train.jsonl") if s.kind == "dense_caption"]
     assert len(dense) >= 2
     heard = 0
@@ -101,7 +109,9 @@ def test_boundaries_of_untrimmed_videos_are_found_again_in_the_files(untrimmed: 
         assert [a["end"] for a in events[:-1]] == [b["start"] for b in events[1:]]
         assert probe(path).duration == pytest.approx(events[-1]["end"], abs=0.05)
         expected = [(e["start"], colour_of[e["clip"]]) for e in events]
-        changes = [pair for i, pair in enumerate(expected) if i == 0 or pair[1] != expected[i - 1][1]]
+        changes = [
+            pair for i, pair in enumerate(expected) if i == 0 or pair[1] != expected[i - 1][1]
+        ]
         seen = colour_changes(path, fps=40)
         assert [c for _, c in seen] == [c for _, c in changes]
         assert [t for t, _ in seen] == pytest.approx([t for t, _ in changes], abs=0.1)  # one frame
@@ -121,7 +131,9 @@ def test_rows_of_an_untrimmed_video_say_the_same_as_its_events(untrimmed: Path) 
         captions = [e["caption"] for e in events]
         assert len(set(captions)) == len(captions)
         lines = (dense.answer or "").split("\n")
-        assert lines == [f"From {e['start']:.1f} to {e['end']:.1f} seconds: {e['caption']}" for e in events]
+        assert lines == [
+            f"From {e['start']:.1f} to {e['end']:.1f} seconds: {e['caption']}" for e in events
+        ]
         for number, event in enumerate(events):
             when = by_id[dense.id.replace("dense", f"when-{number}")]
             what = by_id[dense.id.replace("dense", f"what-{number}")]
@@ -136,18 +148,30 @@ def test_rows_of_an_untrimmed_video_say_the_same_as_its_events(untrimmed: Path) 
 
 def test_clips_that_cannot_be_used_are_named_with_their_reasons(untrimmed: Path) -> None:
     dropped = {
-        d["where"]: d["reason"] for d in read_lines(untrimmed / "dropped.jsonl") if d["where"].startswith("train")
+        d["where"]: d["reason"]
+        for d in read_lines(untrimmed / "dropped.jsonl")
+        if d["where"].startswith("train")
     }
     broken = dropped.pop("train.jsonl:9")
     assert broken in ("truncated", "undecodable", "no_video")
-    assert dropped == {"train.jsonl:8": "too_short", "train.jsonl:10": "no_video", "train.jsonl:11": "no_caption"}
-    used = {e["clip"] for s in read_manifest(untrimmed / "train.jsonl") for e in s.meta.get("events", [])}
+    assert dropped == {
+        "train.jsonl:8": "too_short",
+        "train.jsonl:10": "no_video",
+        "train.jsonl:11": "no_caption",
+    }
+    used = {
+        e["clip"]
+        for s in read_manifest(untrimmed / "train.jsonl")
+        for e in s.meta.get("events", [])
+    }
     assert used == {*HERTZ, "mute"}
 
 
 def test_similar_captions_share_a_cluster_and_equal_ones_share_no_video() -> None:
     module = recipe_module("pu_valor")
-    captions = [f"a dog barks {w}" for w in PLACES] + [f"rain falls, water drips {w}" for w in PLACES]
+    captions = [f"a dog barks {w}" for w in PLACES] + [
+        f"rain falls, water drips {w}" for w in PLACES
+    ]
     labels = module.clusters(captions, 4, seed=0)
     assert len(set(labels[:4])) == len(set(labels[4:])) == 1
     assert labels[0] != labels[4]
@@ -157,12 +181,15 @@ def test_similar_captions_share_a_cluster_and_equal_ones_share_no_video() -> Non
 
 def test_no_untrimmed_video_has_fewer_clips_than_asked_for(videos: Path, tmp_path: Path) -> None:
     module = recipe_module("pu_valor")
-    rows = [captioned_row(n, "video", str(videos / f"{n}.mp4"), f"Scene {n}.") for n in list(HERTZ)[:5]]
+    rows = [
+        captioned_row(n, "video", str(videos / f"{n}.mp4"), f"Scene {n}.") for n in list(HERTZ)[:5]
+    ]
     manifest = write_lines(tmp_path / "train.jsonl", rows)
 
     def job(embeddings: Path | None = None) -> Any:
         return module.PuValor(
-            manifest, 0, 50, (3, 3), (0.8, 1.6), (0.8, 1.25), 10, (48, 32), RATE, embeddings, "train"
+            manifest, 0, 50, (3, 3), (0.8, 1.6), (0.8, 1.25), 10, (48, 32), RATE,
+            embeddings, "train"
         )  # fmt: skip
 
     planned = list(job().plan())
@@ -170,7 +197,9 @@ def test_no_untrimmed_video_has_fewer_clips_than_asked_for(videos: Path, tmp_pat
     assert len(task["clips"]) == 3
     left = [item for item in planned if isinstance(item, recipe.Drop)]
     assert [drop.reason for drop in left] == ["too_few_alike"] * 2
-    assert {drop.detail for drop in left} | {clip["id"] for clip in task["clips"]} == set(list(HERTZ)[:5])
+    assert {drop.detail for drop in left} | {clip["id"] for clip in task["clips"]} == set(
+        list(HERTZ)[:5]
+    )
     task["clips"][0]["path"] = str(tmp_path / "gone.mp4")
     shard = making.Shard(0, 0, 1, tmp_path)
     shard.folder.mkdir(parents=True)
@@ -210,9 +239,19 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sounds")
     rows = []
     for number in range(6):
-        x = np.concatenate([np.zeros(3000 * number), tone(600.0 + 400 * number, 0.5 + 0.2 * number), np.zeros(5000)])
+        x = np.concatenate(
+            [
+                np.zeros(3000 * number),
+                tone(600.0 + 400 * number, 0.5 + 0.2 * number),
+                np.zeros(5000),
+            ]
+        )
         write_wav(folder / f"{number}.wav", x.astype(np.float32), RATE)
-        rows.append(captioned_row(f"s{number}", "audio", f"{number}.wav", f"A tone of {600 + 400 * number} hertz."))
+        rows.append(
+            captioned_row(
+                f"s{number}", "audio", f"{number}.wav", f"A tone of {600 + 400 * number} hertz."
+            )
+        )
     write_wav(folder / "still.wav", np.zeros(RATE, np.float32), RATE)
     rows += [captioned_row(n, "audio", f"{n}.wav", f"A {n} file.") for n in ("still", "gone")]
     write_lines(folder / "train.jsonl", rows)
@@ -231,7 +270,9 @@ def composed(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_boundaries_of_composed_sounds_are_found_again_in_the_files(composed: Path) -> None:
-    captions = [s for s in read_manifest(composed / "train.jsonl") if str(s.kind).endswith(".caption")]
+    captions = [
+        s for s in read_manifest(composed / "train.jsonl") if str(s.kind).endswith(".caption")
+    ]
     assert {s.kind for s in captions} == {"concat.caption", "overlay.caption"}
     for sample in captions:
         for event in sample.meta["events"]:
@@ -249,7 +290,8 @@ def test_an_overlay_has_the_ratio_that_is_stated(composed: Path) -> None:
         assert sound is not None
         x = sound.x.numpy()[200:-200]
         power = [
-            abs(np.mean(x * np.exp(-2j * np.pi * pitch(e) * np.arange(len(x)) / RATE))) ** 2 for e in (front, back)
+            abs(np.mean(x * np.exp(-2j * np.pi * pitch(e) * np.arange(len(x)) / RATE))) ** 2
+            for e in (front, back)
         ]
         assert 10 * np.log10(power[0] / power[1]) == pytest.approx(sample.meta["snr"], abs=0.5)
         assert back["start"] <= front["start"] < front["end"] <= back["end"]
@@ -311,15 +353,24 @@ def test_sounds_that_cannot_be_used_are_named(composed: Path) -> None:
     assert {r for w, r in reasons if w == "train.jsonl:8"} == {"missing_media"}
 
 
-def test_workers_of_other_processes_write_the_same_sounds(sounds: Path, composed: Path, tmp_path: Path) -> None:
+def test_workers_of_other_processes_write_the_same_sounds(
+    sounds: Path, composed: Path, tmp_path: Path
+) -> None:
     made("compose_audio", sounds, tmp_path / "two", **SOUND, workers=2)
     assert hashes(tmp_path / "two") == hashes(composed)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'avllm[ray]'")
+@pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'avllm[ray]'"
+)
 def test_ray_gives_the_same_rows_and_bytes(
-    sounds: Path, composed: Path, videos: Path, untrimmed: Path, tmp_path: Path, request: pytest.FixtureRequest
+    sounds: Path,
+    composed: Path,
+    videos: Path,
+    untrimmed: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Start Ray once: a whole run, a run that continues another engine's, a worker's error."""
     import ray
@@ -334,12 +385,22 @@ def test_ray_gives_the_same_rows_and_bytes(
     shards[1].rename(shards[1].with_name(shards[1].name + ".partial"))
     made("pu_valor", videos, tmp_path / "videos", **PU, **options)
     assert hashes(tmp_path / "videos") == hashes(untrimmed)
-    (tmp_path / "model.yaml").write_text("{type: server, url: 'http://127.0.0.1:9/v1', model: m, attempts: 1}")
+    (tmp_path / "model.yaml").write_text(
+        "{type: server, url: 'http://127.0.0.1:9/v1', model: m, attempts: 1}"
+    )
     with pytest.raises(recipe.RecipeError, match="127.0.0.1:9"):
-        made("describe_clean", sounds, tmp_path / "captions", model=str(tmp_path / "model.yaml"), **options)
+        made(
+            "describe_clean",
+            sounds,
+            tmp_path / "captions",
+            model=str(tmp_path / "model.yaml"),
+            **options,
+        )
 
 
-def test_work_that_cannot_begin_says_why(sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_cannot_begin_says_why(
+    sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with (
         AppendOnly(tmp_path / "out" / making.JOB / "lock.jsonl"),
         pytest.raises(recipe.RecipeError) as caught,

@@ -30,9 +30,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows, videos = [], []
     for number, hertz in enumerate((700.0, 1300.0)):
         write_wav(folder / f"{number}.wav", tone(hertz, 0.5).astype(np.float32), RATE)
-        rows.append(captioned_row(f"s{number}", "audio", f"{number}.wav", f"A tone of {hertz:.0f} hertz."))
+        rows.append(
+            captioned_row(f"s{number}", "audio", f"{number}.wav", f"A tone of {hertz:.0f} hertz.")
+        )
         write_clip(folder / f"{number}.mp4", ("red", "blue")[number], hertz, 1.0)
-        videos.append(captioned_row(f"v{number}", "video", f"{number}.mp4", f"A wall hums at {hertz:.0f} hertz."))
+        videos.append(
+            captioned_row(
+                f"v{number}", "video", f"{number}.mp4", f"A wall hums at {hertz:.0f} hertz."
+            )
+        )
     write_lines(folder / "train.jsonl", rows)
     write_lines(folder / "videos.jsonl", videos)
     (folder / "rules.yaml").write_text("rules: []")
@@ -52,10 +58,13 @@ def made(recipe: str, source: Path, output: Path, **options: Any) -> list[Sample
 
 
 @pytest.mark.parametrize("recipe", NAMES)
-def test_outputs_of_other_options_share_no_id_and_equal_ones_all(recipe: str, source: Path, tmp_path: Path) -> None:
+def test_outputs_of_other_options_share_no_id_and_equal_ones_all(
+    recipe: str, source: Path, tmp_path: Path
+) -> None:
     other = {"longest_text": 400} if recipe == "describe_clean" else {"seed": 1}
     one, again, two = (
-        made(recipe, source, tmp_path / str(n), **options) for n, options in enumerate(({}, {"workers": 1}, other))
+        made(recipe, source, tmp_path / str(n), **options)
+        for n, options in enumerate(({}, {"workers": 1}, other))
     )
     assert [s.id for s in one] == [s.id for s in again]
     assert not {s.id for s in one} & {s.id for s in two}
@@ -64,7 +73,9 @@ def test_outputs_of_other_options_share_no_id_and_equal_ones_all(recipe: str, so
 
 
 @pytest.mark.parametrize("recipe", NAMES)
-def test_a_name_is_the_source_and_the_beginning_of_ids(recipe: str, source: Path, tmp_path: Path) -> None:
+def test_a_name_is_the_source_and_the_beginning_of_ids(
+    recipe: str, source: Path, tmp_path: Path
+) -> None:
     rows = made(recipe, source, tmp_path / "out", set_name="mine.v2")
     assert {s.source for s in rows} == {"mine.v2"}
     assert all(s.id.startswith("mine.v2-") for s in rows)

@@ -43,7 +43,9 @@ def test_msrvtt_qa(made: Run) -> None:
         ("video6513.mp4", "what are three people sitting on?", "couch", "what"),
         ("video6513.mp4", "which couple sits on a couch?", "family", "other"),
     ]
-    assert [asked(row) for row in run.rows("test")] == [("video7010.mp4", "who plays?", "cat", "who")]
+    assert [asked(row) for row in run.rows("test")] == [
+        ("video7010.mp4", "who plays?", "cat", "who")
+    ]
     assert run.dropped == [("empty_answer", "val_qa.json[2]"), ("empty_answer", "test_qa.json[0]")]
 
 
@@ -64,7 +66,12 @@ def test_music_avqa_fills_slots(made: Run) -> None:
         ("00000108.mp4", "How many sounding banjo in the video?", "one", kind),
     ]
     (test,) = run.rows("test")
-    asked_of_test = ("sa00008442.mp4", "What kind of instrument is the leftest instrument?", "electric bass", kind)
+    asked_of_test = (
+        "sa00008442.mp4",
+        "What kind of instrument is the leftest instrument?",
+        "electric bass",
+        kind,
+    )
     assert asked(test) == asked_of_test
     assert len(run.rows("validation")) == 1  # from the older folder
 
@@ -87,7 +94,9 @@ def test_music_avqa_says_why_it_drops(made: Run) -> None:
 def test_music_avqa_of_which_a_row_lacks_a_field(made: Run, tmp_path: Path) -> None:
     run = made(music_avqa)
     path = run.source / "data/json_update/avqa-test.json"
-    path.write_text(json.dumps([*json.loads(path.read_text()), {"video_id": "00000108", "question_id": 8}]))
+    path.write_text(
+        json.dumps([*json.loads(path.read_text()), {"video_id": "00000108", "question_id": 8}])
+    )
     report = make(music_avqa.ABOUT, music_avqa.rows, run.source, tmp_path / "again")
     assert (report.rows["test"], report.dropped["malformed_row"]) == (1, 1)
 
@@ -98,7 +107,10 @@ def test_avqa_lists_the_choices_and_answers_with_one(made: Run) -> None:
     listed = "(A) motorboat\n(B) Yacht consignment\n(C) Sailboat set sail\n(D) Consignment car"
     question = f"What happened in the video?\n{listed}"
     assert asked(row) == ("-HG3Omg_89c_30.mp4", question, "Yacht consignment", "view.come_from")
-    assert [score_by_form(row, said, 10.0, "").correct for said in ("B", "(b)", "yacht consignment", "C")] == [
+    assert [
+        score_by_form(row, said, 10.0, "").correct
+        for said in ("B", "(b)", "yacht consignment", "C")
+    ] == [
         True,
         True,
         True,
@@ -135,7 +147,10 @@ def test_charades_sta_answers_in_seconds_and_keeps_what_was_annotated(made: Run)
     assert late.answer == "From 24.3 to 31.0 seconds."
     assert late.meta == {"spans": [[24.3, 31.0]], "duration": 31.0, "annotated": [[24.3, 31.6]]}
     (test,) = run.rows("test")
-    question = "When does this happen in the video: person turn a light on? Give its start and end in seconds."
+    question = (
+        "When does this happen in the video: person turn a light on? "
+        "Give its start and end in seconds."
+    )
     assert asked(test) == ("3MSZA.mp4", question, "From 24.3 to 30.4 seconds.", "grounding")
 
 
@@ -148,11 +163,15 @@ def test_charades_sta_drops_what_cannot_be(made: Run) -> None:
     ]
 
 
-def test_charades_sta_can_be_strict_and_cannot_check_without_lengths(made: Run, tmp_path: Path) -> None:
+def test_charades_sta_can_be_strict_and_cannot_check_without_lengths(
+    made: Run, tmp_path: Path
+) -> None:
     run = made(charades_sta, overrun=0.0)
     assert len(run.rows("train")) == 1
     (run.source / "Charades_v1_train.csv").unlink()
-    report = make(charades_sta.ABOUT, charades_sta.rows, run.source, tmp_path / "again", overrun=0.0)
+    report = make(
+        charades_sta.ABOUT, charades_sta.rows, run.source, tmp_path / "again", overrun=0.0
+    )
     assert report.rows["train"] == 4
 
 

@@ -69,7 +69,9 @@ def source_of(name: str) -> tuple[Callable[[Path], None], dict[str, Any]]:
         if name in names_of(path):
             module = load(path)
             return getattr(module, name), getattr(module, "OPTIONS", {}).get(name, {})
-    raise AssertionError(f"no sources_*.py in tests/data_recipes has a function {name}(source: Path)")
+    raise AssertionError(
+        f"no sources_*.py in tests/data_recipes has a function {name}(source: Path)"
+    )
 
 
 class Ready:
@@ -85,7 +87,9 @@ class Ready:
         write(self.source)
 
     def run(self, output: Path) -> RecipeReport:
-        return make(self.about, self.module.rows, self.source, output, name=self.name, **self.options)
+        return make(
+            self.about, self.module.rows, self.source, output, name=self.name, **self.options
+        )
 
 
 @pytest.fixture(params=[path.stem for path in FRAMED if not makes_media(path)])
@@ -103,7 +107,9 @@ def test_rows_are_valid_and_all_is_accounted_for(recipe: Ready, tmp_path: Path) 
     account = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
     assert account["recipe"] == recipe.name
     assert account["rows"] == dict(report.rows)
-    assert account["missing_files"] == report.missing_files == 0, (output / "missing.txt").read_text()
+    assert account["missing_files"] == report.missing_files == 0, (
+        output / "missing.txt"
+    ).read_text()
     for split, count in report.rows.items():
         samples = read_manifest(output / f"{split}.jsonl")
         assert len(samples) == count > 0
@@ -127,10 +133,14 @@ def test_a_second_run_writes_the_same_bytes(recipe: Ready, tmp_path: Path) -> No
     assert not list(output.rglob("*.partial"))
 
 
-def test_a_missing_media_file_is_named_and_its_rows_are_dropped(recipe: Ready, tmp_path: Path) -> None:
+def test_a_missing_media_file_is_named_and_its_rows_are_dropped(
+    recipe: Ready, tmp_path: Path
+) -> None:
     full = recipe.run(tmp_path / "full")
     split = next(iter(full.rows))
-    gone = resolve(read_manifest(tmp_path / "full" / f"{split}.jsonl")[0].media[0], tmp_path / "full").resolve()
+    gone = resolve(
+        read_manifest(tmp_path / "full" / f"{split}.jsonl")[0].media[0], tmp_path / "full"
+    ).resolve()
     gone.unlink()
     try:
         report = recipe.run(tmp_path / "out")
@@ -139,7 +149,10 @@ def test_a_missing_media_file_is_named_and_its_rows_are_dropped(recipe: Ready, t
         assert "missing_media" in str(error)  # noqa: PT017
         assert str(tmp_path / "out" / "missing.txt") in str(error)  # noqa: PT017
         assert (tmp_path / "out" / "missing.txt").read_text(encoding="utf-8").count("\n") == 1
-        assert len(read_lines(tmp_path / "out" / "dropped.jsonl")) == full.rows.total() + full.dropped.total()
+        assert (
+            len(read_lines(tmp_path / "out" / "dropped.jsonl"))
+            == full.rows.total() + full.dropped.total()
+        )
         return
     assert report.missing_files == 1
     assert report.dropped["missing_media"] == full.rows.total() - report.rows.total() > 0
@@ -147,7 +160,9 @@ def test_a_missing_media_file_is_named_and_its_rows_are_dropped(recipe: Ready, t
     assert Path(named).stem.split("_")[0] in gone.stem or gone.stem in named
 
 
-def test_a_row_of_a_table_with_too_few_fields_is_dropped_and_ends_nothing(recipe: Ready, tmp_path: Path) -> None:
+def test_a_row_of_a_table_with_too_few_fields_is_dropped_and_ends_nothing(
+    recipe: Ready, tmp_path: Path
+) -> None:
     whole = recipe.run(tmp_path / "whole")
     tables = sorted(path for path in recipe.source.rglob("*") if path.suffix in (".csv", ".tsv"))
     for number, table in enumerate(tables):
@@ -155,7 +170,9 @@ def test_a_row_of_a_table_with_too_few_fields_is_dropped_and_ends_nothing(recipe
             file.write("7\n")
         report = recipe.run(tmp_path / str(number))
         assert report.rows == whole.rows
-        assert report.dropped["malformed_row"] == whole.dropped["malformed_row"] + number + 1, table.name
+        assert report.dropped["malformed_row"] == whole.dropped["malformed_row"] + number + 1, (
+            table.name
+        )
 
 
 @pytest.mark.parametrize("path", FRAMED, ids=lambda path: path.stem)

@@ -35,13 +35,20 @@ def source(tmp_path: Path) -> Path:
     folder = tmp_path / "source"
     folder.mkdir()
     for number in range(2):
-        write_wav(folder / f"{number}.wav", tone(500.0 + 500 * number, 0.5).astype(np.float32), RATE)
-    rows = [captioned_row(f"s{n}", "audio", f"{n}.wav", caption) for n, caption in enumerate((DOG, RAIN))]
+        write_wav(
+            folder / f"{number}.wav", tone(500.0 + 500 * number, 0.5).astype(np.float32), RATE
+        )
+    rows = [
+        captioned_row(f"s{n}", "audio", f"{n}.wav", caption)
+        for n, caption in enumerate((DOG, RAIN))
+    ]
     write_lines(folder / "train.jsonl", rows)
     return folder
 
 
-def composed(source: Path, output: Path, **options: Any) -> tuple[dict[str, Sample], recipe.RecipeReport]:
+def composed(
+    source: Path, output: Path, **options: Any
+) -> tuple[dict[str, Sample], recipe.RecipeReport]:
     """Return the rows by id, and the report."""
     module = recipe_module("compose_audio")
     options = {"rate": RATE, "set_name": "x", **options}
@@ -49,12 +56,16 @@ def composed(source: Path, output: Path, **options: Any) -> tuple[dict[str, Samp
     return {s.id: s for s in read_manifest(output / "train.jsonl")}, report
 
 
-def test_a_text_models_caption_replaces_the_templates(source: Path, server: Server, tmp_path: Path) -> None:
+def test_a_text_models_caption_replaces_the_templates(
+    source: Path, server: Server, tmp_path: Path
+) -> None:
     plain, _ = composed(source, tmp_path / "plain")
     rows, report = composed(source, tmp_path / "out", model=f"{server.url}#m")
     assert report.dropped == {}
     assert list(rows) == list(plain)
-    asked = {request["messages"][-1]["content"].rpartition("Caption: ")[2] for request in server.requests}
+    asked = {
+        request["messages"][-1]["content"].rpartition("Caption: ")[2] for request in server.requests
+    }
     assert asked == {plain[f"x-000000-{tag}-caption"].answer for tag in ("ab", "ba")}
     for name, sample in rows.items():
         before = plain[name]
@@ -68,7 +79,12 @@ def test_a_text_models_caption_replaces_the_templates(source: Path, server: Serv
             assert sample.choices == [TURNED if c == template else c for c in before.choices]
         assert sample.messages == before.messages
     server.requests.clear()
-    again, _ = composed(source, tmp_path / "again", model=f"{server.url}#m", answers=str(tmp_path / "out/job/answers"))
+    again, _ = composed(
+        source,
+        tmp_path / "again",
+        model=f"{server.url}#m",
+        answers=str(tmp_path / "out/job/answers"),
+    )
     assert (again, server.requests) == (rows, [])
 
 

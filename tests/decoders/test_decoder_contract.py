@@ -1,4 +1,4 @@
-"""Check what every decoder keeps, over the registry: batch = single = chat = evaluation, also for rows of text."""
+"""Every decoder keeps its promise: batch = single = chat = evaluation, also for rows of text."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"reference": "no_examples", "alpha": 2.0},
     ],
 }
-"""Options under which each decoder is tested; a new one is tested with its defaults, or with a line here."""
-SPECS = [{"type": name, **options} for name in choices("decoders") for options in CASES.get(name, [{}])]
+"""Options by decoder in tests; a new one is tested with its defaults, or with a line here."""
+SPECS = [
+    {"type": name, **options} for name in choices("decoders") for options in CASES.get(name, [{}])
+]
 EVERY = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: "-".join(map(str, spec.values())))
 LENGTH = 6
 
@@ -70,7 +72,10 @@ def prompt(id: str, *turns: Sequence[str | Path]) -> Sample:
 
 
 def rows_of(processor: AVProcessor, samples: list[Sample]) -> list[Any]:
-    return [processor.row(s, MediaReader(processor).inputs(s.media, None), answer=False) for s in samples]
+    return [
+        processor.row(s, MediaReader(processor).inputs(s.media, None), answer=False)
+        for s in samples
+    ]
 
 
 @EVERY
@@ -81,7 +86,9 @@ def test_batch_single_and_evaluation_say_the_same(
     rows, settings = rows_of(processor, samples), Generation(LENGTH, decoding=spec)
     single = [answer_rows(model, processor, [row], settings)[0] for row in rows]
     assert answer_rows(model, processor, rows, settings) == single
-    evaluated = answer_all(model, processor, rows, batch_size=3, max_new_tokens=LENGTH, decoding=spec)
+    evaluated = answer_all(
+        model, processor, rows, batch_size=3, max_new_tokens=LENGTH, decoding=spec
+    )
     assert evaluated == single
     plain = answer_rows(model, processor, rows, Generation(LENGTH))
     assert single != plain
@@ -89,12 +96,20 @@ def test_batch_single_and_evaluation_say_the_same(
 
 
 @EVERY
-def test_chat_says_the_same(spec: dict[str, Any], parts: tuple[AVLLM, AVProcessor], samples: list[Sample]) -> None:
+def test_chat_says_the_same(
+    spec: dict[str, Any], parts: tuple[AVLLM, AVProcessor], samples: list[Sample]
+) -> None:
     model, processor = parts
     for sample in samples:
-        renamed = sample.model_copy(update={"id": "chat"})  # as a chat's rows are named: noise follows from the id
-        expected = answer_rows(model, processor, rows_of(processor, [renamed]), Generation(LENGTH, decoding=spec))[0]
-        said = "".join(Chat(model, processor).ask(sample.messages, max_new_tokens=LENGTH, decoding=spec))
+        renamed = sample.model_copy(
+            update={"id": "chat"}
+        )  # as a chat's rows are named: noise follows from the id
+        expected = answer_rows(
+            model, processor, rows_of(processor, [renamed]), Generation(LENGTH, decoding=spec)
+        )[0]
+        said = "".join(
+            Chat(model, processor).ask(sample.messages, max_new_tokens=LENGTH, decoding=spec)
+        )
         assert said.strip() == expected
 
 
@@ -114,7 +129,9 @@ def test_alpha_zero_is_greedy_to_the_bit(
     found = []
     for decoding in (None, {"type": "contrastive", "reference": reference, "alpha": 0, "beta": 0}):
         arguments = Generation(LENGTH, decoding=decoding).arguments(model, processor)
-        out: Any = model.generate(batch, **arguments, output_scores=True, return_dict_in_generate=True)
+        out: Any = model.generate(
+            batch, **arguments, output_scores=True, return_dict_in_generate=True
+        )
         found.append((out.sequences, torch.stack(out.scores)))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
@@ -138,14 +155,20 @@ def test_the_cached_reference_is_the_one_read_whole(
     whole = torch.cat([embeds, model.llm.get_input_embeddings()(answer)], dim=1)
     mask = torch.nn.functional.pad(reference_batch.attention_mask, (0, 4), value=True)
     places = (mask.cumsum(1) - 1).clamp(min=0)
-    logits = model.llm(inputs_embeds=whole, attention_mask=mask.long(), position_ids=places).logits[:, -1]
+    logits = model.llm(inputs_embeds=whole, attention_mask=mask.long(), position_ids=places).logits[
+        :, -1
+    ]
     torch.testing.assert_close(step.cached.logits, logits, atol=1e-4, rtol=1e-4)
 
 
-def test_the_last_question_alone_is_its_own_prompt(parts: tuple[AVLLM, AVProcessor], samples: list[Sample]) -> None:
+def test_the_last_question_alone_is_its_own_prompt(
+    parts: tuple[AVLLM, AVProcessor], samples: list[Sample]
+) -> None:
     model, processor = parts
     batch = processor.collate(rows_of(processor, samples[3:]), padding_side="left")
-    decoder = Generation(decoding={"type": "contrastive", "reference": "no_examples"}).arguments(model, processor)
+    decoder = Generation(decoding={"type": "contrastive", "reference": "no_examples"}).arguments(
+        model, processor
+    )
     reference = decoder["decoder"].processors(model, batch)[0].reference
     short = [sample.model_copy(update={"messages": sample.messages[-1:]}) for sample in samples[3:]]
     expected = processor.collate(rows_of(processor, short), padding_side="left")
@@ -159,7 +182,9 @@ def test_the_last_question_alone_is_its_own_prompt(parts: tuple[AVLLM, AVProcess
 
 def test_contrast_by_hand() -> None:
     scores, reference = torch.tensor([[2.0, 1.0, -4.0]]), torch.tensor([[3.0, 0.0, -9.0]])
-    assert torch.equal(contrast(scores, reference, 1.0, 0.1), torch.tensor([[1.0, 2.0, -torch.inf]]))
+    assert torch.equal(
+        contrast(scores, reference, 1.0, 0.1), torch.tensor([[1.0, 2.0, -torch.inf]])
+    )
     assert torch.equal(contrast(scores, reference, 0.5, 0.0), torch.tensor([[1.5, 1.5, -1.5]]))
 
 
@@ -171,6 +196,10 @@ def test_yaml_of_the_command_line() -> None:
     for text in ("{type: contrastive, alpa: 1}", "{type: contrasting}"):
         with pytest.raises(UnknownPartError, match="contrastive|alpha"):
             read_decoding(text)
-    for text, key in (("{type: contrastive, beta: 2}", "beta"), ("[1]", "decoding"), ("{type", "decoding")):
+    for text, key in (
+        ("{type: contrastive, beta: 2}", "beta"),
+        ("[1]", "decoding"),
+        ("{type", "decoding"),
+    ):
         with pytest.raises(UserError, match=key):
             read_decoding(text)

@@ -115,7 +115,10 @@ def frames(count: int, height: int = 40, width: int = 60, seed: int = 0) -> Fram
     noise = torch.rand(count, 3, 5, 7, generator=torch.Generator().manual_seed(seed))
     x = torch.nn.functional.interpolate(noise, (height, width), mode="bilinear") * 255
     edges = torch.arange(count + 1) * 0.5
-    return Frames(x.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous(), torch.stack([edges[:-1], edges[1:]], 1))
+    return Frames(
+        x.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous(),
+        torch.stack([edges[:-1], edges[1:]], 1),
+    )
 
 
 def sound(seconds: float, rate: int, start: float = 0.0, seed: int = 0) -> Sound:
@@ -127,7 +130,9 @@ def sound(seconds: float, rate: int, start: float = 0.0, seed: int = 0) -> Sound
 
 
 FOLDER = Path(avllm.encoders.__file__).parent
-KEYS = sorted(f.stem for f in FOLDER.glob("*.py") if not f.stem.startswith("_") and f.stem != "base")
+KEYS = sorted(
+    f.stem for f in FOLDER.glob("*.py") if not f.stem.startswith("_") and f.stem != "base"
+)
 SPEECH_KEYS = ["wav2vec2", "hubert"]
 SOUNDS = ["whisper", "ast", "clap", "mel_conv", *SPEECH_KEYS]
 
@@ -138,7 +143,10 @@ def family(key: str) -> type[Encoder]:
     (found,) = [
         c
         for n, c in vars(module).items()
-        if isinstance(c, type) and issubclass(c, Encoder) and c.__module__ == module.__name__ and n[0] != "_"
+        if isinstance(c, type)
+        and issubclass(c, Encoder)
+        and c.__module__ == module.__name__
+        and n[0] != "_"
     ]
     return found
 
@@ -159,8 +167,12 @@ def some_media(encoder: Encoder, size: int):
 def collate(clips: list[EncoderInput]) -> StreamBatch:
     """Units in a row, clocks and masks padded."""
     steps = max(len(c.span) for c in clips)
-    span = torch.stack([torch.nn.functional.pad(c.span, (0, 0, 0, steps - len(c.span))) for c in clips])
-    mask = torch.stack([torch.nn.functional.pad(c.mask, (0, 0, 0, steps - len(c.mask))) for c in clips])
+    span = torch.stack(
+        [torch.nn.functional.pad(c.span, (0, 0, 0, steps - len(c.span))) for c in clips]
+    )
+    mask = torch.stack(
+        [torch.nn.functional.pad(c.mask, (0, 0, 0, steps - len(c.mask))) for c in clips]
+    )
     inputs = {k: torch.cat([c.inputs[k] for c in clips]) for k in clips[0].inputs}
     units = torch.tensor([len(next(iter(c.inputs.values()))) for c in clips])
     return StreamBatch(inputs, units, span, mask)

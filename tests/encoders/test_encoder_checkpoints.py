@@ -75,7 +75,11 @@ def reports(monkeypatch):
 
 
 def dual(config_class, key, tower="vision_config", **more):
-    text = {k: v for k, v in TEXT.items() if k != "projection_dim" or "Siglip" not in config_class.__name__}
+    text = {
+        k: v
+        for k, v in TEXT.items()
+        if k != "projection_dim" or "Siglip" not in config_class.__name__
+    }
     return config_class(**{tower: CONFIGS[key], "text_config": text, **more})
 
 
@@ -83,10 +87,18 @@ def blip2():
     qformer = {**BERT, "encoder_hidden_size": 32, "cross_attention_frequency": 1}
     qformer.pop("projection_dim")
     text = OPTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, vocab_size=20, word_embed_proj_dim=16
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        ffn_dim=16,
+        vocab_size=20,
+        word_embed_proj_dim=16,
     )
     return Blip2Config(
-        vision_config=CONFIGS["eva"], qformer_config=qformer, text_config=text.to_dict(), num_query_tokens=2
+        vision_config=CONFIGS["eva"],
+        qformer_config=qformer,
+        text_config=text.to_dict(),
+        num_query_tokens=2,
     )
 
 
@@ -116,7 +128,12 @@ def speech(config_class, key):
 # family, the saved model, its config, where the tower stands in it
 CASES = [
     ("clip", CLIPVisionModel, lambda: dual(CLIPConfig, "clip").vision_config, ""),
-    ("clip", CLIPVisionModelWithProjection, lambda: dual(CLIPConfig, "clip").vision_config, "vision_model"),
+    (
+        "clip",
+        CLIPVisionModelWithProjection,
+        lambda: dual(CLIPConfig, "clip").vision_config,
+        "vision_model",
+    ),
     ("clip", CLIPModel, lambda: dual(CLIPConfig, "clip", projection_dim=8), "vision_model"),
     ("siglip", SiglipVisionModel, lambda: dual(SiglipConfig, "siglip").vision_config, ""),
     ("siglip", SiglipModel, lambda: dual(SiglipConfig, "siglip"), "vision_model"),
@@ -131,7 +148,12 @@ CASES = [
     ("whisper", WhisperForConditionalGeneration, whisper, "model.encoder"),
     ("whisper", WhisperForAudioClassification, whisper, "encoder"),
     ("ast", ASTModel, lambda: ASTConfig(**CONFIGS["ast"]), ""),
-    ("ast", ASTForAudioClassification, lambda: ASTConfig(**CONFIGS["ast"]), "audio_spectrogram_transformer"),
+    (
+        "ast",
+        ASTForAudioClassification,
+        lambda: ASTConfig(**CONFIGS["ast"]),
+        "audio_spectrogram_transformer",
+    ),
     ("clap", ClapAudioModel, lambda: clap().audio_config, ""),
     ("clap", ClapModel, clap, "audio_model"),
     ("mel_conv", MelConvModel, lambda: MelConvConfig(**CONFIGS["mel_conv"]), ""),
@@ -143,7 +165,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("key", "saved", "config", "at"), CASES, ids=[f"{c[0]}-{c[1].__name__}" for c in CASES])
+@pytest.mark.parametrize(
+    ("key", "saved", "config", "at"), CASES, ids=[f"{c[0]}-{c[1].__name__}" for c in CASES]
+)
 def test_saved_by_transformers_loaded_by_us(tmp_path, key, saved, config, at, reports):
     torch.manual_seed(1)
     model = saved(config()).eval()
@@ -177,15 +201,25 @@ def test_files_of_older_versions(tmp_path):
 def test_the_checkpoints_own_preprocessing_is_used(tmp_path):
     CLIPVisionModel(dual(CLIPConfig, "clip").vision_config).save_pretrained(tmp_path)
     CLIPImageProcessor(
-        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3], resample=2
+        size={"shortest_edge": 40},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.1, 0.2, 0.3],
+        resample=2,
     ).save_pretrained(tmp_path)
     made = family("clip").from_pretrained(str(tmp_path)).preprocessor()
-    assert (made.shortest, made.size, made.resample, made.mean) == (40, (32, 32), 2, (0.1, 0.2, 0.3))
+    assert (made.shortest, made.size, made.resample, made.mean) == (
+        40,
+        (32, 32),
+        2,
+        (0.1, 0.2, 0.3),
+    )
 
 
 def test_clap_reads_the_checkpoints_own_bands(tmp_path):
     ClapAudioModel(clap().audio_config).save_pretrained(tmp_path)
-    ClapFeatureExtractor(feature_size=16, frequency_min=20, hop_length=240).save_pretrained(tmp_path)
+    ClapFeatureExtractor(feature_size=16, frequency_min=20, hop_length=240).save_pretrained(
+        tmp_path
+    )
     made = family("clap").from_pretrained(str(tmp_path)).preprocessor()
     assert (made.low, made.hop, made.mels) == (20.0, 240, 16)
 
@@ -230,7 +264,7 @@ def test_dtype(tmp_path):
 
 
 def test_weight_norm_of_older_versions(tmp_path):
-    """wav2vec 2.0 files on the hub name the positional convolution's weight norm weight_g and weight_v."""
+    """wav2vec 2.0 files on the hub name the positional convolution's norm weight_g, weight_v."""
     model = Wav2Vec2ForCTC(speech(Wav2Vec2Config, "wav2vec2"))
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -238,14 +272,20 @@ def test_weight_norm_of_older_versions(tmp_path):
         ("parametrizations.weight.original0", "weight_g"),
         ("parametrizations.weight.original1", "weight_v"),
     ):
-        save_file({k.replace(new, old): v for k, v in load_file(file).items()}, file, {"format": "pt"})
+        save_file(
+            {k.replace(new, old): v for k, v in load_file(file).items()}, file, {"format": "pt"}
+        )
     assert any(k.endswith("weight_g") for k in load_file(file))
     ours = family("wav2vec2").from_pretrained(str(tmp_path)).backbone.state_dict()
     assert all(torch.equal(v, model.wav2vec2.state_dict()[k]) for k, v in ours.items())
 
 
 def test_pvt_v2_is_in_its_fast_order_of_memory_after_loading_too(tmp_path):
-    sizes = {"hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2], "depths": [1, 1, 1, 1]}
+    sizes = {
+        "hidden_sizes": [8, 8, 16, 16],
+        "num_attention_heads": [1, 1, 2, 2],
+        "depths": [1, 1, 1, 1],
+    }
     pvt = family("pvt_v2")
     built = pvt({**sizes, "image_size": 32})
     built.backbone.save_pretrained(tmp_path)

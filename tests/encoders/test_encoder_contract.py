@@ -100,7 +100,9 @@ def test_config_and_options_build_it_again_without_weights(key):
         again = family(key)(config, **json.loads(json.dumps(encoder.options())))
     assert all(p.is_meta for p in again.parameters())
     assert again.preprocessor() == encoder.preprocessor()
-    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in encoder.state_dict().items()}
+    assert {k: v.shape for k, v in again.state_dict().items()} == {
+        k: v.shape for k, v in encoder.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -127,14 +129,18 @@ def test_windows_cover_all_of_a_sound(key, seconds):
     made = build(key).preprocessor()
     clip = made(sound(seconds, made.rate, start=1.25), 9.0)
     assert clip.span[0, 0] == 1.25
-    assert clip.span[-1, 1].item() == pytest.approx(1.25 + round(seconds * made.rate) / made.rate, abs=1e-6)
+    assert clip.span[-1, 1].item() == pytest.approx(
+        1.25 + round(seconds * made.rate) / made.rate, abs=1e-6
+    )
     assert torch.equal(clip.span[1:, 0], clip.span[:-1, 1])
     assert (clip.span[:, 1] > clip.span[:, 0]).all()
 
 
 def before_mixing(encoder: Encoder, clip: EncoderInput) -> Tensor:
     """The features of each step before anything mixes the steps, (T, ...)."""
-    if hasattr(encoder.backbone, "feature_extractor"):  # wav2vec 2.0 and HuBERT: layer 0 is behind a long convolution
+    if hasattr(
+        encoder.backbone, "feature_extractor"
+    ):  # wav2vec 2.0 and HuBERT: layer 0 is behind a long convolution
         with torch.no_grad():
             x = encoder.backbone.feature_extractor(clip.inputs["input_values"])  # (U, D, S)
         return x.transpose(1, 2).flatten(0, 1)[: len(clip.span)]
@@ -144,9 +150,13 @@ def before_mixing(encoder: Encoder, clip: EncoderInput) -> Tensor:
 @pytest.mark.parametrize("key", SOUNDS)
 @pytest.mark.parametrize("at", [0.137, 1.333, 2.421])
 def test_each_step_hears_the_sound_of_its_own_span(key, at):
-    """Where a click is added, the step that changes most is the one whose span holds it, or its neighbour."""
+    """A click changes most the step whose span holds it, or its neighbour."""
     encoder = build(key, layers=[0])
-    made = replace(encoder.preprocessor(), normalise=False) if key in SPEECH_KEYS else encoder.preprocessor()
+    made = (
+        replace(encoder.preprocessor(), normalise=False)
+        if key in SPEECH_KEYS
+        else encoder.preprocessor()
+    )
     quiet = sound(2.9, made.rate, seed=1)
     loud = quiet.x.clone()
     place = round(at * made.rate)
@@ -234,7 +244,9 @@ def test_a_side_that_cannot_be_is_refused():
 
 def test_naflex_pictures_of_any_shape_share_a_batch():
     encoder = build("siglip2")
-    clips = [encoder.preprocessor()(frames(1, h, w), 1.0) for h, w in ((30, 90), (64, 64), (90, 30))]
+    clips = [
+        encoder.preprocessor()(frames(1, h, w), 1.0) for h, w in ((30, 90), (64, 64), (90, 30))
+    ]
     real = [int(c.mask.sum()) for c in clips]
     assert all(0 < n <= 16 for n in real)
     assert real[1] == 16
@@ -257,4 +269,6 @@ def test_bad_media_is_named():
     with pytest.raises(ValueError, match=r"\(0,\)"):
         made(sound(0.0, 16000), 1.0)
     with pytest.raises(ValueError, match=r"float32.*uint8"):
-        build("clip").preprocessor()(type(frames(1))(torch.zeros(1, 4, 4, 3), torch.zeros(1, 2)), 1.0)
+        build("clip").preprocessor()(
+            type(frames(1))(torch.zeros(1, 4, 4, 3), torch.zeros(1, 2)), 1.0
+        )

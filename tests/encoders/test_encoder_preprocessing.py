@@ -34,7 +34,12 @@ PICTURES = [
     (CLIP, CLIPImageProcessor()),
     (SigLIP, SiglipImageProcessor()),
     (EVA, BlipImageProcessor(size={"height": 224, "width": 224})),
-    (DINOv2, BitImageProcessor(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, **IMAGENET)),
+    (
+        DINOv2,
+        BitImageProcessor(
+            size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, **IMAGENET
+        ),
+    ),
 ]
 
 
@@ -51,7 +56,9 @@ def hf_pixels(processor, media):
 
 @pytest.mark.parametrize("given", [True, False], ids=["checkpoint", "defaults"])
 @pytest.mark.parametrize("shape", [(360, 640), (333, 187), (100, 131)])
-@pytest.mark.parametrize(("family", "processor"), PICTURES, ids=lambda v: getattr(v, "__name__", ""))
+@pytest.mark.parametrize(
+    ("family", "processor"), PICTURES, ids=lambda v: getattr(v, "__name__", "")
+)
 def test_pictures(family, processor, shape, given):
     media = frames(2, *shape)
     options = {"preprocessing": processor.to_dict()} if given else {}
@@ -64,10 +71,15 @@ def test_pictures(family, processor, shape, given):
 
 def test_old_preprocessor_files_hold_bare_numbers():
     old = {"size": 224, "crop_size": 224, "do_center_crop": True, "resample": 3}
-    new = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "resample": 3}
+    new = {
+        "size": {"shortest_edge": 224},
+        "crop_size": {"height": 224, "width": 224},
+        "resample": 3,
+    }
     small = {"num_hidden_layers": 1}
     assert (
-        on_meta(CLIP, small, preprocessing=old).preprocessor() == on_meta(CLIP, small, preprocessing=new).preprocessor()
+        on_meta(CLIP, small, preprocessing=old).preprocessor()
+        == on_meta(CLIP, small, preprocessing=new).preprocessor()
     )
 
 
@@ -75,7 +87,9 @@ def test_old_preprocessor_files_hold_bare_numbers():
 def test_naflex(shape):
     media = frames(2, *shape)
     processor = Siglip2ImageProcessor(max_num_patches=64)
-    made = on_meta(SigLIP2, {"num_hidden_layers": 1}, preprocessing=processor.to_dict()).preprocessor()
+    made = on_meta(
+        SigLIP2, {"num_hidden_layers": 1}, preprocessing=processor.to_dict()
+    ).preprocessor()
     ours, theirs = made(media, 1.0).inputs, hf_pixels(processor, media)
     assert torch.equal(ours["spatial_shapes"], theirs["spatial_shapes"].long())
     assert torch.equal(ours["pixel_attention_mask"], theirs["pixel_attention_mask"].int())
@@ -99,7 +113,9 @@ def test_ast_filter_banks(seconds):
     media = sound(seconds, 16_000)
     made = on_meta(AST, {"num_hidden_layers": 1}).preprocessor()
     ours = made(media, seconds).inputs["input_values"]
-    theirs = ASTFeatureExtractor()(media.x.numpy(), sampling_rate=16_000, return_tensors="pt")["input_values"]
+    theirs = ASTFeatureExtractor()(media.x.numpy(), sampling_rate=16_000, return_tensors="pt")[
+        "input_values"
+    ]
     torch.testing.assert_close(ours[:1], theirs, atol=1e-4, rtol=0)
 
 
@@ -120,7 +136,9 @@ def test_clap_decibels(truncation, padding):
 def test_waveform(normalise):
     media = sound(2.0, 16_000)
     extractor = Wav2Vec2FeatureExtractor(do_normalize=normalise, return_attention_mask=True)
-    made = on_meta(Wav2Vec2, {"num_hidden_layers": 1}, preprocessing=extractor.to_dict(), window=5.0).preprocessor()
+    made = on_meta(
+        Wav2Vec2, {"num_hidden_layers": 1}, preprocessing=extractor.to_dict(), window=5.0
+    ).preprocessor()
     ours = made(media, 2.0).inputs
     theirs = extractor(media.x.numpy(), sampling_rate=16_000, return_tensors="pt")["input_values"]
     assert ours["input_values"].shape == (1, 80_080)
@@ -141,7 +159,7 @@ def test_released_sizes_have_the_known_clocks():
 
 
 def test_the_last_patch_of_a_window_is_not_lost():
-    """AST's patches end before its frames do: the next window must begin where the last patch's step ends."""
+    """AST's patches end before its frames: the next window begins where the last patch ends."""
     made = on_meta(AST, {"num_hidden_layers": 1}).preprocessor()
     x = sound(25.0, 16_000).x
     clip = made(Sound(x, 16_000), 25.0)

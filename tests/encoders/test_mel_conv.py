@@ -11,7 +11,10 @@ torch.set_num_threads(1)
 
 def test_a_step_for_each_product_of_the_strides():
     made = build("mel_conv").preprocessor()
-    assert (made.steps, made.unit_samples) == (25, 25 * 4 * 160)  # 100 frames, strides 1 x 2 x 1 x 2
+    assert (made.steps, made.unit_samples) == (
+        25,
+        25 * 4 * 160,
+    )  # 100 frames, strides 1 x 2 x 1 x 2
 
 
 def test_a_soft_recording_is_heard_as_a_loud_one():
@@ -26,7 +29,9 @@ def test_an_earlier_layer_is_averaged_onto_the_last_ones_steps():
     encoder = build("mel_conv", layers=[0, -1])
     clip = encoder.preprocessor()(sound(1.0, 16_000), 1.0)
     with torch.no_grad():
-        finest = encoder.backbone(**clip.inputs, output_hidden_states=True).hidden_states[0]  # (1, 100, 32)
+        finest = encoder.backbone(**clip.inputs, output_hidden_states=True).hidden_states[
+            0
+        ]  # (1, 100, 32)
         given = encoder(**clip.inputs)["0"]  # (1, 25, 1, 32)
     torch.testing.assert_close(given[:, :, 0], finest.unflatten(1, (25, 4)).mean(2))
 

@@ -1,4 +1,4 @@
-"""Boxes of regions against the pixels of a coloured rectangle, after each encoder's own preprocessing."""
+"""Boxes of regions against the pixels of a coloured rectangle, after each preprocessing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ PREPROCESSORS: dict[str, Preprocessor] = {
 def painted(height: int, width: int, box: tuple[float, ...] = BOX) -> Frames:
     """A black picture with a white rectangle that fills the box."""
     x = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    x0, y0, x1, y1 = (round(share * side) for share, side in zip(box, [width, height] * 2, strict=True))
+    x0, y0, x1, y1 = (
+        round(share * side) for share, side in zip(box, [width, height] * 2, strict=True)
+    )
     x[:, y0:y1, x0:x1] = 255
     exact = (x0 / width, y0 / height, x1 / width, y1 / height)
     return Frames(x, torch.tensor([[0.0, 1.0], [1.0, 2.0]]), (RegionBox("r", exact),))
@@ -58,7 +60,7 @@ def test_the_box_is_where_the_rectangle_is(name: str, shape: tuple[int, int]) ->
     assert item.extra["region_boxes"].shape == (2, 1, 4)
     assert bool(item.extra["region_mask"].all())
     x0, y0, x1, y1 = item.extra["region_boxes"][0, 0].tolist()
-    # the sums over rows and columns are the rectangle's sides, whatever the resampling does at its edges
+    # sums over rows and columns are the rectangle's sides, whatever resampling does at its edges
     bright = seen > 0.5
     columns, rows = bright.any(0).nonzero().flatten(), bright.any(1).nonzero().flatten()
     assert int(columns[0]) == pytest.approx(x0, abs=0.75)
@@ -70,14 +72,20 @@ def test_the_box_is_where_the_rectangle_is(name: str, shape: tuple[int, int]) ->
 
 def test_by_hand() -> None:
     crop = VisualPreprocessor((64, 64), 1, shortest=64)
-    given = replace(painted(100, 200), regions=(RegionBox("a", (0.0, 0.0, 0.5, 1.0)), RegionBox("b", (0.8, 0, 0.9, 1))))
+    given = replace(
+        painted(100, 200),
+        regions=(RegionBox("a", (0.0, 0.0, 0.5, 1.0)), RegionBox("b", (0.8, 0, 0.9, 1))),
+    )
     item = crop(given, 2.0)  # resized to 64 x 128, 32 pixels cut off at the left
     assert item.extra["region_boxes"][0].tolist() == [[0, 0, 32, 64], [64, 0, 64, 64]]
     assert item.extra["region_mask"].tolist() == [[True, False], [True, False]]
 
 
 def test_a_region_of_a_moment_is_in_the_nearest_frame() -> None:
-    given = replace(painted(64, 64), regions=(RegionBox("a", BOX, 1.7), RegionBox("b", BOX), RegionBox("c", BOX, 9.0)))
+    given = replace(
+        painted(64, 64),
+        regions=(RegionBox("a", BOX, 1.7), RegionBox("b", BOX), RegionBox("c", BOX, 9.0)),
+    )
     item = VisualPreprocessor((64, 64), 1)(given, 2.0)
     assert item.extra["region_mask"].tolist() == [[False, True, False], [True, True, True]]
 

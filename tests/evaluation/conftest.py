@@ -1,4 +1,4 @@
-"""A tiny checkpoint whose answers depend on what is seen and heard, and a tiny manifest of real files."""
+"""A tiny checkpoint whose answers depend on what is seen and heard, and a tiny manifest."""
 
 from __future__ import annotations
 
@@ -29,14 +29,17 @@ def loaded(checkpoint: Path) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="session")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve clips (each third without sound), two questions each, with choices for the colours; and a text row."""
+    """Twelve clips (each third silent), two questions each, one with choices; and a text row."""
     folder = tmp_path_factory.mktemp("questions")
     _, manifest = make_data(folder, 12)
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     for row in rows:
         if row["kind"] == "seen.colour":
             row["choices"] = ["red", "green", "blue", "white"]
-    words = {"role": "user", "content": "what colour is it ?"}, {"role": "assistant", "content": "red"}
+    words = (
+        {"role": "user", "content": "what colour is it ?"},
+        {"role": "assistant", "content": "red"},
+    )
     rows.append({"id": "text-only", "kind": "blind", "messages": list(words)})
     manifest.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return manifest

@@ -1,4 +1,4 @@
-"""Answers in the wordings of models and the scripts of people: which choice they mean, which time they name."""
+"""Answers in the wordings of models and the scripts of people: the choice, the time they name."""
 
 from __future__ import annotations
 
@@ -142,7 +142,9 @@ def test_letters_in_the_usual_wordings(answer: str, expected: int | None) -> Non
     assert pick_choice(answer, ANIMALS) == expected
 
 
-@pytest.mark.parametrize("answer, expected", [("blue", 1), ("B", 1), ("B. blue", 1), ("(b)", 1), ("A. blue", None)])
+@pytest.mark.parametrize(
+    "answer, expected", [("blue", 1), ("B", 1), ("B. blue", 1), ("(b)", 1), ("A. blue", None)]
+)
 def test_choices_that_bring_their_letters(answer: str, expected: int | None) -> None:
     assert pick_choice(answer, ["A. red", "B. blue"]) == expected
 
@@ -192,7 +194,14 @@ def test_times_in_the_usual_forms(answer: str, expected: float | None) -> None:
 
 @pytest.mark.parametrize(
     "answer, expected",
-    [("1.3", 1.3), ("at 1.3 seconds.", 1.3), ("two", 2.0), ("1.3 s", 1.3), ("1.3s", 1.3), ("-0.5", -0.5)]
+    [
+        ("1.3", 1.3),
+        ("at 1.3 seconds.", 1.3),
+        ("two", 2.0),
+        ("1.3 s", 1.3),
+        ("1.3s", 1.3),
+        ("-0.5", -0.5),
+    ]
     + [("none", None), ("between 1 and 2", None), ("2, that is 2", 2.0), ("", None)],
 )
 def test_read_seconds(answer: str, expected: float | None) -> None:

@@ -68,5 +68,7 @@ def test_chance() -> None:
 def test_ranks_count_ties_against_the_clip() -> None:
     scores = np.array([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1], [0.7, 0.8, 0.3]])
     assert ranks(scores, np.eye(3, dtype=bool)).tolist() == [1, 2, 3]
-    own = np.array([[0, 1, 1], [1, 1, 0], [0, 0, 1]], dtype=bool)  # several: the best counts, and none is a rival
+    own = np.array(
+        [[0, 1, 1], [1, 1, 0], [0, 0, 1]], dtype=bool
+    )  # several: the best counts, and none is a rival
     assert ranks(scores, own).tolist() == [2, 1, 3]

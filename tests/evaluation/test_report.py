@@ -1,4 +1,4 @@
-"""The page of an evaluation: whole, bounded, without anything from outside, whatever the texts hold."""
+"""The page of an evaluation: whole, bounded, with nothing from outside, whatever the texts."""
 
 from __future__ import annotations
 
@@ -51,14 +51,27 @@ def prediction(
     identity: str, truth: str, answer: str, failed: bool = False, kind: str = "colour", **more: Any
 ) -> Prediction:
     messages = [{"role": "user", "content": "what ?"}, {"role": "assistant", "content": truth}]
-    row = {"id": identity, "kind": kind, "messages": messages, "choices": ["red", "blue", "white"], **more}
+    row = {
+        "id": identity,
+        "kind": kind,
+        "messages": messages,
+        "choices": ["red", "blue", "white"],
+        **more,
+    }
     sample = Sample.model_validate(row)
     score = score_by_form(sample, answer, 3.0, "unanswerable")
     return Prediction(sample, answer, failed_score(score) if failed else score, failed=failed)
 
 
 def test_confusions_by_hand() -> None:
-    given = [("red", "red"), ("red", "It is blue."), ("red", "B"), ("blue", "(b)"), ("blue", "no idea"), ("red", "A")]
+    given = [
+        ("red", "red"),
+        ("red", "It is blue."),
+        ("red", "B"),
+        ("blue", "(b)"),
+        ("blue", "no idea"),
+        ("red", "A"),
+    ]
     rows = [prediction(str(number), *pair) for number, pair in enumerate(given)]
     matrix = confusion([*rows, prediction("lost", "blue", "", failed=True)])
     assert matrix is not None
@@ -91,7 +104,9 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     truth = {"choices": [HOSTILE, "blue"]}
     rows = [
         prediction(HOSTILE, HOSTILE, "blue", kind=HOSTILE, **truth),
-        prediction("\u202eevil\x00", "blue", HOSTILE + "\ud800", kind=HOSTILE, source=HOSTILE, **truth),
+        prediction(
+            "\u202eevil\x00", "blue", HOSTILE + "\ud800", kind=HOSTILE, source=HOSTILE, **truth
+        ),
     ]
     failed = [{"id": HOSTILE, "reason": HOSTILE, "detail": HOSTILE}]
     results = {c.name: Result(c, rows, failed=failed) for c in (AS_IS, Condition(swap="video"))}
@@ -99,7 +114,9 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     write_report(path, results, About(HOSTILE, HOSTILE, {HOSTILE: HOSTILE}), lambda sample: [])
     html = path.read_text()
     page = Page(html)
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "object", "link", "base", "form", "a"})
+    assert {tag for tag, _ in page.tags}.isdisjoint(
+        {"script", "iframe", "object", "link", "base", "form", "a"}
+    )
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert page.attributes("src") == []
     assert page.text.count("<script>alert(1)</script>") >= 10
@@ -107,7 +124,9 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     assert "default-src 'none'" in html
 
 
-def test_the_number_of_rows_and_pictures_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_rows_and_pictures_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report, "ROWS", 50)
     rows = [prediction(f"row {number}", "red", "blue") for number in range(200)]
     drawn: list[str] = []
@@ -132,14 +151,28 @@ def test_pictures_are_small() -> None:
     assert drawn.getpixel((0, 63)) > 100 > drawn.getpixel((0, 0))  # low bands are below
 
 
-def test_a_report_of_a_model_holds_its_figures_and_media(checkpoint: Path, questions: Path, tmp_path: Path) -> None:
+def test_a_report_of_a_model_holds_its_figures_and_media(
+    checkpoint: Path, questions: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "new" / "report.html"
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     rows[0]["id"] = HOSTILE
     manifest = questions.parent / "hostile.jsonl"
     write_manifest(manifest, rows)
-    more = ["--without", "audio", "--swap", "video", "--max-new-tokens", "3", "--report", str(path), "--json"]
-    done = CliRunner().invoke(app, ["eval", str(checkpoint), str(manifest), *more], catch_exceptions=False)
+    more = [
+        "--without",
+        "audio",
+        "--swap",
+        "video",
+        "--max-new-tokens",
+        "3",
+        "--report",
+        str(path),
+        "--json",
+    ]
+    done = CliRunner().invoke(
+        app, ["eval", str(checkpoint), str(manifest), *more], catch_exceptions=False
+    )
     figures = json.loads(done.stdout)["conditions"]
     page = Page(path.read_text())
     for name in ("unchanged", "without audio", "swapped video"):

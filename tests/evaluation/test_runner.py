@@ -1,4 +1,4 @@
-"""The runner: what is removed is gone, what is swapped is another's, and no batching changes an answer."""
+"""The runner: removed is gone, swapped is another's, and no batching changes an answer."""
 
 from __future__ import annotations
 
@@ -37,16 +37,22 @@ def results(loaded: Loaded, questions: Path) -> dict[str, Result]:
     return evaluate_all(*loaded, questions, EVERY, max_new_tokens=6)
 
 
-def test_every_row_is_answered_under_every_condition(results: dict[str, Result], questions: Path) -> None:
+def test_every_row_is_answered_under_every_condition(
+    results: dict[str, Result], questions: Path
+) -> None:
     ids = sorted(s.id for s in read_manifest(questions))
     assert set(results) == {c.name for c in EVERY}
     assert all([p.sample.id for p in r.predictions] == ids for r in results.values())
     assert results["as_is"].overall["n"] == len(ids)
-    assert len(set(answers(results["as_is"]).values())) > 1  # the tiny model does not say one thing always
+    assert (
+        len(set(answers(results["as_is"]).values())) > 1
+    )  # the tiny model does not say one thing always
 
 
-def test_answers_are_those_of_generate_row_by_row(loaded: Loaded, questions: Path, results: dict[str, Result]) -> None:
-    """Shared prefixes, batches and cached features change nothing of what the model itself says to a file."""
+def test_answers_are_those_of_generate_row_by_row(
+    loaded: Loaded, questions: Path, results: dict[str, Result]
+) -> None:
+    """Shared prefixes, batches and cached features change nothing of the model's answers."""
     from avllm.inference.generation import Generation
 
     model, processor = loaded
@@ -54,14 +60,18 @@ def test_answers_are_those_of_generate_row_by_row(loaded: Loaded, questions: Pat
     for sample in read_manifest(questions)[:6]:
         clips = [processor.prepare(c) for c in processor.load_clips(sample.media, questions.parent)]
         batch = processor.collate([processor.row(sample, clips, answer=False)], padding_side="left")
-        assert processor.decode(model.generate(batch, **arguments)) == [answers(results["as_is"])[sample.id]]
+        assert processor.decode(model.generate(batch, **arguments)) == [
+            answers(results["as_is"])[sample.id]
+        ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_batch_size_and_chunks_change_no_answer(
     loaded: Loaded, questions: Path, results: dict[str, Result], batch_size: int
 ) -> None:
-    again = evaluate(*loaded, questions, max_new_tokens=6, batch_size=batch_size, clips_at_once=batch_size)
+    again = evaluate(
+        *loaded, questions, max_new_tokens=6, batch_size=batch_size, clips_at_once=batch_size
+    )
     assert answers(again) == answers(results["as_is"])
 
 
@@ -74,16 +84,24 @@ def test_llms_whose_cache_cannot_be_shared_say_the_same(
 
 def test_two_runs_are_equal(loaded: Loaded, questions: Path, results: dict[str, Result]) -> None:
     again = evaluate_all(*loaded, questions, EVERY, max_new_tokens=6, num_workers=2)
-    assert {n: r.to_dict() for n, r in again.items()} == {n: r.to_dict() for n, r in results.items()}
+    assert {n: r.to_dict() for n, r in again.items()} == {
+        n: r.to_dict() for n, r in results.items()
+    }
 
 
-def test_a_cache_changes_nothing(loaded: Loaded, questions: Path, results: dict[str, Result], tmp_path: Path) -> None:
+def test_a_cache_changes_nothing(
+    loaded: Loaded, questions: Path, results: dict[str, Result], tmp_path: Path
+) -> None:
     for _ in range(2):  # filled, then read
-        again = evaluate_all(*loaded, questions, EVERY[:2], max_new_tokens=6, cache=tmp_path / "cache")
+        again = evaluate_all(
+            *loaded, questions, EVERY[:2], max_new_tokens=6, cache=tmp_path / "cache"
+        )
         assert {n: answers(r) for n, r in again.items()} == {n: answers(results[n]) for n in again}
 
 
-def seen_rows(loaded: Loaded, questions: Path, monkeypatch: pytest.MonkeyPatch, condition: Condition) -> dict[str, Any]:
+def seen_rows(
+    loaded: Loaded, questions: Path, monkeypatch: pytest.MonkeyPatch, condition: Condition
+) -> dict[str, Any]:
     """The rows that reach the model, by condition (as they are first)."""
     caught: list[Any] = []
 
@@ -100,7 +118,9 @@ def count(row: Any, token: int) -> int:
     return int((row.input_ids == token).sum())
 
 
-@pytest.mark.parametrize("without, gone", [("audio", ["audio"]), ("video", ["video"]), ("both", ["audio", "video"])])
+@pytest.mark.parametrize(
+    "without, gone", [("audio", ["audio"]), ("video", ["video"]), ("both", ["audio", "video"])]
+)
 def test_without_leaves_no_token_of_the_stream(
     loaded: Loaded, questions: Path, monkeypatch: pytest.MonkeyPatch, without: Any, gone: list[str]
 ) -> None:
@@ -145,12 +165,16 @@ def test_swap_takes_the_stream_of_another_clip(
 def test_touched_and_changed_are_told(results: dict[str, Result]) -> None:
     assert results["as_is"].overall["touched"] == 0.0
     assert "changed" not in results["as_is"].overall
-    assert results["without_audio"].overall["touched"] == pytest.approx(16 / 25)  # four of twelve clips have no sound
+    assert results["without_audio"].overall["touched"] == pytest.approx(
+        16 / 25
+    )  # four of twelve clips have no sound
     for prediction in results["without_audio"].predictions:
         if not prediction.touched:
             assert prediction.changed is False
     blind = {p.sample.id: p for p in results["without_both"].predictions}
-    assert blind["colour-0"].answer == blind["colour-3"].answer  # the same words without any media: the same answer
+    assert (
+        blind["colour-0"].answer == blind["colour-3"].answer
+    )  # the same words without any media: the same answer
 
 
 def test_untouched_rows_say_the_same_when_they_are_asked_again(
@@ -158,21 +182,30 @@ def test_untouched_rows_say_the_same_when_they_are_asked_again(
 ) -> None:
     """Beside the rows as they are an untouched row keeps its answer; without them it is asked."""
     told: list[tuple[int, int]] = []
-    alone = evaluate_all(*loaded, questions, EVERY[1:], max_new_tokens=6, progress=lambda *done: told.append(done))
+    alone = evaluate_all(
+        *loaded, questions, EVERY[1:], max_new_tokens=6, progress=lambda *done: told.append(done)
+    )
     assert {n: answers(r) for n, r in alone.items()} == {n: answers(results[n]) for n in alone}
     rows = len(results["as_is"].predictions) * len(EVERY[1:])
     assert told[-1] == (rows, rows)
     told.clear()
-    evaluate_all(*loaded, questions, EVERY[:2], max_new_tokens=6, progress=lambda *done: told.append(done))
+    evaluate_all(
+        *loaded, questions, EVERY[:2], max_new_tokens=6, progress=lambda *done: told.append(done)
+    )
     assert told[-1] == (50, 50)
 
 
 def test_scores_by_form() -> None:
-    row = {"id": "q", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "red"}]}
+    row = {
+        "id": "q",
+        "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "red"}],
+    }
     sample = read_row(row | {"choices": ["red", "blue"]})
     assert score_by_form(sample, "it is red", 1.0, "unanswerable").correct is True
     assert score_by_form(sample, "Unanswerable.", 1.0, "unanswerable").refused is True
-    assert score_by_form(read_row(row | {"answers": ["crimson"]}), "Crimson", 1.0, "x").correct is True
+    assert (
+        score_by_form(read_row(row | {"answers": ["crimson"]}), "Crimson", 1.0, "x").correct is True
+    )
     lettered = read_row(row | {"choices": ["red", "blue"], "messages": answered(row, "A")})
     assert [score_by_form(lettered, a, 1.0, "x").correct for a in ("A", "red", "(b)", "blue")] == [
         True,
@@ -206,7 +239,9 @@ def test_figures_of_choices_and_times(results: dict[str, Result]) -> None:
     assert set(results["as_is"].sources) == {"tiny", "unknown"}
 
 
-def test_a_bad_file_is_named_and_too_many_stop_the_run(loaded: Loaded, questions: Path, tmp_path: Path) -> None:
+def test_a_bad_file_is_named_and_too_many_stop_the_run(
+    loaded: Loaded, questions: Path, tmp_path: Path
+) -> None:
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     for row in rows:
         for part in row["messages"][0]["content"]:
@@ -231,12 +266,16 @@ def test_a_time_that_was_not_asked_has_the_error_of_no_answer() -> None:
     timed["messages"][0] = {"role": "user", "content": "when ?"}
     score = failed_score(score_by_form(read_row({"id": "t", **timed}), "", 4.0, "x"))
     assert (score.error, score.is_number) == (4.0, False)
-    empty = read_row({"id": "e", "messages": [timed["messages"][0], {"role": "assistant", "content": "..."}]})
+    empty = read_row(
+        {"id": "e", "messages": [timed["messages"][0], {"role": "assistant", "content": "..."}]}
+    )
     assert score_by_form(empty, "", 1.0, "").correct is True  # nothing is left of either
     assert failed_score(score_by_form(empty, "", 1.0, "")) == Score(False, 0.0, is_number=False)
 
 
-def test_a_swap_without_a_partner_is_an_error(loaded: Loaded, questions: Path, tmp_path: Path) -> None:
+def test_a_swap_without_a_partner_is_an_error(
+    loaded: Loaded, questions: Path, tmp_path: Path
+) -> None:
     first = questions.parent / "one.jsonl"
     first.write_text("".join(questions.read_text().splitlines(keepends=True)[:2]))
     with pytest.raises(ValueError, match="another file"):
@@ -278,7 +317,9 @@ def test_no_figure_depends_on_the_order_of_the_rows(
         manifest = questions.parent / f"{name}.jsonl"
         write_manifest(manifest, ordered)
         results = evaluate_all(*loaded, manifest, EVERY, max_new_tokens=6, **more)
-        reports.append({n: (r.to_dict(), [p.to_dict(n) for p in r.predictions]) for n, r in results.items()})
+        reports.append(
+            {n: (r.to_dict(), [p.to_dict(n) for p in r.predictions]) for n, r in results.items()}
+        )
     assert reports[0] == reports[1]
 
 
@@ -351,8 +392,10 @@ def test_without_media_times_are_still_shares_of_the_whole_clip(
     assert all(duration == pytest.approx(1.0, abs=0.1) for duration in durations)
 
 
-def test_right_answers_of_one_forward_pass_are_those_that_generation_gives(loaded: Loaded, questions: Path) -> None:
-    """Answers that the model generates are references, of every third row with another last token."""
+def test_right_answers_of_one_forward_pass_are_those_that_generation_gives(
+    loaded: Loaded, questions: Path
+) -> None:
+    """The model's answers are references, of every third row with another last token."""
     from avllm.inference.generation import Generation
 
     model, processor = loaded
@@ -383,10 +426,14 @@ def answered_by(prompt: Row, answer: Tensor) -> Row:
     )
 
 
-def test_precision_is_part_of_what_a_cache_holds(loaded: Loaded, questions: Path, tmp_path: Path) -> None:
+def test_precision_is_part_of_what_a_cache_holds(
+    loaded: Loaded, questions: Path, tmp_path: Path
+) -> None:
     plain = evaluate(*loaded, questions, max_new_tokens=6, precision="bf16")
     for precision in ("fp32", "bf16", "bf16"):
-        cached = evaluate(*loaded, questions, max_new_tokens=6, precision=precision, cache=tmp_path / "cache")
+        cached = evaluate(
+            *loaded, questions, max_new_tokens=6, precision=precision, cache=tmp_path / "cache"
+        )
     assert answers(cached) == answers(plain)
     with pytest.raises(ValueError, match="precision is 'fp16'.*'bf16'"):
         evaluate(*loaded, questions, precision="fp16")

@@ -16,14 +16,20 @@ def rows(counts: dict[str | None, int]) -> list[Sample]:
     made = []
     for kind, count in counts.items():
         for number in range(count):
-            fields = {"id": f"{kind}-{number}", "kind": kind, "messages": [{"role": "user", "content": "?"}]}
+            fields = {
+                "id": f"{kind}-{number}",
+                "kind": kind,
+                "messages": [{"role": "user", "content": "?"}],
+            }
             made.append(Sample.model_validate(fields))
     return made
 
 
 def test_each_kind_has_its_share() -> None:
     """At even distances, 100 of these rows would all be of one kind: the kinds alternate."""
-    in_turn = [row for three in zip(*(rows({kind: 100}) for kind in "abc"), strict=True) for row in three]
+    in_turn = [
+        row for three in zip(*(rows({kind: 100}) for kind in "abc"), strict=True) for row in three
+    ]
     drawn = draw_rows(in_turn, 100, 0)
     assert sorted(Counter(row.kind for row in drawn).values()) == [33, 33, 34]
     drawn = draw_rows(rows({"many": 900, None: 90, "few": 10}), 100, 0)

@@ -26,7 +26,9 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def cases() -> list[dict[str, Any]]:
     """Every fusion of the registry, with the sound as its stream."""
-    return [{"type": name, "streams": ["audio"], **SMALL.get(name, {})} for name in choices("fusions")]
+    return [
+        {"type": name, "streams": ["audio"], **SMALL.get(name, {})} for name in choices("fusions")
+    ]
 
 
 def compose(world: World, fusion: dict[str, Any], **changes: Any) -> tuple[AVLLM, AVProcessor]:
@@ -51,7 +53,8 @@ def open_gates(model: AVLLM) -> None:
 def sample(id: str, *content: str | Path, answer: str | None = "red and a low sound") -> Sample:
     """A row of one turn: files are videos, other text is text."""
     parts = [
-        {"type": "video", "video": str(c)} if isinstance(c, Path) else {"type": "text", "text": c} for c in content
+        {"type": "video", "video": str(c)} if isinstance(c, Path) else {"type": "text", "text": c}
+        for c in content
     ]
     messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
     if answer is not None:
@@ -61,11 +64,14 @@ def sample(id: str, *content: str | Path, answer: str | None = "red and a low so
 
 def make_rows(processor: AVProcessor, samples: Sequence[Sample], answer: bool) -> list[Row]:
     """Rows of samples, their files read."""
-    return [processor.row(s, MediaReader(processor).inputs(s.media, None), answer=answer) for s in samples]
+    return [
+        processor.row(s, MediaReader(processor).inputs(s.media, None), answer=answer)
+        for s in samples
+    ]
 
 
 def questions(clips: Sequence[Path]) -> list[Sample]:
-    """Rows with no, one and three clips, before, between and after text, one clip without a sound track."""
+    """Rows with no, one and three clips, before, between and after text, one clip silent."""
     first, second, third, silent = clips
     return [
         sample("text", "what colour is it ?"),

@@ -34,7 +34,9 @@ def built(world: World) -> dict[str, tuple[AVLLM, AVProcessor]]:
 
 
 @EVERY
-def test_consumed_streams_take_no_place(spec: dict[str, Any], built: dict[str, Any], clips: list[Path]) -> None:
+def test_consumed_streams_take_no_place(
+    spec: dict[str, Any], built: dict[str, Any], clips: list[Path]
+) -> None:
     model, processor = built[spec["type"]]
     assert set(model.config.media_token_ids) == {"video"}
     for row in make_rows(processor, questions(clips), answer=True):
@@ -45,7 +47,9 @@ def test_consumed_streams_take_no_place(spec: dict[str, Any], built: dict[str, A
 
 
 @EVERY
-def test_the_sound_reaches_the_logits(spec: dict[str, Any], built: dict[str, Any], clips: list[Path]) -> None:
+def test_the_sound_reaches_the_logits(
+    spec: dict[str, Any], built: dict[str, Any], clips: list[Path]
+) -> None:
     model, processor = built[spec["type"]]
     row = make_rows(processor, questions(clips)[1:2], answer=True)[0]
     batch = processor.collate([row])
@@ -56,7 +60,9 @@ def test_the_sound_reaches_the_logits(spec: dict[str, Any], built: dict[str, Any
 
 
 @EVERY
-def test_a_row_without_media_is_the_bare_llm(spec: dict[str, Any], built: dict[str, Any], clips: list[Path]) -> None:
+def test_a_row_without_media_is_the_bare_llm(
+    spec: dict[str, Any], built: dict[str, Any], clips: list[Path]
+) -> None:
     model, processor = built[spec["type"]]
     rows = make_rows(processor, questions(clips), answer=True)
     alone = model(processor.collate(rows[:1])).logits
@@ -67,7 +73,9 @@ def test_a_row_without_media_is_the_bare_llm(spec: dict[str, Any], built: dict[s
 
 
 @EVERY
-def test_text_alone_does_not_see_the_media(spec: dict[str, Any], built: dict[str, Any], clips: list[Path]) -> None:
+def test_text_alone_does_not_see_the_media(
+    spec: dict[str, Any], built: dict[str, Any], clips: list[Path]
+) -> None:
     model, processor = built[spec["type"]]
     batch = processor.collate(make_rows(processor, questions(clips)[1:3], answer=True))
     ids = torch.arange(3, 9)[None]
@@ -88,27 +96,39 @@ def test_batch_chat_evaluation_and_single_say_the_same(
     single = [answer_batch(model, processor, [row], SETTINGS)[0] for row in rows]
     assert len(set(single)) > 2
     assert answer_batch(model, processor, rows, SETTINGS) == single
-    assert answer_rows(model, processor, [*rows, *rows], batch_size=4, max_new_tokens=6) == [*single, *single]
+    assert answer_rows(model, processor, [*rows, *rows], batch_size=4, max_new_tokens=6) == [
+        *single,
+        *single,
+    ]
     for one, expected in zip(samples, single, strict=True):
         messages = [message for message in one.messages if message.role == "user"]
         assert "".join(Chat(model, processor).ask(messages, max_new_tokens=6)).strip() == expected
 
 
 @EVERY
-def test_a_cache_changes_nothing(spec: dict[str, Any], built: dict[str, Any], clips: list[Path]) -> None:
+def test_a_cache_changes_nothing(
+    spec: dict[str, Any], built: dict[str, Any], clips: list[Path]
+) -> None:
     model, processor = built[spec["type"]]
     batch = processor.collate(make_rows(processor, questions(clips)[1:], answer=False), "left")
     arguments = SETTINGS.arguments(model, processor)
-    assert torch.equal(model.generate(batch, **arguments), model.generate(batch, use_cache=False, **arguments))
+    assert torch.equal(
+        model.generate(batch, **arguments), model.generate(batch, use_cache=False, **arguments)
+    )
 
 
 @EVERY
-def test_beams_see_their_own_row(spec: dict[str, Any], built: dict[str, Any], clips: list[Path]) -> None:
+def test_beams_see_their_own_row(
+    spec: dict[str, Any], built: dict[str, Any], clips: list[Path]
+) -> None:
     model, processor = built[spec["type"]]
     rows = make_rows(processor, questions(clips)[1:4], answer=False)
     arguments = SETTINGS.arguments(model, processor) | {"num_beams": 3}
     together = processor.decode(model.generate(processor.collate(rows, "left"), **arguments))
-    alone = [processor.decode(model.generate(processor.collate([row], "left"), **arguments))[0] for row in rows]
+    alone = [
+        processor.decode(model.generate(processor.collate([row], "left"), **arguments))[0]
+        for row in rows
+    ]
     assert together == alone
 
 
@@ -122,11 +142,15 @@ def test_prompt_is_the_beginning_of_the_training_row(
         length = len(prompt.input_ids)
         assert prompt.clip_places == row.clip_places
         logits = model(processor.collate([row])).logits[:, :length]
-        torch.testing.assert_close(model(processor.collate([prompt])).logits, logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            model(processor.collate([prompt])).logits, logits, atol=1e-5, rtol=0
+        )
 
 
 @EVERY
-def test_packed_rows_see_their_own_clips(spec: dict[str, Any], built: dict[str, Any], clips: list[Path]) -> None:
+def test_packed_rows_see_their_own_clips(
+    spec: dict[str, Any], built: dict[str, Any], clips: list[Path]
+) -> None:
     model, processor = built[spec["type"]]
     rows = make_rows(processor, questions(clips), answer=True)
     objective = NextToken(model)
@@ -174,7 +198,11 @@ def test_questions_after_one_clip_without_tokens_all_see_it(
 @EVERY
 @pytest.mark.parametrize("inside", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(
-    spec: dict[str, Any], world: World, clips: list[Path], inside: bool, monkeypatch: pytest.MonkeyPatch
+    spec: dict[str, Any],
+    world: World,
+    clips: list[Path],
+    inside: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, processor = compose(world, spec)
     model.train()
@@ -209,7 +237,9 @@ def checkpoint_hooks(model: AVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         whole = lambda *inputs: plain(self, *inputs, **kwargs)  # noqa: E731
-        return checkpoint(whole, *args, use_reentrant=False, context_fn=partial(recompute_contexts, model.llm))
+        return checkpoint(
+            whole, *args, use_reentrant=False, context_fn=partial(recompute_contexts, model.llm)
+        )
 
     monkeypatch.setattr(layer_type, "__call__", call)
 
@@ -234,7 +264,10 @@ def test_a_checkpoint_holds_the_fusion(
 ) -> None:
     model, processor = built[spec["type"]]
     save_checkpoint(model, processor, tmp_path / "saved", [])
-    again, reader = AVLLM.from_pretrained(str(tmp_path / "saved")), AVProcessor.from_pretrained(tmp_path / "saved")
+    again, reader = (
+        AVLLM.from_pretrained(str(tmp_path / "saved")),
+        AVProcessor.from_pretrained(tmp_path / "saved"),
+    )
     assert all(parameter.requires_grad for parameter in again.fusion.parameters())
     names = [name for name, _ in again.named_parameters(remove_duplicate=False)]
     assert len(names) == len(set(names)) == len(list(again.parameters()))
@@ -244,7 +277,9 @@ def test_a_checkpoint_holds_the_fusion(
 
 
 @EVERY
-def test_lora_and_fusion_go_together(spec: dict[str, Any], world: World, clips: list[Path], tmp_path: Path) -> None:
+def test_lora_and_fusion_go_together(
+    spec: dict[str, Any], world: World, clips: list[Path], tmp_path: Path
+) -> None:
     model, processor = compose(world, spec)
     batch = processor.collate(make_rows(processor, questions(clips), answer=True))
     before = model(batch).logits

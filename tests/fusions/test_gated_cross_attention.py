@@ -1,4 +1,4 @@
-"""Check gated cross-attention: closed gates, which clips a place sees, other LLMs, options, training and resume."""
+"""Gated cross-attention: closed gates, the clips a place sees, other LLMs, options, resume."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ def test_closed_gates_leave_the_llm_to_the_bit(world: World, clips: list[Path]) 
     fused = model(batch).logits
     embeds = model.embed(batch)
     mask = batch.attention_mask.long()
-    bare = model.llm(inputs_embeds=embeds, attention_mask=mask, position_ids=batch.position_ids).logits
+    bare = model.llm(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=batch.position_ids
+    ).logits
     assert torch.equal(fused, bare)
     open_gates(model)
     assert not torch.allclose(model(batch).logits, bare, atol=1e-2)
 
 
 def seen_by(processor: AVProcessor, model: AVLLM, one: Any) -> torch.Tensor:
-    """Return which clips each place of a row sees, ``(L, clips)`` bool: whose sound its first block reads."""
+    """Return the clips each place of a row sees, ``(L, clips)`` bool, by its first block."""
     batch = processor.collate([one])
     tokens = model.media_tokens(batch)
     x = torch.ones(1, batch.input_ids.shape[1], model.llm.config.hidden_size)
@@ -65,9 +67,13 @@ def seen_by(processor: AVProcessor, model: AVLLM, one: Any) -> torch.Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("only_before", [True, False])
-def test_a_place_sees_the_latest_clip_before_it(world: World, clips: list[Path], only_before: bool) -> None:
+def test_a_place_sees_the_latest_clip_before_it(
+    world: World, clips: list[Path], only_before: bool
+) -> None:
     model, processor = compose(world, SPEC | {"only_before": only_before})
-    one = make_rows(processor, [sample("s", "describe", clips[0], "and", clips[1], "it ?")], answer=True)[0]
+    one = make_rows(
+        processor, [sample("s", "describe", clips[0], "and", clips[1], "it ?")], answer=True
+    )[0]
     first, second = one.clip_places
     place = torch.arange(len(one.input_ids))
     expected = torch.stack([(place >= first) & (place < second), place >= second], dim=1)
@@ -79,7 +85,9 @@ def test_a_place_sees_the_latest_clip_before_it(world: World, clips: list[Path],
 def test_clips_without_text_between_them_are_seen_together(world: World, clips: list[Path]) -> None:
     model, processor = compose(world, {**SPEC, "streams": ["video", "audio"]})
     assert model.config.media_token_ids == {}
-    one = make_rows(processor, [sample("s", clips[0], clips[1], "what colour is it ?")], answer=True)[0]
+    one = make_rows(
+        processor, [sample("s", clips[0], clips[1], "what colour is it ?")], answer=True
+    )[0]
     assert one.clip_places[0] == one.clip_places[1]
     assert not one.is_media.any()
     seen = seen_by(processor, model, one)
@@ -87,7 +95,9 @@ def test_clips_without_text_between_them_are_seen_together(world: World, clips: 
     assert not seen[: one.clip_places[0]].any()
 
 
-def test_left_padding_moves_the_clips_places(built: tuple[AVLLM, AVProcessor], clips: list[Path]) -> None:
+def test_left_padding_moves_the_clips_places(
+    built: tuple[AVLLM, AVProcessor], clips: list[Path]
+) -> None:
     _, processor = built
     rows = make_rows(processor, questions(clips), answer=False)
     right, left = processor.collate(rows, "right"), processor.collate(rows, "left")
@@ -117,7 +127,9 @@ def test_a_reused_context_of_another_model_does_nothing(
         ({}, UnknownPartError, "streams"),
     ],
 )
-def test_wrong_options_are_named(world: World, spec: dict[str, Any], error: type[Exception], named: str) -> None:
+def test_wrong_options_are_named(
+    world: World, spec: dict[str, Any], error: type[Exception], named: str
+) -> None:
     with pytest.raises(error, match=named):
         compose(world, {"type": "gated_cross_attention", **spec})
 
@@ -155,7 +167,10 @@ def test_training_lowers_the_loss_opens_the_gates_and_resumes(world: World, tmp_
 def test_two_processes_train_as_one(world: World, tmp_path: Path) -> None:
     """Each step has a row of text alone, so that a process has blanks in place of media."""
     captions = [json.loads(line) for line in world.captions.read_text().splitlines()]
-    rows = [row(f"text-{number}", [text("what colour is it ?")], "red") for number in range(len(captions))]
+    rows = [
+        row(f"text-{number}", [text("what colour is it ?")], "red")
+        for number in range(len(captions))
+    ]
     mixed = [one for pair in zip(captions, rows, strict=True) for one in pair]
     manifest = write_rows(world.captions.parent / "mixed.jsonl", mixed)
     changes = {"train__max_steps": 4, "train__batch_size": 1, "data__train": str(manifest)}
@@ -170,6 +185,8 @@ def test_rows_of_features_train_too(built: tuple[AVLLM, AVProcessor], clips: lis
     one = make_rows(processor, questions(clips)[1:2], answer=True)[0]
     batch = processor.collate([one])
     features = model.encode_media(batch.streams)
-    clip = {n: replace(i, inputs={}, features={"": features[n].x[0]}) for n, i in one.clips[0].items()}
+    clip = {
+        n: replace(i, inputs={}, features={"": features[n].x[0]}) for n, i in one.clips[0].items()
+    }
     cached = processor.collate([replace(one, clips=[clip])])
     torch.testing.assert_close(model(cached).logits, model(batch).logits)

@@ -1,4 +1,4 @@
-"""A chat on checkpoints with LoRA and with a quantised LLM: what was trained is what answers, and goes on answering."""
+"""Chats on checkpoints with LoRA and with a quantised LLM: the trained weights answer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def ask(chat: Chat, **media: Any) -> str:
     return "".join(chat.ask(QUESTION, max_new_tokens=16, **media))
 
 
-def test_lora_answers_as_it_did_before_it_was_saved(checkpoint: Path, clips: list[Path], tmp_path: Path) -> None:
+def test_lora_answers_as_it_did_before_it_was_saved(
+    checkpoint: Path, clips: list[Path], tmp_path: Path
+) -> None:
     chat = Chat.load(checkpoint)
     bare = ask(chat, video=clips[0])
     folder = with_lora(chat, tmp_path / "lora")
@@ -44,13 +46,17 @@ def test_lora_answers_as_it_did_before_it_was_saved(checkpoint: Path, clips: lis
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_4bit_llm_answers_the_same_each_time(checkpoint: Path, clips: list[Path], tmp_path: Path, lora: bool) -> None:
+def test_a_4bit_llm_answers_the_same_each_time(
+    checkpoint: Path, clips: list[Path], tmp_path: Path, lora: bool
+) -> None:
     layers = pytest.importorskip("bitsandbytes").nn
     folder = with_lora(Chat.load(checkpoint), tmp_path / "lora") if lora else checkpoint
     chat = Chat.load(folder, quantize="4bit")
     packed = [m for m in chat.model.modules() if isinstance(m, layers.Linear4bit)]
     assert packed
-    assert not any(m.support_avx512bf16_for_cpu for m in packed)  # else the first answer repacks the weights for good
+    assert not any(
+        m.support_avx512bf16_for_cpu for m in packed
+    )  # else the first answer repacks the weights for good
     weights = [m.weight.data.clone() for m in packed]
     first = ask(chat, video=clips[0])
     assert first
@@ -60,7 +66,9 @@ def test_a_4bit_llm_answers_the_same_each_time(checkpoint: Path, clips: list[Pat
 
 
 @pytest.mark.parametrize("device", ["tpu", "xpu:7"])
-def test_a_device_that_is_not_here_is_named_before_anything_is_read(tmp_path: Path, device: str) -> None:
+def test_a_device_that_is_not_here_is_named_before_anything_is_read(
+    tmp_path: Path, device: str
+) -> None:
     with pytest.raises(UserError, match=device) as error:
         Chat.load(tmp_path, device=device)
     assert error.value.reason == "device"

@@ -1,4 +1,4 @@
-"""Times in an answer that is shown while it is generated: what was shown never changes, whatever the codec."""
+"""Times in an answer while it is generated: shown text never changes, whatever the codec."""
 
 from __future__ import annotations
 
@@ -12,7 +12,25 @@ from avllm.inference.stream import stream_text
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.rows.content import Content
 
-WORDS = ["A", " bell", " from", " 2", "5", "%", " to", " 7", "5", "%", " and", " 9", "9", "%", ",", " then", " it"]
+WORDS = [
+    "A",
+    " bell",
+    " from",
+    " 2",
+    "5",
+    "%",
+    " to",
+    " 7",
+    "5",
+    "%",
+    " and",
+    " 9",
+    "9",
+    "%",
+    ",",
+    " then",
+    " it",
+]
 
 
 @pytest.mark.parametrize("end", range(1, len(WORDS) + 1))

@@ -1,4 +1,4 @@
-"""What every layout keeps, over the registry: each real token stands exactly once, by the grids alone."""
+"""Every layout keeps its promise: each real token lies exactly once, by the grids alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ EVERY = pytest.mark.parametrize("name", choices("layouts"))
 
 def grid(steps: int, tokens: int, seconds: float, start: float = 0.0) -> Grid:
     edges = start + torch.arange(steps + 1) * seconds
-    return Grid(torch.stack([edges[:-1], edges[1:]], 1), torch.ones(steps, tokens, dtype=torch.bool))
+    return Grid(
+        torch.stack([edges[:-1], edges[1:]], 1), torch.ones(steps, tokens, dtype=torch.bool)
+    )
 
 
 def make(name: str, **options: object) -> Layout:
@@ -62,5 +64,15 @@ def test_interleave_follows_the_clock() -> None:
 
 def test_interleave_takes_equal_seconds_for_equal() -> None:
     grids = {"audio": grid(3, 1, 0.1, start=0.1), "video": grid(1, 1, 0.1, start=0.3)}
-    assert make("interleave").order(grids) == ["audio", "audio", "video", "audio"]  # 0.1 + 0.2 is 0.3
-    assert make("interleave", streams=["audio"]).order(grids) == ["audio", "audio", "audio", "video"]
+    assert make("interleave").order(grids) == [
+        "audio",
+        "audio",
+        "video",
+        "audio",
+    ]  # 0.1 + 0.2 is 0.3
+    assert make("interleave", streams=["audio"]).order(grids) == [
+        "audio",
+        "audio",
+        "audio",
+        "video",
+    ]

@@ -1,4 +1,4 @@
-"""A connector that reads the question reads the one that is asked: in training, chat, batch and evaluation."""
+"""A connector that reads the question reads the asked one: training, chat, batch, evaluation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def connector(source: str) -> list[dict[str, Any]]:
-    qformers = [QFORMER | {"stream": stream, "instruction": source} for stream in ("video", "audio")]
+    qformers = [
+        QFORMER | {"stream": stream, "instruction": source} for stream in ("video", "audio")
+    ]
     return [*qformers, {"type": "linear", "stream": "video"}, {"type": "linear", "stream": "audio"}]
 
 
@@ -57,7 +59,11 @@ def talk(world: World, *questions: str, answered: int) -> Sample:
     """A chat about the first clip: all questions, of which the first ones are answered."""
     messages: list[dict[str, Any]] = []
     for number, question in enumerate(questions):
-        clip = [{"type": "video", "video": str(world.captions.parent / "000.mp4")}] if number == 0 else []
+        clip = (
+            [{"type": "video", "video": str(world.captions.parent / "000.mp4")}]
+            if number == 0
+            else []
+        )
         messages.append({"role": "user", "content": [*clip, {"type": "text", "text": question}]})
         if number < answered:
             messages.append({"role": "assistant", "content": "red"})
@@ -78,7 +84,9 @@ def media(model: AVLLM, batch: Batch) -> dict[str, Tensor]:
         return {name: tokens.x for name, tokens in model.media_tokens(batch).items()}
 
 
-def test_question_tokens_are_the_questions_text_alone(model: tuple[AVLLM, AVProcessor], world: World) -> None:
+def test_question_tokens_are_the_questions_text_alone(
+    model: tuple[AVLLM, AVProcessor], world: World
+) -> None:
     _, processor = model
     rows = rows_of(processor, talk(world, FIRST, SECOND, answered=2), answer=True)
     assert [len(row.parts) for row in rows] == [1, 1]
@@ -86,13 +94,18 @@ def test_question_tokens_are_the_questions_text_alone(model: tuple[AVLLM, AVProc
         (part,) = row.parts
         assert part.question == question
         words = processor.tokenizer.decode(row.input_ids[part.asked])
-        assert words.split() == question.replace(" ?", "?").split() or words.split() == question.split()
+        assert (
+            words.split() == question.replace(" ?", "?").split()
+            or words.split() == question.split()
+        )
         assert not row.is_media[part.asked].any()
         assert bool((row.labels[part.trained] == row.input_ids[part.trained]).all())
         assert row.num_targets == len(part.trained)
 
 
-def test_the_second_question_makes_other_tokens(model: tuple[AVLLM, AVProcessor], world: World) -> None:
+def test_the_second_question_makes_other_tokens(
+    model: tuple[AVLLM, AVProcessor], world: World
+) -> None:
     llm, processor = model
     one = rows_of(processor, talk(world, FIRST, FIRST, answered=1), answer=False)
     other = rows_of(processor, talk(world, FIRST, SECOND, answered=1), answer=False)
@@ -100,13 +113,18 @@ def test_the_second_question_makes_other_tokens(model: tuple[AVLLM, AVProcessor]
     assert all(float((same[name] - different[name]).abs().max()) > 1e-3 for name in same)
 
 
-def test_chat_batch_and_training_read_the_same_question(model: tuple[AVLLM, AVProcessor], world: World) -> None:
+def test_chat_batch_and_training_read_the_same_question(
+    model: tuple[AVLLM, AVProcessor], world: World
+) -> None:
     llm, processor = model
     training = rows_of(processor, talk(world, FIRST, SECOND, answered=2), answer=True)[1]
     prompt = rows_of(processor, talk(world, FIRST, SECOND, answered=1), answer=False)
     alone = media(llm, processor.collate([training]))
     in_batch = media(
-        llm, processor.collate([*prompt, *rows_of(processor, talk(world, FIRST, answered=0), False)], "left")
+        llm,
+        processor.collate(
+            [*prompt, *rows_of(processor, talk(world, FIRST, answered=0), False)], "left"
+        ),
     )
     chat = Chat(llm, processor)
     seen: list[dict[str, Tensor]] = []
@@ -139,7 +157,9 @@ def test_a_mutant_that_reads_the_first_question_is_seen(
         talk(world, FIRST, SECOND, answered=2),
         MediaReader(processor).inputs(talk(world, FIRST, answered=0).media, None),
     )
-    right = media(llm, processor.collate(rows_of(processor, talk(world, FIRST, SECOND, answered=2), True)[1:]))
+    right = media(
+        llm, processor.collate(rows_of(processor, talk(world, FIRST, SECOND, answered=2), True)[1:])
+    )
     assert len(row.parts) == 2
     with pytest.raises(ValueError, match="each_turn"):  # one copy of the clip, two questions
         media(llm, processor.collate([row]))
@@ -148,9 +168,14 @@ def test_a_mutant_that_reads_the_first_question_is_seen(
     assert any(float((wrong[name] - x).abs().max()) > 1e-3 for name, x in right.items())
 
 
-def test_questions_without_clips_are_no_questions_about_one_clip(model: tuple[AVLLM, AVProcessor]) -> None:
+def test_questions_without_clips_are_no_questions_about_one_clip(
+    model: tuple[AVLLM, AVProcessor],
+) -> None:
     llm, processor = model
-    texts = [Sample.model_validate({"id": q, "messages": [{"role": "user", "content": q}]}) for q in (FIRST, SECOND)]
+    texts = [
+        Sample.model_validate({"id": q, "messages": [{"role": "user", "content": q}]})
+        for q in (FIRST, SECOND)
+    ]
     batch = processor.collate([processor.row(sample, [], answer=False) for sample in texts], "left")
     with torch.no_grad():
         assert torch.isfinite(llm(batch).logits).all()
@@ -159,10 +184,12 @@ def test_questions_without_clips_are_no_questions_about_one_clip(model: tuple[AV
 def test_a_batchs_parts_hold_no_tensors(model: tuple[AVLLM, AVProcessor], world: World) -> None:
     """Each would be an open file between a loader worker and its process."""
     _, processor = model
-    parts = processor.collate(rows_of(processor, talk(world, FIRST, SECOND, answered=2), True)).parts
-    assert {id(part.asked) for part in parts.items} | {id(part.trained) for part in parts.items} == {
-        id(parts.items[0].asked)
-    }
+    parts = processor.collate(
+        rows_of(processor, talk(world, FIRST, SECOND, answered=2), True)
+    ).parts
+    assert {id(part.asked) for part in parts.items} | {
+        id(part.trained) for part in parts.items
+    } == {id(parts.items[0].asked)}
     assert parts.items[0].asked.numel() == 0
 
 

@@ -83,12 +83,16 @@ def test_a_loop_that_only_some_texts_set_off_ends_too_in_any_thread(
 def test_a_template_reaches_nothing_outside_of_the_sandbox(tokenizer: Any, source: str) -> None:
     tokenizer.chat_template = source
     text = ""
-    with suppress(SecurityError, UndefinedError, ChatTemplateError):  # refused, or there is nothing to reach
+    with suppress(
+        SecurityError, UndefinedError, ChatTemplateError
+    ):  # refused, or there is nothing to reach
         text = render_chat(tokenizer, CHAT, generation=False)
     assert text == ""
 
 
 def test_rendering_is_the_tokenizers(tokenizer: Any) -> None:
     for generation in (False, True):
-        expected = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=generation)
+        expected = tokenizer.apply_chat_template(
+            CHAT, tokenize=False, add_generation_prompt=generation
+        )
         assert render_chat(tokenizer, CHAT, generation=generation) == expected

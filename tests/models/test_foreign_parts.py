@@ -1,4 +1,4 @@
-"""Loading a checkpoint imports nothing that the checkpoint names, unless the caller allows it by name."""
+"""Loading a checkpoint imports nothing that it names, unless the caller allows it by name."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ PLACES: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_part_that_the_config_names_is_refused_before_it_is_imported(planted: Path, place: str) -> None:
+def test_a_part_that_the_config_names_is_refused_before_it_is_imported(
+    planted: Path, place: str
+) -> None:
     change(planted / "config.json", PLACES[place])
     for load in (AVLLM.from_pretrained, AVProcessor.from_pretrained, Chat.load):
         with pytest.raises(ForeignPartError) as caught:
@@ -98,13 +100,17 @@ def test_a_part_that_the_config_names_is_refused_before_it_is_imported(planted: 
 
 @pytest.mark.parametrize("part", [PART, "avllm.__main__:app", "os:system", "avllm.encoders.x.y:Z"])
 def test_a_preprocessor_is_refused_before_it_is_imported(planted: Path, part: str) -> None:
-    change(planted / "processor_config.json", lambda c: c["preprocessors"]["audio"].update(part=part))
+    change(
+        planted / "processor_config.json", lambda c: c["preprocessors"]["audio"].update(part=part)
+    )
     with pytest.raises(ForeignPartError):
         AVProcessor.from_pretrained(planted)
     assert not ran(planted)
 
 
-def test_an_objective_of_the_last_stage_is_refused_before_it_is_imported(good: Path, planted: Path) -> None:
+def test_an_objective_of_the_last_stage_is_refused_before_it_is_imported(
+    good: Path, planted: Path
+) -> None:
     shutil.copy(planted / "trained.safetensors", planted / "objectives.safetensors")
     stage = {"stage": "align", "settings": {"objectives": [{"type": PART}]}}
     change(planted / "manifest.json", lambda c: c.update(stages=[stage]))
@@ -138,7 +144,9 @@ def test_commands_allow_parts_by_an_option(planted: Path, world: World) -> None:
     assert allowed.exit_code == 0, allowed.output
 
 
-def test_a_stage_allows_parts_of_its_init_in_the_preset(planted: Path, world: World, tmp_path: Path) -> None:
+def test_a_stage_allows_parts_of_its_init_in_the_preset(
+    planted: Path, world: World, tmp_path: Path
+) -> None:
     change(planted / "config.json", PLACES["adapter"])
     stage = settings(world, tmp_path / "run", init=str(planted), model=None)
     for build in (build_parts, stage_processor):
@@ -146,14 +154,18 @@ def test_a_stage_allows_parts_of_its_init_in_the_preset(planted: Path, world: Wo
             build(RunConfig.model_validate(stage))
         assert not ran(planted)
     stage["allow_parts"] = [PART]
-    assert type(build_parts(RunConfig.model_validate(stage)).model.connector[1]).__name__ == "Planted"
+    assert (
+        type(build_parts(RunConfig.model_validate(stage)).model.connector[1]).__name__ == "Planted"
+    )
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_code_that_transformers_would_import_is_refused(planted: Path, file: str) -> None:
     code = {"AutoConfig": "planted.Config", "AutoTokenizer": ["planted.Tokenizer", None]}
     (planted / "planted.py").write_text(PLANTED, encoding="utf-8")
-    change(planted / file, lambda c: (c["llm"]["config"] if "llm" in c else c).update(auto_map=code))
+    change(
+        planted / file, lambda c: (c["llm"]["config"] if "llm" in c else c).update(auto_map=code)
+    )
     with pytest.raises(UserError):
         Chat.load(planted)
     assert not (planted / "ran").exists()

@@ -1,4 +1,4 @@
-"""An LLM's folder is loaded whole or refused: nothing is filled with random numbers, nothing is left out."""
+"""An LLM's folder is loaded whole or refused: no random numbers, nothing left out."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_odd_weights_are_refused(folder: Path, edit: str) -> None:
     ("key", "value"),
     [("num_hidden_layers", 10**6), ("num_hidden_layers", 9000), ("hidden_size", 2**24)],
 )
-def test_a_config_that_asks_for_more_than_the_files_hold_ends_at_once(folder: Path, key: str, value: int) -> None:
+def test_a_config_that_asks_for_more_than_the_files_hold_ends_at_once(
+    folder: Path, key: str, value: int
+) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(UserError, match=r"num_hidden_layers|files hold"):

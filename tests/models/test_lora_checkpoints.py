@@ -1,4 +1,4 @@
-"""LoRA in checkpoints: beside trained weights of the LLM's own, merged for a while, and merged for good."""
+"""LoRA in checkpoints: beside trained weights of the LLM, merged for a while, and for good."""
 
 from __future__ import annotations
 
@@ -42,16 +42,22 @@ def adapted(world: World, **llm: str) -> tuple[AVLLM, AVProcessor]:
 
 
 def logits(model: AVLLM, processor: AVProcessor, world: World) -> Tensor:
-    clips = [processor.prepare(clip) for clip in processor.load_clips(ASKED.media, world.captions.parent)]
+    clips = [
+        processor.prepare(clip) for clip in processor.load_clips(ASKED.media, world.captions.parent)
+    ]
     with torch.no_grad():
         return model(processor.collate([processor.row(ASKED, clips, answer=False)])).logits
 
 
-def test_trained_weights_of_the_llm_are_kept_beside_its_adapters(world: World, tmp_path: Path) -> None:
+def test_trained_weights_of_the_llm_are_kept_beside_its_adapters(
+    world: World, tmp_path: Path
+) -> None:
     model, processor = adapted(world)
     with torch.no_grad():
         for name, parameter in model.llm.named_parameters():
-            if "q_proj.base_layer" in name or "embed_tokens" in name:  # one that PEFT wraps, one that it does not
+            if (
+                "q_proj.base_layer" in name or "embed_tokens" in name
+            ):  # one that PEFT wraps, one that it does not
                 parameter.requires_grad_(True).add_(0.05)
     mark_trained(model)
     said = logits(model, processor, world)
@@ -64,7 +70,9 @@ def test_trained_weights_of_the_llm_are_kept_beside_its_adapters(world: World, t
     save_checkpoint(model, processor, tmp_path, [])
 
 
-def test_adapters_that_are_merged_for_a_while_are_saved_as_they_were(world: World, tmp_path: Path) -> None:
+def test_adapters_that_are_merged_for_a_while_are_saved_as_they_were(
+    world: World, tmp_path: Path
+) -> None:
     model, processor = adapted(world)
     said = logits(model, processor, world)
     model.llm.merge_adapter()
@@ -87,7 +95,9 @@ def test_merged_for_good_is_the_same_model_without_adapters(world: World, tmp_pa
     assert error.value.reason == "nothing_to_merge"
     loaded.add_lora(LoraConfig(r=2))  # a further stage may adapt the merged LLM
     save_checkpoint(loaded, processor, tmp_path, [])
-    assert torch.equal(logits(AVLLM.from_pretrained(tmp_path), processor, world), logits(loaded, processor, world))
+    assert torch.equal(
+        logits(AVLLM.from_pretrained(tmp_path), processor, world), logits(loaded, processor, world)
+    )
 
 
 def test_a_checkpoint_that_would_lose_adapters_is_not_written(world: World, tmp_path: Path) -> None:
@@ -113,14 +123,18 @@ def test_adapters_put_on_by_hand_are_refused_and_never_lost(world: World, tmp_pa
     import peft
 
     model, _ = adapted(world)
-    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["proj"]), adapter_name="by_hand")
+    peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["proj"]), adapter_name="by_hand"
+    )
     with pytest.raises(CheckpointError) as caught:
         model.save_pretrained(str(tmp_path))
     assert caught.value.reason == "foreign_adapter"
     assert not list(tmp_path.iterdir())
 
 
-def test_a_saved_model_loads_from_any_folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_model_loads_from_any_folder(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, processor = adapted(world)
     said = logits(model, processor, world)
     model.save_pretrained(str(tmp_path / "saved"))

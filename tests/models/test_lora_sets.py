@@ -125,7 +125,7 @@ def test_requires_grad_is_the_rules_business(model: AVLLM) -> None:
 
 
 def gradients(model: AVLLM, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Gradients of a forward pass with these sets; the backward pass comes when others are active."""
+    """Gradients of a forward pass with these sets; the backward pass comes under others."""
     model.zero_grad()
     with model.lora(names):
         loss = logits(model).float().logsumexp(-1).sum()

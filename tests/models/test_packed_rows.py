@@ -1,4 +1,4 @@
-"""Unrelated rows in one sequence: the loss and the gradients of the rows by themselves, whatever the attention."""
+"""Unrelated rows in one sequence: loss and gradients are those of the rows by themselves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ LLMS: dict[str, dict[str, Any]] = {
     "llama eager": {"attn_implementation": "eager"},
     "qwen3": {"head_dim": 16},
     "gemma": {"head_dim": 16},
-    "gemma3_text": {"head_dim": 16, "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": {
+        "head_dim": 16,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "mistral": {"sliding_window": 9},
 }
 
@@ -34,11 +38,27 @@ def build(name: str) -> AVLLM:
     """A tiny model of two streams whose LLM is of the named kind."""
     torch.manual_seed(0)
     kind, changes = name.split()[0], LLMS.get(name, {})
-    llm = {"model_type": kind, "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    llm = {
+        "model_type": kind,
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+    }
     llm |= {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3, **changes}
-    small = {"num_attention_heads": 2, "hidden_size": WIDTH, "intermediate_size": 8, "num_hidden_layers": 1}
+    small = {
+        "num_attention_heads": 2,
+        "hidden_size": WIDTH,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+    }
     eye = {"model_type": "siglip_vision_model", "image_size": 8, "patch_size": 8, **small}
-    ear = {"model_type": "whisper", "d_model": WIDTH, "encoder_layers": 1, "encoder_attention_heads": 2}
+    ear = {
+        "model_type": "whisper",
+        "d_model": WIDTH,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+    }
     config = AVConfig(
         llm={"config": llm},
         encoders={
@@ -55,11 +75,14 @@ def build(name: str) -> AVLLM:
 def clip(steps: int) -> dict[str, EncoderInput]:
     """Features of both streams, one token a step."""
     mask, span = torch.ones(steps, 1, dtype=torch.bool), torch.zeros(steps, 2)
-    return {s: EncoderInput({}, span, mask, {"": torch.randn(steps, 1, WIDTH)}) for s in ("video", "audio")}
+    return {
+        s: EncoderInput({}, span, mask, {"": torch.randn(steps, 1, WIDTH)})
+        for s in ("video", "audio")
+    }
 
 
 def make_row(number: int, length: int, media: dict[str, EncoderInput] | None = None) -> Row:
-    """Text, perhaps a run of media in it, more text, and targets over the last third (and at the very first token)."""
+    """Text, perhaps a run of media, more text; targets over the last third (and one at 0)."""
     steps = len(media["video"].span) if media else 0
     run = torch.tensor([VOCAB] * steps + [VOCAB + 1] * steps, dtype=torch.long)
     words = torch.randint(3, VOCAB, (length - len(run),))
@@ -72,7 +95,9 @@ def make_row(number: int, length: int, media: dict[str, EncoderInput] | None = N
 def rows() -> list[Row]:
     """Rows with and without media, of several lengths."""
     torch.manual_seed(1)
-    return [make_row(n, length, clip(2 + n) if n != 2 else None) for n, length in enumerate(LENGTHS)]
+    return [
+        make_row(n, length, clip(2 + n) if n != 2 else None) for n, length in enumerate(LENGTHS)
+    ]
 
 
 def loss_and_gradients(model: AVLLM, batch: Batch) -> tuple[Tensor, int, dict[str, Tensor]]:
@@ -94,7 +119,9 @@ def assert_same(model: AVLLM, apart: Batch, packed: Batch) -> None:
     assert grads.keys() == packed_grads.keys()
     assert any(float(g.abs().max()) > 1e-3 for g in grads.values())
     for name, grad in grads.items():
-        assert float((packed_grads[name] - grad).abs().max()) <= 1e-5 * max(1.0, float(grad.abs().max())), name
+        assert float((packed_grads[name] - grad).abs().max()) <= 1e-5 * max(
+            1.0, float(grad.abs().max())
+        ), name
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -1,4 +1,4 @@
-"""The processor as transformers knows processors: saved, loaded, called; and chat templates that do not fit."""
+"""The processor in transformers' form: saved, loaded, called; and templates that do not fit."""
 
 from __future__ import annotations
 
@@ -45,15 +45,21 @@ def processor(folder: Path) -> AVProcessor:
 
 
 def asked(world: World) -> list[dict[str, object]]:
-    clips = [{"type": kind, kind: str(world.captions.parent / "000.mp4")} for kind in ("video", "audio")]
+    clips = [
+        {"type": kind, kind: str(world.captions.parent / "000.mp4")} for kind in ("video", "audio")
+    ]
     return [{"role": "user", "content": [*clips, {"type": "text", "text": "what colour is it ?"}]}]
 
 
-def test_saved_and_loaded_it_is_the_same(processor: AVProcessor, folder: Path, tmp_path: Path, world: World) -> None:
+def test_saved_and_loaded_it_is_the_same(
+    processor: AVProcessor, folder: Path, tmp_path: Path, world: World
+) -> None:
     assert isinstance(processor, ProcessorMixin)
     processor.save_pretrained(tmp_path)
     files = {path.name for path in tmp_path.iterdir()}
-    assert files <= {path.name for path in folder.iterdir()}  # nothing twice: the config is the model's
+    assert files <= {
+        path.name for path in folder.iterdir()
+    }  # nothing twice: the config is the model's
     for name in files:
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
@@ -74,15 +80,21 @@ def test_arguments_go_before_what_was_saved(folder: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_named(world: World, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no processor_config.json; expected an avllm checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"has no processor_config.json; expected an avllm checkpoint"
+    ):
         AVProcessor.from_pretrained(world.llm)
-    (tmp_path / "processor_config.json").write_bytes((folder / "processor_config.json").read_bytes())
+    (tmp_path / "processor_config.json").write_bytes(
+        (folder / "processor_config.json").read_bytes()
+    )
     (tmp_path / "config.json").write_bytes((world.llm / "config.json").read_bytes())
     with pytest.raises(CheckpointError, match="is of a llama model"):
         AVProcessor.from_pretrained(tmp_path)
 
 
-def test_a_chat_as_text_and_as_a_batch_that_answers(processor: AVProcessor, folder: Path, world: World) -> None:
+def test_a_chat_as_text_and_as_a_batch_that_answers(
+    processor: AVProcessor, folder: Path, world: World
+) -> None:
     text = processor.apply_chat_template(asked(world), add_generation_prompt=True)
     assert text == "USER: yes <|video|> no<|audio|>what colour is it ? ASSISTANT: "
     answered = [*asked(world), {"role": "assistant", "content": "red"}]
@@ -100,7 +112,9 @@ def test_relative_paths_start_where_the_caller_says(processor: AVProcessor, worl
     rows = [json.loads(line) for line in world.captions.read_text().splitlines()]
     batch = processor(rows, world.captions.parent)
     assert batch.ids == [row["id"] for row in rows]
-    assert bool(batch.attention_mask[:, -1].all())  # padded on the left, so that every row ends where it is answered
+    assert bool(
+        batch.attention_mask[:, -1].all()
+    )  # padded on the left, so that every row ends where it is answered
 
 
 @pytest.mark.parametrize(

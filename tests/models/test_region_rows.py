@@ -1,4 +1,4 @@
-"""Regions from a row to the tokens of its picture: boxes as side information, references as text."""
+"""Regions from a row to the tokens of its picture: boxes beside it, references as text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def sample(*regions: dict[str, Any], answer: str = "red") -> Sample:
     picture = {"type": "image", "image": "wide.png", "regions": list(regions)}
     words = [{"type": "text", "text": "what colour is "}, {"type": "region", "region": "ball"}]
-    messages = [{"role": "user", "content": [picture, *words]}, {"role": "assistant", "content": answer}]
+    messages = [
+        {"role": "user", "content": [picture, *words]},
+        {"role": "assistant", "content": answer},
+    ]
     return Sample.model_validate({"id": "s", "messages": messages})
 
 
@@ -49,7 +52,9 @@ def test_boxes_reach_the_tokens_and_references_the_text(world: World) -> None:
     given = sample(BALL, DOG)
     batch = processor([given], root=world.captions.parent, answer=True)
     tokens = model.encode_media(batch.streams)["video"]
-    assert tokens.extra["region_boxes"].tolist() == [[[[8, 0, 24, 16], [0, 16, pytest.approx(3.2), 32]]]]
+    assert tokens.extra["region_boxes"].tolist() == [
+        [[[8, 0, 24, 16], [0, 16, pytest.approx(3.2), 32]]]
+    ]
     assert tokens.extra["picture_size"].tolist() == [[[32, 32]]]
     assert model.media_tokens(batch)["video"].extra["region_mask"].tolist() == [[[True, True]]]
     assert given.messages[0].text == "what colour is <region ball>"

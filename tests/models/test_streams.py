@@ -1,4 +1,4 @@
-"""Streams by any name: two encoders of one medium, streams that adapters make, pairs of any two sides."""
+"""Streams by any name: two encoders of a medium, streams of adapters, pairs of any two sides."""
 
 from __future__ import annotations
 
@@ -38,8 +38,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"), clips=4)
 
 
-def compose(world: World, encoders: dict[str, Any], connector: list[dict[str, Any]]) -> tuple[AVLLM, AVProcessor]:
-    description = ModelConfig.model_validate(world.model | {"encoders": encoders, "connector": connector})
+def compose(
+    world: World, encoders: dict[str, Any], connector: list[dict[str, Any]]
+) -> tuple[AVLLM, AVProcessor]:
+    description = ModelConfig.model_validate(
+        world.model | {"encoders": encoders, "connector": connector}
+    )
     tokenizer, ids = load_tokenizer(description)
     torch.manual_seed(0)
     model = AVLLM.from_backbones(description, ids).eval()
@@ -48,13 +52,19 @@ def compose(world: World, encoders: dict[str, Any], connector: list[dict[str, An
 
 @pytest.fixture(scope="module")
 def two_ears(world: World) -> tuple[AVLLM, AVProcessor]:
-    """SALMONN's form: an encoder for speech and one for events, here at 16 and at 8 kHz; and a video encoder."""
+    """SALMONN's form: encoders for speech and events, here at 16 and at 8 kHz; and for video."""
     given = world.model["encoders"]
-    encoders = {"speech": given["audio"] | {"medium": "audio"}, "events": EVENTS, "video": given["video"]}
+    encoders = {
+        "speech": given["audio"] | {"medium": "audio"},
+        "events": EVENTS,
+        "video": given["video"],
+    }
     return compose(world, encoders, [{"type": "linear", "stream": s} for s in encoders])
 
 
-def test_each_encoder_hears_what_it_would_hear_alone(world: World, two_ears: tuple[AVLLM, AVProcessor]) -> None:
+def test_each_encoder_hears_what_it_would_hear_alone(
+    world: World, two_ears: tuple[AVLLM, AVProcessor]
+) -> None:
     part = read_manifest(world.captions)[0].media
     inputs = MediaReader(two_ears[1]).inputs(part, world.captions.parent)[0]
     for stream, spec in {"speech": world.model["encoders"]["audio"], "events": EVENTS}.items():
@@ -65,7 +75,9 @@ def test_each_encoder_hears_what_it_would_hear_alone(world: World, two_ears: tup
         assert torch.equal(inputs[stream].span, expected.span)
 
 
-def test_a_changed_sound_is_heard_changed_by_all(world: World, two_ears: tuple[AVLLM, AVProcessor]) -> None:
+def test_a_changed_sound_is_heard_changed_by_all(
+    world: World, two_ears: tuple[AVLLM, AVProcessor]
+) -> None:
     from avllm.config_data import AugmentConfig
 
     processor = two_ears[1]
@@ -97,7 +109,9 @@ def test_a_model_of_two_ears_answers_and_comes_back(
     assert seen.spectrogram is not None
 
 
-@pytest.mark.parametrize("condition, left", [(Condition(without="audio"), {"video"}), (Condition(swap="audio"), None)])
+@pytest.mark.parametrize(
+    "condition, left", [(Condition(without="audio"), {"video"}), (Condition(swap="audio"), None)]
+)
 def test_a_condition_is_about_all_streams_of_its_medium(
     world: World,
     two_ears: tuple[AVLLM, AVProcessor],
@@ -113,13 +127,15 @@ def test_a_condition_is_about_all_streams_of_its_medium(
         return make_row(self, sample, clips, *args, **kwargs)
 
     monkeypatch.setattr(AVProcessor, "row", watched)
-    result = evaluate(*two_ears, world.questions, without=condition.without, swap=condition.swap, max_new_tokens=2)
+    result = evaluate(
+        *two_ears, world.questions, without=condition.without, swap=condition.swap, max_new_tokens=2
+    )
     assert sum(p.touched for p in result.predictions) >= 4
     changed = asked[len(result.predictions) :]
     if left is not None:
         assert all(set(clip) <= left for clip in changed)
         return
-    # An exchanged stream is a copy with the clip's own duration; its clock is the other clip's very tensor.
+    # An exchanged stream is a copy with the clip's duration; its clock is the other clip's tensor.
     originals = {id(clip[s].span) for clip in asked[: len(result.predictions)] for s in clip}
     for clip in changed:  # both ears come from one and the same other clip
         assert {id(clip["speech"].span), id(clip["events"].span)} <= originals
@@ -138,7 +154,10 @@ def test_a_condition_is_about_all_streams_of_its_medium(
     ],
 )
 def test_pairs_are_any_two_sides(
-    world: World, two_ears: tuple[AVLLM, AVProcessor], pair: str, sides: tuple[tuple[str, ...], tuple[str, ...]]
+    world: World,
+    two_ears: tuple[AVLLM, AVProcessor],
+    pair: str,
+    sides: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> None:
     model, processor = two_ears
     batch = processor(read_manifest(world.captions), world.captions.parent, answer=True)
@@ -157,7 +176,9 @@ def test_pairs_are_any_two_sides(
     model.zero_grad()
 
 
-@pytest.mark.parametrize("pair", ["speech", "text-speech", "speech-speech", "smell-text", "speech-text+video", "-text"])
+@pytest.mark.parametrize(
+    "pair", ["speech", "text-speech", "speech-speech", "smell-text", "speech-text+video", "-text"]
+)
 def test_what_is_no_pair_is_refused(two_ears: tuple[AVLLM, AVProcessor], pair: str) -> None:
     with pytest.raises(ValueError, match="pair"):
         Contrastive(two_ears[0], pairs=[pair])
@@ -174,15 +195,27 @@ def test_what_is_no_pair_is_refused(two_ears: tuple[AVLLM, AVProcessor], pair: s
         ("keys", {"medium": "audio"}, "keys"),
     ],
 )
-def test_a_wrong_stream_is_named(world: World, stream: str, spec: dict[str, Any], word: str) -> None:
+def test_a_wrong_stream_is_named(
+    world: World, stream: str, spec: dict[str, Any], word: str
+) -> None:
     with pytest.raises(ValueError, match=word):
-        compose(world, {stream: world.model["encoders"]["audio"] | spec}, [{"type": "linear", "stream": stream}])
+        compose(
+            world,
+            {stream: world.model["encoders"]["audio"] | spec},
+            [{"type": "linear", "stream": stream}],
+        )
 
 
 @pytest.mark.parametrize(
     "made, names",
     [
-        ([{"type": "sync_concat", "streams": ["video", "audio"]}, {"type": "linear", "stream": "av"}], ["av"]),
+        (
+            [
+                {"type": "sync_concat", "streams": ["video", "audio"]},
+                {"type": "linear", "stream": "av"},
+            ],
+            ["av"],
+        ),
         (
             [
                 {"type": "branch", "stream": "video", "to": ["fine", "coarse"]},

@@ -1,4 +1,4 @@
-"""Tampered checkpoints run no code, answer nothing else in silence, and give one line within seconds."""
+"""Tampered checkpoints run no code, give no other answers, and end in one line within seconds."""
 
 from __future__ import annotations
 
@@ -59,12 +59,16 @@ def answer(folder: Path, world: World) -> torch.Tensor:
     model, processor = AVLLM.from_pretrained(folder), AVProcessor.from_pretrained(folder)
     clip = {"type": "video", "video": str(world.captions.parent / "000.mp4")}
     text = {"type": "text", "text": "what colour is it ?"}
-    sample = Sample.model_validate({"id": "s", "messages": [{"role": "user", "content": [clip, text]}]})
+    sample = Sample.model_validate(
+        {"id": "s", "messages": [{"role": "user", "content": [clip, text]}]}
+    )
     with torch.no_grad():
         return model(processor([sample])).logits
 
 
-def test_tampered_checkpoints(good: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tampered_checkpoints(
+    good: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(template, "SECONDS", 1.0)
     expected = answer(good, world)
     wrong = []

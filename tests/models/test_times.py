@@ -1,4 +1,4 @@
-"""Times in questions and answers: written by the model's codec with the clip's duration, and read back as seconds."""
+"""Times in questions and answers: written by the model's codec, and read back as seconds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def composed(world: World, codec: dict[str, Any] | None = None) -> tuple[AVLLM, 
 def sample(*answer: dict[str, Any], question: tuple[dict[str, Any], ...] = ()) -> Sample:
     video = {"type": "video", "video": "000.mp4"}
     content = [video, *(question or ({"type": "text", "text": "what is it ?"},))]
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": list(answer)}]
+    messages = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": list(answer)},
+    ]
     return Sample.model_validate({"id": "s", "messages": messages})
 
 
@@ -72,7 +75,10 @@ def test_seconds_are_the_default_and_change_no_other_row(world: World) -> None:
     _, processor = composed(world)
     plain, timed = sample(text("red 0.5 s")), sample(text("red "), at(0.5))
     clips = MediaReader(processor).inputs(plain.media, world.captions.parent)
-    assert processor.row(timed, clips).input_ids.tolist() == processor.row(plain, clips).input_ids.tolist()
+    assert (
+        processor.row(timed, clips).input_ids.tolist()
+        == processor.row(plain, clips).input_ids.tolist()
+    )
     assert clips[0]["video"].duration == pytest.approx(1.0, abs=0.1)
 
 
@@ -84,7 +90,10 @@ def test_a_codec_gets_the_clips_duration(world: World, monkeypatch: pytest.Monke
     assert duration is not None
     written = processor.content.write(given.messages, [duration])
     expected = [f"{round(100 * second / duration):02d}%" for second in (0.25, 0.5)]
-    assert [message.text for message in written.messages] == [f"what is there at {expected[0]}", f"yes {expected[1]}"]
+    assert [message.text for message in written.messages] == [
+        f"what is there at {expected[0]}",
+        f"yes {expected[1]}",
+    ]
 
 
 def test_the_named_clip_is_meant(world: World) -> None:
@@ -115,7 +124,9 @@ def test_a_checkpoint_keeps_codec_and_words(world: World, tmp_path: Path) -> Non
     save_checkpoint(model, processor, tmp_path, [])
     loaded = AVLLM.from_pretrained(tmp_path, allow_parts=[ANCHORS["type"]])
     reader = AVProcessor.from_pretrained(tmp_path, allow_parts=[ANCHORS["type"]])
-    assert reader.content.codec.words() == list(loaded.config.words) == processor.content.codec.words()
+    assert (
+        reader.content.codec.words() == list(loaded.config.words) == processor.content.codec.words()
+    )
     given = sample(text("red "), at(0.5))
     clips = MediaReader(reader).inputs(given.media, world.captions.parent)
     assert torch.equal(reader.row(given, clips).input_ids, processor.row(given, clips).input_ids)
@@ -132,7 +143,12 @@ def test_words_of_a_codec_are_not_forgotten(world: World) -> None:
     ("codec", "given", "reason", "field"),
     [
         (None, sample(at(7.0)), "outside_clip", "messages.1.content.0"),
-        ({"type": "percent"}, sample(text("to "), span(0.5, 2.0)), "outside_clip", "messages.1.content.1"),
+        (
+            {"type": "percent"},
+            sample(text("to "), span(0.5, 2.0)),
+            "outside_clip",
+            "messages.1.content.1",
+        ),
         (ANCHORS, sample(text("it is <t3>")), "reserved_text", "messages.1.content.0"),
     ],
 )

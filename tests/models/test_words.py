@@ -1,4 +1,4 @@
-"""Added words: they train and are saved beside a frozen LLM, and are known wherever it embeds ids or makes logits."""
+"""Added words train and are saved beside a frozen LLM, in its embedding and its logits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"), clips=1)
 
 
-def composed(world: World, llm: Path, words: bool = True, **changes: object) -> tuple[AVLLM, AVProcessor]:
+def composed(
+    world: World, llm: Path, words: bool = True, **changes: object
+) -> tuple[AVLLM, AVProcessor]:
     description = ModelConfig.model_validate(world.model | {"llm": {"name": str(llm), **changes}})
     tokenizer, ids = load_tokenizer(description)
     torch.manual_seed(0)
@@ -68,7 +70,9 @@ def reference(model: AVLLM, inputs: Tensor) -> Tensor:
     own = model.llm.get_output_embeddings()(inputs)
     hooks.attach(model.llm)
     ids = list(model.config.words.values())
-    wide = torch.full((*own.shape[:-1], max(own.shape[-1], max(ids) + 1)), torch.finfo(own.dtype).min)
+    wide = torch.full(
+        (*own.shape[:-1], max(own.shape[-1], max(ids) + 1)), torch.finfo(own.dtype).min
+    )
     wide[..., : own.shape[-1]] = own
     for row, token_id in enumerate(hooks.ids):
         wide[..., token_id] = inputs @ hooks.output.weight[row]
@@ -76,9 +80,15 @@ def reference(model: AVLLM, inputs: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("spare", [0, 40], ids=["ids after the vocabulary", "ids within the padded vocabulary"])
-@pytest.mark.parametrize("lora", [None, "all-linear", ["q_proj", "lm_head"]], ids=["bare", "lora", "lora on the head"])
-def test_rows_stand_beside_the_llms_own(world: World, tmp_path: Path, tied: bool, spare: int, lora: object) -> None:
+@pytest.mark.parametrize(
+    "spare", [0, 40], ids=["ids after the vocabulary", "ids within the padded vocabulary"]
+)
+@pytest.mark.parametrize(
+    "lora", [None, "all-linear", ["q_proj", "lm_head"]], ids=["bare", "lora", "lora on the head"]
+)
+def test_rows_stand_beside_the_llms_own(
+    world: World, tmp_path: Path, tied: bool, spare: int, lora: object
+) -> None:
     llm = make_llm(tmp_path / "llm", tie_word_embeddings=tied)
     if spare:
         from transformers import AutoModelForCausalLM
@@ -172,7 +182,11 @@ def test_a_checkpoint_holds_them_and_no_llm(world: World, tmp_path: Path, lora: 
     loaded, reader = AVLLM.from_pretrained(tmp_path), AVProcessor.from_pretrained(tmp_path)
     assert loaded.config.words == model.config.words
     assert torch.equal(loaded(batch_of(reader, world)).logits, said)
-    trains = {name for name, p in loaded.named_parameters() if p.requires_grad and not name.startswith("connector")}
+    trains = {
+        name
+        for name, p in loaded.named_parameters()
+        if p.requires_grad and not name.startswith("connector")
+    }
     assert {"words.input.weight", "words.output.weight"} <= trains
     more = loaded.add_words(reader.add_words(["<more>"]))
     assert more.words is not None

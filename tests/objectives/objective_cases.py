@@ -1,6 +1,7 @@
 """Options and rows with which each objective is tested.
 
-A new one is tested with its defaults on the tiny world's questions; one that needs more gets a row here, or several.
+A new one is tested with its defaults on the tiny world's questions; one that needs more gets a
+row here, or several.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ CASES: dict[str, list[ObjectiveCase]] = {
     "contrastive": [
         ObjectiveCase("contrastive"),
         ObjectiveCase("contrastive", {"pairs": ["video-audio"]}, _captions, rows=6),
-        ObjectiveCase("contrastive", {"pairs": ["av-text"], "captions_only": True}, _captions, rows=6),
+        ObjectiveCase(
+            "contrastive", {"pairs": ["av-text"], "captions_only": True}, _captions, rows=6
+        ),
     ],
     "dpo": [ObjectiveCase("dpo", manifest=make_preferences, maker=Preference())],
 }
@@ -59,4 +62,6 @@ CASES: dict[str, list[ObjectiveCase]] = {
 
 def cases() -> list[ObjectiveCase]:
     """Return the cases of everything that the registry lists."""
-    return [case for name in choices("objectives") for case in CASES.get(name, [ObjectiveCase(name)])]
+    return [
+        case for name in choices("objectives") for case in CASES.get(name, [ObjectiveCase(name)])
+    ]

@@ -18,7 +18,14 @@ from avllm.registry import build
 from avllm.training.start import Parts, padding
 
 TERMS = ("qformer_contrastive", "qformer_matching", "qformer_captioning")
-QFORMER: dict[str, Any] = {"type": "qformer", "stream": "video", "num_queries": 3, "dim": 32, "layers": 2, "heads": 2}
+QFORMER: dict[str, Any] = {
+    "type": "qformer",
+    "stream": "video",
+    "num_queries": 3,
+    "dim": 32,
+    "layers": 2,
+    "heads": 2,
+}
 OWN = 40  # tokens of the tiny tokenizer, and some
 
 
@@ -28,11 +35,16 @@ def connector(world: World, **changes: Any) -> list[dict[str, Any]]:
 
 
 def make_parts(
-    world: World, std: float | None = 0.3, adapters: list[dict[str, Any]] | None = None, **changes: Any
+    world: World,
+    std: float | None = 0.3,
+    adapters: list[dict[str, Any]] | None = None,
+    **changes: Any,
 ) -> Parts:
     """A model with a Q-Former that reads text; weights of 0.02 would hide what is read."""
     torch.manual_seed(0)
-    description = ModelConfig.model_validate(world.model | {"connector": adapters or connector(world, **changes)})
+    description = ModelConfig.model_validate(
+        world.model | {"connector": adapters or connector(world, **changes)}
+    )
     tokenizer, ids = load_tokenizer(description)
     model = AVLLM.from_backbones(description, ids)
     with torch.no_grad():

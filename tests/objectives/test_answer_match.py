@@ -1,4 +1,4 @@
-"""Answer matching: numbers by hand, packed = unpacked, captions left out, gradients into the connector."""
+"""Answer matching: numbers by hand, packed = unpacked, captions left out, gradients."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def parts(world: World) -> tuple[AVLLM, AVProcessor]:
 def rows_of(processor: AVProcessor, manifest: Path, count: int) -> list:
     samples = read_manifest(manifest)[:count]
     return [
-        processor.row(s, [processor.prepare(c) for c in processor.load_clips(s.media, manifest.parent)])
+        processor.row(
+            s, [processor.prepare(c) for c in processor.load_clips(s.media, manifest.parent)]
+        )
         for s in samples
     ]
 
@@ -86,7 +88,9 @@ def test_packed_questions_have_the_loss_and_gradients_of_single_ones(
         gradients.append(torch.cat([p.grad.flatten() for p in trained]))
     for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
         assert loss == pytest.approx(losses[0], rel=1e-6)
-        assert float((gradient - gradients[0]).norm()) <= 1e-5 * max(1.0, float(gradients[0].norm()))
+        assert float((gradient - gradients[0]).norm()) <= 1e-5 * max(
+            1.0, float(gradients[0].norm())
+        )
 
 
 def test_captions_are_left_out(parts: tuple[AVLLM, AVProcessor], world: World) -> None:
@@ -112,9 +116,13 @@ def test_the_gradient_reaches_the_connector(parts: tuple[AVLLM, AVProcessor], wo
 def test_tokens_of_several_clips_lie_in_their_set() -> None:
     span = torch.zeros(3, 1, 2)
     video = Tokens(
-        torch.arange(6.0).view(3, 1, 2, 1), torch.tensor([[[True, True]], [[True, False]], [[True, True]]]), span
+        torch.arange(6.0).view(3, 1, 2, 1),
+        torch.tensor([[[True, True]], [[True, False]], [[True, True]]]),
+        span,
     )
-    audio = Tokens(10 + torch.arange(3.0).view(3, 1, 1, 1), torch.ones(3, 1, 1, dtype=torch.bool), span)
+    audio = Tokens(
+        10 + torch.arange(3.0).view(3, 1, 1, 1), torch.ones(3, 1, 1, dtype=torch.bool), span
+    )
     x, there = tokens_by_clip_set({"video": video, "audio": audio}, Places.of([[1], [0, 2], []]))
     assert x[0][there[0]].flatten().tolist() == [2.0, 11.0]
     assert x[1][there[1]].flatten().tolist() == [0.0, 1.0, 10.0, 4.0, 5.0, 12.0]
@@ -127,7 +135,9 @@ def test_a_token_that_is_the_sum_of_words_is_read(parts: tuple[AVLLM, AVProcesso
     objective = AnswerMatch(model, dim=8, hidden=16, words=1.0)
     width = objective.gate.in_features
     question, answer, other = torch.randn(3, width)
-    tokens = torch.stack([question + answer, torch.randn(width), -question + other])[None].repeat(2, 1, 1)
+    tokens = torch.stack([question + answer, torch.randn(width), -question + other])[None].repeat(
+        2, 1, 1
+    )
     there = torch.tensor(
         [[True, True, True], [False, True, True]]
     )  # the second row lacks the token that is asked about
@@ -136,14 +146,18 @@ def test_a_token_that_is_the_sum_of_words_is_read(parts: tuple[AVLLM, AVProcesso
         objective.gate.weight.zero_()
         objective.gate.bias.zero_()
         objective.log_sharpness.fill_(6.0)
-        objective.nothing[0].copy_(question + 2 * torch.randn(width))  # a little like it: where nothing else is
+        objective.nothing[0].copy_(
+            question + 2 * torch.randn(width)
+        )  # a little like it: where nothing else is
         found = objective._look_up(question.expand(2, -1), asked, tokens, there)
     nothing = torch.nn.functional.normalize(objective.nothing[1].detach(), dim=-1)
     torch.testing.assert_close(found[1], nothing)
     assert float(found[0] @ torch.nn.functional.normalize(answer, dim=-1)) > 0.3
 
 
-def test_the_second_reading_trains_the_connector(parts: tuple[AVLLM, AVProcessor], world: World) -> None:
+def test_the_second_reading_trains_the_connector(
+    parts: tuple[AVLLM, AVProcessor], world: World
+) -> None:
     model, processor = parts
     batch = processor.collate(rows_of(processor, world.questions, 4))
     objective = AnswerMatch(model, dim=8, hidden=16, words=1.0)
@@ -153,13 +167,17 @@ def test_the_second_reading_trains_the_connector(parts: tuple[AVLLM, AVProcessor
     assert set(figures) == {"hits", "hits_by_words"}
     assert float(loss.detach()) > float(less.detach())
     (loss - less).backward()
-    assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.connector.parameters())
+    assert any(
+        p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.connector.parameters()
+    )
 
 
 def about_sets(clip_set: list[int], place: list[int], sets: int) -> Questions:
     nothing = Places.of([[]] * len(clip_set))
     zeros = torch.zeros(len(clip_set), dtype=torch.long)
-    return Questions(torch.tensor(clip_set), torch.tensor(place), sets, nothing, nothing, zeros, zeros[:1])
+    return Questions(
+        torch.tensor(clip_set), torch.tensor(place), sets, nothing, nothing, zeros, zeros[:1]
+    )
 
 
 def test_questions_lie_side_by_side_in_their_set() -> None:

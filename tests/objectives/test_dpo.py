@@ -40,7 +40,9 @@ def test_the_loss_by_hand() -> None:
     assert losses.tolist() == pytest.approx(expected, abs=1e-6)
     smoothed, _ = dpo_loss(chosen, rejected, *reference, beta=0.5, label_smoothing=0.1)
     turned = [math.log(1 + math.exp(0.75)), math.log(1 + math.exp(-1.0))]
-    assert smoothed.tolist() == pytest.approx([0.9 * a + 0.1 * b for a, b in zip(expected, turned, strict=True)])
+    assert smoothed.tolist() == pytest.approx(
+        [0.9 * a + 0.1 * b for a, b in zip(expected, turned, strict=True)]
+    )
 
 
 def test_where_policy_and_reference_are_equal_the_loss_is_log_two() -> None:
@@ -112,10 +114,14 @@ def test_a_row_holds_both_answers_after_one_copy_of_clip_and_question(
     assert [w.split()[0] for w in words] == ["green", "red", "blue"]
     trained = torch.zeros_like(made.is_media)
     trained[made.parts[0].trained] = True
-    assert torch.equal(made.labels >= 0, trained), "what counts tokens learns the chosen answer alone"
+    assert torch.equal(made.labels >= 0, trained), (
+        "what counts tokens learns the chosen answer alone"
+    )
 
 
-def losses_of(objective: DPO, model: AVLLM, batches: Sequence[Batch]) -> tuple[Tensor, list[Tensor]]:
+def losses_of(
+    objective: DPO, model: AVLLM, batches: Sequence[Batch]
+) -> tuple[Tensor, list[Tensor]]:
     """The mean loss of the pairs of some batches, and the connector's gradients."""
     model.zero_grad()
     pairs = sum(objective.weight(batch) for batch in batches)
@@ -166,7 +172,9 @@ def test_log_probabilities_are_those_of_the_answers_by_themselves(
     assert len(found) == 3
 
 
-def test_settings_that_do_not_fit_are_refused(built: tuple[AVLLM, AVProcessor], preferences: Path) -> None:
+def test_settings_that_do_not_fit_are_refused(
+    built: tuple[AVLLM, AVProcessor], preferences: Path
+) -> None:
     model, processor = built
     with pytest.raises(ValueError, match="'gone'"):
         DPO(model, reference=["gone"])
@@ -187,27 +195,40 @@ def test_what_trains_without_a_reference_is_refused(
             train(config)
 
 
-def test_samples_without_a_pair_are_bad_rows(world: World, built: tuple[AVLLM, AVProcessor], tmp_path: Path) -> None:
+def test_samples_without_a_pair_are_bad_rows(
+    world: World, built: tuple[AVLLM, AVProcessor], tmp_path: Path
+) -> None:
     clip = {"type": "video", "video": str(world.captions.parent / "000.mp4")}
     samples = [row("none", [clip], "red"), row("equal", [clip], "red") | {"rejected": ["red"]}]
-    dataset = SampleDataset([str(write_rows(tmp_path / "m.jsonl", samples))], built[1], maker=Preference())
-    assert [bad.reason for n in range(2) for bad in dataset[n].bad] == ["no_rejected", "equal_answers"]
+    dataset = SampleDataset(
+        [str(write_rows(tmp_path / "m.jsonl", samples))], built[1], maker=Preference()
+    )
+    assert [bad.reason for n in range(2) for bad in dataset[n].bad] == [
+        "no_rejected",
+        "equal_answers",
+    ]
 
 
-# ---- the stage ------------------------------------------------------------------------------------------------------
+# ---- the stage ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def instructed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished stage 3 with the set `default`."""
     rules = [["^connector", 1e-3], ["lora_", 1e-2], [".*", None]]
-    asked = settings(world, tmp_path_factory.mktemp("instruct") / "run", "instruct", trainable=rules)
+    asked = settings(
+        world, tmp_path_factory.mktemp("instruct") / "run", "instruct", trainable=rules
+    )
     return run(asked | {"lora": {"r": 2, "alpha": 4}})
 
 
-def prefer(world: World, preferences: Path, init: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+def prefer(
+    world: World, preferences: Path, init: Path, folder: Path, **changes: Any
+) -> dict[str, Any]:
     """A stage 4 on the tiny world."""
-    asked = settings(world, folder, "prefer", **{"train__max_steps": 8, "train__warmup": 0, **changes})
+    asked = settings(
+        world, folder, "prefer", **{"train__max_steps": 8, "train__warmup": 0, **changes}
+    )
     del asked["model"], asked["init_from_scratch"]
     asked["data"] |= {"train": str(preferences), "rows": {"type": "preference"}}
     asked["train"] |= {"batch_size": 4, "schedule": "constant"}
@@ -220,14 +241,18 @@ def prefer(world: World, preferences: Path, init: Path, folder: Path, **changes:
 
 
 @pytest.fixture(scope="module")
-def preferred(world: World, preferences: Path, instructed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def preferred(
+    world: World, preferences: Path, instructed: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A stage 4 that nothing disturbs."""
     return run(prefer(world, preferences, instructed, tmp_path_factory.mktemp("prefer") / "run"))
 
 
 def test_chosen_answers_rise_above_rejected_ones(preferred: Path, instructed: Path) -> None:
     figures = rows(preferred)
-    assert figures[0]["loss"] == pytest.approx(math.log(2.0), abs=1e-5), "a copy is the reference at first"
+    assert figures[0]["loss"] == pytest.approx(math.log(2.0), abs=1e-5), (
+        "a copy is the reference at first"
+    )
     assert figures[0]["dpo/margin"] == pytest.approx(0.0, abs=1e-5)
     assert figures[-1]["dpo/margin"] > 0.1
     assert figures[-1]["loss"] < figures[0]["loss"]
@@ -244,11 +269,16 @@ def test_the_sound_branch_learns_from_preferences(preferred: Path, instructed: P
     assert any(not torch.equal(after[name], before[name]) for name in sound)
 
 
-def test_the_reference_is_the_model_of_the_stage_before(preferred: Path, instructed: Path, preferences: Path) -> None:
+def test_the_reference_is_the_model_of_the_stage_before(
+    preferred: Path, instructed: Path, preferences: Path
+) -> None:
     old, new = AVLLM.from_pretrained(str(instructed)), AVLLM.from_pretrained(str(preferred))
     processor = AVProcessor.from_pretrained(preferred)
     objective = DPO(new, reference=["default"])
-    copies = {n.removeprefix("dpo."): x for n, x in load_file(preferred / "objectives.safetensors").items()}
+    copies = {
+        n.removeprefix("dpo."): x
+        for n, x in load_file(preferred / "objectives.safetensors").items()
+    }
     objective.load_state_dict(copies)
     batch = processor.collate(rows_of(processor, preferences))
     for name, parameter in new.named_parameters():
@@ -276,7 +306,9 @@ def test_a_killed_stage_goes_on_bit_identically(
 def test_packed_stages_are_the_stage(
     world: World, preferences: Path, instructed: Path, preferred: Path, tmp_path: Path, pack: str
 ) -> None:
-    asked = prefer(world, preferences, instructed, tmp_path / "run", data__pack=pack, train__max_steps=1)
+    asked = prefer(
+        world, preferences, instructed, tmp_path / "run", data__pack=pack, train__max_steps=1
+    )
     if pack == "sequences":
         assert rows(run(asked))[0]["loss"] == pytest.approx(rows(preferred)[0]["loss"], abs=1e-6)
     else:

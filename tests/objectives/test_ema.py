@@ -61,13 +61,17 @@ def test_soft_targets_by_hand() -> None:
     targets = soft_targets(logits, torch.tensor([0]), excluded, 0.4)
     # the teacher says 1/4 and 3/4
     assert targets.tolist()[0] == pytest.approx([0.6 + 0.4 * 0.25, 0.4 * 0.75, 0.0])
-    loss = soft_cross_entropy(torch.tensor([[math.log(1.0), math.log(4.0), 9.0]]), targets, excluded)
+    loss = soft_cross_entropy(
+        torch.tensor([[math.log(1.0), math.log(4.0), 9.0]]), targets, excluded
+    )
     assert loss.item() == pytest.approx(-0.7 * math.log(0.2) - 0.3 * math.log(0.8), abs=1e-6)
 
 
 def test_without_softness_it_is_info_nce() -> None:
     torch.manual_seed(0)
-    media, text, other, another = nn.functional.normalize(torch.randn(4, 6, 5, dtype=torch.float64), dim=-1)
+    media, text, other, another = nn.functional.normalize(
+        torch.randn(4, 6, 5, dtype=torch.float64), dim=-1
+    )
     ids = torch.tensor([1, 2, 3, 2, 5, 6])
     plain = symmetric_info_nce(media, text, ids, 7.0)
     hard = distilled_info_nce((media, text), (other, another), ids, 7.0, 0.0)
@@ -80,6 +84,8 @@ def test_without_softness_it_is_info_nce() -> None:
 def test_no_rows_give_a_zero_on_the_graph() -> None:
     media = torch.zeros(0, 4, requires_grad=True)
     none = torch.zeros(0, 4)
-    loss, hits = distilled_info_nce((media, none), (none, none), torch.zeros(0, dtype=torch.long), 3.0, 0.4)
+    loss, hits = distilled_info_nce(
+        (media, none), (none, none), torch.zeros(0, dtype=torch.long), 3.0, 0.4
+    )
     loss.backward()
     assert loss.item() == hits.item() == 0.0

@@ -39,15 +39,25 @@ def test_no_targets_give_a_zero_with_a_graph() -> None:
 def test_an_llm_that_caps_its_logits_is_noticed(tmp_path: Path) -> None:
     llama = AutoModelForCausalLM.from_pretrained(make_llm(tmp_path))
     assert head_is_plain(llama)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     config = Gemma2Config(
-        **sizes, num_key_value_heads=1, head_dim=8, vocab_size=20, final_logit_softcapping=30.0, pad_token_id=0
+        **sizes,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=20,
+        final_logit_softcapping=30.0,
+        pad_token_id=0,
     )
     assert not head_is_plain(Gemma2ForCausalLM(config))
 
 
 def test_an_answer_is_right_when_all_its_tokens_are_the_likeliest() -> None:
-    """Four answers: right, wrong in one token, without a label, and right in a packed row's second half."""
+    """Four answers: right, wrong in one token, without a label, right in a packed row's end."""
     labels = torch.tensor([[IGNORE, 4, 5, IGNORE, 6, 7], [8, IGNORE, IGNORE, IGNORE, 9, IGNORE]])
     trained = Places.of([[1, 2], [4, 5], [8], [10]])
     parts = BatchParts(torch.tensor([0, 0, 1, 1]), [], trained, trained, torch.zeros(4), trained)

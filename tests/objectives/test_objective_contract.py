@@ -1,4 +1,4 @@
-"""Hold every objective to its contract; a new file is found by itself, and tested as its cases say."""
+"""Hold every objective to its contract; a new file is tested as its cases say."""
 
 from __future__ import annotations
 
@@ -26,16 +26,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def parts(world: World) -> Parts:
-    """A model with everything that an objective may ask for: a Q-Former that reads text is in the connector."""
-    qformer = {"type": "qformer", "stream": "video", "num_queries": 3, "dim": 8, "layers": 2, "heads": 2, "text": "llm"}
-    description = ModelConfig.model_validate(world.model | {"connector": [qformer, *world.model["connector"]]})
+    """A model with all that an objective may ask for: its Q-Former reads text."""
+    qformer = {
+        "type": "qformer",
+        "stream": "video",
+        "num_queries": 3,
+        "dim": 8,
+        "layers": 2,
+        "heads": 2,
+        "text": "llm",
+    }
+    description = ModelConfig.model_validate(
+        world.model | {"connector": [qformer, *world.model["connector"]]}
+    )
     tokenizer, ids = load_tokenizer(description)
     model = AVLLM.from_backbones(description, ids)
     return Parts(model, AVProcessor.from_model(model, tokenizer), [])
 
 
 def batch_of(parts: Parts, case: ObjectiveCase, world: World, rows: int) -> Any:
-    """The first rows that a case trains on; none gives the batch of a process that has only bad rows."""
+    """The first rows that a case trains on; none gives the batch of a process with bad rows."""
     manifest = case.manifest(world)
     assert rows <= len(read_manifest(manifest))
     dataset = SampleDataset([str(manifest)], parts.processor, maker=case.maker)
@@ -43,7 +53,9 @@ def batch_of(parts: Parts, case: ObjectiveCase, world: World, rows: int) -> Any:
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
-def test_a_sum_over_targets_that_teaches_the_connector(parts: Parts, world: World, case: ObjectiveCase) -> None:
+def test_a_sum_over_targets_that_teaches_the_connector(
+    parts: Parts, world: World, case: ObjectiveCase
+) -> None:
     torch.manual_seed(0)
     model = parts.model.train()
     model.zero_grad()

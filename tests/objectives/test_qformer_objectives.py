@@ -24,7 +24,12 @@ from avllm.objectives.qformer_contrastive import similarity_loss
 from avllm.training.start import Parts
 from avllm.training.task import Task
 
-KINDS = [{"per": "frame"}, {"per": "window", "seconds": 0.5}, {"per": "clip"}, {"per": "frame", "text": OWN}]
+KINDS = [
+    {"per": "frame"},
+    {"per": "window", "seconds": 0.5},
+    {"per": "clip"},
+    {"per": "frame", "text": OWN},
+]
 KIND = pytest.mark.parametrize("kind", KINDS, ids=["frame", "window", "clip", "own"])
 
 
@@ -46,19 +51,29 @@ def test_similarity_loss_by_hand() -> None:
     assert float(hits) == 1
     media, text = (F.normalize(torch.randn(4, 5), dim=-1) for _ in range(2))
     ids = torch.tensor([1, 2, 1, 3])  # equal texts are no negatives
-    torch.testing.assert_close(similarity_loss(media @ text.T, 0, ids, 5.0), symmetric_info_nce(media, text, ids, 5.0))
+    torch.testing.assert_close(
+        similarity_loss(media @ text.T, 0, ids, 5.0), symmetric_info_nce(media, text, ids, 5.0)
+    )
 
 
 def test_pairs_and_their_means_by_hand() -> None:
     sets = Places.of([[0], [1], [2]])
-    units = Units(torch.zeros(3, 1, 1), torch.ones(3, 1, dtype=torch.bool), torch.tensor([0, 2, 2]), sets)
+    units = Units(
+        torch.zeros(3, 1, 1), torch.ones(3, 1, dtype=torch.bool), torch.tensor([0, 2, 2]), sets
+    )
     pair, unit = readings_of(torch.tensor([2, 0, 1]), units)
     assert pair.tolist() == [0, 0, 1]
     assert unit.tolist() == [1, 2, 0]
-    assert mean_by_pair(torch.tensor([[1.0], [3.0], [5.0]]), pair, 3).flatten().tolist() == [2.0, 5.0, 0.0]
+    assert mean_by_pair(torch.tensor([[1.0], [3.0], [5.0]]), pair, 3).flatten().tolist() == [
+        2.0,
+        5.0,
+        0.0,
+    ]
 
 
-def frames_of(parts: Parts, objective: QFormerTerm, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+def frames_of(
+    parts: Parts, objective: QFormerTerm, batch: Batch
+) -> Iterator[tuple[Tensor, Tensor]]:
     """What the Q-Former reads of each row, one row at a time."""
     units = objective.units(parts.model, batch)
     for row in range(len(batch.ids)):
@@ -68,7 +83,9 @@ def frames_of(parts: Parts, objective: QFormerTerm, batch: Batch) -> Iterator[tu
 
 
 @KIND
-def test_matching_by_hand_and_a_clip_is_the_mean_of_its_units(world: World, kind: dict[str, Any]) -> None:
+def test_matching_by_hand_and_a_clip_is_the_mean_of_its_units(
+    world: World, kind: dict[str, Any]
+) -> None:
     parts = make_parts(world, **kind)
     parts.model.eval()
     objective = term(world, parts, "qformer_matching")
@@ -79,7 +96,9 @@ def test_matching_by_hand_and_a_clip_is_the_mean_of_its_units(world: World, kind
     margin = torch.zeros(2, 2)  # clip by text
     for clip, (x, keep) in enumerate(frames_of(parts, objective, batch)):
         for t in range(2):
-            read = [qformer.read(x[u : u + 1], keep[u : u + 1], texts[t])[0, :3] for u in range(len(x))]
+            read = [
+                qformer.read(x[u : u + 1], keep[u : u + 1], texts[t])[0, :3] for u in range(len(x))
+            ]
             no, yes = torch.stack([qformer.text.match(r).mean(0) for r in read]).mean(0)
             margin[clip, t] = yes - no
     cost, wrong = F.softplus(-margin.diag()), F.softplus(margin)
@@ -92,7 +111,9 @@ def test_matching_by_hand_and_a_clip_is_the_mean_of_its_units(world: World, kind
 
 
 @KIND
-def test_captioning_by_hand_and_a_clip_is_the_mean_of_its_units(world: World, kind: dict[str, Any]) -> None:
+def test_captioning_by_hand_and_a_clip_is_the_mean_of_its_units(
+    world: World, kind: dict[str, Any]
+) -> None:
     parts = make_parts(world, **kind)
     parts.model.eval()
     objective = term(world, parts, "qformer_captioning")
@@ -105,7 +126,9 @@ def test_captioning_by_hand_and_a_clip_is_the_mean_of_its_units(world: World, ki
         ids = words.ids[row][words.mask[row]]
         for at in range(len(ids)):  # token after token, each from its beginning
             begun = words.pick(torch.tensor([row] * len(x)))
-            text = objective.embed(parts.model, type(words)(begun.ids[:, :at], begun.mask[:, :at]), WRITE)
+            text = objective.embed(
+                parts.model, type(words)(begun.ids[:, :at], begun.mask[:, :at]), WRITE
+            )
             states = qformer.text.transform(qformer.read(x, keep, text, causal=True)[:, -1])
             logits = qformer.text.to_words(states, head).mean(0)
             total = total - logits.log_softmax(-1)[ids[at]]
@@ -125,7 +148,9 @@ def test_the_similarity_is_that_of_the_best_query_of_any_frame(world: World) -> 
     read = qformer.read_text(objective.embed(parts.model, objective.words(batch, rows), READ))[:, 0]
     texts = F.normalize(qformer.text.text_projection(read), dim=-1)
     for row, (x, keep) in enumerate(frames_of(parts, objective, batch)):
-        queries = F.normalize(qformer.text.query_projection(qformer.read(x, keep)).flatten(0, 1), dim=-1)
+        queries = F.normalize(
+            qformer.text.query_projection(qformer.read(x, keep)).flatten(0, 1), dim=-1
+        )
         torch.testing.assert_close(similarity[row], (queries @ texts.T).amax(0))
     loss, _ = objective(parts.model, batch)
     expected, _ = similarity_loss(similarity, first, text_ids(batch.parts), qformer.text.scale)
@@ -134,11 +159,15 @@ def test_the_similarity_is_that_of_the_best_query_of_any_frame(world: World) -> 
 
 
 @pytest.mark.parametrize("text", ["llm", OWN])
-def test_the_gradient_reaches_queries_text_and_cross_attention(world: World, text: str | int) -> None:
+def test_the_gradient_reaches_queries_text_and_cross_attention(
+    world: World, text: str | int
+) -> None:
     reached: dict[str, set[str]] = {}
     for name in TERMS:
         parts = make_parts(world, text=text)
-        loss, _ = term(world, parts, name)(parts.model.train(), batch_of(parts, world, [0, 1, 2, 3]))
+        loss, _ = term(world, parts, name)(
+            parts.model.train(), batch_of(parts, world, [0, 1, 2, 3])
+        )
         loss.backward()
         named = parts.model.connector[0].named_parameters()
         reached[name] = {n for n, p in named if p.grad is not None and bool(p.grad.any())}
@@ -148,8 +177,10 @@ def test_the_gradient_reaches_queries_text_and_cross_attention(world: World, tex
         assert "qformer.encoder.layer.0.intermediate.dense.weight" in reached[name]
         assert all(p.grad is None for p in parts.model.llm.parameters())
     everything = {n for n, _ in parts.model.connector[0].named_parameters()}
-    # a bias of the keys moves all scores of a query alike; the last layer's outputs of some are nobody's business
-    assert {n for n in everything - set.union(*reached.values()) if not n.endswith("key.bias")} == set()
+    # a bias of the keys moves all scores of a query alike; some last outputs have no use
+    assert {
+        n for n in everything - set.union(*reached.values()) if not n.endswith("key.bias")
+    } == set()
 
 
 @pytest.mark.parametrize("text", ["llm", OWN])
@@ -177,8 +208,11 @@ def test_on_a_handful_of_clips_all_three_are_learned(world: World, text: str | i
     assert last["qformer_matching/hits"] > 0.95 > first["qformer_matching/hits"]  # always no: 0.67
     assert last["qformer_matching"] < 0.2
     assert last["qformer_captioning"] < 0.3 * first["qformer_captioning"]
-    # who writes blindly gets the first word, the colour, of one caption in four; all others follow from it
-    assert last["qformer_captioning/hits"] > (totals["qformer_captioning"] - 3 + 0.5) / totals["qformer_captioning"]
+    # a blind guess gets the colour of one caption in four; all other words follow from it
+    assert (
+        last["qformer_captioning/hits"]
+        > (totals["qformer_captioning"] - 3 + 0.5) / totals["qformer_captioning"]
+    )
 
 
 def known(model: AVLLM, batch: Batch) -> Any:

@@ -1,4 +1,4 @@
-"""Stages with BLIP-2's three terms: several processes, cut batches, the stage behind; and what is refused."""
+"""Stages with BLIP-2's three terms: several processes, cut batches, the stage after."""
 
 from __future__ import annotations
 
@@ -29,9 +29,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def stage(world: World, output: Path, terms: tuple[str, ...], size: int, **changes: Any) -> dict[str, Any]:
+def stage(
+    world: World, output: Path, terms: tuple[str, ...], size: int, **changes: Any
+) -> dict[str, Any]:
     model = world.model | {"connector": connector(world)}
-    asked = settings(world, output, "align", model=model, trainable=RULES, train__warmup=0, **changes)
+    asked = settings(
+        world, output, "align", model=model, trainable=RULES, train__warmup=0, **changes
+    )
     asked["objectives"] = [{"type": name} for name in terms]
     asked["train"] |= {"batch_size": size, "max_steps": 3}
     return asked
@@ -40,9 +44,12 @@ def stage(world: World, output: Path, terms: tuple[str, ...], size: int, **chang
 def apart(a: Path, b: Path) -> float:
     """Return the largest difference of two runs' weights, without the biases of keys.
 
-    Those move all scores of a query alike, so their gradient is rounding alone, which AdamW amplifies.
+    Those move all scores of a query alike, so their gradient is rounding alone, which AdamW
+    amplifies.
     """
-    first, second = ({n: w for n, w in weights(run).items() if not n.endswith("key.bias")} for run in (a, b))
+    first, second = (
+        {n: w for n, w in weights(run).items() if not n.endswith("key.bias")} for run in (a, b)
+    )
     return difference(first, second)
 
 
@@ -53,15 +60,21 @@ def test_eight_captions_at_once_are_eight_one_by_one(world: World, tmp_path: Pat
     assert apart(one, eight) < 1e-5
 
 
-def test_all_three_terms_on_two_processes_and_the_stage_behind_them(world: World, tmp_path: Path) -> None:
-    """In the stage behind, nobody reads texts with the Q-Former: no process may wait for a gradient of theirs."""
+def test_all_three_terms_on_two_processes_and_the_stage_behind_them(
+    world: World, tmp_path: Path
+) -> None:
+    """In the stage after, no text is read by the Q-Former: no process waits for gradients."""
     first = run(stage(world, tmp_path / "align", TERMS, 2), ranks=2)
     assert {f"{name}/hits" for name in TERMS} <= set(rows(first)[0])
-    second = settings(world, tmp_path / "caption", init=str(first), init_from_scratch=False, train__warmup=0)
+    second = settings(
+        world, tmp_path / "caption", init=str(first), init_from_scratch=False, train__warmup=0
+    )
     del second["model"]
     two = run(second, ranks=2)
     assert weights(two).keys() == weights(first).keys()
-    one = run({**second, "output": str(tmp_path / "one"), "train": {**second["train"], "batch_size": 4}})
+    one = run(
+        {**second, "output": str(tmp_path / "one"), "train": {**second["train"], "batch_size": 4}}
+    )
     assert apart(one, two) < 1e-5
 
 
@@ -76,14 +89,20 @@ def _wrong_texts_of_the_other_process(world: World) -> None:
     words = objective.words(both, objective.chosen(both))
     units = objective.units(parts.model, both)
     mine = torch.tensor([rank, rank])
-    own, other = objective.judge(parts.model, units, mine, words.pick(torch.tensor([rank, 1 - rank]))).diff(dim=1)[:, 0]
+    own, other = objective.judge(
+        parts.model, units, mine, words.pick(torch.tensor([rank, 1 - rank]))
+    ).diff(dim=1)[:, 0]
     # no other clip is here, so of the two mismatches there is one
-    torch.testing.assert_close(loss, (F.softplus(-own) + F.softplus(other)) / 2, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        loss, (F.softplus(-own) + F.softplus(other)) / 2, rtol=1e-5, atol=1e-6
+    )
     empty = batch_of(parts, world, [places[0]] if rank else [], blanks=True)
     for name in TERMS:  # one process without a row: nobody waits
         loss, _ = term(world, parts, name)(parts.model, empty)
         loss.backward()
-    found, first = gather_words(Words(torch.full((1, 2 + rank), 5), torch.ones(1, 2 + rank, dtype=torch.bool)))
+    found, first = gather_words(
+        Words(torch.full((1, 2 + rank), 5), torch.ones(1, 2 + rank, dtype=torch.bool))
+    )
     assert found.mask.long().tolist() == [[1, 1, 0], [1, 1, 1]]
     assert first == rank
 
@@ -98,7 +117,9 @@ def _sums(world: World, name: str, places: list[list[int]]) -> None:
     parts.model.eval()
     loss, _ = term(world, parts, name)(parts.model, batch_of(parts, world, places[dist.get_rank()]))
     loss.backward()
-    gradients = {n: p.grad for n, p in parts.model.connector[0].named_parameters() if p.grad is not None}
+    gradients = {
+        n: p.grad for n, p in parts.model.connector[0].named_parameters() if p.grad is not None
+    }
     total = loss.detach().clone()
     for summed in (total, *gradients.values()):
         dist.all_reduce(summed)
@@ -108,7 +129,9 @@ def _sums(world: World, name: str, places: list[list[int]]) -> None:
     whole, _ = term(world, parts, name)(parts.model, batch_of(parts, world, sum(places, [])))
     whole.backward()
     torch.testing.assert_close(total, whole.detach(), rtol=1e-5, atol=1e-6)
-    alone = {n: p.grad for n, p in parts.model.connector[0].named_parameters() if p.grad is not None}
+    alone = {
+        n: p.grad for n, p in parts.model.connector[0].named_parameters() if p.grad is not None
+    }
     assert alone.keys() == gradients.keys()
     for n, gradient in gradients.items():
         torch.testing.assert_close(gradient, alone[n], rtol=1e-4, atol=2e-5, msg=n)
@@ -119,11 +142,13 @@ def _sums(world: World, name: str, places: list[list[int]]) -> None:
     [
         ("qformer_contrastive", [[0, 1, 4], [2, 3]]),  # 0 and 4 have one caption
         ("qformer_captioning", [[0, 1, 4], [2, 3]]),
-        # of two different pairs, each there twice, whatever is drawn as a mismatch is the other pair's
+        # of two different pairs, each twice, whatever is drawn as a mismatch is the other pair's
         ("qformer_matching", [[0, 1], [0, 1]]),
     ],
 )
-def test_two_processes_are_one_with_the_rows_of_both(world: World, name: str, places: list[list[int]]) -> None:
+def test_two_processes_are_one_with_the_rows_of_both(
+    world: World, name: str, places: list[list[int]]
+) -> None:
     together(_sums, world, name, places)
 
 
@@ -146,9 +171,13 @@ def test_rows_that_take_part(world: World) -> None:
         assert float(objective(parts.model, dropped)[0].detach()) == 0
 
 
-def test_long_texts_are_cut_and_those_of_a_vocabulary_of_its_own_keep_their_end(world: World) -> None:
+def test_long_texts_are_cut_and_those_of_a_vocabulary_of_its_own_keep_their_end(
+    world: World,
+) -> None:
     by_llm, own = make_parts(world), make_parts(world, text=OWN)
-    batch = batch_of(by_llm, world, [0, 2])  # "red and a low sound", "blue and nothing", each with its end
+    batch = batch_of(
+        by_llm, world, [0, 2]
+    )  # "red and a low sound", "blue and nothing", each with its end
     whole = term(world, by_llm, "qformer_captioning")
     assert whole.weight(batch) == int((batch.labels >= 0).sum()) == 10
     assert term(world, by_llm, "qformer_captioning", max_length=4).weight(batch) == 8
@@ -159,10 +188,18 @@ def test_long_texts_are_cut_and_those_of_a_vocabulary_of_its_own_keep_their_end(
 
 
 def test_what_does_not_fit_is_named(world: World) -> None:
-    plain, reading, own = make_parts(world, text=None, std=None), make_parts(world), make_parts(world, text=OWN)
-    with pytest.raises(ValueError, match=r"0 Q-Formers with a text side on stream any \(there are: none\)"):
+    plain, reading, own = (
+        make_parts(world, text=None, std=None),
+        make_parts(world),
+        make_parts(world, text=OWN),
+    )
+    with pytest.raises(
+        ValueError, match=r"0 Q-Formers with a text side on stream any \(there are: none\)"
+    ):
         matching_on(plain)
-    with pytest.raises(ValueError, match=r"on stream audio \(there are: connector\[0\] on 'video'\)"):
+    with pytest.raises(
+        ValueError, match=r"on stream audio \(there are: connector\[0\] on 'video'\)"
+    ):
         find_qformer(reading.model, "audio")
     with pytest.raises(ValueError, match=r"tokenizer is None and the Q-Former's text is 40"):
         matching_on(own)
@@ -172,7 +209,10 @@ def test_what_does_not_fit_is_named(world: World) -> None:
         matching_on(make_parts(world, text=5), tokenizer=str(world.llm))
     with pytest.raises(ValueError, match="max_length is 512; expected 1 to 511"):
         matching_on(reading, max_length=512)
-    made = [{"type": "branch", "stream": "video", "to": "copy"}, QFORMER | {"stream": "copy", "text": "llm"}]
+    made = [
+        {"type": "branch", "stream": "video", "to": "copy"},
+        QFORMER | {"stream": "copy", "text": "llm"},
+    ]
     adapters = [*made, {"type": "linear", "stream": "copy"}, *world.model["connector"]]
     with pytest.raises(ValueError, match="stream 'copy', which adapters make"):
         matching_on(make_parts(world, adapters=adapters))

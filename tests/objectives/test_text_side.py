@@ -1,4 +1,4 @@
-"""The text side of an alignment by an HF text encoder: it is read, it never trains, and no checkpoint holds it."""
+"""An HF text encoder as text side: it is read, it never trains, and no checkpoint holds it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,16 @@ def make_bert(folder: Path) -> Path:
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(1)
-    sizes = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     vocabulary = len(make_tokenizer(folder))
-    BertModel(BertConfig(vocab_size=vocabulary, max_position_embeddings=16, **sizes)).save_pretrained(folder)
+    BertModel(
+        BertConfig(vocab_size=vocabulary, max_position_embeddings=16, **sizes)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -46,17 +53,34 @@ def test_a_text_is_the_mean_of_its_own_tokens_whatever_it_is_padded_with(tmp_pat
     torch.testing.assert_close(short, alone, rtol=0, atol=1e-6)
     assert not encoder.training
     assert side.dim == 24
-    assert side._by_encoder(["red " * 99], cpu).shape == (1, 24)  # longer than its positions: its beginning
+    assert side._by_encoder(["red " * 99], cpu).shape == (
+        1,
+        24,
+    )  # longer than its positions: its beginning
 
 
 def test_the_text_side_of_two_sided_models(tmp_path: Path) -> None:
-    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, T5Config, T5Model
-
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    CLIPModel(CLIPConfig(text_config={**small, "vocab_size": 99}, vision_config=small)).save_pretrained(tmp_path / "c")
-    T5Model(T5Config(d_model=20, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=99)).save_pretrained(
-        tmp_path / "t"
+    from transformers import (
+        CLIPConfig,
+        CLIPModel,
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        T5Config,
+        T5Model,
     )
+
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    CLIPModel(
+        CLIPConfig(text_config={**small, "vocab_size": 99}, vision_config=small)
+    ).save_pretrained(tmp_path / "c")
+    T5Model(
+        T5Config(d_model=20, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=99)
+    ).save_pretrained(tmp_path / "t")
     CLIPVisionModel(CLIPVisionConfig(**small)).save_pretrained(tmp_path / "v")
     ids = torch.tensor([[3, 4, 5]])
     for name, width in (("c", 16), ("t", 20)):

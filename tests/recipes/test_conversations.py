@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from avllm.data.schema import Message, RowError
-from avllm.recipes.conversations import Utterance, chat_messages, question_messages, read_turns, without_leading_answers
+from avllm.recipes.conversations import (
+    Utterance,
+    chat_messages,
+    question_messages,
+    read_turns,
+    without_leading_answers,
+)
 
 IMAGE = {"type": "image", "image": "a.jpg"}
 OTHER = {"type": "image", "image": "b.jpg"}
@@ -35,7 +41,9 @@ def text(words: str) -> dict[str, Any]:
         ("Look: <image> and now?", [text("Look: "), IMAGE, text(" and now?")]),
     ],
 )
-def test_a_placeholder_takes_one_line_break_on_each_side(value: str, content: list[dict[str, Any]]) -> None:
+def test_a_placeholder_takes_one_line_break_on_each_side(
+    value: str, content: list[dict[str, Any]]
+) -> None:
     messages = chat_messages([human(value), gpt(" A cat. ")], {"image": [IMAGE]})
     assert messages == [
         {"role": "user", "content": content},
@@ -64,7 +72,10 @@ def test_the_k_th_placeholder_of_a_kind_is_its_k_th_file() -> None:
         ("starts_without_question", [{"from": "system", "value": "Be brief."}]),
         ("turns_do_not_alternate", [human("One?"), human("Two?"), gpt("2")]),
         ("turns_do_not_alternate", [human("One?"), gpt("1"), gpt("2")]),
-        ("turns_do_not_alternate", [human("One?"), {"from": "system", "value": "Be brief."}, gpt("1")]),
+        (
+            "turns_do_not_alternate",
+            [human("One?"), {"from": "system", "value": "Be brief."}, gpt("1")],
+        ),
         ("ends_without_answer", [human("One?"), gpt("1"), human("Two?")]),
         ("placeholder_in_answer", [human("Draw."), gpt("<image>")]),
         ("placeholder_mismatch", [human("What is it?"), gpt("A cat.")]),
@@ -79,7 +90,11 @@ def test_each_defect_has_its_reason(reason: str, turns: Any) -> None:
 
 
 def test_both_names_of_the_fields_are_read_and_the_system_may_begin() -> None:
-    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "One?"}, gpt("1")]
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+        gpt("1"),
+    ]
     assert read_turns(turns) == [
         Utterance("system", "Be brief."),
         Utterance("user", "One?"),
@@ -97,7 +112,12 @@ def test_answers_before_the_first_question_are_left_out() -> None:
 
 def test_media_precede_the_first_question_alone() -> None:
     messages = question_messages([VIDEO], [("One? ", "1"), ("Two?", " 2")])
-    assert [m["content"] for m in messages] == [[VIDEO, text("One?")], [text("1")], [text("Two?")], [text("2")]]
+    assert [m["content"] for m in messages] == [
+        [VIDEO, text("One?")],
+        [text("1")],
+        [text("Two?")],
+        [text("2")],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,9 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in path.read_text().splitlines()]
 
 
-def test_rows_get_source_licence_and_paths_from_the_manifest(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_rows_get_source_licence_and_paths_from_the_manifest(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
     elsewhere = tmp_path / "elsewhere" / "c.mp4"
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(b"x")
@@ -112,14 +114,22 @@ def test_rows_get_source_licence_and_paths_from_the_manifest(write: Callable[...
     assert list(lines_of(output / "train.jsonl")[0])[0] == "id"
 
 
-def test_missing_media_are_named_once_and_their_rows_dropped(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_missing_media_are_named_once_and_their_rows_dropped(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
     gone = "videos/b.mp4"
     source = write(line("a"), line("b"), line("b2", file=gone), without=(gone,))
     report = run(source, tmp_path / "out")
-    assert (report.rows, report.dropped, report.missing_files) == ({"train": 1}, {"missing_media": 2}, 1)
+    assert (report.rows, report.dropped, report.missing_files) == (
+        {"train": 1},
+        {"missing_media": 2},
+        1,
+    )
     assert (tmp_path / "out" / "missing.txt").read_text() == f"{gone}\n"
     dropped = lines_of(tmp_path / "out" / "dropped.jsonl")
-    assert dropped == [{"reason": "missing_media", "where": f"clip-{name}", "detail": gone} for name in ("b", "b2")]
+    assert dropped == [
+        {"reason": "missing_media", "where": f"clip-{name}", "detail": gone} for name in ("b", "b2")
+    ]
 
 
 def test_an_empty_file_is_as_good_as_none(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -133,7 +143,9 @@ def test_an_empty_file_is_as_good_as_none(write: Callable[..., Path], tmp_path: 
     assert run(source, tmp_path / "out").rows == {"train": 2}
 
 
-def test_a_row_that_the_schema_refuses_is_dropped_with_its_field(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_row_that_the_schema_refuses_is_dropped_with_its_field(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
     source = write(line("a"), line("b", more={"secnods": 3}), line("c", caption=""))
     report = run(source, tmp_path / "out")
     assert report.dropped == {"invalid_row": 1, "empty_caption": 1}
@@ -142,10 +154,16 @@ def test_a_row_that_the_schema_refuses_is_dropped_with_its_field(write: Callable
     assert "secnods" in invalid["detail"]
 
 
-def test_ids_are_unique_over_all_splits_and_the_change_is_counted(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_ids_are_unique_over_all_splits_and_the_change_is_counted(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
     source = write(line("a"), line("a", split="test"), line("a~2"), line("a"))
     report = run(source, tmp_path / "out")
-    ids = [row["id"] for split in ("train", "test") for row in lines_of(tmp_path / "out" / f"{split}.jsonl")]
+    ids = [
+        row["id"]
+        for split in ("train", "test")
+        for row in lines_of(tmp_path / "out" / f"{split}.jsonl")
+    ]
     assert ids == ["clip-a", "clip-a~2~2", "clip-a~3", "clip-a~2"]
     assert report.numbered_ids == 3
 
@@ -158,7 +176,12 @@ def test_options_limit_and_account(write: Callable[..., Path], tmp_path: Path) -
     assert account["options"] == {"mode": "long", "end": 1.5, "limit": 2}
     assert account["about"]["where"] == ABOUT.where
     assert (account["rows"], account["dropped"]) == ({"train": 2}, {})
-    assert {p.name for p in output.iterdir()} == {"train.jsonl", "dropped.jsonl", "missing.txt", "recipe.json"}
+    assert {p.name for p in output.iterdir()} == {
+        "train.jsonl",
+        "dropped.jsonl",
+        "missing.txt",
+        "recipe.json",
+    }
     assert lines_of(output / "train.jsonl")[0]["messages"][0]["content"][0]["end"] == 1.5
 
 
@@ -188,7 +211,9 @@ def test_another_recipes_folder_is_refused(write: Callable[..., Path], tmp_path:
     assert caught.value.reason == "other_recipe"
 
 
-def test_a_folder_is_written_by_one_run_at_a_time(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_folder_is_written_by_one_run_at_a_time(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
     source, output = write(line("a"), line("b", caption=""), line("c")), tmp_path / "out"
 
     def disturbed(source: Path) -> Iterator[RecipeRow | Drop]:
@@ -243,7 +268,10 @@ def command(*argv: str) -> int:
 def test_the_command_line_is_made_from_the_parameters(
     write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, output = str(write(line("a"), line("b"), without=("videos/b.mp4",))), str(tmp_path / "out")
+    source, output = (
+        str(write(line("a"), line("b"), without=("videos/b.mp4",))),
+        str(tmp_path / "out"),
+    )
     assert command(source, "--output", output, "--prefix", "x", "--mode", "long", "--json") == 1
     out, err = capsys.readouterr()
     assert json.loads(out.splitlines()[-1])["dropped"] == {"missing_media": 1}
@@ -256,13 +284,20 @@ def test_the_command_line_is_made_from_the_parameters(
     assert "is not a folder" in capsys.readouterr().err
     assert command("--help") == 0
     said = capsys.readouterr().out
-    assert all(word in said for word in ("--prefix", "What ids begin with.", "clips.jsonl | old.jsonl", "--limit"))
+    assert all(
+        word in said
+        for word in ("--prefix", "What ids begin with.", "clips.jsonl | old.jsonl", "--limit")
+    )
 
 
-def test_a_recipe_that_writes_media_is_given_the_output_folder(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_recipe_that_writes_media_is_given_the_output_folder(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
     def made(source: Path, output: Path) -> Iterator[RecipeRow | Drop]:
         (output / "made.wav").write_bytes(b"x")
-        for sample in caption_samples("a", {"type": "audio", "audio": str(output / "made.wav")}, ["x"], True):
+        for sample in caption_samples(
+            "a", {"type": "audio", "audio": str(output / "made.wav")}, ["x"], True
+        ):
             yield RecipeRow(sample)
 
     make(ABOUT, made, write(), tmp_path / "out", name="made")
@@ -278,7 +313,11 @@ def test_what_is_wrong_with_one_record_is_a_drop() -> None:
         number = int(record.number("n"))
         if number == 3:
             raise RowError("odd", "it is three")
-        return Drop("even", record.where) if number == 4 else [RecipeRow({"id": "a"}), RecipeRow({"id": "b"})]
+        return (
+            Drop("even", record.where)
+            if number == 4
+            else [RecipeRow({"id": "a"}), RecipeRow({"id": "b"})]
+        )
 
     first, second, malformed, *drops = rows_of(records, build)
     assert [first, second] == [RecipeRow({"id": "a"}), RecipeRow({"id": "b"})]
@@ -309,14 +348,21 @@ def test_csv_knows_its_columns_lines_and_quirks(tmp_path: Path) -> None:
     (whole, short) = read_csv(table, ("name", "n"), delimiter="\t", header=False, comment="#")
     assert (whole.number("n"), whole.problem, short.where) == (1.0, "", "t.csv:3")
     assert short.problem
-    assert list(rows_of([short], lambda _: RecipeRow({}))) == [Drop("malformed_row", "t.csv:3", short.problem)]
+    assert list(rows_of([short], lambda _: RecipeRow({}))) == [
+        Drop("malformed_row", "t.csv:3", short.problem)
+    ]
 
 
 def test_records_name_row_and_field(tmp_path: Path) -> None:
     table = tmp_path / "t.jsonl"
     table.write_text('{"n": 3, "text": null, "tags": ["a"]}\n\n{"n": "x"}\n')
     first, second = read_jsonl(table)
-    assert (first.text("n"), first.text("text"), first.array("tags"), first.number("n")) == ("3", "", ["a"], 3.0)
+    assert (first.text("n"), first.text("text"), first.array("tags"), first.number("n")) == (
+        "3",
+        "",
+        ["a"],
+        3.0,
+    )
     for ask, reason, place in [
         (lambda: second["text"], "no_field", r"t\.jsonl:3: .*'text'"),
         (lambda: second.number("n"), "field_type", r"t\.jsonl:3: .*'n'"),
@@ -340,11 +386,15 @@ VALUES: list[Any] = [
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
-def test_json_is_streamed_whatever_the_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_json_is_streamed_whatever_the_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
     monkeypatch.setattr(readers, "CHUNK", chunk)
     path = tmp_path / "a.json"
     path.write_text(json.dumps(VALUES, indent=1, ensure_ascii=False), encoding="utf-8")
-    assert [(dict(r), r.where) for r in read_json(path)] == [(v, f"a.json[{n}]") for n, v in enumerate(VALUES)]
+    assert [(dict(r), r.where) for r in read_json(path)] == [
+        (v, f"a.json[{n}]") for n, v in enumerate(VALUES)
+    ]
     path.write_text(json.dumps({"version": {"data": [0]}, "n": 12.25, "data": VALUES, "rest": 1}))
     assert [dict(r) for r in read_json(path, "data")] == VALUES
     path.write_text(json.dumps({"v_a": VALUES[0], "v_b": 17}))
@@ -420,7 +470,10 @@ def test_media_are_found_by_their_ids(tmp_path: Path) -> None:
     for name in ("b/x.1.WAV", "a/x.1.flac", "a/y.txt", "-z.wav"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert recipe.files_by_stem(tmp_path, tmp_path, (".wav", ".flac")) == {"-z": "-z.wav", "x.1": "a/x.1.flac"}
+    assert recipe.files_by_stem(tmp_path, tmp_path, (".wav", ".flac")) == {
+        "-z": "-z.wav",
+        "x.1": "a/x.1.flac",
+    }
     assert recipe.first_file(tmp_path, ("c/q.wav", "a/y.txt")) == "a/y.txt"
     assert recipe.first_file(tmp_path, ("c/q.wav", "d/q.wav")) == "c/q.wav"
 
@@ -430,7 +483,11 @@ def test_media_are_found_by_their_ids(tmp_path: Path) -> None:
 
 def test_prompts_are_varied_and_follow_from_the_key() -> None:
     assert len({caption_prompt("video", str(n)) for n in range(100)}) == len(PROMPTS["video"])
-    assert caption_prompt("audio", "clotho-1") == caption_prompt("audio", "clotho-1") == PROMPTS["audio"][2]
+    assert (
+        caption_prompt("audio", "clotho-1")
+        == caption_prompt("audio", "clotho-1")
+        == PROMPTS["audio"][2]
+    )
     assert all(len(set(choices)) == len(choices) for choices in PROMPTS.values())
 
 
@@ -457,7 +514,9 @@ def test_the_table_is_made_from_abouts_that_are_text(tmp_path: Path) -> None:
     )
     (tmp_path / "a.py").write_text("VERSION = 1\n")
     text = page("head\n<!-- table of recipes -->\nold\n<!-- end of table -->\ntail\n", tmp_path)
-    assert "| `b.py` | B\\|b | x | y | z | `python data_recipes/b.py SOURCE --output DIR` |\n" in text
+    assert (
+        "| `b.py` | B\\|b | x | y | z | `python data_recipes/b.py SOURCE --output DIR` |\n" in text
+    )
     assert text.startswith("head\n")
     assert text.endswith("tail\n")
     assert "old" not in text

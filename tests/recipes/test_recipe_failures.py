@@ -9,9 +9,25 @@ from pathlib import Path
 import pytest
 
 from avllm.recipes import frame as recipe
-from avllm.recipes.frame import Dataset, Drop, RecipeError, RecipeRow, caption_samples, make, read_csv, rows_of
+from avllm.recipes.frame import (
+    Dataset,
+    Drop,
+    RecipeError,
+    RecipeRow,
+    caption_samples,
+    make,
+    read_csv,
+    rows_of,
+)
 
-ABOUT = Dataset("Clips", licence="CC0", size="two", where="nowhere", layout="clips.csv  the rows", citation="Doe")
+ABOUT = Dataset(
+    "Clips",
+    licence="CC0",
+    size="two",
+    where="nowhere",
+    layout="clips.csv  the rows",
+    citation="Doe",
+)
 
 
 def rows(source: Path) -> Iterator[RecipeRow | Drop]:
@@ -19,7 +35,10 @@ def rows(source: Path) -> Iterator[RecipeRow | Drop]:
         if record["caption"] == "bug":
             raise ValueError("a number that is none")
         part = {"type": "video", "video": record["file"]}
-        return [RecipeRow(sample) for sample in caption_samples(record["file"], part, [record["caption"]], True)]
+        return [
+            RecipeRow(sample)
+            for sample in caption_samples(record["file"], part, [record["caption"]], True)
+        ]
 
     yield from rows_of(read_csv(source / "clips.csv", ("file", "caption")), build)
 
@@ -48,7 +67,11 @@ def test_with_all_media_missing_they_are_still_named(source: Path, tmp_path: Pat
     with pytest.raises(RecipeError) as caught:
         make(ABOUT, rows, source, output, name="clips")
     assert caught.value.reason == "no_rows"
-    for words in ("1 malformed_row, 2 missing_media", output / "dropped.jsonl", output / "missing.txt"):
+    for words in (
+        "1 malformed_row, 2 missing_media",
+        output / "dropped.jsonl",
+        output / "missing.txt",
+    ):
         assert str(words) in str(caught.value)
     assert {p.name for p in output.iterdir()} == {"dropped.jsonl", "missing.txt"}
     assert (output / "missing.txt").read_text() == "a.mp4\nb.mp4\n"

@@ -38,7 +38,9 @@ def test_an_end_may_exceed_the_clip_a_little(
         (9.98, 10.4, "bad_interval"),
     ],
 )
-def test_what_is_no_interval_of_the_clip_has_its_reason(start: float, end: float, reason: str) -> None:
+def test_what_is_no_interval_of_the_clip_has_its_reason(
+    start: float, end: float, reason: str
+) -> None:
     with pytest.raises(RowError) as caught:
         checked_span(start, end, 10.0, 0.5)
     assert caught.value.reason == reason
@@ -49,4 +51,7 @@ def test_times_are_said_one_way_in_order() -> None:
     assert say_span(first) == "from 0.5 to 3.0 seconds"
     assert say_spans([second, first]) == "From 0.5 to 3.0 seconds, from 5.2 to 8.1 seconds."
     events = [(second, "a dog barks."), (first, "a man speaks")]
-    assert say_events(events) == "From 0.5 to 3.0 seconds: a man speaks.\nFrom 5.2 to 8.1 seconds: a dog barks."
+    assert (
+        say_events(events)
+        == "From 0.5 to 3.0 seconds: a man speaks.\nFrom 5.2 to 8.1 seconds: a dog barks."
+    )

@@ -1,4 +1,4 @@
-"""Every bench runs, and with `--json` its last line is one JSON object; the figures themselves are no test."""
+"""Every bench runs, and with `--json` its last line is one JSON object."""
 
 from __future__ import annotations
 

@@ -30,8 +30,13 @@ def test_named_pitches_are_whole_and_others_between() -> None:
 
 def test_height_loss_is_a_cross_entropy_shared_by_two_neighbours() -> None:
     logits = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0))
-    whole, ignored = torch.tensor([[0.0, 2.0, 5.0, 5.0]]), torch.tensor([[0.0, 2.0, 5.0, toy_audio.IGNORE]])
-    assert toy_audio.height_loss(logits, whole) == pytest.approx(float(F.cross_entropy(logits[0], whole[0].long())))
+    whole, ignored = (
+        torch.tensor([[0.0, 2.0, 5.0, 5.0]]),
+        torch.tensor([[0.0, 2.0, 5.0, toy_audio.IGNORE]]),
+    )
+    assert toy_audio.height_loss(logits, whole) == pytest.approx(
+        float(F.cross_entropy(logits[0], whole[0].long()))
+    )
     assert toy_audio.height_loss(logits, ignored) == pytest.approx(
         float(F.cross_entropy(logits[0, :3], whole[0, :3].long()))
     )
@@ -44,7 +49,9 @@ def test_height_loss_is_a_cross_entropy_shared_by_two_neighbours() -> None:
 def test_labels_of_a_clip() -> None:
     """Steps of 40 ms: a low tone from 1 to 2 s, of a clip of 3 s."""
     tone = {**sound(540.0, "low"), "kind": "tone", "start": 1.0, "end": 2.0, "pulses": []}
-    classes, height, events, real = toy_audio.label_steps({"duration": 3.0, "sounds": [tone], "clicks": [2.5]})
+    classes, height, events, real = toy_audio.label_steps(
+        {"duration": 3.0, "sounds": [tone], "clicks": [2.5]}
+    )
     assert real.tolist() == [True] * 75 + [False] * 75
     assert height.tolist() == [0.0] * 25 + [2.0] * 25 + [0.0] * 25 + [toy_audio.IGNORE] * 75
     assert classes[:, 0].tolist() == [0] * 25 + [1] * 25 + [0] * 25 + [toy_audio.IGNORE] * 75
@@ -56,7 +63,8 @@ def test_pitches_are_those_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None
     scripting = importlib.import_module("scripting")
     assert tuple(scripting.PITCHES.values()) == toy_audio.PITCHES
     assert all(
-        toy_audio.height_of(sound(hertz, name)) == n for n, (name, hertz) in enumerate(scripting.PITCHES.items(), 1)
+        toy_audio.height_of(sound(hertz, name)) == n
+        for n, (name, hertz) in enumerate(scripting.PITCHES.items(), 1)
     )
 
 
@@ -64,8 +72,13 @@ def test_pitches_are_those_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_disguise_hides_what_it_changes_and_nothing_else(moved: float, cut: float) -> None:
     torch.manual_seed(0)
     mel = torch.randn(3, 64, FRAMES)
-    labels, height = torch.ones(3, toy_audio.STEPS, 2, dtype=torch.long), torch.full((3, toy_audio.STEPS), 4.0)
-    x, classes, heights = toy_audio.disguise(mel, labels.clone(), height.clone(), moved=moved, cut=cut)
+    labels, height = (
+        torch.ones(3, toy_audio.STEPS, 2, dtype=torch.long),
+        torch.full((3, toy_audio.STEPS), 4.0),
+    )
+    x, classes, heights = toy_audio.disguise(
+        mel, labels.clone(), height.clone(), moved=moved, cut=cut
+    )
     silent = (x == mel.amin((1, 2), keepdim=True)).all(1)[:, ::2]  # (3, STEPS)
     assert x.equal(mel) == (moved + cut == 0)
     assert (classes == toy_audio.IGNORE).all() if cut else classes.equal(labels)
@@ -75,7 +88,7 @@ def test_a_disguise_hides_what_it_changes_and_nothing_else(moved: float, cut: fl
 
 
 def test_moved_sounds_change_their_bands_and_their_colour_and_nothing_in_time() -> None:
-    """Each is the same sound at other bands, by 6 or fewer for half of them, and louder or softer by band."""
+    """Each is the same sound at other bands, by at most 6 for half, and louder or softer."""
     torch.manual_seed(0)
     mel = torch.zeros(64, 64, FRAMES)
     mel[:, 20] = 5 + torch.arange(FRAMES) / FRAMES  # one band, ever louder
@@ -99,5 +112,7 @@ def test_cut_sounds_lose_their_edges_over_the_bands() -> None:
     )
     heard = x[:, 19:22].amax(2)  # (64, 3) of the pieces that are left
     assert (x.mean(2).argmax(1) - 20).abs().max() <= 1  # where it was
-    assert (heard[:, 0] > 0.8).float().mean() > 0.8  # blurred onto the neighbours: all but one of sixteen
+    assert (
+        heard[:, 0] > 0.8
+    ).float().mean() > 0.8  # blurred onto the neighbours: all but one of sixteen
     assert x[:, 50].std(1).max() > 0.05  # speckled

@@ -1,4 +1,4 @@
-"""The toy world: the same bytes from the same seed, no shortcut, and files that say what the script says."""
+"""The toy world: the same bytes from the same seed, no shortcut, files as in the script."""
 
 import copy
 import hashlib
@@ -146,7 +146,9 @@ def test_forms_are_what_they_say(made):
     for script in jsonl(made / "script.jsonl"):
         with av.open(str(made / script["file"])) as file:
             streams = Counter(s.type for s in file.streams)
-        expected = {"av": (1, 1), "mute": (1, 0), "silent": (1, 1), "wav": (0, 1), "jpg": (1, 0)}[script["form"]]
+        expected = {"av": (1, 1), "mute": (1, 0), "silent": (1, 1), "wav": (0, 1), "jpg": (1, 0)}[
+            script["form"]
+        ]
         assert (streams["video"], streams["audio"]) == expected
         if script["form"] == "silent":
             assert np.abs(decoded_sound(made / script["file"])).max() == 0
@@ -158,7 +160,10 @@ def test_bounces_are_where_the_path_turns_at_a_wall(scripts):
         thing, walls = script["objects"][0], script["walls"]
         across, radius = np.asarray(thing[walls["axis"]]), scripting.SIZES[thing["size"]]
         room = np.minimum(across - radius - walls["at"][0], walls["at"][1] - radius - across)
-        touching = [i / 8 for i in np.flatnonzero((np.abs(room) < 0.02) & np.asarray(thing["visible"], bool))]
+        touching = [
+            i / 8
+            for i in np.flatnonzero((np.abs(room) < 0.02) & np.asarray(thing["visible"], bool))
+        ]
         assert touching == script["events"]["bounces"], script["id"]
         bounces = script["events"]["bounces"]
         assert all(b - a >= 0.5 for a, b in pairwise(bounces))
@@ -175,12 +180,20 @@ def test_direction_is_the_net_movement_of_the_drawn_thing(scripts):
         shown = np.flatnonzero(thing["visible"])
         dx, dy = (thing[a][shown[-1]] - thing[a][shown[0]] for a in "xy")
         if shown[-1] - shown[0] >= 8:
-            seen = ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
+            seen = (
+                ("right" if dx > 0 else "left")
+                if abs(dx) > abs(dy)
+                else ("down" if dy > 0 else "up")
+            )
             assert seen == script["direction"]
 
 
 def test_frames_show_the_thing_where_the_script_says(scripts):
-    clips = [s for s in scripts["train"] if s["form"] == "av" and s["program"] == "when" and len(s["objects"]) == 1]
+    clips = [
+        s
+        for s in scripts["train"]
+        if s["form"] == "av" and s["program"] == "when" and len(s["objects"]) == 1
+    ]
     for script in clips[:8]:
         frames = rendering.render_frames(script, np.random.default_rng(0)).astype(int)
         thing = script["objects"][0]
@@ -189,7 +202,9 @@ def test_frames_show_the_thing_where_the_script_says(scripts):
         for t in np.flatnonzero(thing["visible"]):
             ys, xs = np.nonzero(near[t])
             assert abs(xs.mean() + 0.5 - thing["x"][t]) < 1.5
-            assert abs(ys.mean() + 0.5 - thing["y"][t]) < 0.15 * scripting.SIZES[thing["size"]] + 1.5
+            assert (
+                abs(ys.mean() + 0.5 - thing["y"][t]) < 0.15 * scripting.SIZES[thing["size"]] + 1.5
+            )
 
 
 def test_held_out_combinations_are_in_unseen_alone(scripts):
@@ -205,16 +220,22 @@ def test_what_has_no_name_is_not_asked_for_by_one(scripts, rows):
     for split, clips in scripts.items():
         asked = defaultdict(list)
         for row in rows[split]:
-            asked[row["meta"]["clip"]].append((row["meta"]["asked"], row["meta"].get("slot"), row["kind"]))
+            asked[row["meta"]["clip"]].append(
+                (row["meta"]["asked"], row["meta"].get("slot"), row["kind"])
+            )
         for clip in (c for c in clips if c["form"] == "av"):
             named = {t["shape"] for t in clip["objects"]} - {None}
             coloured = {t["shape"] for t in clip["objects"] if t["colour"]} & named
             between = {shape for t in clip["objects"] for shape in t["between"] or ()}
-            assert not named & between, "a shape between two others lies near none that another thing has"
+            assert not named & between, (
+                "a shape between two others lies near none that another thing has"
+            )
             kinds = {kind for kind, _, _ in asked[clip["id"]]}
             assert named or "seen.shape" not in kinds
             assert coloured or "seen.colour" not in kinds or not named
-            assert {slot for kind, slot, _ in asked[clip["id"]] if kind == "seen.named_colour"} <= coloured
+            assert {
+                slot for kind, slot, _ in asked[clip["id"]] if kind == "seen.named_colour"
+            } <= coloured
             assert clip["sounds"][0]["pitch"] or "heard.pitch" not in kinds
         pictures = [c["objects"] for c in clips if c["objects"]]
         for look in ("shape", "colour"):
@@ -231,7 +252,11 @@ def test_answers_are_balanced_overall_and_within_every_wording(rows):
                 worded[row["kind"], row["meta"]["wording"]][text(row)] += 1
         for kind, counts in answers.items():
             assert set(counts) == set(questions.CHOICES[kind])
-            assert max(counts.values()) - min(counts.values()) <= 0.02 * sum(counts.values()), (split, kind, counts)
+            assert max(counts.values()) - min(counts.values()) <= 0.02 * sum(counts.values()), (
+                split,
+                kind,
+                counts,
+            )
             for wording in range(3):
                 of_wording = worded[kind, wording]
                 assert set(of_wording) == set(counts)

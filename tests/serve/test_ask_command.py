@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "what colour is it ?"
 
 
-def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def ask(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> str:
     """Run ``avllm ask`` in this process; its output."""
     monkeypatch.setattr(sys, "argv", ["avllm", "ask", *arguments])
     with pytest.raises(SystemExit) as end:
@@ -30,7 +32,10 @@ def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
 
 
 def test_ask_prints_the_answer(
-    checkpoint: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    clips: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = ["--video", str(clips[0]), "--audio", str(clips[2]), "--max-new-tokens", "12"]
     found = ask(monkeypatch, capsys, str(checkpoint), *options, QUESTION)
@@ -39,18 +44,33 @@ def test_ask_prints_the_answer(
 
 
 def test_ask_takes_a_decoder(
-    checkpoint: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    clips: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = ["--video", str(clips[0]), "--max-new-tokens", "12", "--decoding"]
-    found = ask(monkeypatch, capsys, str(checkpoint), *options, "{type: contrastive, noise: 0.9, alpha: 2}", QUESTION)
+    found = ask(
+        monkeypatch,
+        capsys,
+        str(checkpoint),
+        *options,
+        "{type: contrastive, noise: 0.9, alpha: 2}",
+        QUESTION,
+    )
     decoding = {"type": "contrastive", "noise": 0.9, "alpha": 2}
     chat = Chat.load(checkpoint)
-    assert found == "".join(chat.ask(QUESTION, video=clips[0], max_new_tokens=12, decoding=decoding))
+    assert found == "".join(
+        chat.ask(QUESTION, video=clips[0], max_new_tokens=12, decoding=decoding)
+    )
     assert found != "".join(Chat.load(checkpoint).ask(QUESTION, video=clips[0], max_new_tokens=12))
 
 
 def test_a_mistake_is_one_line(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for arguments, message in [
         ([str(checkpoint), "--video", str(tmp_path / "no.mp4"), "what ?"], "no.mp4"),
@@ -69,7 +89,10 @@ def test_a_mistake_is_one_line(
 
 
 def test_help_is_quick() -> None:
-    code = "import sys, avllm.cli.main; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'gradio')))"
+    code = (
+        "import sys, avllm.cli.main; "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'gradio')))"
+    )
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
@@ -77,28 +100,48 @@ def test_help_is_quick() -> None:
 
 def test_api_example_runs(checkpoint: Path, clips: list[Path]) -> None:
     command = [sys.executable, "serve/api.py", str(checkpoint), str(clips[0]), QUESTION, "and ?"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     first = "".join(Chat.load(checkpoint).ask(QUESTION, video=clips[0], max_new_tokens=64))
     assert found[:3] == [f"> {QUESTION}", first, "> and ?"]
-    assert found[4].endswith("1.00 s, 2 frames of (32, 32), 1.00 s of sound, tokens {'audio': 50, 'video': 32}")
+    assert found[4].endswith(
+        "1.00 s, 2 frames of (32, 32), 1.00 s of sound, tokens {'audio': 50, 'video': 32}"
+    )
 
 
 @pytest.mark.skipif(not REAL_MEDIA, reason=WHY_NOT)
 def test_real_media(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Seven mp4, three wav, two jpg: each is answered, and the batch says the same as the command."""
+    """Each of the real files is answered, and the batch's answers are the command's."""
     from avllm.inference.batch import answer_file
     from avllm.inference.generation import Generation
 
     options = [str(checkpoint), "--max-new-tokens", "32"]
-    asked = [ask(monkeypatch, capsys, *options, f"--{KIND[p.suffix]}", str(p), QUESTION) for p in REAL_MEDIA]
+    asked = [
+        ask(monkeypatch, capsys, *options, f"--{KIND[p.suffix]}", str(p), QUESTION)
+        for p in REAL_MEDIA
+    ]
     assert all(asked)
     assert len(set(asked)) > len(asked) // 2
-    rows = [row(p.name, [{"type": KIND[p.suffix], KIND[p.suffix]: str(p)}, text(QUESTION)], "x") for p in REAL_MEDIA]
+    rows = [
+        row(p.name, [{"type": KIND[p.suffix], KIND[p.suffix]: str(p)}, text(QUESTION)], "x")
+        for p in REAL_MEDIA
+    ]
     requests = write_rows(tmp_path / "requests.jsonl", rows)
     chat = Chat.load(checkpoint)
     output = tmp_path / "answers.jsonl"
-    answer_file(lambda: (chat.model, chat.processor), checkpoint, requests, output, Generation(32), batch_size=5)
+    answer_file(
+        lambda: (chat.model, chat.processor),
+        checkpoint,
+        requests,
+        output,
+        Generation(32),
+        batch_size=5,
+    )
     found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert found == [{"id": p.name, "answer": a} for p, a in zip(REAL_MEDIA, asked, strict=True)]

@@ -32,10 +32,16 @@ def command(checkpoint: Path, requests: Path, output: Path) -> list[str]:
 def test_killed_and_started_again(checkpoint: Path, clips: list[Path], tmp_path: Path) -> None:
     rows = []
     for i in range(ROWS):
-        media = {"type": "video", "video": str(clips[i % 3]) if i % 7 else "no.mp4", "end": 0.3 + i / ROWS}
+        media = {
+            "type": "video",
+            "video": str(clips[i % 3]) if i % 7 else "no.mp4",
+            "end": 0.3 + i / ROWS,
+        }
         rows.append(row(f"r{i}", [media, text("what colour is it ?")], "red"))
     requests, output = write_rows(tmp_path / "requests.jsonl", rows), tmp_path / "answers.jsonl"
-    first = subprocess.Popen(command(checkpoint, requests, output), cwd=ROOT, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        command(checkpoint, requests, output), cwd=ROOT, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 900  # a busy machine imports slowly
         while lines(output) < 24 and time.monotonic() < deadline and first.poll() is None:
@@ -45,7 +51,9 @@ def test_killed_and_started_again(checkpoint: Path, clips: list[Path], tmp_path:
         first.wait()
     before = output.read_bytes()
     assert 24 <= lines(output) < ROWS
-    done = subprocess.run(command(checkpoint, requests, output), cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command(checkpoint, requests, output), cwd=ROOT, capture_output=True, text=True, check=True
+    )
     kept = before.count(b"\n")
     assert f"{kept} rows were there" in done.stdout
     found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]

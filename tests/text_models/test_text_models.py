@@ -23,7 +23,10 @@ from avllm.text_models.local import HFModel
 from avllm.text_models.rules import RuleModel
 from avllm.text_models.server import ServerModel
 
-PROMPTS = [ModelPrompt(text) for text in ("red", "is it a low sound ?", "describe the clip", "what colour is it and")]
+PROMPTS = [
+    ModelPrompt(text)
+    for text in ("red", "is it a low sound ?", "describe the clip", "what colour is it and")
+]
 
 
 def echo(request: dict[str, Any], _: int) -> tuple[int, Any]:
@@ -36,7 +39,9 @@ def serve() -> Iterator[Callable[..., tuple[Server, ServerModel]]]:
 
     def start(reply: Reply, **options: Any) -> tuple[Server, ServerModel]:
         servers.append(Server(reply))
-        return servers[-1], ServerModel(servers[-1].url, "m", **{"pause": 0.01, "attempts": 3, **options})
+        return servers[-1], ServerModel(
+            servers[-1].url, "m", **{"pause": 0.01, "attempts": 3, **options}
+        )
 
     yield start
     for server in servers:
@@ -44,14 +49,18 @@ def serve() -> Iterator[Callable[..., tuple[Server, ServerModel]]]:
 
 
 def test_the_first_rule_that_fits_answers() -> None:
-    model = RuleModel([(r"a (\w+) barks", r"Barking of a \1."), ("barks", "Barking.")], otherwise="FAILURE")
+    model = RuleModel(
+        [(r"a (\w+) barks", r"Barking of a \1."), ("barks", "Barking.")], otherwise="FAILURE"
+    )
     asked = [ModelPrompt("a hound barks"), ModelPrompt("it barks"), ModelPrompt("rain")]
     assert [a.text for a in model.answer(asked)] == ["Barking of a hound.", "Barking.", "FAILURE"]
 
 
 def test_what_a_model_thought_is_no_part_of_its_answer() -> None:
     assert spoken("<think>a dog?\nyes</think>\n A dog. ") == "A dog."
-    assert spoken("a dog?\nyes</think>\n\nA dog.") == "A dog."  # the prompt ended with the opening mark
+    assert (
+        spoken("a dog?\nyes</think>\n\nA dog.") == "A dog."
+    )  # the prompt ended with the opening mark
     assert spoken("It said <think> loudly.") == "It said <think> loudly."
 
 
@@ -61,11 +70,15 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
-    folder = make_llm(tmp_path_factory.mktemp("llm"), initializer_range=1.0)  # says other things to other prompts
+    folder = make_llm(
+        tmp_path_factory.mktemp("llm"), initializer_range=1.0
+    )  # says other things to other prompts
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     said = plain(model, tokenizer, PROMPTS[0])
-    late = next(token for place, token in enumerate(said) if place >= 2 and token not in said[:place])
+    late = next(
+        token for place, token in enumerate(said) if place >= 2 and token not in said[:place]
+    )
     model.generation_config.eos_token_id = [2, late]
     model.save_pretrained(folder)
     return folder
@@ -73,9 +86,13 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plain(model: Any, tokenizer: Any, prompt: ModelPrompt) -> list[int]:
     """Return the ids of a greedy answer, generated without batches."""
-    text = tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        prompt.messages, tokenize=False, add_generation_prompt=True
+    )
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    return model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+    return model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[
+        0, ids.shape[1] :
+    ].tolist()
 
 
 def test_answers_in_a_batch_are_those_of_plain_generation(llm: Path) -> None:
@@ -121,7 +138,9 @@ def test_an_hf_model_without_template_or_without_a_folder_is_refused(tmp_path: P
     assert caught.value.reason == "no_model"
 
 
-def test_a_server_is_asked_several_at_a_time_and_answers_in_order(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_is_asked_several_at_a_time_and_answers_in_order(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("A_KEY", "secret")
 
     four = threading.Barrier(4)
@@ -130,7 +149,9 @@ def test_a_server_is_asked_several_at_a_time_and_answers_in_order(serve: Any, mo
         four.wait(timeout=60)  # breaks unless four are asked at a time
         return echo(request, before)
 
-    server, model = serve(together, batch_size=4, key_variable="A_KEY", extra={"top_p": 1, "seed": None})
+    server, model = serve(
+        together, batch_size=4, key_variable="A_KEY", extra={"top_p": 1, "seed": None}
+    )
     answers = model.answer([ModelPrompt(str(i), system="be brief") for i in range(8)])
     assert [a.text for a in answers] == [f"heard: {i}" for i in range(8)]
     assert server.most == 4
@@ -155,7 +176,9 @@ def test_a_large_batch_is_asked_at_once(serve: Any) -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_what_passes_is_tried_again(serve: Any, status: int) -> None:
-    server, model = serve(lambda request, before: echo(request, before) if before == 2 else (status, "busy"))
+    server, model = serve(
+        lambda request, before: echo(request, before) if before == 2 else (status, "busy")
+    )
     assert model.answer([ModelPrompt("a")])[0].text == "heard: a"
     assert len(server.requests) == 3
 
@@ -188,13 +211,27 @@ def test_a_server_that_stays_away_stops_the_job(serve: Any) -> None:
     ("status", "body", "reason"),
     [
         (400, {"error": {"code": "content_filter", "message": "no"}}, "refused"),
-        (400, {"error": {"message": "This model's maximum context length is 8 tokens"}}, "prompt_too_long"),
+        (
+            400,
+            {"error": {"message": "This model's maximum context length is 8 tokens"}},
+            "prompt_too_long",
+        ),
         (200, said("half an ans", "length"), "cut_off"),
         (200, said("", "content_filter"), "refused"),
-        (200, {"choices": [{"message": {"content": None, "refusal": "I won't"}, "finish_reason": "stop"}]}, "refused"),
+        (
+            200,
+            {
+                "choices": [
+                    {"message": {"content": None, "refusal": "I won't"}, "finish_reason": "stop"}
+                ]
+            },
+            "refused",
+        ),
     ],
 )
-def test_a_prompt_without_an_answer_has_a_reason(serve: Any, status: int, body: Any, reason: str) -> None:
+def test_a_prompt_without_an_answer_has_a_reason(
+    serve: Any, status: int, body: Any, reason: str
+) -> None:
     server, model = serve(lambda *_: (status, body))
     (answer,) = model.answer([ModelPrompt("a")])
     assert (answer.text, answer.reason) == ("", reason)
@@ -211,7 +248,9 @@ def test_a_prompt_without_an_answer_has_a_reason(serve: Any, status: int, body: 
         (200, {"choices": []}, "no_json"),
     ],
 )
-def test_what_would_fail_for_every_prompt_stops_the_job(serve: Any, status: int, body: Any, reason: str) -> None:
+def test_what_would_fail_for_every_prompt_stops_the_job(
+    serve: Any, status: int, body: Any, reason: str
+) -> None:
     server, model = serve(lambda *_: (status, body))
     with pytest.raises(TextModelError) as caught:
         model.answer([ModelPrompt("a")])
@@ -224,7 +263,9 @@ def test_short_names_make_models_and_mistakes_have_reasons(tmp_path: Path) -> No
     rules.write_text("rules: [[dog, A dog.]]\notherwise: FAILURE\n")
     assert load_text_model(f"rules:{rules}").answer([ModelPrompt("dog")]) == [Answer("A dog.")]
     settings = tmp_path / "model.yaml"
-    settings.write_text("{type: server, url: 'http://127.0.0.1:9/v1/', model: m, identity: lab, attempts: 2}\n")
+    settings.write_text(
+        "{type: server, url: 'http://127.0.0.1:9/v1/', model: m, identity: lab, attempts: 2}\n"
+    )
     assert load_text_model(str(settings)).identity["server"] == "lab"
     assert load_text_model("http://127.0.0.1:9/v1#m").identity["model"] == "m"
     assert load_text_model("hf:some/name").identity["name"] == "some/name"
@@ -273,7 +314,10 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     assert [a.text for a in answers] == ["a!", "b!", "a!", "c!"]
     assert model.asked == ["a", "b", "c"]
     again = Counting()
-    assert Answers(tmp_path).ask(again, [*prompts, ModelPrompt("d")], "two") == [*answers, Answer("d!")]
+    assert Answers(tmp_path).ask(again, [*prompts, ModelPrompt("d")], "two") == [
+        *answers,
+        Answer("d!"),
+    ]
     assert again.asked == ["d"]
     other = Counting(otherwise="another model")
     Answers(tmp_path).ask(other, prompts, "one")
@@ -297,10 +341,16 @@ def test_what_was_answered_before_a_failure_or_a_kill_is_kept(tmp_path: Path) ->
     answers = Answers(tmp_path).ask(model, [ModelPrompt(t) for t in ("a", "b", "c")], "one")
     assert model.asked == ["c"]
     assert [a.text for a in answers] == ["a!", "b!", "c!"]
-    assert [json.loads(line)["text"] for line in (tmp_path / "one.jsonl").open()] == ["a!", "b!", "c!"]
+    assert [json.loads(line)["text"] for line in (tmp_path / "one.jsonl").open()] == [
+        "a!",
+        "b!",
+        "c!",
+    ]
 
 
-@pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b'{"key" 1}\n', b'{"key": "a", "texts": ""}\n', b"\xff\n"])
+@pytest.mark.parametrize(
+    "line", [b"{}\n", b"[1]\n", b'{"key" 1}\n', b'{"key": "a", "texts": ""}\n', b"\xff\n"]
+)
 def test_a_damaged_file_of_answers_is_named(tmp_path: Path, line: bytes) -> None:
     Answers(tmp_path).ask(Counting(), [ModelPrompt("a")], "one")
     with (tmp_path / "one.jsonl").open("ab") as file:

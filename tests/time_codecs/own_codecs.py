@@ -1,4 +1,4 @@
-"""A codec of two hundredths of a clip as words that no LLM has; a time between two of them is a mixture of both."""
+"""A codec of clip hundredths as words that no LLM has; between two, a mixture of both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from avllm.time_codecs.base import Mention, Mixture, Piece, TimeCodec
 
 
 class Anchors(TimeCodec):
-    """``<t0>`` to ``<t4>``; ``soft`` writes a two-hot mixture of the neighbours, else the nearest."""
+    """``<t0>`` to ``<t4>``; ``soft`` writes a two-hot mixture of neighbours, else the nearest."""
 
     between = " "
 

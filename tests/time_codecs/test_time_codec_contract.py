@@ -1,4 +1,4 @@
-"""What every time codec keeps, over the registry: what is written is read back, in order, within the clip."""
+"""Every time codec keeps its promise: written times are read back, in order, within the clip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ CASES: dict[str, list[dict[str, Any]]] = {
 }
 """Options under which a codec is tested; one without a line is tested with its defaults."""
 ALL = [(name, options) for name in choices("time_codecs") for options in CASES.get(name, [{}])]
-CASE = pytest.mark.parametrize(("name", "options"), ALL, ids=[f"{name} {options}" for name, options in ALL])
+CASE = pytest.mark.parametrize(
+    ("name", "options"), ALL, ids=[f"{name} {options}" for name, options in ALL]
+)
 DURATIONS = [0.7, 10.0, 61.7, 3600.0]
 
 
@@ -56,7 +58,9 @@ def test_several_times_are_read_in_order(name: str, options: dict[str, Any]) -> 
     text = ", then ".join(shown(codec, time, duration) for time in times)
     seen = codec.read(text, duration)
     assert [time.end is None for time in seen] == [True, False, True, False]
-    assert [time.start for time in seen] == pytest.approx([3, 12, 6, 40], abs=codec.resolution(duration))
+    assert [time.start for time in seen] == pytest.approx(
+        [3, 12, 6, 40], abs=codec.resolution(duration)
+    )
 
 
 @CASE
@@ -69,7 +73,8 @@ def test_later_times_are_not_read_as_earlier(name: str, options: dict[str, Any])
 @CASE
 def test_an_answer_says_seconds(name: str, options: dict[str, Any]) -> None:
     codec, duration = made(name, options), 100.0
-    text = f"A bell, {shown(codec, Time(12.0, 34.0), duration)}, and a dog at {shown(codec, Time(56.0), duration)}."
+    bell, dog = Time(12.0, 34.0), Time(56.0)
+    text = f"A bell, {shown(codec, bell, duration)}, and a dog at {shown(codec, dog, duration)}."
     said = made("seconds", {}).read(codec.to_seconds(text, duration), duration)
     assert said[0].start == pytest.approx(12, abs=1.01)
     assert said[0].end == pytest.approx(34, abs=1.01)
@@ -111,7 +116,10 @@ def test_its_words_are_distinct_and_written_whole(name: str, options: dict[str, 
     [
         ("1.5 s", [Time(1.5)]),
         ("at 2 seconds", [Time(2.0)]),
-        ("From 0.5 to 3 seconds: dog. From 5.0 s to 8.1 s: bell.", [Time(0.5, 3.0), Time(5.0, 8.1)]),
+        (
+            "From 0.5 to 3 seconds: dog. From 5.0 s to 8.1 s: bell.",
+            [Time(0.5, 3.0), Time(5.0, 8.1)],
+        ),
         ("4.5 - 6 sec", [Time(4.5, 6.0)]),
         ("3 dogs, 2 stars, mp3 s", []),
         ("", []),
@@ -125,8 +133,13 @@ def test_percent_by_hand() -> None:
     percent, bare = made("percent", {}), made("percent", {"mark": ""})
     assert percent.write(Time(2.0, 6.0), 8.0) == ["25%", " to ", "75%"]
     assert percent.write(Time(0.0, 8.0), 8.0) == ["00%", " to ", "99%"]
-    assert percent.to_seconds("from 25% to 75%, 3 dogs in 100% sun", 8.0) == "from 2.0 s to 6.0 s, 3 dogs in 100% sun"
-    assert bare.to_seconds("from 25 to 75, in 1999, 12.5", 8.0) == "from 2.0 s to 6.0 s, in 1999, 12.5"
+    assert (
+        percent.to_seconds("from 25% to 75%, 3 dogs in 100% sun", 8.0)
+        == "from 2.0 s to 6.0 s, 3 dogs in 100% sun"
+    )
+    assert (
+        bare.to_seconds("from 25 to 75, in 1999, 12.5", 8.0) == "from 2.0 s to 6.0 s, in 1999, 12.5"
+    )
 
 
 def test_a_mixture_has_weights_that_sum_to_one() -> None:

@@ -30,7 +30,9 @@ def test_pauses_do_not_count_and_the_longest_wait_does(monkeypatch: pytest.Monke
     assert clock.read() == {"tokens_per_s": 10.0, "data_wait": 0.25, "seconds": 4.0}
     clock.waiting(0.1)
     now[0] = 106.0
-    assert clock.read() == {"tokens_per_s": 0.0, "data_wait": 0.1, "seconds": 2.0}, "another process waited longer"
+    assert clock.read() == {"tokens_per_s": 0.0, "data_wait": 0.1, "seconds": 2.0}, (
+        "another process waited longer"
+    )
 
 
 def test_validation_and_saving_are_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +60,11 @@ def test_validation_and_saving_are_pauses(tmp_path: Path, monkeypatch: pytest.Mo
     watched(trainer.Trainer, "validate")
     watched(ResumePoints, "save")
     world = make_world(tmp_path / "world", clips=2)
-    changes = {"data__validation": str(world.questions), "train__validate_every": 2, "train__save_every": 2}
+    changes = {
+        "data__validation": str(world.questions),
+        "train__validate_every": 2,
+        "train__save_every": 2,
+    }
     folder = run(settings(world, tmp_path / "run", **changes))
     assert seen.read_text().splitlines() == ["validate True", "save True"] * 2
     assert all(0 <= row["data_wait"] <= 1 for row in rows(folder) if "data_wait" in row)

@@ -40,16 +40,22 @@ def encode(preset: Path, told: Path) -> None:
         told.write_text(result.stdout.splitlines()[-1])
 
 
-def test_encoded_beforehand_a_run_makes_nothing_and_says_the_same(world: World, tmp_path: Path) -> None:
+def test_encoded_beforehand_a_run_makes_nothing_and_says_the_same(
+    world: World, tmp_path: Path
+) -> None:
     cache = str(tmp_path / "cache")
-    cached = settings(world, tmp_path / "cached", data__cache=cache, data__validation=str(world.questions))
+    cached = settings(
+        world, tmp_path / "cached", data__cache=cache, data__validation=str(world.questions)
+    )
     together(encode, write_preset(tmp_path / "stage.yaml", cached), tmp_path / "told.json", ranks=2)
     told = json.loads((tmp_path / "told.json").read_text())
     assert (told["wanted"], told["found"], told["encoded"], told["failed"]) == (4, 0, 4, {})
     assert told["bytes"] == sum(p.stat().st_size for p in Path(cache).glob("*.safetensors")) > 0
     before = {p.name: p.stat().st_mtime_ns for p in Path(cache).iterdir()}
     first = run(cached)
-    plain = run(cached | {"output": str(tmp_path / "plain"), "data": cached["data"] | {"cache": None}})
+    plain = run(
+        cached | {"output": str(tmp_path / "plain"), "data": cached["data"] | {"cache": None}}
+    )
     assert {p.name: p.stat().st_mtime_ns for p in Path(cache).iterdir()} == before
     assert difference(weights(first), weights(plain)) < 1e-5
     assert [r["padding"] for r in rows(first)] == [r["padding"] for r in rows(plain)]
@@ -59,7 +65,9 @@ def test_encoded_beforehand_a_run_makes_nothing_and_says_the_same(world: World, 
 def test_a_run_says_what_its_cache_saves(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cached = settings(world, tmp_path / "run", data__cache=str(tmp_path / "cache"), train__max_steps=2)
+    cached = settings(
+        world, tmp_path / "run", data__cache=str(tmp_path / "cache"), train__max_steps=2
+    )
     monkeypatch.setattr(logging.getLogger("avllm"), "handlers", [caplog.handler])
     train(cached)
     train(cached | {"output": str(tmp_path / "again")})
@@ -72,13 +80,20 @@ def test_a_run_says_what_its_cache_saves(
 
 
 def test_what_the_run_never_draws_is_not_encoded(world: World, tmp_path: Path) -> None:
-    """One clip of the captions, none of a source without weight, two of validation; training needs nothing more."""
-    clips = [{"type": "video", "video": str(p)} for p in sorted(world.captions.parent.glob("*.mp4"))]
+    """One clip of the captions, none of a source without weight, two of validation."""
+    clips = [
+        {"type": "video", "video": str(p)} for p in sorted(world.captions.parent.glob("*.mp4"))
+    ]
     whole = [row(str(n), [clip], "red") for n, clip in enumerate(clips)]
     train = write_rows(tmp_path / "train.jsonl", whole)
     never = write_rows(tmp_path / "never.jsonl", [row("never", [{**clips[0], "end": 0.3}], "red")])
-    seen = write_rows(tmp_path / "seen.jsonl", [row(str(n), [{**c, "end": 0.4}], "red") for n, c in enumerate(clips)])
-    asked = settings(world, tmp_path / "run", data__cache=str(tmp_path / "cache"), data__validation=str(seen))
+    seen = write_rows(
+        tmp_path / "seen.jsonl",
+        [row(str(n), [{**c, "end": 0.4}], "red") for n, c in enumerate(clips)],
+    )
+    asked = settings(
+        world, tmp_path / "run", data__cache=str(tmp_path / "cache"), data__validation=str(seen)
+    )
     asked["data"]["train"] = [
         {"manifest": str(train), "max_rows": 2},
         {"manifest": str(never), "weight": {0: 0.0, 9: 1.0}},
@@ -87,7 +102,9 @@ def test_what_the_run_never_draws_is_not_encoded(world: World, tmp_path: Path) -
     preset = write_preset(tmp_path / "stage.yaml", asked)
 
     def encoded(*more: str) -> tuple[int, int]:
-        done = CliRunner().invoke(app, ["data", "encode", str(preset), *more, "--json"], catch_exceptions=False)
+        done = CliRunner().invoke(
+            app, ["data", "encode", str(preset), *more, "--json"], catch_exceptions=False
+        )
         told = json.loads(done.stdout.splitlines()[-1])
         return told["wanted"], told["encoded"]
 
@@ -104,9 +121,13 @@ def shards(cache: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'avllm[ray]'")
-def test_ray_makes_the_same_files(world: World, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Three shards, the last with a bad file: begun and refused for want of room, gone on with, and found done."""
+@pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'avllm[ray]'"
+)
+def test_ray_makes_the_same_files(
+    world: World, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Three shards, the last with a bad file: refused for want of room, continued, done."""
     import ray
 
     request.addfinalizer(ray.shutdown)
@@ -114,8 +135,12 @@ def test_ray_makes_the_same_files(world: World, tmp_path: Path, request: pytest.
     (tmp_path / "bad.mp4").write_bytes(clips[0].read_bytes()[:900])
     parts = [{"type": "video", "video": str(clips[n % 4]), "end": 0.3 + n / 100} for n in range(69)]
     parts.append({"type": "video", "video": "bad.mp4"})
-    manifest = write_rows(tmp_path / "many.jsonl", [row(str(n), [part], "red") for n, part in enumerate(parts)])
-    whole = settings(world, tmp_path / "run", data__train=str(manifest), train__max_steps=len(parts))
+    manifest = write_rows(
+        tmp_path / "many.jsonl", [row(str(n), [part], "red") for n, part in enumerate(parts)]
+    )
+    whole = settings(
+        world, tmp_path / "run", data__train=str(manifest), train__max_steps=len(parts)
+    )
     preset = write_preset(tmp_path / "stage.yaml", whole)
 
     def encoded(cache: str, *more: str) -> dict[str, Any]:
@@ -137,9 +162,13 @@ def test_ray_makes_the_same_files(world: World, tmp_path: Path, request: pytest.
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ray").iterdir()} == before
 
 
-def test_options_of_an_encoder_decide_its_features_and_its_checkpoint_does_not(world: World, tmp_path: Path) -> None:
+def test_options_of_an_encoder_decide_its_features_and_its_checkpoint_does_not(
+    world: World, tmp_path: Path
+) -> None:
     def made_by(parts: Any) -> str:
-        return json.dumps(recipe(parts.processor, parts.model.freeze().encoders, "fp32"), sort_keys=True)
+        return json.dumps(
+            recipe(parts.processor, parts.model.freeze().encoders, "fp32"), sort_keys=True
+        )
 
     def stage(**options: object) -> Any:
         asked = settings(world, tmp_path / "run")
@@ -148,12 +177,18 @@ def test_options_of_an_encoder_decide_its_features_and_its_checkpoint_does_not(w
 
     parts = stage()
     save_checkpoint(parts.model, parts.processor, tmp_path / "saved", [])
-    again = Parts(AVLLM.from_pretrained(tmp_path / "saved"), AVProcessor.from_pretrained(tmp_path / "saved"), [])
+    again = Parts(
+        AVLLM.from_pretrained(tmp_path / "saved"),
+        AVProcessor.from_pretrained(tmp_path / "saved"),
+        [],
+    )
     assert made_by(again) == made_by(parts), "a later stage finds what the one before has made"
     assert made_by(stage(layers=[-2])) != made_by(parts), "same weights, same shape, another layer"
 
 
-def test_refused_where_it_would_be_wrong(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_where_it_would_be_wrong(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def filling(ray_workers: int = 0, **changes: object) -> None:
         config = RunConfig.model_validate(settings(world, tmp_path / "run", **changes))
         encode_stage(config, make_accelerator(config, tmp_path / "run"), ray_workers)
@@ -169,6 +204,9 @@ def test_refused_where_it_would_be_wrong(world: World, tmp_path: Path, monkeypat
         without.setitem(sys.modules, "ray", None)
         with pytest.raises(CacheError, match=r"needs Ray; expected: pip install 'avllm\[ray\]'"):
             filling(2, **cache)
-    preset = write_preset(tmp_path / "a.yaml", settings(world, tmp_path / "run", **cache, data__augment={"roll": True}))
+    preset = write_preset(
+        tmp_path / "a.yaml",
+        settings(world, tmp_path / "run", **cache, data__augment={"roll": True}),
+    )
     with pytest.raises(ConfigError, match="both augment and cache are given"):
         load_config(preset)

@@ -50,14 +50,18 @@ class Queued(NextToken):
     def before_step(self, model, batches):
         self.seen = list(batches)
         grads = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters()]
-        self.note("before", batches=len(batches), counted=self.counted, grads=any(grads), graph=torch.is_grad_enabled())
-        values = torch.stack([torch.rand(()) + model.media_tokens(b)["video"].x.mean() for b in batches])
+        graph = torch.is_grad_enabled()
+        counts = {"batches": len(batches), "counted": self.counted}
+        self.note("before", **counts, grads=any(grads), graph=graph)
+        values = torch.stack(
+            [torch.rand(()) + model.media_tokens(b)["video"].x.mean() for b in batches]
+        )
         new, _ = gather_with_grad(values)
         self.queue.copy_(torch.cat([self.queue, new])[-8:])
 
     def forward(self, model, batch):
         if model.training:
-            assert any(batch is other for other in self.seen), "the very batches that before_step has seen"
+            assert any(batch is other for other in self.seen), "the batches that before_step saw"
         loss, figures = super().forward(model, batch)
         return loss * (1 + self.queue.mean()), figures
 
@@ -110,7 +114,9 @@ def test_hooks_surround_each_optimizer_step(world: World, part: str, tmp_path: P
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_killed_run_with_hooks_goes_on_bit_identically(world: World, part: str, tmp_path: Path, ranks: int) -> None:
+def test_a_killed_run_with_hooks_goes_on_bit_identically(
+    world: World, part: str, tmp_path: Path, ranks: int
+) -> None:
     straight = run(stage(world, tmp_path / "straight", part), ranks=ranks)
     asked = stage(world, tmp_path / "run", part, train__save_every=2)
     kill_after(asked, 4, ranks=ranks)
@@ -127,8 +133,14 @@ def objectives_of(folder: Path) -> dict[str, Tensor]:
 
 def momentum(world: World, folder: Path, **changes: Any) -> dict[str, Any]:
     """Five steps of an alignment with averaged soft targets."""
-    asked = settings(world, folder, "align", train__max_steps=5, train__warmup=0, train__batch_size=4, **changes)
-    asked["objectives"][0] |= {"momentum": 0.9, "soft": 0.4, "pairs": ["video-text", "av-text", "video-audio"]}
+    asked = settings(
+        world, folder, "align", train__max_steps=5, train__warmup=0, train__batch_size=4, **changes
+    )
+    asked["objectives"][0] |= {
+        "momentum": 0.9,
+        "soft": 0.4,
+        "pairs": ["video-text", "av-text", "video-audio"],
+    }
     return asked
 
 
@@ -149,7 +161,9 @@ def test_the_average_of_a_run_is_that_of_its_weights_by_hand(world: World, tmp_p
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_killed_run_with_averages_goes_on_bit_identically(world: World, tmp_path: Path, ranks: int) -> None:
+def test_a_killed_run_with_averages_goes_on_bit_identically(
+    world: World, tmp_path: Path, ranks: int
+) -> None:
     straight = run(momentum(world, tmp_path / "straight"), ranks=ranks)
     asked = momentum(world, tmp_path / "run", train__save_every=2)
     kill_after(asked, 3, ranks=ranks)
@@ -161,6 +175,10 @@ def test_a_killed_run_with_averages_goes_on_bit_identically(world: World, tmp_pa
 
 def test_averages_over_two_processes_are_those_of_one(world: World, tmp_path: Path) -> None:
     one = run(momentum(world, tmp_path / "one"))
-    two = run(momentum(world, tmp_path / "two") | {"train": {**momentum(world, tmp_path)["train"], "batch_size": 2}}, 2)
+    two = run(
+        momentum(world, tmp_path / "two")
+        | {"train": {**momentum(world, tmp_path)["train"], "batch_size": 2}},
+        2,
+    )
     assert losses(one) == pytest.approx(losses(two), abs=1e-5)
     assert difference(objectives_of(one), objectives_of(two)) < 1e-5

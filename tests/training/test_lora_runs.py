@@ -1,4 +1,4 @@
-"""Stages with named LoRA sets: what is frozen stays so, and runs that are killed go on bit-identically."""
+"""Stages with named LoRA sets: frozen ones stay so, and killed runs go on bit-identically."""
 
 from __future__ import annotations
 
@@ -31,14 +31,18 @@ def instructed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(stage(world, folder, None, lora=LORA, trainable=rules, train__warmup=0))
 
 
-def test_a_set_that_is_not_active_does_not_train(world: World, instructed: Path, tmp_path: Path) -> None:
+def test_a_set_that_is_not_active_does_not_train(
+    world: World, instructed: Path, tmp_path: Path
+) -> None:
     copy = {"name": "other", "copy_of": "default"}
     rules = [["lora_", 1e-2], [".*", None]]
     with pytest.raises(RuleError, match="default"):
         train(stage(world, tmp_path / "run", instructed, lora=copy, trainable=rules))
 
 
-def stage(world: World, folder: Path, init: Path | None, kind: str = "caption", **changes: Any) -> dict[str, Any]:
+def stage(
+    world: World, folder: Path, init: Path | None, kind: str = "caption", **changes: Any
+) -> dict[str, Any]:
     """A stage that starts from a run."""
     asked = settings(world, folder, kind, **changes)
     if init is not None:
@@ -78,7 +82,10 @@ def test_a_set_trains_beside_a_frozen_one_and_a_killed_run_goes_on(
     world: World, instructed: Path, tmp_path: Path, checkpointing: bool
 ) -> None:
     changes: dict[str, Any] = {
-        "lora": [{"name": "prefer", "copy_of": "default", "dropout": 0.3}, {"name": "more", **LORA}],
+        "lora": [
+            {"name": "prefer", "copy_of": "default", "dropout": 0.3},
+            {"name": "more", **LORA},
+        ],
         "trainable": [["lora_[AB].(prefer|more)", 1e-2], ["^connector", 1e-3], [".*", None]],
         "train__gradient_checkpointing": checkpointing,
         "train__warmup": 0,
@@ -94,10 +101,20 @@ def test_a_set_trains_beside_a_frozen_one_and_a_killed_run_goes_on(
     assert difference(weights(killed), weights(straight)) == 0.0
 
 
-def test_sets_that_do_not_fit_the_stage_are_refused(world: World, instructed: Path, tmp_path: Path) -> None:
+def test_sets_that_do_not_fit_the_stage_are_refused(
+    world: World, instructed: Path, tmp_path: Path
+) -> None:
     rules = [["lora_", 1e-3], ["^connector", 1e-3], [".*", None]]
     with pytest.raises(UserError, match="leave out lora"):
         train(stage(world, tmp_path / "again", instructed, lora=LORA, trainable=rules))
     frozen = [["lora_[AB].default", 1e-3], ["^connector", 1e-3], [".*", None]]
     with pytest.raises(RuleError, match="other"):
-        train(stage(world, tmp_path / "idle", instructed, lora=LORA | {"name": "other"}, trainable=frozen))
+        train(
+            stage(
+                world,
+                tmp_path / "idle",
+                instructed,
+                lora=LORA | {"name": "other"},
+                trainable=frozen,
+            )
+        )

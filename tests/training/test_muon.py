@@ -1,4 +1,4 @@
-"""Muon: orthogonal steps for matrices, AdamW for the rest, and a state that goes on where it was."""
+"""Muon: orthogonal steps for matrices, AdamW for the rest, and a state that resumes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def test_matrices_step_by_the_learning_rate_whatever_the_gradients_size() -> Non
         p.grad = scale * torch.randn(16, 32)
         optimizer.step()
         sizes.append(float(p.detach().square().mean().sqrt()))
-    assert sizes == pytest.approx([0.01 * 0.2 * (16 / 16) ** 0.5] * 2, rel=0.25)  # rms 1/sqrt(32) times sqrt(32)
+    assert sizes == pytest.approx(
+        [0.01 * 0.2 * (16 / 16) ** 0.5] * 2, rel=0.25
+    )  # rms 1/sqrt(32) times sqrt(32)
 
 
 def test_a_saved_state_goes_on_bit_by_bit() -> None:
@@ -53,7 +55,9 @@ def test_a_saved_state_goes_on_bit_by_bit() -> None:
     shares = apply_rules(model, [(".*", 1e-2)])
 
     def optimizer(of: nn.Module) -> torch.optim.Optimizer:
-        made = build_optimizer(of, apply_rules(of, [(".*", 1e-2)]), weight_decay=0.1, betas=(0.9, 0.98), kind="muon")
+        made = build_optimizer(
+            of, apply_rules(of, [(".*", 1e-2)]), weight_decay=0.1, betas=(0.9, 0.98), kind="muon"
+        )
         for group in made.param_groups:
             group["lr"] = group["peak_lr"]
         return made

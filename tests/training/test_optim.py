@@ -7,7 +7,14 @@ import math
 import pytest
 from torch import nn
 
-from avllm.training.optim import RuleError, apply_rules, assign, lr_factor, parameter_groups, rule_table
+from avllm.training.optim import (
+    RuleError,
+    apply_rules,
+    assign,
+    lr_factor,
+    parameter_groups,
+    rule_table,
+)
 
 
 class Small(nn.Module):
@@ -32,7 +39,9 @@ def test_the_first_rule_that_matches_wins() -> None:
         ([(".*", None), ("^llm", 1.0)], "rules above it have taken all 2 parameters"),
     ],
 )
-def test_rules_that_do_not_fit_are_errors(rules: list[tuple[str, float | None]], message: str) -> None:
+def test_rules_that_do_not_fit_are_errors(
+    rules: list[tuple[str, float | None]], message: str
+) -> None:
     with pytest.raises(RuleError, match=message):
         apply_rules(Small(), rules)
 
@@ -42,7 +51,12 @@ def test_groups_and_table() -> None:
     shares = apply_rules(task, [("^connector", 1e-3), ("^objectives", 1e-2), (".*", None)])
     assert not task.model["llm"].weight.requires_grad
     groups = parameter_groups(task, shares, 0.1)
-    assert [(g["peak_lr"], g["weight_decay"]) for g in groups] == [(1e-3, 0.1), (1e-3, 0.0), (1e-2, 0.1), (1e-2, 0.0)]
+    assert [(g["peak_lr"], g["weight_decay"]) for g in groups] == [
+        (1e-3, 0.1),
+        (1e-3, 0.0),
+        (1e-2, 0.1),
+        (1e-2, 0.0),
+    ]
     assert rule_table(task, shares).row_count == 3
     with pytest.raises(RuleError, match="nothing would train"):
         parameter_groups(task, apply_rules(task, [(".*", None)]), 0.1)

@@ -37,11 +37,17 @@ def test_a_kill_loses_the_torn_line_alone(tmp_path: Path) -> None:
     first.add([bad("next\u0085line")], 10, 2)
     whole = (tmp_path / "skipped.jsonl").read_bytes()
     torn = json.dumps({"step": 2, **bad("torn").to_dict()}, ensure_ascii=False).encode()
-    (tmp_path / "skipped.jsonl").write_bytes(whole + torn[: torn.rindex(b"\xa9")])  # within a character
+    (tmp_path / "skipped.jsonl").write_bytes(
+        whole + torn[: torn.rindex(b"\xa9")]
+    )  # within a character
     again = Skipped(tmp_path, 0.5, 100, first.counts, first.seen, 2)
     again.set_aside([bad("q\u2028uarantined")])
     assert (tmp_path / "skipped.jsonl").read_bytes() == whole
-    assert ids(tmp_path) == [(0, "q\u2028uarantined"), (1, "line\u2028break"), (2, "next\u0085line")]
+    assert ids(tmp_path) == [
+        (0, "q\u2028uarantined"),
+        (1, "line\u2028break"),
+        (2, "next\u0085line"),
+    ]
     keep_until(tmp_path / "skipped.jsonl", 1)
     assert ids(tmp_path) == [(0, "q\u2028uarantined"), (1, "line\u2028break")]
 
@@ -55,8 +61,13 @@ def test_a_start_with_another_quarantine_forgets_the_one_before(tmp_path: Path) 
 def test_validation_rows_in_quarantine_count_too(tmp_path: Path) -> None:
     quarantine = {"train-1": "silent", "test-0": "missing", "test-1": "missing"}
     train, test = items(tmp_path, "train", 10, quarantine), items(tmp_path, "test", 4, quarantine)
-    assert [b.id for b in in_quarantine([train, test, train], 0.5)] == ["train-1", "test-0", "test-1"]
+    assert [b.id for b in in_quarantine([train, test, train], 0.5)] == [
+        "train-1",
+        "test-0",
+        "test-1",
+    ]
     with pytest.raises(
-        SkipRateError, match=r"2 of 4 rows are in quarantine \(50.0%\), more than max_skip_rate = 20.0%"
+        SkipRateError,
+        match=r"2 of 4 rows are in quarantine \(50.0%\), more than max_skip_rate = 20.0%",
     ):
         in_quarantine([train, test], 0.2)

@@ -1,4 +1,4 @@
-"""The stage scripts as a user starts them: what they mistype is told in one line, before a model is loaded."""
+"""The stage scripts from the command line: a mistake is one line, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -31,12 +31,36 @@ def started(script: str, *arguments: str) -> int:
 @pytest.mark.parametrize(
     "script, override, message",
     [
-        ("stage1_align.py", "seed=0", "is a preset of stage caption; this script trains stage align"),
-        ("stage4_prefer.py", "seed=0", "is a preset of stage caption; this script trains stage prefer"),
-        ("stage2_caption.py", "train.max_step=1", "unknown key train.max_step; did you mean 'max_steps'?"),
-        ("stage2_caption.py", "init_from_scratch=false", "starts from a finished align run, but no init is given"),
-        ("stage2_caption.py", "data.train=absent.jsonl", "absent.jsonl is not a file; expected a manifest"),
-        ("stage2_caption.py", "data.validation=absent.jsonl", "absent.jsonl is not a file; expected a manifest"),
+        (
+            "stage1_align.py",
+            "seed=0",
+            "is a preset of stage caption; this script trains stage align",
+        ),
+        (
+            "stage4_prefer.py",
+            "seed=0",
+            "is a preset of stage caption; this script trains stage prefer",
+        ),
+        (
+            "stage2_caption.py",
+            "train.max_step=1",
+            "unknown key train.max_step; did you mean 'max_steps'?",
+        ),
+        (
+            "stage2_caption.py",
+            "init_from_scratch=false",
+            "starts from a finished align run, but no init is given",
+        ),
+        (
+            "stage2_caption.py",
+            "data.train=absent.jsonl",
+            "absent.jsonl is not a file; expected a manifest",
+        ),
+        (
+            "stage2_caption.py",
+            "data.validation=absent.jsonl",
+            "absent.jsonl is not a file; expected a manifest",
+        ),
         ("stage2_caption.py", "objectives.0.type=next_tokn", "did you mean 'next_token'?"),
         ("stage2_caption.py", "objectives.0.heat=2", "objective 'next_token' has no option 'heat'"),
         ("stage2_caption.py", "model.encoders.audio.type=wisper", "did you mean 'whisper'?"),
@@ -45,10 +69,26 @@ def started(script: str, *arguments: str) -> int:
             "model.encoders.audio.window=long",
             "'whisper': window is 'long'; input should be a valid",
         ),
-        ("stage2_caption.py", "model.connector.0.detph=2", "'mlp' has no option 'detph'; did you mean 'depth'?"),
-        ("stage2_caption.py", "model.connector.0.depth=two", "'mlp': depth is 'two'; input should be a valid integer"),
-        ("stage2_caption.py", "model.layout.type=concatt", "unknown layout 'concatt'; did you mean 'concat'?"),
-        ("stage2_caption.py", "train.trackers=[abacus]", "train.trackers: abacus cannot be imported"),
+        (
+            "stage2_caption.py",
+            "model.connector.0.detph=2",
+            "'mlp' has no option 'detph'; did you mean 'depth'?",
+        ),
+        (
+            "stage2_caption.py",
+            "model.connector.0.depth=two",
+            "'mlp': depth is 'two'; input should be a valid integer",
+        ),
+        (
+            "stage2_caption.py",
+            "model.layout.type=concatt",
+            "unknown layout 'concatt'; did you mean 'concat'?",
+        ),
+        (
+            "stage2_caption.py",
+            "train.trackers=[abacus]",
+            "train.trackers: abacus cannot be imported",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_costs_no_loading(
@@ -60,7 +100,9 @@ def test_a_mistake_is_one_line_and_costs_no_loading(
     override: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr(AVLLM, "from_backbones", lambda *_: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(
+        AVLLM, "from_backbones", lambda *_: pytest.fail("the model was loaded first")
+    )
     preset = write_preset(tmp_path / "preset.yaml", settings(world, tmp_path / "run"))
     assert started(script, str(preset), override) == 1
     said = capsys.readouterr().err
@@ -72,12 +114,24 @@ def test_a_mistake_is_one_line_and_costs_no_loading(
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("model.llm.name=/nowhere/llm", "/nowhere/llm is not here; expected a folder with a model, or a name on"),
-        ("model.encoders.video.name=/nowhere/eye", "the video encoder (siglip): /nowhere/eye is not here"),
+        (
+            "model.llm.name=/nowhere/llm",
+            "/nowhere/llm is not here; expected a folder with a model, or a name on",
+        ),
+        (
+            "model.encoders.video.name=/nowhere/eye",
+            "the video encoder (siglip): /nowhere/eye is not here",
+        ),
         ("model.encoders.audio.type=ast", "the audio encoder (ast)"),
         ("model.encoders.audio.window=99", "Whisper: window=99 s; expected from 0.02 to 1 s"),
-        ("model.connector.0.depth=0", "connector[0] (mlp): mlp on 'video' has depth 0; expected at least 1"),
-        ("trainable=[[^nothing, 1e-3], [.*, null]]", "the rule '^nothing' of `trainable` matches no parameter"),
+        (
+            "model.connector.0.depth=0",
+            "connector[0] (mlp): mlp on 'video' has depth 0; expected at least 1",
+        ),
+        (
+            "trainable=[[^nothing, 1e-3], [.*, null]]",
+            "the rule '^nothing' of `trainable` matches no parameter",
+        ),
     ],
 )
 def test_what_shows_while_the_model_is_made_is_one_line_too(

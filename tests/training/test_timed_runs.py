@@ -1,4 +1,4 @@
-"""A stage whose answers are times in added words: it trains them alone, is killed, and goes on bit-identically."""
+"""Answers with times in added words: they train alone, and a killed run goes on the same."""
 
 from __future__ import annotations
 

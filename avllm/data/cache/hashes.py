@@ -1,4 +1,4 @@
-"""Keep the hashes of media files beside a feature cache, so that unchanged files are not read again."""
+"""Keep the hashes of media files beside a feature cache; unchanged files are not read again."""
 
 from __future__ import annotations
 

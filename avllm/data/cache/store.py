@@ -1,4 +1,4 @@
-"""Read and write a folder of features: shards of entries whose keys are hashes of all their inputs."""
+"""Read and write a folder of features: shards of entries with hashes of all inputs as keys."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class FeatureCache:
     def read_index(self) -> None:
         """Read the headers of the folder's shards and note which shard holds which entry.
 
-        A shard is opened once. Entries of deleted shards are forgotten, unless another one has them.
+        A shard is opened once. Entries of deleted shards are forgotten, unless another has them.
 
         Raises:
             CacheError: a shard is damaged.
@@ -303,7 +303,8 @@ def open_shard(path: Path) -> Any:
         return safe_open(path, "pt")
     except SafetensorError as error:
         raise CacheError(
-            f"{path} is no whole shard of features ({error}); delete it, and its features are made again",
+            f"{path} is no whole shard of features ({error}); "
+            "delete it, and its features are made again",
             reason="damaged_shard",
         ) from error
 

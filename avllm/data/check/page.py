@@ -20,29 +20,36 @@ UNITS = {
     "tokens": "of a row",
 }
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #888; --bar: #4a7fb5; --error: #d0342c; --warning: #b07400 }
+:root { color-scheme: light dark; --line: #8884; --soft: #888; --bar: #4a7fb5;
+  --error: #d0342c; --warning: #b07400 }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em }
 h1 { margin-bottom: .2em } h2 { margin: 1.8em 0 .4em }
 .cards { display: flex; flex-wrap: wrap; gap: .8em; margin: 1em 0 }
-.cards div { border: 1px solid var(--line); border-radius: 8px; padding: .5em 1.1em; color: var(--soft) }
+.cards div { border: 1px solid var(--line); border-radius: 8px; padding: .5em 1.1em;
+  color: var(--soft) }
 .cards b { display: block; font-size: 1.6em; font-weight: 600; color: CanvasText }
-.error, .cards .error b { color: var(--error) } .warning, .cards .warning b { color: var(--warning) }
+.error, .cards .error b { color: var(--error) }
+.warning, .cards .warning b { color: var(--warning) }
 .fix { border-left: 4px solid var(--error); padding: .3em .8em }
 table { border-collapse: collapse; margin: .4em 0 1em; width: 100% }
 th { font-weight: 600; color: var(--soft) } a { color: inherit }
-th, td { text-align: left; padding: .3em .9em .3em 0; border-bottom: 1px solid var(--line); vertical-align: top;
-  overflow-wrap: anywhere }
+th, td { text-align: left; padding: .3em .9em .3em 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; overflow-wrap: anywhere }
 th.n, td.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 td.share { width: 20%; min-width: 6em; padding-top: .8em }
-td.share span { display: block; height: .55em; min-width: 2px; border-radius: 3px; background: currentColor }
+td.share span { display: block; height: .55em; min-width: 2px; border-radius: 3px;
+  background: currentColor }
 td.picture img { max-width: 100%; max-height: 72px; border-radius: 4px; display: block }
-.file { font-family: ui-monospace, monospace; font-size: 87% } .overview td { overflow-wrap: normal }
+.file { font-family: ui-monospace, monospace; font-size: 87% }
+.overview td { overflow-wrap: normal }
 .examples { table-layout: fixed } .examples .picture { width: 8em } .examples .id { width: 18% }
 .examples .line { width: 14% } .examples .file { width: 24% }
-details { border-bottom: 1px solid var(--line); padding: .3em 0 } summary { cursor: pointer; padding: .2em 0 }
+details { border-bottom: 1px solid var(--line); padding: .3em 0 }
+summary { cursor: pointer; padding: .2em 0 }
 details p { margin: .3em 0; color: var(--soft) }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 1em 2em }
-figure { margin: 0 } figcaption { font-size: 87%; color: var(--soft) } svg { width: 100%; height: auto }
+figure { margin: 0 } figcaption { font-size: 87%; color: var(--soft) }
+svg { width: 100%; height: auto }
 svg text { font-size: 11px; fill: var(--soft) }
 """
 

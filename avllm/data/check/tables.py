@@ -31,7 +31,8 @@ def print_report(console: Console, report: CheckReport, output: Path | None, cou
         console.print(_reasons_table(report, cut=console.is_terminal))
     if not counted:
         Console(stderr=True).print(
-            "tokens were not counted: give --preset (or --checkpoint) to find rows that are too long for it",
+            "tokens were not counted: give --preset (or --checkpoint) to find rows that are too "
+            "long for it",
         )
     pages = f"; see {output / 'check.html'}, and quarantine.txt beside it" if output else ""
     console.print(

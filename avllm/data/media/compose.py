@@ -56,7 +56,9 @@ def below_peak(x: np.ndarray) -> np.ndarray:
     return x * min(1.0, PEAK / max(1e-9, float(np.abs(x).max())))
 
 
-def in_a_row(events: list[np.ndarray], order: tuple[int, ...], gap: int, rate: int, tag: str) -> ComposedSound:
+def in_a_row(
+    events: list[np.ndarray], order: tuple[int, ...], gap: int, rate: int, tag: str
+) -> ComposedSound:
     """Join two sounds with silence between them.
 
     The silence has ``gap`` samples, and so many more that the second sound begins on a tenth of a
@@ -65,7 +67,9 @@ def in_a_row(events: list[np.ndarray], order: tuple[int, ...], gap: int, rate: i
     first, second = events
     start = math.ceil((len(first) + gap) * 10 / rate) * rate // 10
     x = np.concatenate([first, np.zeros(start - len(first), np.float32), second])
-    return ComposedSound(tag, below_peak(x), order, [(0.0, len(first) / rate), (start / rate, len(x) / rate)])
+    return ComposedSound(
+        tag, below_peak(x), order, [(0.0, len(first) / rate), (start / rate, len(x) / rate)]
+    )
 
 
 def overlaid(events: list[np.ndarray], snr: float, place: float, rate: int) -> ComposedSound:

@@ -1,4 +1,4 @@
-"""One row an answer: a chat of three turns becomes three rows, each with the turns before it as given."""
+"""Make one row an answer: a chat of three turns becomes three rows, each with its history."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from avllm.data.schema import Sample
 
 
 class EachTurn(RowMaker):
-    """Train each answer in a row by itself, so that a connector that reads the question reads the right one."""
+    """Train each answer in a separate row, for connectors that read the question."""
 
     def rows(self, sample: Sample, make: Make, drawn: int | None) -> list[Row]:
         """Return a row for each assistant turn, in order."""

@@ -13,8 +13,8 @@ from avllm.data.schema import Message, RowError, Sample, TextPart
 class Preference(RowMaker):
     """Make one row a sample: its last answer is the chosen one, those of ``rejected`` follow.
 
-    The answers are blind to each other (segments of the row), and packing moves rows whole, so that a
-    pair is never torn apart. ``labels`` are set on the chosen answer only: what counts tokens
+    The answers are blind to each other (segments of the row), and packing moves rows whole, so that
+    a pair is never torn apart. ``labels`` are set on the chosen answer only: what counts tokens
     (``next_token`` beside ``dpo``) does not learn the rejected ones.
     """
 
@@ -28,14 +28,21 @@ class Preference(RowMaker):
         """
         rejected = sample.rejected or []
         if not rejected:
-            raise RowError("no_rejected", "the row has no `rejected` answers; data.rows: preference needs one")
+            raise RowError(
+                "no_rejected", "the row has no `rejected` answers; data.rows: preference needs one"
+            )
         if sample.answer in rejected:
             raise RowError("equal_answers", f"the answer {sample.answer!r} is chosen and rejected")
         rows = [_with_role(make(sample, last_only=True), "chosen")]
-        rows += [_with_role(make(_answered(sample, text), last_only=True), "rejected") for text in rejected]
+        rows += [
+            _with_role(make(_answered(sample, text), last_only=True), "rejected")
+            for text in rejected
+        ]
         shared = shared_length(rows)
         if shared == 0:
-            raise RowError("late_media", "the media do not come before the answers; put them in front")
+            raise RowError(
+                "late_media", "the media do not come before the answers; put them in front"
+            )
         return [share_beginning(rows, shared)]
 
 

@@ -186,4 +186,6 @@ def _read(answer: _Answer, most: int, *, stop_at_most: bool) -> bytes:
 
 
 def _too_large(url: str, most: int) -> FetchError:
-    return FetchError(f"{url} has more than {most:,} bytes; cut the file, or copy it to this machine", "too_large")
+    return FetchError(
+        f"{url} has more than {most:,} bytes; cut the file, or copy it to this machine", "too_large"
+    )

@@ -47,7 +47,7 @@ class Double(Encoder):
 
 
 class Prepare:
-    """Give a clip as many steps as its file has bytes, in place of decoding, and count the calls."""
+    """Give a clip as many steps as its file has bytes, without decoding; count the calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -206,7 +206,9 @@ def test_processes_share_hashes_and_a_torn_line_is_cut(tmp_path: Path, hashed: l
     file = tmp_path / "hashes.jsonl"
     file.write_text('{"path": "a process that di')
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=remember, args=(tmp_path, tmp_path, number)) for number in range(4)]
+    workers = [
+        context.Process(target=remember, args=(tmp_path, tmp_path, number)) for number in range(4)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -310,7 +312,7 @@ def test_a_trained_encoder_is_refused() -> None:
 
 
 def filled(tmp_path: Path, names: str, max_bytes: int | None = None) -> FeatureCache:
-    """Return a cache after a run that needs the files of these names of one letter, a shard each."""
+    """Return a cache after a run that needs files of these one-letter names, a shard each."""
     for name in names:
         (tmp_path / name).write_bytes(name.encode() * 50)
     cache = FeatureCache(tmp_path / "cache", made_by())
@@ -440,7 +442,9 @@ def test_a_cache_that_costs_time_gets_a_warning(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("avllm"), "handlers", [caplog.handler])
     account_of(tmp_path, 0.0, 0.0)
-    (warning,) = {id(record): record for record in caplog.records}.values()  # two handlers, one record
+    (warning,) = {
+        id(record): record for record in caplog.records
+    }.values()  # two handlers, one record
     assert warning.levelno == logging.WARNING
     assert warning.args[1] == 0.0, "milliseconds to make a clip's features"
 

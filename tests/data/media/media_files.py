@@ -1,4 +1,4 @@
-"""Writes the media files of the tests: frames show their number, sounds have clicks at known times; and reads them."""
+"""Write and read the media of tests: frames show their number, clicks lie at known times."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ FORMATS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """RGB (H, W, 3): the number in black and white columns on the upper half, red left and green right below."""
+    """RGB (H, W, 3): the number as black and white columns above, red left, green right below."""
     x = np.zeros((height, width, 3), np.uint8)
     for bit in range(BITS):
-        x[: height // 2, bit * width // BITS : (bit + 1) * width // BITS] = 255 * (number >> bit & 1)
+        x[: height // 2, bit * width // BITS : (bit + 1) * width // BITS] = 255 * (
+            number >> bit & 1
+        )
     x[height // 2 :, : width // 2] = (255, 0, 0)
     x[height // 2 :, width // 2 :] = (0, 255, 0)
     return x
@@ -89,7 +91,7 @@ def write_clip(
     layout: str = "mono",
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """Write a clip; ``times`` (seconds of each frame) makes the frame rate variable, ``sound`` is (C, S) float32."""
+    """Write a clip; ``times`` (seconds of each frame) vary the rate, ``sound`` is (C, S) floats."""
     pts = [round(t * 1000) for t in times] if times else list(range(round(seconds * fps)))
     base = Fraction(1, 1000) if times else Fraction(1, fps)
     with same_scheduling(), av.open(str(path), "w", options=container_options or {}) as container:
@@ -99,8 +101,14 @@ def write_clip(
         video.codec_context.thread_count = 1
         if rotate is not None:
             video.set_display_rotation(rotate)
-        audio = None if sound is None else container.add_stream(sound_codec, rate=rate, layout=layout)
-        chunks = [] if audio is None or sound is None else list(sound_frames(audio, sound, rate, layout, sound_start))
+        audio = (
+            None if sound is None else container.add_stream(sound_codec, rate=rate, layout=layout)
+        )
+        chunks = (
+            []
+            if audio is None or sound is None
+            else list(sound_frames(audio, sound, rate, layout, sound_start))
+        )
         for number, at in enumerate(pts):
             frame = VideoFrame.from_ndarray(picture(number, *size), "rgb24")
             frame.pts, frame.time_base = at, base
@@ -116,7 +124,7 @@ def write_clip(
 
 @contextmanager
 def same_scheduling() -> Iterator[None]:
-    """SVT-AV1 makes the thread that opens it a realtime one where it may (as root), and so all that it starts later."""
+    """SVT-AV1 makes its thread a realtime one where it may (as root), and all started later."""
     if not hasattr(os, "sched_getscheduler"):
         yield
         return
@@ -131,7 +139,9 @@ def write_format(folder: Path, name: str) -> Path:
     """One of ``FORMATS``: 3 s with a key frame every second."""
     codec, options = FORMATS[name]
     path = folder / name
-    return path if path.exists() else write_clip(path, seconds=3, codec=codec, gop=25, options=options)
+    return (
+        path if path.exists() else write_clip(path, seconds=3, codec=codec, gop=25, options=options)
+    )
 
 
 def sound_frames(
@@ -168,7 +178,7 @@ def write_audio(
 
 
 def cut_copy(source: Path, target: Path, start: float) -> Path:
-    """Cut without re-encoding, as most data sets are: an edit list hides the frames from the key frame to ``start``."""
+    """Cut without re-encoding: an edit list hides the frames from the key frame to ``start``."""
     with av.open(str(source)) as read, av.open(str(target), "w") as write:
         video = read.streams.video[0]
         copy = write.add_stream_from_template(video)

@@ -1,4 +1,4 @@
-"""A file of every class that `scripts/broken_media/make.py` makes: named by the check, and left out by training."""
+"""A file of every class of `scripts/broken_media/make.py`: named by the check, left out."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def quarantine(folder: Path) -> dict[str, list[str]]:
     """The reasons of each id."""
     lines = (folder / "quarantine.txt").read_text(encoding="utf-8").splitlines()
-    return {identity: reasons.split(",") for identity, reasons in (line.split("\t") for line in lines)}
+    return {
+        identity: reasons.split(",") for identity, reasons in (line.split("\t") for line in lines)
+    }
 
 
 def test_each_class_is_called_what_it_is(media: Path, checked: Path) -> None:
@@ -88,9 +90,15 @@ def test_each_class_is_called_what_it_is(media: Path, checked: Path) -> None:
         warned.setdefault(finding["id"], set()).add(finding["reason"])
     for row in expected:
         found = bad.get(row["id"], [])
-        assert set(found) <= set(row["errors"]), f"{row['id']}: {found}; expected one of {row['errors']}"
-        assert row["either"] or bool(found) == bool(row["errors"]), f"{row['id']}: {found or 'good'}"
-        assert set(row["warnings"]) <= warned.get(row["id"], set()), f"{row['id']}: {warned.get(row['id'])}"
+        assert set(found) <= set(row["errors"]), (
+            f"{row['id']}: {found}; expected one of {row['errors']}"
+        )
+        assert row["either"] or bool(found) == bool(row["errors"]), (
+            f"{row['id']}: {found or 'good'}"
+        )
+        assert set(row["warnings"]) <= warned.get(row["id"], set()), (
+            f"{row['id']}: {warned.get(row['id'])}"
+        )
         assert row["errors"] or warned.get(row["id"], set()) == set(row["warnings"]), row["id"]
 
 
@@ -127,8 +135,14 @@ def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
     )
     names = sorted(p.name for p in first.iterdir())
     assert names == sorted(p.name for p in second.iterdir())
-    assert all((first / n).read_bytes() == (second / n).read_bytes() for n in names if (first / n).is_file())
-    assert any((first / n).read_bytes() != (other / n).read_bytes() for n in names if (first / n).is_file())
+    assert all(
+        (first / n).read_bytes() == (second / n).read_bytes()
+        for n in names
+        if (first / n).is_file()
+    )
+    assert any(
+        (first / n).read_bytes() != (other / n).read_bytes() for n in names if (first / n).is_file()
+    )
     with pytest.raises(subprocess.CalledProcessError) as refused:
         make(first, 12)
     assert b"is there already; name a folder that is not" in refused.value.stderr

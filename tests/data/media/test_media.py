@@ -107,7 +107,10 @@ def test_variable_frame_rate_is_read_by_timestamps(folder: Path) -> None:
         times=times,
         options={"bf": "0"},
     )  # else the muxer cuts the duration
-    expected = [max(i for i, t in enumerate(times) if t <= moment) for moment in (0.25, 0.75, 1.25, 1.75, 2.25, 2.75)]
+    expected = [
+        max(i for i, t in enumerate(times) if t <= moment)
+        for moment in (0.25, 0.75, 1.25, 1.75, 2.25, 2.75)
+    ]
     for backend in ("auto", "decord"):
         found = video(path, 6, end=3.0, backend=backend)
         assert found.frames is not None
@@ -145,7 +148,7 @@ def test_few_frames_of_a_long_file_are_sought(folder: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4", "flv", "mpg"])
 def test_sound_is_found_behind_the_frames_far_into_a_file(folder: Path, suffix: str) -> None:
-    """Reading the frames leaves the sound track switched off; a seek has to switch it on before it looks for it."""
+    """Reading frames leaves the sound track switched off; a seek has to switch it on first."""
     sound, rate = clicks(40, 44_100, [0.5, 33.0]), 44_100
     codecs = {"codec": "mpeg2video", "sound_codec": "ac3"} if suffix == "mpg" else {}
     small = {"seconds": 40, "fps": 25, "gop": 25, "size": (80, 48)}
@@ -172,7 +175,8 @@ def test_selected_packets_give_the_frames_of_a_full_decode(folder: Path, name: s
         stream = container.streams.video[0]
         origin = (container.start_time or 0) / 1e6
         full = [
-            (float(f.pts * stream.time_base) - origin, f.to_ndarray(format="rgb24")) for f in container.decode(stream)
+            (float(f.pts * stream.time_base) - origin, f.to_ndarray(format="rgb24"))
+            for f in container.decode(stream)
         ]
     if name == "h264.avi":  # says in which order frames are decoded, not when they are displayed
         full = [(number / 25, picture) for number, (_, picture) in enumerate(full)]
@@ -181,7 +185,9 @@ def test_selected_packets_give_the_frames_of_a_full_decode(folder: Path, name: s
         first = options.get("start", 0.0)
         assert found.frames is not None
         for (low, high), x in zip(found.frames.span.double().tolist(), found.frames.x, strict=True):
-            expected = [picture for time, picture in full if time <= first + (low + high) / 2 + 1e-5] or [full[0][1]]
+            expected = [
+                picture for time, picture in full if time <= first + (low + high) / 2 + 1e-5
+            ] or [full[0][1]]
             assert np.array_equal(x.numpy(), expected[-1])
 
 
@@ -327,14 +333,18 @@ def test_odd_rates_are_resampled(folder: Path, rate: int) -> None:
 
 @pytest.mark.parametrize("name", ["adts.aac", "plain.mp3", "xing.mp3", "a.ac3"])
 def test_a_duration_that_is_only_estimated_is_not_believed(folder: Path, name: str) -> None:
-    """Five loud seconds and 25 quiet ones: the bit rate of the beginning says little about the length."""
+    """Five loud seconds and 25 quiet ones: the first bit rate says little about the length."""
     sound = clicks(30, 44_100, [25.5])
     sound[:, : 5 * 44_100] += 0.1 * np.random.default_rng(0).standard_normal(5 * 44_100).astype(
         np.float32,
     )
     codec = {"aac": "aac", "mp3": "libmp3lame", "ac3": "ac3"}[name.split(".")[1]]
     plain = name == "plain.mp3"
-    path = write_plain_mp3(folder / name, sound, 44_100) if plain else write_audio(folder / name, sound, 44_100, codec)
+    path = (
+        write_plain_mp3(folder / name, sound, 44_100)
+        if plain
+        else write_audio(folder / name, sound, 44_100, codec)
+    )
     found = load_audio(path, rate=RATE)
     assert found.duration == pytest.approx(30, abs=0.1)
     assert found.sound.start + len(found.sound.x) / RATE == pytest.approx(30, abs=0.1)
@@ -379,7 +389,10 @@ def test_a_track_that_starts_late_or_ends_early_is_not_padded(folder: Path) -> N
     assert found.sound.start + len(found.sound.x) / RATE == pytest.approx(2.5, abs=0.03)
     assert click_times(found) == pytest.approx([1.5], abs=0.01)
     assert load_video(path, sampling=Sampling(num_frames=2), rate=RATE, start=3).sound is None
-    assert reason(lambda: load_video(path, sampling=None, rate=RATE, start=3, sound="on")) == "no_audio"
+    assert (
+        reason(lambda: load_video(path, sampling=None, rate=RATE, start=3, sound="on"))
+        == "no_audio"
+    )
 
 
 def test_a_hole_in_the_track_keeps_what_follows_in_place(folder: Path) -> None:
@@ -397,7 +410,9 @@ def test_sound_auto_on_off(folder: Path, clip: Path) -> None:
     assert reason(lambda: load_video(silent, sampling=None, rate=RATE, sound="on")) == "no_audio"
     assert reason(lambda: load_audio(silent, rate=RATE)) == "no_audio"
     spoilt = spoil_sound(clip, folder / "spoilt.mp4")
-    assert video(spoilt, rate=RATE, sound="off").sound is None  # not decoded, so what is wrong with it does not matter
+    assert (
+        video(spoilt, rate=RATE, sound="off").sound is None
+    )  # not decoded, so what is wrong with it does not matter
     assert reason(lambda: video(spoilt, rate=RATE)) == "undecodable"
 
 

@@ -143,14 +143,21 @@ def test_private_addresses_are_refused_unless_named(url: str) -> None:
 def test_a_redirect_is_checked_as_the_first_url_is(address: str) -> None:
     allow(urls=[address])
     assert fetch(f"{address}/away/{address}/file") == BODY
-    for target in ("http://127.0.0.1:9/x", "file:///etc/passwd", "http://169.254.169.254/", "ftp://a/b"):
+    for target in (
+        "http://127.0.0.1:9/x",
+        "file:///etc/passwd",
+        "http://169.254.169.254/",
+        "ftp://a/b",
+    ):
         with pytest.raises(AccessError):
             fetch(f"{address}/away/{target}")
     with pytest.raises(FetchError):
         fetch(f"{address}/circle")
 
 
-@pytest.mark.parametrize(("path", "reason"), [("claims", "too_large"), ("endless", "too_large"), ("drips", "timeout")])
+@pytest.mark.parametrize(
+    ("path", "reason"), [("claims", "too_large"), ("endless", "too_large"), ("drips", "timeout")]
+)
 def test_bodies_are_bounded_in_size_and_time(address: str, path: str, reason: str) -> None:
     allow(urls=[address])
     began = time.monotonic()
