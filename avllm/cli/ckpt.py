@@ -33,19 +33,21 @@ def inspect(
     parts = [" -> ".join(contents["connector"]), f"layout {contents['layout']}"]
     if contents["fusion"]:
         parts.append(f"fusion {contents['fusion']}")
-    typer.echo(f"{folder}: {', '.join(parts)}")
+    typer.echo(f"{folder}: {', '.join(parts)}", err=as_json)
     for number, stage in enumerate(contents["stages"], start=1):
         manifests = ", ".join(stage.get("data", {}))
         steps = stage.get("steps")
-        typer.echo(f"stage {number}: {stage['stage']}, {steps} steps, data {manifests}")
+        typer.echo(
+            f"stage {number}: {stage['stage']}, {steps} steps, data {manifests}", err=as_json
+        )
     for part, backbone in contents["backbones"].items():
         version = backbone["sha256"] or backbone["revision"] or ""
         state = BACKBONE_STATES[backbone["found"]]
-        typer.echo(f"backbone {part}: {backbone['name']} {version}: {state}")
+        typer.echo(f"backbone {part}: {backbone['name']} {version}: {state}", err=as_json)
     for part, count in contents["parameters"].items():
-        typer.echo(f"parameters {part}: {count:,}")
+        typer.echo(f"parameters {part}: {count:,}", err=as_json)
     for file, value in contents["sha256"].items():
-        typer.echo(f"sha256 {file}: {value}")
+        typer.echo(f"sha256 {file}: {value}", err=as_json)
     if as_json:
         typer.echo(json.dumps(contents))
 
@@ -74,12 +76,14 @@ def verify(
         folder, load=not files_only, accept=accept, allow_parts=allow_part or ()
     )
     for file in verification.files:
-        typer.echo(f"file {file.name}: {file.state}")
+        typer.echo(f"file {file.name}: {file.state}", err=as_json)
     for part, state in verification.backbones.items():
-        typer.echo(f"backbone {part}: {state}")
+        typer.echo(f"backbone {part}: {state}", err=as_json)
     if verification.load_error is not None:
-        typer.echo(f"loading: {verification.load_error or 'model and processor load'}")
-    typer.echo(f"{folder}: {'good' if verification.is_good else 'NOT as it was saved'}")
+        typer.echo(f"loading: {verification.load_error or 'model and processor load'}", err=as_json)
+    typer.echo(
+        f"{folder}: {'good' if verification.is_good else 'NOT as it was saved'}", err=as_json
+    )
     if as_json:
         typer.echo(json.dumps(verification.to_dict()))
     if not verification.is_good:

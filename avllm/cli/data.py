@@ -122,8 +122,6 @@ def show(
     """Show a row as the model gets it: its media runs, and the trained text green or in [[ ]]."""
     import json
 
-    from rich.console import Console
-
     from avllm.data.media.load import MediaError
     from avllm.data.schema import RowError
     from avllm.inference.shown import save_pictures
@@ -145,10 +143,10 @@ def show(
             f"{manifest} line {line}, row {sample.id!r}: {error.reason}: {error}",
             reason=error.reason,
         ) from error
-    _print_row(shown, processor.max_length, Console())
+    _print_row(shown, processor.max_length, result_console(as_json))
     pictures = [] if output is None else save_pictures(shown, output)
     for path in pictures:
-        typer.echo(str(path))
+        typer.echo(str(path), err=as_json)
     if as_json:
         row_as_json: dict[str, Any] = {
             "id": shown.sample.id,
@@ -272,7 +270,8 @@ def pack(
         dropped = ", ".join(f"{count} {reason}" for reason, count in packed.dropped.items())
         size = f"{packed.size / 1e6:,.1f} MB in {packed.shards} shards"
         typer.echo(
-            f"{packed.manifest}: {packed.rows:,} rows, {size}; left out: {dropped or 'none'}"
+            f"{packed.manifest}: {packed.rows:,} rows, {size}; left out: {dropped or 'none'}",
+            err=as_json,
         )
     if as_json:
         packed_as_json = [
@@ -323,7 +322,8 @@ def encode(
         return
     typer.echo(
         f"{filled['folder']}: {filled['encoded']} of {filled['wanted']} clips encoded in "
-        f"{filled['seconds']} s"
+        f"{filled['seconds']} s",
+        err=as_json,
     )
     failed: Any = filled["failed"]
     for place, error in failed.items():

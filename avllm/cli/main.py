@@ -250,11 +250,11 @@ def parts(
     listed = list_parts(kind, name)
     for part in listed:
         if name is None:
-            typer.echo(f"{part['kind']:<11} {part['name']:<20} {part['about']}")
+            typer.echo(f"{part['kind']:<11} {part['name']:<20} {part['about']}", err=as_json)
         else:
-            typer.echo(f"{part['kind']} {part['name']}\n\n{part['doc']}\n\noptions:")
+            typer.echo(f"{part['kind']} {part['name']}\n\n{part['doc']}\n\noptions:", err=as_json)
             for option, default in part["options"].items():
-                typer.echo(f"  {option}: {default}")
+                typer.echo(f"  {option}: {default}", err=as_json)
     if as_json:
         typer.echo(json.dumps({"parts": listed}, default=str))
 
