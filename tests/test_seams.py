@@ -21,8 +21,10 @@ from avllm.data.manifest import read_manifest
 from avllm.data.reading import MediaReader
 from avllm.data.schema import Sample
 from avllm.errors import UserError
+from avllm.evaluation import asking
 from avllm.evaluation.command import run_eval
-from avllm.evaluation.runner import evaluate
+from avllm.evaluation.conditions import AS_IS, Condition
+from avllm.evaluation.runner import evaluate, evaluate_all
 from avllm.inference.chat import Chat
 from avllm.inference.generation import Generation
 from avllm.models.attention import PackingError, check_packing
@@ -546,6 +548,39 @@ def test_selector(world: World, own: Own, tmp_path: Path) -> None:
     for question, count in (("what is first ?", 1), ("what colour is it ?", 2)):
         "".join(chat.ask(question, video=clip["video"] if not chat.messages else None, max_new_tokens=1))
         assert [len(perceived.frames) for perceived in chat.perceived] == [count]
+
+
+def test_a_model_with_a_selector_is_evaluated_as_it_is_asked(world: World, own: Own) -> None:
+    """Frames are chosen for each question, also those of a partner, and with one clip held at a time."""
+    model, processor = compose(world, selector={"type": f"{own(SELECTOR)}:FirstFrames"})
+    rows = []
+    for number in range(3):
+        clip = {"type": "video", "video": f"00{number}.mp4"}
+        names = ("what is first ?", "what colour is it ?")
+        rows += [row(f"{name} {number}", [clip, text(name)], "red", kind=name) for name in names]
+    manifest = write_rows(world.captions.parent / "asked.jsonl", rows)
+    conditions = [AS_IS, Condition(swap="video")]
+    seen: list[dict[str, int]] = []
+    real = asking.answer_rows
+
+    def noting(model: Any, processor: Any, rows: Any, **more: Any) -> list[str]:
+        seen.append({row.id: len(row.clips[0]["video"].span) for row in rows})
+        return real(model, processor, rows, **more)
+
+    results = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asking, "answer_rows", noting)
+        for held in (64, 1):
+            results[held] = evaluate_all(model, processor, manifest, conditions, max_new_tokens=4, clips_at_once=held)
+    for counts in seen:
+        assert counts == {identity: 1 if "first" in identity else 2 for identity in counts}
+    assert {n: r.to_dict() for n, r in results[64].items()} == {n: r.to_dict() for n, r in results[1].items()}
+    arguments = Generation(max_new_tokens=4).arguments(model, processor)
+    for prediction in results[64]["as_is"].predictions:
+        batch = processor([prediction.sample], root=manifest.parent)
+        assert processor.decode(model.generate(batch, **arguments)) == [prediction.answer]
+    with pytest.raises(UserError):
+        evaluate_all(model, processor, manifest, cache=manifest.parent / "cache")
 
 
 @pytest.mark.parametrize("change", [{"data__pack": "media"}, {"data__cache": "features"}])

@@ -12,7 +12,7 @@ from avllm.data.schema import MediaPart, RowError, Sample
 from avllm.errors import UserError
 from avllm.evaluation.answering import answer_rows
 from avllm.evaluation.benchmarks.base import Benchmark, Prediction, failed_score, truths
-from avllm.evaluation.clips import ClipStore, EncodedClip, Failure, in_chunks
+from avllm.evaluation.clips import ClipStore, ClipUse, EncodedClip, Failure, in_chunks
 from avllm.evaluation.conditions import AS_IS, Condition, Partners
 from avllm.evaluation.results import Result
 from avllm.evaluation.sampling import draw_rows
@@ -58,6 +58,7 @@ class Run:
         if not self.samples:
             raise UserError("the benchmark has no rows; expected at least one to ask")
         self.prompts = [benchmark.prompt(sample) for sample in self.samples]
+        self.uses = [clip_uses(prompt, processor) for prompt in self.prompts]
         self.max_new_tokens = settings.max_new_tokens or _longest_answer(processor, self.samples)
         self.clips = ClipStore(
             model,
@@ -76,9 +77,8 @@ class Run:
     def results(self) -> dict[str, Result]:
         """Return the results by the conditions' names."""
         plain = [condition for condition in self.conditions if condition.swap is None]
-        media = [tuple(dict.fromkeys(prompt.media)) for prompt in self.prompts]
-        for numbers in in_chunks(media, self.settings.clips_at_once):
-            clips, failures = self._encode([media[number] for number in numbers])
+        for numbers in in_chunks(self.uses, self.settings.clips_at_once):
+            clips, failures = self._encode([self.uses[number] for number in numbers])
             for condition in plain:
                 self._ask(condition, numbers, clips, failures, {})
         for condition in self.conditions:
@@ -87,19 +87,19 @@ class Run:
         return {condition.name: self._result(condition) for condition in self.conditions}
 
     def _encode(
-        self, media: Sequence[tuple[MediaPart, ...]]
-    ) -> tuple[dict[MediaPart, EncodedClip], dict[MediaPart, Failure]]:
+        self, uses: Sequence[tuple[ClipUse, ...]]
+    ) -> tuple[dict[ClipUse, EncodedClip], dict[ClipUse, Failure]]:
         """Return the clips of some rows, and why there are none of others."""
-        parts: dict[MediaPart, None] = {}  # as an ordered set
-        for of_row in media:
-            parts |= dict.fromkeys(of_row)
-        clips: dict[MediaPart, EncodedClip] = {}
-        failures: dict[MediaPart, Failure] = {}
-        for part, outcome in self.clips.get(list(parts)).items():
+        distinct: dict[ClipUse, None] = {}  # as an ordered set
+        for of_row in uses:
+            distinct |= dict.fromkeys(of_row)
+        clips: dict[ClipUse, EncodedClip] = {}
+        failures: dict[ClipUse, Failure] = {}
+        for use, outcome in self.clips.get(list(distinct)).items():
             if isinstance(outcome, Failure):
-                failures[part] = outcome
+                failures[use] = outcome
             else:
-                clips[part] = outcome
+                clips[use] = outcome
         return clips, failures
 
     def _swap(self, condition: Condition) -> None:
@@ -121,44 +121,49 @@ class Run:
         for _, part in partners:
             places.setdefault(part, len(places))
         order: list[tuple[int, int]] = []
-        media: dict[int, tuple[MediaPart, ...]] = {}
         for number, prompt in enumerate(self.prompts):
-            media[number] = self._media_of_swap(number, partners)
             first = min((places[part] for part in prompt.media if part in places), default=-1)
             order.append((first, number))
         numbers = [number for _, number in sorted(order)]
-        ordered = [media[number] for number in numbers]
+        ordered = [self._uses_of_swap(number, partners) for number in numbers]
         for chunk in in_chunks(ordered, self.settings.clips_at_once):
             clips, failures = self._encode([ordered[place] for place in chunk])
             self._ask(condition, [numbers[place] for place in chunk], clips, failures, partners)
 
-    def _media_of_swap(self, number: int, partners: Partners) -> tuple[MediaPart, ...]:
-        """Return the media parts that a row is asked with under a swap: its own and partners'.
+    def _uses_of_swap(self, number: int, partners: Partners) -> tuple[ClipUse, ...]:
+        """Return the clips that a row is asked with under a swap: its own and partners'.
 
         They are none where its answer is known already.
         """
-        prompt = self.prompts[number]
-        others = [partners.get((prompt.kind or "", part)) for part in prompt.media]
-        present = [part for part in others if part is not None]
-        if not present and number in self.predictions.get(AS_IS.name, {}):
+        others = self._others(number, partners)
+        if not others and number in self.predictions.get(AS_IS.name, {}):
             return ()
-        return tuple(dict.fromkeys([*prompt.media, *present]))
+        return tuple(dict.fromkeys([*self.uses[number], *others]))
+
+    def _others(self, number: int, partners: Partners) -> list[ClipUse]:
+        """Return the partners of a row's clips."""
+        kind = self.prompts[number].kind or ""
+        others: list[ClipUse] = []
+        for use in self.uses[number]:
+            partner = partners.get((kind, use.part))
+            if partner is not None:
+                others.append(ClipUse(partner, use.question))
+        return others
 
     def _ask(
         self,
         condition: Condition,
         numbers: Sequence[int],
-        clips: dict[MediaPart, EncodedClip],
-        failures: dict[MediaPart, Failure],
+        clips: dict[ClipUse, EncodedClip],
+        failures: dict[ClipUse, Failure],
         partners: Partners,
     ) -> None:
         """Ask rows under a condition, and record their answers."""
         variants = Variants(self.processor, condition, clips, partners)
         questions: list[_Question] = []
         for number in numbers:
-            prompt = self.prompts[number]
-            others = [partners.get((prompt.kind or "", part)) for part in prompt.media]
-            unread = [part for part in [*prompt.media, *others] if part in failures]
+            needed = [*self.uses[number], *self._others(number, partners)]
+            unread = [use for use in needed if use in failures]
             if unread:
                 self._fail(condition, number, failures[unread[0]])
                 continue
@@ -179,19 +184,20 @@ class Run:
             RowError: the row cannot be asked.
         """
         prompt = self.prompts[number]
+        uses = self.uses[number]
         kind = prompt.kind or ""
         unchanged = self.predictions.get(AS_IS.name, {}).get(number)
-        touched = any(variants.touches(part, kind) for part in prompt.media)
+        touched = any(variants.touches(use, kind) for use in uses)
         if not touched and unchanged is not None:
             return _Question(number, touched, answer=unchanged.answer)
-        media = [variants.of(part, kind) for part in prompt.media]
+        media = [variants.of(use, kind) for use in uses]
         row = self.processor.row(
             prompt,
             [variant.streams for variant in media],
             answer=False,
             runs=[variant.run for variant in media],
             # Of the whole clip: with all streams removed there is none to read it from.
-            durations=[duration_of(variants.clips[part].streams) for part in prompt.media],
+            durations=[duration_of(variants.clips[use].streams) for use in uses],
         )
         return _Question(number, touched, row=row)
 
@@ -277,6 +283,12 @@ class _Question:
     touched: bool
     row: Row | None = None
     answer: str = ""
+
+
+def clip_uses(prompt: Sample, processor: Any) -> tuple[ClipUse, ...]:
+    """Return a row's clips, in order, with the question where the model's selector reads it."""
+    question = prompt.last_question if processor.reads_question else ""
+    return tuple(ClipUse(part, question) for part in prompt.media)
 
 
 def _longest_answer(processor: Any, samples: Sequence[Sample]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ import torch
 from avllm.data.cache.fill import ClipEncoding, FeatureCache, encode, fill
 from avllm.data.media.load import MediaError
 from avllm.data.reading import MediaReader, read_batches
-from avllm.data.schema import MediaPart, resolve
+from avllm.data.schema import MediaPart, RowError, resolve
 from avllm.errors import UserError
 from avllm.evaluation.conditions import Streams, Unit
+
+KEPT_MB = 500.0
+"""Megabytes of decoded clips that are remembered for their further questions."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,20 @@ class EncodedClip:
 
     unit: Unit
     streams: Streams
+
+
+@dataclass(frozen=True)
+class ClipUse:
+    """A media part as a question reads it.
+
+    Attributes:
+        part: the media part.
+        question: for a model whose selector chooses frames by the question; else empty, so that
+            all questions about a part share its features.
+    """
+
+    part: MediaPart
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,9 @@ class ClipStore:
 
     Attributes:
         facts: of all clips so far that could be read.
+
+    Raises:
+        UserError: a cache, which has no place for features that depend on the question.
     """
 
     def __init__(
@@ -68,31 +88,39 @@ class ClipStore:
         num_workers: int = 0,
         cache: FeatureCache | None = None,
     ) -> None:
+        if processor.reads_question and cache is not None:
+            raise UserError(
+                "the model's selector chooses frames by the question; expected no --cache, which "
+                "holds one set of features a clip"
+            )
         self.model = model
         self.processor = processor
         self.root = root
         self.num_workers = num_workers
         self.cache = cache
         self.facts: dict[MediaPart, ClipFacts] = {}
-        self._held: dict[MediaPart, EncodedClip | Failure] = {}
+        self._held: dict[ClipUse, EncodedClip | Failure] = {}
 
-    def get(self, parts: Sequence[MediaPart]) -> dict[MediaPart, EncodedClip | Failure]:
-        """Return the features of distinct media parts, or why there are none."""
-        self._held = {part: self._held[part] for part in parts if part in self._held}
-        new = [part for part in parts if part not in self._held]
-        if new:
-            self._held |= encode_clips(
+    def get(self, uses: Sequence[ClipUse]) -> dict[ClipUse, EncodedClip | Failure]:
+        """Return the features of distinct clips, or why there are none."""
+        self._held = {use: self._held[use] for use in uses if use in self._held}
+        new = [use for use in uses if use not in self._held]
+        if new and self.processor.reads_question:
+            self._held |= encode_by_question(self.model, self.processor, new, self.root)
+        elif new:
+            encoded = encode_clips(
                 self.model,
                 self.processor,
-                new,
+                [use.part for use in new],
                 self.root,
                 num_workers=self.num_workers,
                 cache=self.cache,
             )
-        for part in new:
-            clip = self._held[part]
+            self._held |= {ClipUse(part): outcome for part, outcome in encoded.items()}
+        for use in new:
+            clip = self._held[use]
             if isinstance(clip, EncodedClip):
-                self.facts[part] = ClipFacts(clip.unit, frozenset(clip.streams))
+                self.facts[use.part] = ClipFacts(clip.unit, frozenset(clip.streams))
         return self._held
 
 
@@ -123,7 +151,7 @@ def encode_clips(
     if processor.reads_question:
         raise UserError(
             "the model's selector chooses frames by the question, and clips are encoded here once "
-            "for all questions; ask such a model with avllm ask or serve/batch_infer.py"
+            "for all texts; expected a model without a selector"
         )
     num_workers = min(num_workers, len(parts))
     reader = MediaReader(processor)
@@ -150,6 +178,38 @@ def encode_clips(
     return found
 
 
+def encode_by_question(
+    model: Any,
+    processor: Any,
+    uses: Sequence[ClipUse],
+    root: Path | None,
+    *,
+    batch_size: int = 16,
+) -> dict[ClipUse, EncodedClip | Failure]:
+    """Decode and encode clips whose frames are chosen by the question, each once a question.
+
+    Args:
+        model, processor: of one checkpoint.
+        uses: distinct clips with their questions.
+        root: where relative paths start.
+        batch_size: clips encoded at a time.
+    """
+    reader = MediaReader(processor, KEPT_MB)
+    outcomes: dict[ClipUse, EncodedClip | Failure] = {}
+    for first in range(0, len(uses), batch_size):
+        good: dict[ClipUse, Streams] = {}
+        for use in uses[first : first + batch_size]:
+            try:
+                (good[use],) = reader.inputs([use.part], root, use.question)
+            except (MediaError, RowError) as error:
+                outcomes[use] = Failure(error.reason, str(error))
+        with torch.no_grad():
+            encoded = encode(list(good.values()), model.encoders, model.device)
+        for use, streams in zip(good, encoded, strict=True):
+            outcomes[use] = EncodedClip(_unit(use.part, root, streams), streams)
+    return outcomes
+
+
 def _from_cache(cache: FeatureCache, part: MediaPart, root: Path | None) -> EncodedClip | Failure:
     try:
         streams = cache.get((root or Path(), part))
@@ -166,18 +226,18 @@ def _unit(part: MediaPart, root: Path | None, streams: Streams) -> Unit:
     return Unit(part, str(resolve(part, root).resolve()), seconds)
 
 
-def in_chunks(media: Sequence[tuple[MediaPart, ...]], most: int) -> Iterator[list[int]]:
+def in_chunks(media: Sequence[tuple[Hashable, ...]], most: int) -> Iterator[list[int]]:
     """Yield rows' numbers in chunks of at most ``most`` distinct clips, rows of a clip together.
 
     Args:
-        media: each row's media parts.
+        media: each row's clips.
         most: distinct clips whose features are held at a time; a row with more is a chunk.
     """
-    groups: dict[tuple[MediaPart, ...], list[int]] = {}
+    groups: dict[tuple[Hashable, ...], list[int]] = {}
     for place, parts in enumerate(media):
         groups.setdefault(parts, []).append(place)
     chunk: list[int] = []
-    held: set[MediaPart] = set()
+    held: set[Hashable] = set()
     for parts, places in groups.items():
         if chunk and len(held | set(parts)) > most:
             yield chunk

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from avllm.data.schema import MediaPart
-from avllm.evaluation.clips import EncodedClip
+from avllm.evaluation.clips import ClipUse, EncodedClip
 from avllm.evaluation.conditions import Condition, Partners, Streams, exchange, remove
 
 
@@ -30,39 +29,40 @@ class Variants:
         self,
         processor: Any,
         condition: Condition,
-        clips: dict[MediaPart, EncodedClip],
+        clips: dict[ClipUse, EncodedClip],
         partners: Partners,
     ) -> None:
         self.processor = processor
         self.condition = condition
         self.clips = clips
         self.partners = partners
-        self.made: dict[tuple[MediaPart, MediaPart | None], Variant] = {}
+        self.made: dict[tuple[ClipUse, ClipUse | None], Variant] = {}
 
-    def touches(self, part: MediaPart, kind: str) -> bool:
+    def touches(self, use: ClipUse, kind: str) -> bool:
         """Return whether the condition changes a clip for a question of a kind."""
-        if (kind, part) in self.partners:
+        if (kind, use.part) in self.partners:
             return True
-        return part in self.clips and self._removed(part) != []
+        return use in self.clips and self._removed(use) != []
 
-    def of(self, part: MediaPart, kind: str) -> Variant:
+    def of(self, use: ClipUse, kind: str) -> Variant:
         """Return a clip under the condition, for a question of a kind."""
-        key = (part, self.partners.get((kind, part)))
+        partner = self.partners.get((kind, use.part))
+        key = (use, None if partner is None else ClipUse(partner, use.question))
         if key not in self.made:
             self.made[key] = self._make(*key)
         return self.made[key]
 
-    def _make(self, part: MediaPart, partner: MediaPart | None) -> Variant:
-        clip = self.clips[part].streams
+    def _make(self, use: ClipUse, partner: ClipUse | None) -> Variant:
+        clip = self.clips[use].streams
         swap = self.condition.swap
-        streams = remove(clip, self._removed(part))
+        streams = remove(clip, self._removed(use))
         if partner is not None and swap is not None:
             streams = exchange(clip, self.clips[partner].streams, self.processor.streams_of(swap))
         return Variant(streams, self.processor.order(streams))
 
-    def _removed(self, part: MediaPart) -> list[str]:
+    def _removed(self, use: ClipUse) -> list[str]:
         """Return the streams of a clip that the condition removes."""
         removed: list[str] = []
         for medium in self.condition.removed:
             removed += self.processor.streams_of(medium)
-        return [stream for stream in self.clips[part].streams if stream in removed]
+        return [stream for stream in self.clips[use].streams if stream in removed]
