@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from avllm.errors import exit_on_user_error
+from avllm.errors import UserError, exit_on_user_error
 from avllm.inference.chat import Chat, media_kind
 from avllm.inference.drawing import facts, frame_pictures, sound_picture
 from avllm.inference.perceived import Perceived
+from avllm.inference.visits import Visits, growing_answer, hosts_of, readable
 from avllm.log import hush_libraries
 from avllm.registry import choices
 
@@ -43,9 +46,7 @@ CSS = """
 #facts {color: var(--body-text-color-subdued); font-size: 0.9em}
 #frames .grid-wrap {min-height: 0 !important; max-height: 420px}
 """
-NOTHING = "*(the model said nothing)*"
 PLAIN = "none"
-REDRAW = 0.04  # seconds between two drawings of an answer that grows
 Updates = dict[Any, Any]
 
 
@@ -61,6 +62,7 @@ class Demo:
         self.model = chat.model
         self.processor = chat.processor
         self.name = name
+        self.visits = Visits()
         with gr.Blocks(
             title=f"{TITLE} - {name}", analytics_enabled=False, delete_cache=(3600, 3600)
         ) as self.page:
@@ -156,6 +158,7 @@ class Demo:
             [self.chat, *buttons],
             **on_model,
         )
+        self.page.unload(self.leave)
         at_once = {**private, "queue": False}
         self.stop.click(self.stop_answer, self.chat, **at_once)
         # The file goes too, and look() hides the rest; the chat's own bin keeps the file.
@@ -165,7 +168,9 @@ class Demo:
 
     # ---- its events -------------------------------------------------------------------------
 
-    def look(self, chat: Chat | None, file: str | None, sound: bool) -> Updates:
+    def look(
+        self, chat: Chat | None, file: str | None, sound: bool, request: gr.Request | None = None
+    ) -> Updates:
         """Play a new file and show the encoders' view of it, or hide both when the file is gone."""
         chat = chat or self.new_chat()
         updates: Updates = {
@@ -178,6 +183,7 @@ class Demo:
         try:
             kind = media_kind(file)
             (perceived,) = chat.look(**{kind: file}, sound=sound_mode(sound))
+            self.visits.note(visit_of(request), chat)
         except (ValueError, OSError) as error:
             return updates | self._view(None, readable(error))
         if kind == "video":
@@ -186,11 +192,13 @@ class Demo:
             updates[self.audio] = gr.update(visible=True, value=file)
         return updates | self._view(perceived)
 
-    def switch_sound(self, chat: Chat | None, file: str | None, sound: bool) -> Updates:
+    def switch_sound(
+        self, chat: Chat | None, file: str | None, sound: bool, request: gr.Request | None = None
+    ) -> Updates:
         """Set whether the videos' sound is used, from the next question on."""
         chat = chat or self.new_chat()
         chat.use_sound(sound_mode(sound))
-        updates = self.look(chat, file, sound)
+        updates = self.look(chat, file, sound, request)
         del updates[self.video]  # it goes on playing
         del updates[self.audio]
         return updates
@@ -206,6 +214,7 @@ class Demo:
         top_p: float,
         max_new_tokens: float,
         decoder: str = PLAIN,
+        request: gr.Request | None = None,
     ) -> Iterator[Updates]:
         """Ask, and let the answer grow in the last message; an error becomes a message too."""
         if not question.strip():
@@ -231,7 +240,13 @@ class Demo:
             options["decoding"] = {"type": decoder}
         for answer in growing_answer(chat, question, options):
             yield {self.history: [*history, {"role": "assistant", "content": answer}]}
+        with suppress(UserError):  # too large: released, the next question reads the file again
+            self.visits.note(visit_of(request), chat)
         yield self._ready(True)
+
+    def leave(self, request: gr.Request) -> None:
+        """Forget the chat of a visitor who has closed the page."""
+        self.visits.end(visit_of(request))
 
     def stop_answer(self, chat: Chat | None) -> None:
         """End the answer that is being generated."""
@@ -275,45 +290,14 @@ class Demo:
 # ---- words and pictures ---------------------------------------------------------------------
 
 
-def growing_answer(chat: Chat, question: str, options: dict[str, Any]) -> Iterator[str]:
-    """Yield the answer as often as it is drawn, longer each time; an error is put at its end."""
-    answer = ""
-    drawn_at = 0.0
-    try:
-        for piece in chat.ask(question, **options):
-            answer += piece
-            if time.monotonic() - drawn_at > REDRAW:
-                drawn_at = time.monotonic()
-                yield answer
-        yield answer or NOTHING
-    except (
-        ValueError,
-        OSError,
-        RuntimeError,
-    ) as error:  # RuntimeError: out of memory, and the like
-        yield answer + failed(error)
-    finally:
-        chat.stop()
+def visit_of(request: gr.Request | None) -> str:
+    """Return the key of a visit, which ends when its page is closed."""
+    return "" if request is None else str(request.session_hash)
 
 
 def sound_mode(use_sound: bool) -> str:
     """Return the chat's word for a video whose sound is used, or is not."""
     return "auto" if use_sound else "off"
-
-
-def readable(error: BaseException) -> str:
-    """Return an error's message for a visitor, without the server's folders."""
-    text = str(error).strip() or type(error).__name__
-    path = getattr(error, "path", None)
-    if path:
-        text = text.replace(path, Path(path).name)
-    return f"⚠️ {text}"
-
-
-def failed(error: BaseException) -> str:
-    """Return the message that is shown in place of an answer."""
-    advice = "*This question is not part of the chat; ask again, or drop another file.*"
-    return f"{readable(error)}\n\n{advice}"
 
 
 def media_kind_or_video(file: str) -> str:
@@ -341,7 +325,9 @@ def main() -> None:
     demo = Demo(chat, arguments.checkpoint.resolve().name)
     address = f"{arguments.host}:{arguments.port}"
     try:
-        serve(demo, arguments.host, arguments.port, arguments.max_file_mb, prevent_thread_lock=True)
+        hosts = hosts_of(arguments.host, arguments.allow_host)
+        limit = arguments.max_file_mb
+        serve(demo, arguments.host, arguments.port, limit, hosts, prevent_thread_lock=True)
     except OSError as error:  # gradio's message speaks of settings that this program does not have
         raise SystemExit(
             f"error: cannot listen on {address}; another program may be there. Choose a --port"
@@ -351,19 +337,21 @@ def main() -> None:
 
 
 def serve(
-    demo: Demo, host: str, port: int, max_file_mb: int, **options: Any
+    demo: Demo, host: str, port: int, max_file_mb: int, hosts: list[str], **options: Any
 ) -> tuple[Any, str, str]:
     """Launch the page, without share link, analytics, SSR or files other than uploads."""
     theme = gr.themes.Default(
         primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=["monospace"]
     )
-    return demo.page.queue(default_concurrency_limit=1, max_size=32).launch(
+    return demo.page.queue(default_concurrency_limit=1, max_size=1000).launch(
         server_name=host,
         server_port=port,
         share=False,
         allowed_paths=[],
         max_file_size=max_file_mb * 2**20,
         ssr_mode=False,
+        run_history=False,
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
         show_error=True,
         enable_monitoring=False,
         footer_links=[],
@@ -387,6 +375,7 @@ def parser() -> argparse.ArgumentParser:
         help="0.0.0.0 opens the page to the network: it has no password",
     )
     add("--port", type=int, default=7860)
+    add("--allow-host", action="append", default=[], help="a further name of this server")
     add("--max-file-mb", type=int, default=200, help="largest upload")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     add("--allow-part", action="append", default=[], help="pkg.module:Class it may name")

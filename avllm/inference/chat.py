@@ -5,7 +5,6 @@ The command line, the demo and the Python API use it.
 
 from __future__ import annotations
 
-import math
 import mimetypes
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from avllm.data.cache.fill import encode
-from avllm.data.media.load import SOUND_MODES, Clip, MediaError, is_picture, probe
+from avllm.data.media.load import SOUND_MODES, MediaError, is_picture, probe
 from avllm.data.reading import MediaReader, Prepared
 from avllm.data.schema import (
     AudioPart,
@@ -38,16 +38,33 @@ if TYPE_CHECKING:
     from avllm.models.modeling_avllm import AVLLM
     from avllm.models.processing_avllm import AVProcessor
 
+KEEP_MB = 512.0
+"""Decoded clips that a chat keeps whose frames are chosen by the question."""
+
 Files = str | Path | Sequence[str | Path] | None
 
 
 @dataclass
 class _Media:
-    """A media part of the chat: decoded, prepared and, after the first question, encoded."""
+    """A media part of the chat: prepared and, after the first question, encoded.
 
-    clip: Clip
+    The decoded clip is not kept: of a film in 4K it is a thousand times as large.
+    """
+
+    perceived: Perceived
     inputs: Prepared
     features: Prepared | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        tensors: list[Tensor | None] = [self.perceived.frames, self.perceived.spectrogram]
+        if self.perceived.sound is not None:
+            tensors.append(self.perceived.sound.x)
+        for prepared in [self.inputs, self.features or {}]:
+            for stream in prepared.values():
+                tensors += [*stream.inputs.values(), *(stream.features or {}).values()]
+        return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
 
 class Chat:
@@ -67,7 +84,8 @@ class Chat:
         self.processor = processor
         self.messages: list[Message] = []
         self._stop = Event()
-        self._reader = MediaReader(processor, keep_mb=math.inf)
+        # Where the question selects the frames, each question needs the decoded clip.
+        self._reader = MediaReader(processor, keep_mb=KEEP_MB if processor.reads_question else 0)
         self._media: dict[MediaPart, _Media] = {}
 
     @classmethod
@@ -162,7 +180,10 @@ class Chat:
         if not self.processor.reads_question:
             unread = [part for part in unread if part not in self._media]
         for part, clip in zip(unread, self._reader.clips(unread, None), strict=True):
-            self._media[part] = _Media(clip, self.processor.prepare(clip, question))
+            inputs = self.processor.prepare(clip, question)
+            order = self.processor.order(inputs)
+            view = perceive(part, clip, inputs, self.processor.preprocessors, order)
+            self._media[part] = _Media(view, inputs)
 
     def _encoded(self, parts: Sequence[MediaPart]) -> list[Prepared]:
         """Return the encoders' features of media; each clip is encoded once for all questions."""
@@ -227,7 +248,11 @@ class Chat:
         """
         parts = media_parts(video, audio, image, sound)
         self._read(parts)
-        return self._perceive(parts)
+        asked = {part for message in self.messages for part in message.content}
+        for part in list(self._media):  # files that were looked at and never asked about
+            if part not in asked and part not in parts:
+                del self._media[part]
+        return [self._media[part].perceived for part in parts]
 
     def use_sound(self, sound: str) -> None:
         """Set whether the videos' own sound is used, in all turns, from the next question on.
@@ -252,6 +277,16 @@ class Chat:
                 return True
         return False
 
+    @property
+    def media_bytes(self) -> int:
+        """Bytes of memory that the chat's media take."""
+        return sum(media.size for media in list(self._media.values()))
+
+    def release_media(self) -> None:
+        """Free the memory of the chat's media; the next question reads their files again."""
+        self._media = {}
+        self._reader.forget()
+
     def clear(self) -> None:
         """Forget all turns and media."""
         self.stop()
@@ -263,16 +298,7 @@ class Chat:
     @property
     def perceived(self) -> list[Perceived]:
         """The encoders' view of the chat's media, in their order, from :meth:`ask` on."""
-        return self._perceive(list(self._media))
-
-    def _perceive(self, parts: Sequence[MediaPart]) -> list[Perceived]:
-        preprocessors = self.processor.preprocessors
-        perceived = []
-        for part in parts:
-            media = self._media[part]
-            order = self.processor.order(media.inputs)
-            perceived.append(perceive(part, media.clip, media.inputs, preprocessors, order))
-        return perceived
+        return [media.perceived for media in self._media.values()]
 
 
 def check_device(device: str) -> None:
