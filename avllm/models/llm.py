@@ -30,7 +30,7 @@ def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     check_model_folder(settings.name)
     with loading("the LLM", settings.name):
         _try_size(settings)
-        llm, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             settings.name,
             revision=settings.revision,
             trust_remote_code=False,
@@ -39,6 +39,7 @@ def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
             quantization_config=quantization(settings.quantize, dtype),
             output_loading_info=True,
         )
+    llm, report = loaded
     _check_report(settings.name, llm, report)
     check_finite(llm.named_parameters(), f"the LLM {settings.name}")
     if settings.quantize:
