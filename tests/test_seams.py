@@ -1,6 +1,7 @@
-"""Use a part of one's own at each seam: a module in a temporary folder, named `pkg.module:Class` in the settings.
+"""Use a part of one's own at each seam: a module in a folder, named `pkg.module:Class`.
 
-Nothing of the package is edited. A seam is proven end to end at tiny size: settings are built, rows read, a model run.
+Nothing of the package is edited. A seam is proven end to end at tiny size: settings are built, rows
+read, a model run.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Own:
-    """Write a module outside of the package; returns its name. Each test has a package of its own."""
+    """Write a module outside of the package, in a package of each test; returns its name."""
     package = f"parts_of_{request.node.name.partition('[')[0]}"
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").touch()
@@ -100,7 +101,9 @@ def test_adapter(world: World, own: Own, tmp_path: Path) -> None:
     trained = AVLLM.from_pretrained(str(tmp_path / "run"), allow_parts=[scaled["type"]])
     scale = trained.connector[0].scale
     assert scale.shape == (16,)
-    assert not torch.equal(scale, torch.full((16,), 2.0))  # it trained, and came back out of the checkpoint
+    assert not torch.equal(
+        scale, torch.full((16,), 2.0)
+    )  # it trained, and came back out of the checkpoint
 
 
 ENCODER = '''
@@ -119,7 +122,8 @@ class ColourReader:
 
     def __call__(self, media, duration):
         colour = media.x.float().mean((1, 2)) / 255  # (T, 3)
-        return EncoderInput({"colour": colour}, media.span, torch.ones(len(colour), 1, dtype=torch.bool))
+        real = torch.ones(len(colour), 1, dtype=torch.bool)
+        return EncoderInput({"colour": colour}, media.span, real)
 
     def settings(self):
         return {"part": part_name(self)}
@@ -343,7 +347,9 @@ class AddMean(Fusion):
 
 
 def test_fusion(world: World, own: Own) -> None:
-    model, processor = compose(world, fusion={"type": f"{own(FUSION)}:AddMean", "streams": ["audio"]})
+    model, processor = compose(
+        world, fusion={"type": f"{own(FUSION)}:AddMean", "streams": ["audio"]}
+    )
     batch = read(world, processor)
     assert "audio" not in model.config.media_token_ids or not bool(
         (batch.input_ids == model.config.media_token_ids["audio"]).any()
@@ -411,7 +417,7 @@ class Bright(StreamAdapter):
         x, real = tokens.flat()  # (B, N, D), (B, N)
         mean = (x[..., 0] * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
         keep = real & (x[..., 0] > mean)
-        rank = torch.where(keep, 2, torch.where(real, 1, 3))  # surplus, then kept, then what is no place at all
+        rank = torch.where(keep, 2, torch.where(real, 1, 3))  # surplus, then kept, then no place
         order = rank.argsort(dim=1, stable=True)  # (B, N)
         x = x.gather(1, order[..., None].expand_as(x))
         whole = tokens.span.new_zeros(len(x), 1, 2)
@@ -430,7 +436,7 @@ def by_content(world: World, own: Own, **changes: Any) -> tuple[AVLLM, AVProcess
 
 
 def test_count_by_content(world: World, own: Own) -> None:
-    """Places without a token are as if they were not there, in a batch, alone and while an answer grows."""
+    """Places without a token have no effect, in a batch, alone and while an answer grows."""
     model, processor = by_content(world, own)
     rows, root = read_manifest(world.questions), world.questions.parent
     batch = processor(rows, root, answer=True)
@@ -446,9 +452,14 @@ def test_count_by_content(world: World, own: Own) -> None:
             alone = model.llm(inputs_embeds=embeds[number : number + 1, keep]).logits[0]
             assert torch.allclose(logits[number, keep], alone, atol=1e-4)
         together = processor.decode(model.generate(processor(rows, root), max_new_tokens=4))
-        singly = [processor.decode(model.generate(processor([r], root), max_new_tokens=4))[0] for r in rows]
+        singly = [
+            processor.decode(model.generate(processor([r], root), max_new_tokens=4))[0]
+            for r in rows
+        ]
     assert together == singly
-    assert [p.answer for p in evaluate(model, processor, world.questions, max_new_tokens=4).predictions] == singly
+    assert [
+        p.answer for p in evaluate(model, processor, world.questions, max_new_tokens=4).predictions
+    ] == singly
 
 
 def test_what_content_decides_is_not_sorted_by_time_nor_packed(world: World, own: Own) -> None:
@@ -510,7 +521,9 @@ def test_row_maker_and_variants(world: World, own: Own, tmp_path: Path) -> None:
     collate = padding(parts, blanks=False, filled=stage.data.filled_length)
     micros = collate([dataset[0], dataset[1]])
     assert [micro.batch.variant for micro in micros] == [None, "half"]
-    whole, half = (int(parts.model.media_tokens(micro.batch)["video"].mask.sum()) for micro in micros)
+    whole, half = (
+        int(parts.model.media_tokens(micro.batch)["video"].mask.sum()) for micro in micros
+    )
     assert whole == 2 * half
     assert [micro.seen for micro in micros] == [micros[0].seen, 0]
     assert len(losses(run(config))) > 0
@@ -536,7 +549,9 @@ class FirstFrames(Selector):
 def test_selector(world: World, own: Own, tmp_path: Path) -> None:
     model, processor = compose(world, selector={"type": f"{own(SELECTOR)}:FirstFrames"})
     clip = {"type": "video", "video": str(world.captions.parent / "000.mp4")}
-    asked = [row(name, [clip, text(name)], "red") for name in ("what is first ?", "what colour is it ?")]
+    asked = [
+        row(name, [clip, text(name)], "red") for name in ("what is first ?", "what colour is it ?")
+    ]
     manifest = write_rows(tmp_path / "asked.jsonl", asked)
     samples = read_manifest(manifest)
     one, all_frames = (int(processor([sample]).streams["video"].units[0]) for sample in samples)
@@ -546,12 +561,14 @@ def test_selector(world: World, own: Own, tmp_path: Path) -> None:
     assert units == [1, 2], "the dataset decodes once and chooses for each row"
     chat = Chat(model.eval(), processor)
     for question, count in (("what is first ?", 1), ("what colour is it ?", 2)):
-        "".join(chat.ask(question, video=clip["video"] if not chat.messages else None, max_new_tokens=1))
+        "".join(
+            chat.ask(question, video=clip["video"] if not chat.messages else None, max_new_tokens=1)
+        )
         assert [len(perceived.frames) for perceived in chat.perceived] == [count]
 
 
 def test_a_model_with_a_selector_is_evaluated_as_it_is_asked(world: World, own: Own) -> None:
-    """Frames are chosen for each question, also those of a partner, and with one clip held at a time."""
+    """Frames are chosen for each question, also a partner's, and with one clip held at a time."""
     model, processor = compose(world, selector={"type": f"{own(SELECTOR)}:FirstFrames"})
     rows = []
     for number in range(3):
@@ -571,10 +588,14 @@ def test_a_model_with_a_selector_is_evaluated_as_it_is_asked(world: World, own: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(asking, "answer_rows", noting)
         for held in (64, 1):
-            results[held] = evaluate_all(model, processor, manifest, conditions, max_new_tokens=4, clips_at_once=held)
+            results[held] = evaluate_all(
+                model, processor, manifest, conditions, max_new_tokens=4, clips_at_once=held
+            )
     for counts in seen:
         assert counts == {identity: 1 if "first" in identity else 2 for identity in counts}
-    assert {n: r.to_dict() for n, r in results[64].items()} == {n: r.to_dict() for n, r in results[1].items()}
+    assert {n: r.to_dict() for n, r in results[64].items()} == {
+        n: r.to_dict() for n, r in results[1].items()
+    }
     arguments = Generation(max_new_tokens=4).arguments(model, processor)
     for prediction in results[64]["as_is"].predictions:
         batch = processor([prediction.sample], root=manifest.parent)

@@ -24,12 +24,23 @@ def call(*arguments: str) -> str:
     return done.stdout
 
 
-def test_eval_prints_json_and_writes_files(checkpoint: Path, questions: Path, tmp_path: Path) -> None:
+def test_eval_prints_json_and_writes_files(
+    checkpoint: Path, questions: Path, tmp_path: Path
+) -> None:
     output, predictions = tmp_path / "figures.json", tmp_path / "answers.jsonl"
     files = ["--output", str(output), "--predictions", str(predictions)]
     short = ["--limit", "10", "--max-new-tokens", "3", "--batch-size", "4"]
     printed = call(
-        "eval", str(checkpoint), str(questions), "--without", "audio", "--swap", "video", "--json", *files, *short
+        "eval",
+        str(checkpoint),
+        str(questions),
+        "--without",
+        "audio",
+        "--swap",
+        "video",
+        "--json",
+        *files,
+        *short,
     )
     found = json.loads(printed)  # the tables are on stderr
     assert found == json.loads(output.read_text())
@@ -44,7 +55,9 @@ def test_eval_prints_json_and_writes_files(checkpoint: Path, questions: Path, tm
 
 
 def test_tables_are_on_stdout(checkpoint: Path, questions: Path) -> None:
-    done = CliRunner().invoke(app, ["eval", str(checkpoint), str(questions), "--limit", "2", "--max-new-tokens", "2"])
+    done = CliRunner().invoke(
+        app, ["eval", str(checkpoint), str(questions), "--limit", "2", "--max-new-tokens", "2"]
+    )
     assert "as is" in done.stdout
     assert "as is" not in done.stderr
 
@@ -58,7 +71,9 @@ def test_tables_are_on_stdout(checkpoint: Path, questions: Path) -> None:
         (["--output", "/proc/nowhere/x.json"], "/proc/nowhere"),
     ],
 )
-def test_mistakes_are_told_before_a_model_is_loaded(questions: Path, more: list[str], message: str) -> None:
+def test_mistakes_are_told_before_a_model_is_loaded(
+    questions: Path, more: list[str], message: str
+) -> None:
     manifest = [] if more[0].endswith(".jsonl") else [str(questions)]
     done = CliRunner().invoke(app, ["eval", "/nowhere/checkpoint", *manifest, *more])
     assert message in str(done.exception) + done.stderr
@@ -86,8 +101,12 @@ def test_tables_show_whole_figures_and_no_empty_column() -> None:
         "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "red"}],
         "kind": "seen.colour",
     }
-    rows = [Sample.model_validate({"id": str(i), "choices": ["red", "blue"], **said}) for i in range(3)]
-    predictions = [Prediction(s, "red", score_by_form(s, "red", 1.0, "x"), touched=False) for s in rows]
+    rows = [
+        Sample.model_validate({"id": str(i), "choices": ["red", "blue"], **said}) for i in range(3)
+    ]
+    predictions = [
+        Prediction(s, "red", score_by_form(s, "red", 1.0, "x"), touched=False) for s in rows
+    ]
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table(Result(AS_IS, predictions)))
     shown = console.export_text()

@@ -1,8 +1,9 @@
 """Decide which files and URLs a row of media may name: rows may come from others.
 
-Without settings, rows name any local file and any URL, except for http addresses of private networks.
-``--media-root FOLDER`` admits local files below these folders alone, and then URLs only as
-``--allow-url`` names them. The settings lie in environment variables, which worker processes inherit.
+Without settings, rows name any local file and any URL, except for http addresses of private
+networks. ``--media-root FOLDER`` admits local files below these folders alone, and then URLs only
+as ``--allow-url`` names them. The settings lie in environment variables, which worker processes
+inherit.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def check_url(url: str) -> None:
     if access.urls or access.roots:
         allowed = ", ".join(access.urls) or "none"
         raise AccessError(
-            f"{url} is not among the allowed URLs ({allowed}); if the row may show it, name it with --allow-url"
+            f"{url} is not among the allowed URLs ({allowed}); if the row may show it, name it "
+            "with --allow-url"
         )
 
 
