@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
 from avllm.config_values import Number, PartSpec, Section, Whole, as_list
 from avllm.streams import check_stream
@@ -67,7 +67,17 @@ class LLMConfig(Section):
     quantize: Literal["4bit", "8bit"] | None = Field(
         None, description="bits of the frozen weights (bitsandbytes); null for none"
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="implementation of attention")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="implementation of attention; auto: sdpa where the LLM has it, else eager"
+    )
+    chat_template_kwargs: dict[str, JsonValue] = Field(
+        default_factory=dict, description="arguments of the chat template, for example {enable_thinking: false}"
+    )
+    date: str | None = Field(
+        None,
+        pattern=r"^\d{4}-\d\d-\d\d$",
+        description="day that a chat template writes as today; the day on which the model is composed",
+    )
 
 
 class SamplingConfig(Section):

@@ -18,7 +18,7 @@ from avllm.data.cache.fill import FeatureCache
 from avllm.data.items import Bad, Items
 from avllm.data.media.load import Clip, MediaError, Sound
 from avllm.data.packing import share_media
-from avllm.data.reading import MediaReader, Place, Prepared
+from avllm.data.reading import ROW_FAULTS, MediaReader, Place, Prepared, fault_of
 from avllm.data.row import Row
 from avllm.data.row_makers.base import RowMaker
 from avllm.data.row_makers.whole import Whole
@@ -177,8 +177,11 @@ class SampleDataset:
         places = self.items[number]
         try:
             media = self._media(places[0], drawn)
-        except (MediaError, RowError) as error:
-            bad = [self.items.bad(place, error.reason, str(error)) for place in places]
+        except ROW_FAULTS as error:
+            if self.cache is not None and not isinstance(error, MediaError | RowError):
+                raise  # of the cache, not of the row
+            fault = fault_of(error)
+            bad = [self.items.bad(place, fault.reason, str(fault)) for place in places]
             return Loaded([], bad, len(places))
         if self.maker.varies or self.processor.reads_question:
             return self._rows(places, media, drawn)
@@ -228,7 +231,7 @@ class SampleDataset:
         place = int(self.items.rows[int(which * len(self.items.rows))])
         try:
             clips = self.reader.clips(self.items.sample(place).media[:1], self.items.root(place))
-        except (MediaError, RowError):
+        except ROW_FAULTS:
             return None
         return clips[0].sound if clips else None
 
@@ -243,8 +246,9 @@ class SampleDataset:
             make = _MakeRow(self.processor, self.reader, media)
             try:
                 rows += self.maker.rows(sample, make, drawn)
-            except (MediaError, RowError) as error:
-                bad.append(self.items.bad(place, error.reason, str(error)))
+            except ROW_FAULTS as error:
+                fault = fault_of(error)
+                bad.append(self.items.bad(place, fault.reason, str(fault)))
         if self.pack and len(rows) > 1:
             packed = []
             for variant in dict.fromkeys(row.variant for row in rows):

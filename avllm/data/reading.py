@@ -24,6 +24,17 @@ Prepare = Callable[[Sequence[MediaPart], Path], list[Prepared]]
 """Decodes media parts, their paths relative to a folder, and prepares them: :meth:`MediaReader.inputs`."""
 
 
+ROW_FAULTS = (ValueError, TypeError, LookupError, RuntimeError, OSError)
+"""Errors that making a row may raise: also libraries' own, on files and texts of others."""
+
+
+def fault_of(error: Exception) -> MediaError | RowError:
+    """Return an error that a row raised as one with a reason, so that the row counts as bad."""
+    if isinstance(error, MediaError | RowError):
+        return error
+    return RowError("unexpected", f"{type(error).__name__}: {error}")
+
+
 class ClipProcessor(Protocol):
     """Decode and prepare clips, as a reader needs it (AVProcessor does)."""
 

@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.text import Text
 
 from avllm.data.manifest import ManifestError, digest, parse_row
-from avllm.data.reading import MediaReader
+from avllm.data.reading import ROW_FAULTS, MediaReader, fault_of
 from avllm.data.row import Row
 from avllm.data.schema import RowError, Sample
 from avllm.inference.generation import Generation, answer_rows
@@ -189,10 +189,10 @@ def prepare(processor: AVProcessor, request: Request, root: Path | None) -> Prep
     try:
         clips = MediaReader(processor).inputs(sample.media, root, sample.last_question)
         row = processor.row(sample, clips, answer=False)
-    except RowError as error:
-        return PreparedRequest(request.id, error=f"{error.reason}: {error}")
-    except (ValueError, OSError) as error:  # MediaError, a folder that may not be read
-        return PreparedRequest(request.id, error=str(error))
+    except ROW_FAULTS as error:
+        fault = fault_of(error)
+        reason = f"{fault.reason}: " if isinstance(fault, RowError) else ""
+        return PreparedRequest(request.id, error=f"{reason}{fault}")
     return PreparedRequest(request.id, row)
 
 

@@ -206,7 +206,9 @@ class Chat:
         duration = self._duration(messages)
 
         def decode(ids: list[int], whole: bool) -> str:
-            text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            text = self.processor.answer_text(
+                str(tokenizer.decode(ids, skip_special_tokens=True)), whole
+            )
             return self.processor.content.say_seconds(text, duration, whole)
 
         pieces: list[str] = []

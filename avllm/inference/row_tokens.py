@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from avllm.data.schema import RowError, Sample
+from avllm.models.rows.control_text import ControlTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +44,10 @@ class ProcessorTokens:
             raise RowError("no_answer", "no token of this row is trained on")
         return len(row.input_ids)
 
+    def control_words(self, sample: Sample) -> list[str]:
+        """Return the LLM's control tokens that the row's texts hold; they are read as text."""
+        return written_in(self.processor.chat_text.control, sample)
+
 
 def _run(counts: dict[str, int]) -> list[str]:
     """Return the stream of each token of a media part, one stream after the other."""
@@ -58,6 +63,7 @@ class TextTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.control = ControlTokens(tokenizer, str(tokenizer.chat_template or ""), "")
 
     def __call__(
         self,
@@ -78,6 +84,18 @@ class TextTokens:
                 "too_long", f"{count} tokens of text alone; the longest row is {self.max_length}"
             )
         return count
+
+    def control_words(self, sample: Sample) -> list[str]:
+        """Return the tokenizer's control tokens that the row's texts hold."""
+        return written_in(self.control, sample)
+
+
+def written_in(control: ControlTokens, sample: Sample) -> list[str]:
+    """Return the control tokens in the texts of a row, in order."""
+    words: list[str] = []
+    for message in sample.messages:
+        words += control.written_in(message.text, message.role)
+    return words
 
 
 def reading(processor: AVProcessor) -> str:

@@ -27,7 +27,7 @@ from avllm.models.checkpoint_format import (
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
 from avllm.models.encoders import build_encoder, pretrained_encoder, try_encoder, widths_of
-from avllm.models.llm import is_quantised, load_llm
+from avllm.models.llm import attention, is_quantised, load_llm
 from avllm.models.loading.digests import ALL_FILES, MODEL_FILES, check_files, write_manifest
 from avllm.models.loading.files import read_config, reading
 from avllm.models.loading.foreign_parts import check_parts
@@ -276,7 +276,7 @@ def _load_llm(config: AVConfig, settings: LLMConfig, size: Size) -> Any:
     inner = AutoConfig.for_model(**config.llm["config"])
     dtype = getattr(torch, settings.dtype)
     return AutoModelForCausalLM.from_config(
-        inner, dtype=dtype, attn_implementation=settings.attention, trust_remote_code=False
+        inner, dtype=dtype, attn_implementation=attention(settings), trust_remote_code=False
     )
 
 

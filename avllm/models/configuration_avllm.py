@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -14,8 +15,9 @@ class AVConfig(PretrainedConfig):
     """Configuration of :class:`~avllm.models.modeling_avllm.AVLLM`.
 
     Args:
-        llm: ``{"name", "revision", "config", "dtype", "quantize", "attention"}``; ``config`` is the
-            LLM's own config as a dict, ``name`` the source of its weights.
+        llm: the fields of :class:`~avllm.config.LLMConfig`, and ``config``: the LLM's own config as
+            a dict. ``name`` is the source of its weights, ``date`` the day on which the model was
+            composed, which chat templates that write a date keep writing.
         encoders: ``{stream: {"medium", "type", "name", "revision", "config", "options"}}``.
         connector: adapters in order, ``[{"type", **options}]``.
         layout: ``{"type", **options}``.
@@ -94,8 +96,9 @@ class AVConfig(PretrainedConfig):
             encoders: the encoders' records, by stream.
             media_token_ids: placeholder ids by stream.
         """
+        today = datetime.date.today().isoformat()
         return cls(
-            llm=llm,
+            llm=llm | {"date": llm.get("date") or today},
             encoders=dict(encoders),
             connector=description.connector,
             layout=description.layout,

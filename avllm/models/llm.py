@@ -35,7 +35,7 @@ def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
             revision=settings.revision,
             trust_remote_code=False,
             dtype=dtype,
-            attn_implementation=settings.attention,
+            attn_implementation=attention(settings),
             quantization_config=quantization(settings.quantize, dtype),
             output_loading_info=True,
         )
@@ -47,6 +47,11 @@ def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     config = llm.config.to_dict()
     config.pop("quantization_config", None)
     return llm, {**settings.model_dump(), "config": config}
+
+
+def attention(settings: LLMConfig) -> str | None:
+    """Return transformers' name of the attention; None lets it choose what the LLM has."""
+    return None if settings.attention == "auto" else settings.attention
 
 
 def _try_size(settings: LLMConfig) -> None:

@@ -34,7 +34,7 @@ from avllm.models.encoders import widths_of
 from avllm.models.loading.digests import record_processor
 from avllm.models.loading.files import read_processor, reading, refuse_unknown
 from avllm.models.merge import is_placeholder
-from avllm.models.rows.chat_text import MARK, ChatText, check_media_text
+from avllm.models.rows.chat_text import ChatText, check_media_text
 from avllm.models.rows.content import Content, check_regions, in_seconds
 from avllm.models.rows.media_inputs import (
     blank_inputs,
@@ -42,7 +42,8 @@ from avllm.models.rows.media_inputs import (
     check_encoders,
     prepare_streams,
 )
-from avllm.models.rows.row_parts import check_length, row_of
+from avllm.models.rows.rendered import MARK
+from avllm.models.rows.row_parts import check_answers, check_length, row_of
 from avllm.models.rows.stream_order import StreamOrder, check_layout
 from avllm.models.words import add_to_tokenizer, check_tokenizer
 from avllm.registry import build
@@ -244,7 +245,7 @@ class AVProcessor(ProcessorMixin):
         text = self.chat_text.render(messages, answer=not add_generation_prompt).text
         for part in sample.media:
             text = text.replace(MARK, f"<|{part.type}|>", 1)
-        return text
+        return self.chat_text.show(text)
 
     # ---- media -------------------------------------------------------------------------------
 
@@ -330,7 +331,10 @@ class AVProcessor(ProcessorMixin):
             raise RowError(
                 "media_count", f"{len(sample.media)} media parts but {len(clips)} clips were given"
             )
-        self._check(sample, answer)
+        if answer:
+            check_answers(sample)
+        for message in sample.messages:
+            self.chat_text.check(message)
         messages = sample.messages if answer else sample.question().messages
         seconds = durations or [duration_of(clip) for clip in clips]
         written = self.content.write(messages, seconds)
@@ -346,14 +350,6 @@ class AVProcessor(ProcessorMixin):
         soft = Soft.of(self.content.mixtures(tokens.ids, written.words))
         last = seconds[-1] if seconds else None
         return replace(row, variant=variant, soft=soft, duration=last)
-
-    def _check(self, sample: Sample, answer: bool) -> None:
-        if answer and not (sample.answer or "").strip():
-            raise RowError(
-                "empty_answer", "the last turn is no answer or an empty one; training needs a text"
-            )
-        for message in sample.messages:
-            self.chat_text.check(message)
 
     # ---- batches -----------------------------------------------------------------------------
 
@@ -383,13 +379,17 @@ class AVProcessor(ProcessorMixin):
                 one, an answer keeps the words of the time codec.
         """
         decoded = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        texts = [text.strip() for text in decoded]
+        texts = [self.answer_text(text) for text in decoded]
         if durations is None:
             return texts
         return [
             self.content.say_seconds(text, seconds)
             for text, seconds in zip(texts, durations, strict=True)
         ]
+
+    def answer_text(self, text: str, whole: bool = True) -> str:
+        """Return generated text without thoughts and white space around the answer."""
+        return self.chat_text.without_thoughts(text, whole).strip()
 
     def describe(self, row: Row) -> dict[str, int]:
         """Count the tokens of each stream and of text, for people."""

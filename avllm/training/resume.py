@@ -7,6 +7,7 @@ generator state to keep; the learning rate is a function of the step. A frozen L
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -127,6 +128,23 @@ def check_same_run(run: Path, settings: dict[str, Any]) -> None:
             f"delete the folder to start from the beginning; only {', '.join(sorted(FREE_KEYS))} "
             "may change on the way"
         )
+
+
+def with_date(config: RunConfig, run: Path) -> RunConfig:
+    """Return settings with the day on which the run began, which chat templates may write.
+
+    A run that goes on tomorrow writes the prompts of today.
+    """
+    if config.model is None or config.model.llm.date is not None:
+        return config
+    recorded: dict[str, Any] = {}
+    if (run / "run.json").is_file():
+        recorded = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    llm = (recorded.get("model") or {}).get("llm") or {}
+    dated = config.model_copy(deep=True)
+    assert dated.model is not None
+    dated.model.llm.date = llm.get("date") or datetime.date.today().isoformat()
+    return dated
 
 
 def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:

@@ -233,8 +233,8 @@ def _dataset(
     data: DataConfig, sources: Sequence[SourceConfig], parts: Parts, quarantine: Mapping[str, str]
 ) -> SampleDataset:
     maker: RowMaker = build("row_makers", data.rows)
-    if isinstance(maker, Whole) and _reads_question(parts):
-        maker = EachTurn()  # such a model reads one question a row
+    if isinstance(maker, Whole) and (_reads_question(parts) or _rewrites_turns(parts)):
+        maker = EachTurn()  # one question a row, and each answer after its own prompt
     return SampleDataset(
         [source.manifest for source in sources],
         parts.processor,
@@ -249,6 +249,11 @@ def _dataset(
 def _reads_question(parts: Parts) -> bool:
     """Return whether media tokens depend on the question: by the connector or chosen frames."""
     return parts.model.connector.conditioned or parts.processor.reads_question
+
+
+def _rewrites_turns(parts: Parts) -> bool:
+    """Return whether the chat template writes an answer otherwise when more turns follow it."""
+    return parts.processor.chat_text.rewrites_turns()
 
 
 def name_unclear(config: RunConfig, datasets: Sequence[SampleDataset]) -> None:

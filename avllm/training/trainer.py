@@ -46,6 +46,7 @@ from avllm.training.resume import (
     check_same_run,
     inputs,
     latest,
+    with_date,
     write_atomic,
 )
 from avllm.training.seeds import AFTER_STEP, BEFORE_STEP, VALIDATION, place_seed
@@ -85,6 +86,7 @@ def run_stage(config: RunConfig) -> Path:
         TrainingError: the gradient is not finite, or no step had a target.
     """
     run = Path(config.output)
+    config = with_date(config, run)
     group_is_the_callers = distributed.active()  # such a group outlives the stage
     accelerator = make_accelerator(config, run)
     set_up()

@@ -24,7 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from avllm.data.manifest import read_manifest
 from avllm.data.schema import Sample
-from avllm.models.rows.chat_text import DEFAULT_TEMPLATE, MARK
+from avllm.models.rows.chat_text import DEFAULT_TEMPLATE
+from avllm.models.rows.rendered import MARK
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 IGNORE = -100

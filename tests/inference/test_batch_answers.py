@@ -93,7 +93,7 @@ def test_bad_rows_have_an_error_and_cost_no_other_row(
         json.dumps(row("silent", [{"type": "video", "video": str(clips[1]), "sound": "on"}], "x")),
         json.dumps(row("behind", [{"type": "video", "video": str(clips[0]), "start": 9.0}], "x")),
         json.dumps(row("long", [text("red " * 3000)], "x")),
-        json.dumps(row("reserved", [text("<|audio|>")], "x")),
+        json.dumps(row("reserved", [text("\x01")], "x")),
         "[]",
         json.dumps({**good, "id": "last"}),
     ]

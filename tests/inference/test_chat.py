@@ -119,7 +119,7 @@ def test_errors_come_at_once_and_leave_the_chat_as_it_was(chat: Chat, clips: lis
         chat.ask(QUESTION, video=tmp_path / "no.mp4")
     assert unread.value.reason == "missing"
     with pytest.raises(RowError) as reserved:
-        chat.ask("<|video|> ?")
+        chat.ask("\x01 ?")
     assert reserved.value.reason == "reserved_text"
     mistakes: list[tuple[str, Any, dict[str, Any]]] = [
         ("empty", "  ", {}),

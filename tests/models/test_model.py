@@ -277,8 +277,9 @@ def test_templates_that_drop_earlier_thoughts_or_refuse_a_role(world: World) -> 
     processor.tokenizer.chat_template = THINKING
     row = processor.row(talk, [])
     trained = processor.tokenizer.decode(row.labels[row.labels != IGNORE])
-    assert trained.split() == ["red", "</s>", "nothing", ":", "blue", "</s>"]
-    assert len(processor.row(talk, [], answer=False).input_ids) < len(row.input_ids)
+    assert trained.split() == ["blue", "</s>"]  # "red" does not follow its prompt here, see EachTurn
+    prompt = processor.row(talk, [], answer=False).input_ids
+    assert row.input_ids[: len(prompt)].tolist() == prompt.tolist()
     processor.tokenizer.chat_template = NO_SYSTEM + THINKING
     messages = [{"role": "system", "content": "describe"}, *talk.model_dump()["messages"]]
     with pytest.raises(RowError) as error:
@@ -291,9 +292,9 @@ def test_rows_that_cannot_be_made(built: tuple[AVLLM, AVProcessor], world: World
     with pytest.raises(RowError) as caught:
         rows(processor, world, [sample(video(), "what ?", answer="  ")])
     assert caught.value.reason == "empty_answer"
-    with pytest.raises(RowError) as error:
-        rows(processor, world, [sample("what is <|video|> ?")])
-    assert error.value.reason == "reserved_text"
+    with pytest.raises(RowError) as caught:
+        rows(processor, world, [sample("what is \x01 ?")])
+    assert caught.value.reason == "reserved_text"
     processor.max_length = 10
     try:
         with pytest.raises(RowError, match="10") as caught:

@@ -117,10 +117,10 @@ REASONS: dict[str, Reason] = {
         "the id occurs in two manifests",
         "a quarantine list removes both",
     ),
-    "empty_text": Reason("error", "a turn holds nothing at all", "write what is asked"),
+    "empty_text": Reason("warning", "a turn holds nothing at all", "write what is asked"),
     "empty_answer": Reason(
         "error",
-        "the last turn is no answer, or an empty one",
+        "the last turn is no answer, or an answer is empty",
         "write the answer",
     ),
     "long_text": Reason(
@@ -134,14 +134,24 @@ REASONS: dict[str, Reason] = {
         "raise --max-length, or shorten the answer",
     ),
     "placeholder": Reason(
-        "error",
-        "the text holds a placeholder for media",
-        "make media parts, not text",
+        "warning",
+        "the text holds a placeholder for media, which is read as text",
+        "make media parts where media are meant",
+    ),
+    "control_text": Reason(
+        "warning",
+        "the text holds a control token of the LLM, which is read as text",
+        "none, if it is meant as text",
     ),
     "reserved_text": Reason(
         "error",
-        "the text holds a token that stands for media",
-        "take it out of the text",
+        "the text holds characters or words that stand for something else",
+        "take them out of the text",
+    ),
+    "unexpected": Reason(
+        "error",
+        "no row can be made, for a reason that has no name",
+        "read the detail; leave the row out",
     ),
     "no_encoder": Reason(
         "error",

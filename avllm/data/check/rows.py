@@ -99,8 +99,11 @@ def text_problems(sample: Sample) -> Iterator[Problem]:
         yield Problem("unlisted_id", f"id {sample.id!r}")
     if not sample.licence:
         yield Problem("no_licence", f"source {sample.source}")
-    if not (sample.answer or "").strip():
-        yield Problem("empty_answer", f"the last turn is the {sample.messages[-1].role}'s")
+    last = len(sample.messages) - 1
+    for number, message in enumerate(sample.messages):
+        is_answer = message.role == "assistant"
+        if (is_answer or number == last) and not (is_answer and message.text.strip()):
+            yield Problem("empty_answer", f"turn {number} is the {message.role}'s")
     for number in range(len(sample.messages)):
         yield from _turn_problems(sample, number)
 
@@ -111,8 +114,7 @@ def _turn_problems(sample: Sample, number: int) -> Iterator[Problem]:
     turn = f"turn {number} ({message.role})"
     text_parts = [p for p in message.content if isinstance(p, WordPart)]
     media_count = len(message.content) - len(text_parts)
-    is_answer = number == len(sample.messages) - 1 and message.role == "assistant"
-    if not media_count and not message.text.strip() and not is_answer:
+    if not media_count and not message.text.strip() and message.role != "assistant":
         yield Problem("empty_text", f"{turn} holds nothing")
     if len(message.text) > LONG_TEXT:
         yield Problem("long_text", f"{turn} has {len(message.text)} characters")

@@ -35,7 +35,8 @@ from avllm.data.check.report import CheckReport
 from avllm.data.check.rows import Ids, Line, TestRows, lines, listable, text_problems
 from avllm.data.check.uses import Use, duration_of_use
 from avllm.data.manifest import ManifestError
-from avllm.data.schema import RowError, Sample
+from avllm.data.reading import ROW_FAULTS, fault_of
+from avllm.data.schema import Sample
 from avllm.data.store.storage import local_path
 
 SLOWEST = 5  # files that the report names
@@ -63,6 +64,10 @@ class TokenCounter(Protocol):
         Raises:
             RowError: no training row can be made of it.
         """
+        ...
+
+    def control_words(self, sample: Sample) -> list[str]:
+        """Return the LLM's control tokens that the row's texts hold."""
         ...
 
 
@@ -305,10 +310,14 @@ class Judge:
             return
         try:
             count = self.tokens(sample, media, durations)
-        except RowError as error:
-            yield Problem(error.reason, error.detail)
+        except ROW_FAULTS as error:
+            fault = fault_of(error)
+            yield Problem(fault.reason, str(fault))
         else:
             report.values["tokens"].append(count)
+            words = self.tokens.control_words(sample)
+            if words:
+                yield Problem("control_text", f"{', '.join(dict.fromkeys(words))}")
 
 
 def _add_figures(report: CheckReport, files: Files) -> None:

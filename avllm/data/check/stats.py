@@ -14,6 +14,7 @@ from avllm.data.check.reasons import REASONS
 from avllm.data.check.rows import lines
 from avllm.data.check.run import TokenCounter
 from avllm.data.check.uses import Use, duration_of_use
+from avllm.data.reading import ROW_FAULTS, fault_of
 from avllm.data.schema import RowError, Sample, VideoPart
 
 
@@ -128,9 +129,9 @@ def stats(
         if tokens is not None:
             try:
                 row.tokens = _count_tokens(sample, media, durations, tokens)
-            except RowError as error:
+            except ROW_FAULTS as error:
                 row.refused = 1
-                result.refused[error.reason] += 1
+                result.refused[fault_of(error).reason] += 1
         _add_row(result, row, sample, line.manifest)
     return result
 

@@ -1,25 +1,25 @@
-"""Turn messages into token ids by the tokenizer's chat template, with media runs in place."""
+"""Write messages as one text by the tokenizer's chat template, with a mark for each media part."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 from typing import Any
 
-import torch
-from jinja2 import TemplateError
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from avllm.data.schema import Message, RowError, TextPart
 from avllm.errors import UserError
 from avllm.models.configuration_avllm import AVConfig
-from avllm.models.rows.template import check_template, render_chat
+from avllm.models.rows.chat_template import THINKING, ChatTemplate
+from avllm.models.rows.chat_tokens import ChatTokens, Tokenized
+from avllm.models.rows.control_text import ControlTokens
+from avllm.models.rows.rendered import MARK, PROBE, Range, Rendered, Turn
+from avllm.models.rows.template import check_template
 
-MARK = "\u0001"  # replaces a media part while the template is rendered; text must not contain it
-PROBE = "\u0002"  # replaces a whole turn, to find where the template puts it
-MOST_PIECES = 4096  # texts and chats that are remembered
+MOST_CHATS = 4096  # that are remembered
 DEFAULT_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}"
     "{% if m['role'] == 'system' %}{{ m['content'] + '\n' }}"
@@ -27,9 +27,6 @@ DEFAULT_TEMPLATE = (
     "{% else %}{{ 'ASSISTANT: ' + m['content'] + eos_token + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
 )
-
-Range = tuple[int, int]
-"""Index of the first character and of the one after the last."""
 
 
 @dataclass(frozen=True)
@@ -47,58 +44,6 @@ class Flat:
     text: str
     ranges: tuple[Range, ...]
     words: str
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A user's message and the answer to it, in a rendered chat.
-
-    Attributes:
-        question: the text of the user's message.
-        asked: its ranges in the chat; empty if the template changes it.
-        target: the answer's text; empty in a prompt.
-        trained: range of the answer in the chat, with its end marker; None in a prompt.
-        media: the number of media parts in the chat up to this turn.
-    """
-
-    question: str
-    asked: tuple[Range, ...]
-    target: str
-    trained: Range | None
-    media: int
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A chat as text, written by the template."""
-
-    text: str
-    turns: tuple[Turn, ...]
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """A rendered chat as token ids.
-
-    Attributes:
-        ids: ``(L,)`` long.
-        asked: for each turn, the positions of the question's tokens.
-        trained: for each turn, the positions of the answer's tokens.
-        clip_places: the position at which each media part's run begins, also an empty run.
-    """
-
-    ids: Tensor
-    asked: list[Tensor]
-    trained: list[Tensor]
-    clip_places: list[int]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Token ids of a piece of text, and for each of them its range of characters in the piece."""
-
-    ids: list[int]
-    offsets: list[Range]
 
 
 def check_media_text(config: AVConfig) -> None:
@@ -126,23 +71,42 @@ class ChatText:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: AVConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self._pieces: dict[str, _Piece] = {}
+        self._thoughts_end: str | None = None
         self._chats: dict[tuple[Any, ...], Rendered] = {}
         if tokenizer.chat_template is None:
             tokenizer.chat_template = DEFAULT_TEMPLATE
         check_template(tokenizer)
+        llm = config.llm
+        self.template = ChatTemplate(tokenizer, llm.get("chat_template_kwargs"), llm.get("date"))
+        self.control = ControlTokens(tokenizer, self.template.source, self._some_turns())
+        self._tokens = ChatTokens(tokenizer, self.control, config.media_token_ids)
+        self._reserved = re.compile(f"[{MARK}{PROBE}{self.control.characters}]")
+
+    def _some_turns(self) -> str:
+        """Return a chat of three turns as text; nothing if the template refuses it."""
+        turns = [Flat(role, "A", (), "A") for role in ("user", "assistant", "user")]
+        try:
+            return self._template(turns, generation=False)
+        except RowError:
+            return ""
 
     def check(self, message: Message) -> None:
-        """Refuse text that contains a placeholder of media.
+        """Refuse text that contains a character which stands for media or control tokens.
 
         Raises:
             RowError: ``reserved_text``.
         """
-        for token in [MARK, PROBE, *(f"<|{s}|>" for s in self.config.media_token_ids)]:
-            if token in message.text:
-                raise RowError(
-                    "reserved_text", f"the text holds {token!r}, which stands for media tokens"
-                )
+        reserved = self._reserved.search(message.text)
+        if reserved:
+            raise RowError(
+                "reserved_text",
+                f"the text holds the character {reserved[0]!r}, which stands for media; leave it "
+                "out",
+            )
+        try:
+            message.text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RowError("reserved_text", f"the text is no Unicode: {error}") from error
 
     # ---- text --------------------------------------------------------------------------------
 
@@ -151,35 +115,75 @@ class ChatText:
 
         Args:
             messages: the turns.
-            answer: False ends the text where the next answer begins.
+            answer: False ends the text where the next answer begins: after everything that the
+                template writes before an answer, such as empty thoughts.
 
         Raises:
-            RowError: ``chat_template``: the template refuses the roles, or rewrites earlier turns
-                when more follow.
+            RowError: ``chat_template``: the template refuses the roles, or does not write the last
+                answer after its prompt.
         """
         contents = [self._flatten(message) for message in messages]
         if self.config.system and contents[0].role != "system":
             contents.insert(0, Flat("system", self.config.system, (), ""))
         key = (answer, *contents)
         if key not in self._chats:  # many rows have the same chat
-            if len(self._chats) >= MOST_PIECES:
+            if len(self._chats) >= MOST_CHATS:
                 self._chats.clear()
             self._chats[key] = self._render(contents, answer)
         return self._chats[key]
 
+    def rewrites_turns(self) -> bool:
+        """Return True if an answer is written otherwise when more turns follow it.
+
+        In a row of several turns, only the last answer then follows the prompt that it would have.
+        """
+        turns = [Flat(role, "A", (), "A") for role in ("user", "assistant") * 2]
+        try:
+            return self._render(turns, answer=True).turns[0].trained is None
+        except RowError:
+            return False
+
+    def show(self, text: str) -> str:
+        """Return rendered text with the control tokens that people wrote in their own form."""
+        return self.control.show(text)
+
+    def tokenize(self, chat: Rendered, runs: Sequence[list[str]]) -> Tokenized:
+        """Turn a rendered chat into token ids: see :meth:`ChatTokens.tokenize`."""
+        return self._tokens.tokenize(chat, runs)
+
+    def without_thoughts(self, text: str, whole: bool) -> str:
+        """Return generated text from where the thoughts of an LLM that thinks end.
+
+        Args:
+            text: the decoded tokens.
+            whole: False while more is generated: the answer may be still to come.
+        """
+        if not self.template.thinks:
+            return text
+        if self._thoughts_end is None:
+            opening = self._before_answer([Flat("user", "A", (), "A")]).split()
+            self._thoughts_end = opening[-1]
+        before, end, answer = text.rpartition(self._thoughts_end)
+        if end:
+            return answer
+        return text if whole else ""
+
     def _flatten(self, message: Message) -> Flat:
         text, ranges, words = "", [], ""
-        for part in message.content:
-            if isinstance(part, TextPart):
-                ranges.append((len(text), len(text) + len(part.text)))
-                text += part.text
-                words += part.text
-            else:
+        for is_text, parts in groupby(message.content, lambda part: isinstance(part, TextPart)):
+            if is_text:  # neighbours may make up a control token together
+                written = "".join(part.text for part in parts if isinstance(part, TextPart))
+                hidden = self.control.hide(written, message.role)
+                ranges.append((len(text), len(text) + len(hidden)))
+                text += hidden
+                words += written
+                continue
+            for part in parts:
                 text += self.config.media_text.get(part.type, "{media}").replace("{media}", MARK)
         return Flat(message.role, text, tuple(ranges), words)
 
     def _render(self, contents: list[Flat], answer: bool) -> Rendered:
-        whole = self._template(contents, generation=not answer)
+        whole = self._template(contents, generation=False) if answer else self._prompt(contents)
         turns: list[Turn] = []
         media = 0
         for place, content in enumerate(contents):
@@ -214,128 +218,72 @@ class ChatText:
                 ranges.append((start + first, start + last))
         return tuple(ranges)
 
-    def _answer_range(self, contents: list[Flat], place: int, whole: str) -> Range:
-        """Return the range of an assistant's message in the chat, with its end marker."""
-        before = self._template(contents[:place], generation=True)
-        after = self._template(contents[: place + 1], generation=False)
-        end = min(len(after), len(whole))
-        if not whole.startswith(after.rstrip()):  # Qwen3 drops the empty thoughts of earlier turns
-            text = contents[place].text
-            turn = text + after.rpartition(text)[2]
-            is_unchanged = whole.startswith(turn, len(before))
-            end = len(before) + len(turn) if is_unchanged else -1
-        if end < 0 or not whole.startswith(before):
+    def _before_answer(self, contents: Sequence[Flat]) -> str:
+        """Return the chat up to the text of the next answer, as a finished chat is written."""
+        probe = Flat("assistant", PROBE, (), "")
+        text, probed, _ = self._template([*contents, probe], generation=False).partition(PROBE)
+        return text if probed else self._template(contents, generation=True)
+
+    def _prompt(self, contents: Sequence[Flat]) -> str:
+        """Return the chat up to where the LLM begins to write the next answer.
+
+        Rows begin with their prompts, so it is what a finished chat has before the answer. What a
+        template adds there (``<think></think>``) belongs to the prompt, except for an LLM that
+        thinks: it begins after the template's generation prompt.
+
+        Raises:
+            RowError: ``chat_template``: no finished chat begins with the generation prompt.
+        """
+        opening = self._before_answer(contents)
+        generation = self._template(contents, generation=True)
+        if self.template.thinks and not opening.startswith(generation):
             raise RowError(
                 "chat_template",
-                f"the chat template rewrites turn {place} when more turns follow; use one "
-                "that only appends",
+                f"the chat template's prompt ends with {generation[-20:]!r}, but it writes "
+                "no finished answer after these words: rows could not begin with their prompts. "
+                f"Leave {' or '.join(THINKING)} out of model.llm.chat_template_kwargs",
             )
-        return len(before), end
+        # White space alone is the beginning of the answer: tokens such as " red" are not cut.
+        is_opened = opening.startswith(generation) and not opening[len(generation) :].strip()
+        return generation if self.template.thinks or is_opened else opening
+
+    def _answer_range(self, contents: list[Flat], place: int, whole: str) -> Range | None:
+        """Return the range of an assistant's message in the chat, with its end marker.
+
+        Returns:
+            None if the template writes an earlier turn otherwise than a last one.
+
+        Raises:
+            RowError: ``chat_template``: the last answer does not follow its prompt, or not all of
+                it is written.
+        """
+        is_last = place == len(contents) - 1
+        prompt = self._prompt(contents[:place])
+        start = len(prompt)
+        if self.template.thinks:  # an answer without thoughts is trained without the empty ones
+            opening = self._before_answer(contents[:place])
+            start = len(opening) if whole.startswith(opening) else start
+        end = len(whole)
+        if not is_last:
+            after = self._template(contents[: place + 1], generation=False)
+            after = after if whole.startswith(after) else after.rstrip()
+            end = len(after) if whole.startswith(after) else -1
+        is_written = _without_space(contents[place].text) in _without_space(whole[:end])
+        if end >= 0 and whole.startswith(prompt) and is_written:
+            return start, end
+        if not is_last:
+            return None
+        raise RowError(
+            "chat_template",
+            f"the chat template does not write the answer of turn {place} after {prompt[-30:]!r}, "
+            "with which its prompt ends; does the answer hold thoughts? Then set enable_thinking "
+            "in model.llm.chat_template_kwargs, or take the thoughts out",
+        )
 
     def _template(self, contents: Sequence[Flat], generation: bool) -> str:
         messages = [{"role": content.role, "content": content.text} for content in contents]
-        try:
-            return render_chat(self.tokenizer, messages, generation=generation)
-        except TemplateError as error:
-            roles = [content.role for content in contents]
-            raise RowError(
-                "chat_template", f"the LLM's chat template refuses roles {roles}: {error}"
-            ) from error
-
-    # ---- tokens ------------------------------------------------------------------------------
-
-    def tokenize(self, chat: Rendered, runs: Sequence[list[str]]) -> Tokenized:
-        """Turn a rendered chat into token ids, with the tokens of media in place of their marks.
-
-        Text is cut at the borders of media and answers, so that a prompt is exactly the beginning
-        of its row.
-
-        Args:
-            chat: of :meth:`render`.
-            runs: for each media part, the name of the stream of each token.
-
-        Raises:
-            RowError: ``chat_template``: the template left out a media part, or wrote it twice.
-        """
-        text = chat.text
-        marks = [i for i, character in enumerate(text) if character == MARK]
-        if len(marks) != len(runs):
-            raise RowError(
-                "chat_template",
-                f"the chat template writes {len(marks)} media parts, the chat has "
-                f"{len(runs)}; use one that writes each turn once, as given",
-            )
-        borders = {0, len(text), *marks, *(mark + 1 for mark in marks)}
-        for turn in chat.turns:
-            borders.update(turn.trained or ())
-        spans = [(a, b) for a, b in pairwise(sorted(borders)) if b > a]
-        pieces = self._encode([text[a:b] for a, b in spans if text[a] != MARK])
-        return _put_together(chat, spans, pieces, [self._placeholders(run) for run in runs])
-
-    def _placeholders(self, run: list[str]) -> list[int]:
-        ids = self.config.media_token_ids  # looked up once: a config's attributes are slow
-        return [ids[stream] for stream in run]
-
-    def _encode(self, texts: list[str]) -> list[_Piece]:
-        """Encode pieces of text; those that recur (turn markers, questions) are encoded once."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._pieces]
-        if len(self._pieces) + len(new) > MOST_PIECES:
-            self._pieces = {}
-            new = list(dict.fromkeys(texts))
-        if new:
-            has_offsets = self.tokenizer.is_fast
-            encoded = self.tokenizer(
-                new, add_special_tokens=False, return_offsets_mapping=has_offsets
-            )
-            for number, (text, ids) in enumerate(zip(new, encoded["input_ids"], strict=True)):
-                # Without offsets, a token counts as the whole piece.
-                offsets = (
-                    encoded["offset_mapping"][number]
-                    if has_offsets
-                    else [(0, len(text))] * len(ids)
-                )
-                self._pieces[text] = _Piece(ids, offsets)
-        return [self._pieces[text] for text in texts]
+        return self.template.write(messages, generation)
 
 
-def _put_together(
-    chat: Rendered, spans: Sequence[Range], pieces: Sequence[_Piece], runs: Sequence[list[int]]
-) -> Tokenized:
-    """Join text pieces and media runs in the order of the chat, with the positions of its turns."""
-    ids: list[int] = []
-    asked: list[list[int]] = [[] for _ in chat.turns]
-    trained: list[list[int]] = [[] for _ in chat.turns]
-    clip_places: list[int] = []
-    next_piece = iter(pieces)
-    next_run = iter(runs)
-    for start, _ in spans:
-        if chat.text[start] == MARK:
-            clip_places.append(len(ids))
-            ids += next(next_run)
-            continue
-        piece = next(next_piece)
-        for number, turn in enumerate(chat.turns):
-            if turn.trained is not None and turn.trained[0] <= start < turn.trained[1]:
-                trained[number] += range(len(ids), len(ids) + len(piece.ids))
-            else:
-                asked[number] += [len(ids) + i for i in _tokens_in(piece, start, turn.asked)]
-        ids += piece.ids
-    return Tokenized(
-        torch.tensor(ids, dtype=torch.long),
-        [torch.tensor(places, dtype=torch.long) for places in asked],
-        [torch.tensor(places, dtype=torch.long) for places in trained],
-        clip_places,
-    )
-
-
-def _tokens_in(piece: _Piece, start: int, ranges: Sequence[Range]) -> list[int]:
-    """Return the tokens of a piece that overlap a range; ``start`` is its first character."""
-    last = start + piece.offsets[-1][1] if piece.offsets else start
-    near = [(low - start, high - start) for low, high in ranges if low < last and high > start]
-    if not near:
-        return []
-    overlapping = []
-    for number, (first, end) in enumerate(piece.offsets):
-        if any(first < high and end > low for low, high in near):
-            overlapping.append(number)
-    return overlapping
+def _without_space(text: str) -> str:
+    return "".join(text.split())

@@ -7,8 +7,25 @@ from torch import Tensor
 
 from avllm.data.row import IGNORE, Part, Row
 from avllm.data.schema import RowError, Sample
-from avllm.models.rows.chat_text import Rendered, Tokenized
+from avllm.models.rows.chat_tokens import Tokenized
+from avllm.models.rows.rendered import Rendered
 from avllm.tokens import EncoderInput
+
+
+def check_answers(sample: Sample) -> None:
+    """Refuse a row for training whose last turn is no answer, or one of whose answers is empty.
+
+    Raises:
+        RowError: ``empty_answer``.
+    """
+    last = len(sample.messages) - 1
+    for number, message in enumerate(sample.messages):
+        is_answer = message.role == "assistant"
+        if (is_answer or number == last) and not (is_answer and message.text.strip()):
+            raise RowError(
+                "empty_answer",
+                f"turn {number} is no answer or an empty one; training needs a text",
+            )
 
 
 def check_length(tokens: Tokenized, longest: int) -> None:
@@ -50,6 +67,8 @@ def row_of(
     """
     parts = []
     for turn, asked, trained in zip(chat.turns, tokens.asked, tokens.trained, strict=True):
+        if turn.trained is None and not is_prompt:  # written otherwise than after its prompt
+            continue
         clips_before = tuple(range(turn.media))
         parts.append(
             Part(
