@@ -32,6 +32,7 @@ from avllm.models.building.extend import extend_model
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint_format import is_checkpoint, read_manifest_of
 from avllm.models.encoders import check_encoder
+from avllm.models.llm_trial import check_llm
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 from avllm.models.words import load_words
@@ -288,7 +289,9 @@ def check_rows(config: RunConfig, task: Task, maker: RowMaker) -> None:
 
     Raises:
         PackingError: for the model or an objective they do not.
+        LLMError: the LLM reads embeddings otherwise than token ids.
     """
+    check_llm(task.model)
     if config.data.pack or maker.shares_sequences:
         check_packing(task.model, shares_media=config.data.shares_media)
     comparing = [name for name, objective in task.objectives.items() if objective.compares]
