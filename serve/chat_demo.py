@@ -24,7 +24,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from avllm.errors import UserError, exit_on_user_error
 from avllm.inference.chat import Chat, media_kind
-from avllm.inference.drawing import facts, frame_pictures, sound_picture
+from avllm.inference.drawing import escaped, facts, frame_pictures, sound_picture
 from avllm.inference.perceived import Perceived
 from avllm.inference.visits import Visits, growing_answer, hosts_of, readable
 from avllm.log import hush_libraries
@@ -44,6 +44,7 @@ FONT = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 CSS = """
 .gradio-container {max-width: 1240px !important; margin: 0 auto !important}
 #facts {color: var(--body-text-color-subdued); font-size: 0.9em}
+#chat .message {white-space: pre-wrap}
 #frames .grid-wrap {min-height: 0 !important; max-height: 420px}
 """
 PLAIN = "none"
@@ -113,6 +114,7 @@ class Demo:
             elem_id="chat",
             buttons=["copy"],
             feedback_options=None,
+            render_markdown=False,  # text stays text: no tags, no pictures from elsewhere, 2*3*4
             placeholder="Your questions and the model's answers appear here.",
         )
         self.question = gr.Textbox(
@@ -225,7 +227,7 @@ class Demo:
         title = ""
         if file is not None and not chat.holds(file):
             media = {media_kind_or_video(file): file}
-            title = f"`{Path(file).name}`\n\n"
+            title = f"{Path(file).name}\n\n"
         history = [*history, {"role": "user", "content": title + question}]
         asked = {self.chat: chat, self.history: history, self.question: ""}
         yield asked | self._ready(False)
@@ -273,7 +275,7 @@ class Demo:
     def _view(self, perceived: Perceived | None, problem: str = "") -> Updates:
         """Show the encoders' view of a file, or the problem with it."""
         view: Updates = {
-            self.facts: problem or EMPTY,
+            self.facts: escaped(problem) or EMPTY,
             self.frames: gr.update(visible=False, value=None),
             self.spectrogram: gr.update(visible=False, value=None),
         }

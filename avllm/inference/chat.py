@@ -26,7 +26,9 @@ from avllm.data.schema import (
     Message,
     Sample,
     TextPart,
+    TimePart,
     VideoPart,
+    resolve,
 )
 from avllm.errors import UserError
 from avllm.inference.generation import Generation
@@ -44,6 +46,14 @@ KEEP_MB = 512.0
 Files = str | Path | Sequence[str | Path] | None
 
 
+@dataclass(frozen=True)
+class FileState:
+    """Time of change (ns) and size (bytes) of a file: another file of this name has others."""
+
+    changed: int
+    size: int
+
+
 @dataclass
 class _Media:
     """A media part of the chat: prepared and, after the first question, encoded.
@@ -53,6 +63,7 @@ class _Media:
 
     perceived: Perceived
     inputs: Prepared
+    file_state: FileState | None
     features: Prepared | None = None
 
     @property
@@ -176,14 +187,22 @@ class Chat:
 
     def _read(self, parts: Sequence[MediaPart], question: str = "") -> None:
         """Read and prepare new media, or all media where the question selects the frames."""
-        unread = list(dict.fromkeys(parts))
+        states = {part: _file_state(part) for part in parts}
+        changed = [
+            part
+            for part, state in states.items()
+            if part in self._media and self._media[part].file_state != state
+        ]
+        if changed:
+            self._reader.forget(but=[part for part in self._media if part not in changed])
+        unread = list(states)
         if not self.processor.reads_question:
-            unread = [part for part in unread if part not in self._media]
+            unread = [part for part in states if part not in self._media or part in changed]
         for part, clip in zip(unread, self._reader.clips(unread, None), strict=True):
             inputs = self.processor.prepare(clip, question)
             order = self.processor.order(inputs)
             view = perceive(part, clip, inputs, self.processor.preprocessors, order)
-            self._media[part] = _Media(view, inputs)
+            self._media[part] = _Media(view, inputs, states[part])
 
     def _encoded(self, parts: Sequence[MediaPart]) -> list[Prepared]:
         """Return the encoders' features of media; each clip is encoded once for all questions."""
@@ -204,12 +223,15 @@ class Chat:
         arguments = generation.arguments(self.model, self.processor)
         tokenizer = self.processor.tokenizer
         duration = self._duration(messages)
+        content = self.processor.content
+        written = ""  # the answer with its times as the LLM writes them
 
         def decode(ids: list[int], whole: bool) -> str:
-            text = self.processor.answer_text(
+            nonlocal written
+            written = self.processor.answer_text(
                 str(tokenizer.decode(ids, skip_special_tokens=True)), whole
             )
-            return self.processor.content.say_seconds(text, duration, whole)
+            return content.say_seconds(written, duration, whole)
 
         pieces: list[str] = []
         try:
@@ -217,9 +239,9 @@ class Chat:
                 pieces.append(piece)
                 yield piece
         except GeneratorExit:  # the reader closed the iterator: the turn is the text that it got
-            self._remember(stop, messages, "".join(pieces))
+            self._remember(stop, messages, [TextPart(text="".join(pieces))])
             raise
-        self._remember(stop, messages, "".join(pieces))
+        self._remember(stop, messages, content.read(written, duration))
 
     def _duration(self, messages: list[Message]) -> float | None:
         """Return the seconds of the last clip, which an answer's times are about."""
@@ -228,14 +250,16 @@ class Chat:
             return None
         return duration_of(self._media[media[-1]].inputs)
 
-    def _remember(self, stop: Event, messages: list[Message], answer: str) -> None:
+    def _remember(
+        self, stop: Event, messages: list[Message], answer: Sequence[TextPart | TimePart]
+    ) -> None:
         """Add an answer to its messages, unless the chat was cleared or asked something else."""
         if stop is not self._stop:
             return
         history = list(messages)
         if history[-1].role != "user":
             del history[-1]
-        turn = Message(role="assistant", content=[TextPart(text=answer)])
+        turn = Message(role="assistant", content=list(answer))
         self.messages = [*history, turn]
 
     def look(
@@ -356,6 +380,15 @@ def media_parts(video: Files, audio: Files, image: Files, sound: str = "auto") -
     sounds = [AudioPart.model_validate({"audio": path}) for path in _paths(audio)]
     pictures = [ImagePart(image=path) for path in _paths(image)]
     return [*videos, *sounds, *pictures]
+
+
+def _file_state(part: MediaPart) -> FileState | None:
+    """Return what changes with a file's content; None for URLs and members of shards."""
+    try:
+        state = resolve(part, None).stat()
+    except OSError:
+        return None
+    return FileState(state.st_mtime_ns, state.st_size)
 
 
 def _check_sound(sound: str) -> None:

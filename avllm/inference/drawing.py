@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +65,14 @@ def plot_sound(media: Perceived, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+def escaped(text: str) -> str:
+    """Return text whose punctuation Markdown shows unchanged: no emphasis, tags or links."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
+
+
 def facts(perceived: Perceived) -> str:
-    """Return one line of numbers: seconds, frames, sound, tokens."""
-    numbers = [f"**{Path(perceived.part.path).name}**"]
+    """Return one line of numbers in Markdown: seconds, frames, sound, tokens."""
+    numbers = [f"**{escaped(Path(perceived.part.path).name)}**"]
     if perceived.duration:
         numbers.append(f"{perceived.duration:.2f} s")
     if perceived.frames is not None:

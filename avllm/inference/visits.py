@@ -13,7 +13,7 @@ from avllm.data.schema import RowError
 from avllm.errors import OutageError, UserError
 from avllm.inference.chat import Chat
 
-NOTHING = "*(the model said nothing)*"
+NOTHING = "(the model said nothing)"
 REDRAW = 0.04  # seconds between two drawings of an answer that grows
 
 

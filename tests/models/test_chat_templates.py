@@ -20,7 +20,8 @@ from chat_models import (
 )
 from tiny import World, make_world, settings
 
-from avllm.config import ModelConfig, RunConfig
+from avllm.config import RunConfig
+from avllm.config_model import ModelConfig
 from avllm.data.row import IGNORE
 from avllm.data.schema import RowError, Sample
 from avllm.errors import UserError

@@ -25,6 +25,7 @@ from avllm.encoders._regions import REAL
 from avllm.models.configuration_avllm import AVConfig
 from avllm.registry import build
 from avllm.time_codecs.base import Mixture, Piece, TimeCodec, TimeError
+from avllm.times import Time
 from avllm.tokens import EncoderInput
 
 
@@ -128,6 +129,38 @@ class Content:
             return text
         settled = text if whole else text.rpartition(" ")[0]
         return self.codec.to_seconds(settled, duration)
+
+    def read(self, text: str, duration: float | None) -> list[TextPart | TimePart]:
+        """Return an answer as parts, as manifests hold it: text, and times of the last clip.
+
+        Written again by :meth:`write`, the parts give the text: a second question about the clip
+        then follows the tokens that training has there.
+
+        Args:
+            text: the LLM's answer.
+            duration: seconds of the clip that it is about; None returns the text unchanged.
+        """
+        if duration is None or not self.codec.rewrites:
+            return [TextPart(text=text)]
+        parts: list[TextPart | TimePart] = []
+        position = 0
+        for mention in self.codec.find(text, duration):
+            if self._written(mention.seconds, duration) != text[mention.first : mention.last]:
+                continue  # a time after the clip's end, or in another form: it stays text
+            if mention.first > position:
+                parts.append(TextPart(text=text[position : mention.first]))
+            parts.append(TimePart(seconds=mention.seconds))
+            position = mention.last
+        if position < len(text) or not parts:
+            parts.append(TextPart(text=text[position:]))
+        return parts
+
+    def _written(self, seconds: float, duration: float) -> str | None:
+        """Return a moment as the codec writes it, None if it cannot."""
+        try:
+            return "".join(map(_shown, self.codec.write(Time(seconds), duration)))
+        except TimeError:
+            return None
 
     def mixtures(self, ids: Tensor, words: Sequence[Piece]) -> list[tuple[int, dict[int, float]]]:
         """Return the places of a row's mixtures, each with its weights by token id.
