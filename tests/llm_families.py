@@ -42,6 +42,22 @@ EXPERTS = {
     "topk_group": 1,
     "first_k_dense_replace": 1,
 }
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+}
+LAYERED = {
+    "hidden_size_per_layer_input": 8,
+    "laurel_rank": 4,
+    "num_kv_shared_layers": 0,
+    "altup_num_inputs": 2,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "activation_sparsity_pattern": [0.0, 0.0],
+}
 
 
 @dataclass(frozen=True)
@@ -51,12 +67,12 @@ class Family:
     Attributes:
         changes: options of its config beside ``SIZES``.
         kind: what it has that others have not.
-        refused: it cannot be given embeddings, and training refuses it before its first step.
+        refused: why training refuses it before its first step: a reason of ``LLMError``.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
     kind: str = ""
-    refused: bool = False
+    refused: str | None = None
 
 
 FAMILIES: dict[str, Family] = {
@@ -69,10 +85,10 @@ FAMILIES: dict[str, Family] = {
     "cohere2": Family({"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
     "deepseek_v2": Family({**MLA, **EXPERTS, "q_lora_rank": None}, "latent attention"),
     "deepseek_v3": Family({**MLA, **EXPERTS}, "latent attention, MoE"),
-    "diffllama": Family({}, "differential attention"),
+    "diffllama": Family({"num_key_value_heads": 2}, "differential attention"),
     "ernie4_5": Family(),
     "exaone4": Family({"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
-    "falcon": Family({"multi_query": True, "new_decoder_architecture": False}, "multi-query"),
+    "falcon": Family({"head_dim": None, "multi_query": True, "new_decoder_architecture": False}, "multi-query"),
     "falcon_h1": Family({**MAMBA2, "mamba_d_ssm": 64}, "attention and Mamba-2 in one layer"),
     "falcon_mamba": Family(SSM, "states"),
     "gemma": Family({}, "scaled embeddings"),
@@ -133,10 +149,17 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family(),
     "xglm": Family({"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 2}, "sinusoids"),
     "zamba2": Family(
-        {**MAMBA2, "attention_head_dim": 32, "hybrid_layer_ids": [1], "num_mem_blocks": 1, "adapter_rank": 4}
+        {
+            **MAMBA2,
+            "attention_head_dim": 32,
+            "layer_types": ["mamba", "hybrid"],
+            "hybrid_layer_ids": [1],
+            "num_mem_blocks": 1,
+            "adapter_rank": 4,
+        }
     ),
-    "gemma3": Family({}, "a vision tower", refused=True),
-    "gemma3n": Family({}, "embeddings of each layer", refused=True),
+    "gemma3": Family({"text_config": "gemma3_text", "vision_config": VISION}, "a vision tower", refused="embeddings"),
+    "gemma3n_text": Family(LAYERED, "embeddings of each layer", refused="embeddings"),
 }
 
 
@@ -146,7 +169,11 @@ def make_family(name: str, folder: Path) -> Path:
 
     tokenizer = make_tokenizer(folder)
     family = FAMILIES[name]
-    options = {**SIZES, "vocab_size": len(tokenizer), **family.changes}
+    options: dict[str, Any] = {**SIZES, "vocab_size": len(tokenizer), **family.changes}
+    if options.get("head_dim", 0) is None:
+        del options["head_dim"]
+    if isinstance(options.get("text_config"), str):  # a model of pictures and text: sizes are the text model's
+        options["text_config"] = {**SIZES, "vocab_size": len(tokenizer)}
     torch.manual_seed(0)
     llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **options))
     llm.save_pretrained(folder)

@@ -70,7 +70,8 @@ class Instruction(nn.Module):
         (tokenizer,) = self._tokenizer
         settings = {"padding": True, "truncation": True, "max_length": self.longest}
         texts = [text or " " for text in prompt.texts]
-        encoded = tokenizer(texts, return_tensors="pt", **settings)
+        # A special token in a question is read as text.
+        encoded = tokenizer(texts, return_tensors="pt", split_special_tokens=True, **settings)
         mask = encoded["attention_mask"].bool().to(prompt.mask.device)
         asks = torch.tensor([bool(text) for text in prompt.texts], device=mask.device)  # (B,)
         return encoded["input_ids"].to(prompt.mask.device), mask & asks[:, None]

@@ -135,7 +135,7 @@ class QFormerTerm(Objective):
         end = self.tokenizer.sep_token_id
         if end is None:
             end = self.tokenizer.eos_token_id
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [*ids[: self.max_length - 1], end]
 
     def embed(self, model: Any, words: Words, begin: int) -> Text:

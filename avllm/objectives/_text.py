@@ -102,6 +102,7 @@ class TextSide(nn.Module):
             "truncation": True,
             "max_length": longest,
             "return_tensors": "pt",
+            "split_special_tokens": True,
         }
         tokens = self.tokenizer(texts, **options).to(device)
         return masked_mean(encoder(**tokens).last_hidden_state, tokens["attention_mask"].bool())

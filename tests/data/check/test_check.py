@@ -503,3 +503,14 @@ def test_masked_rows_and_cut_runs_are_errors() -> None:
     with pytest.raises(RowError) as cut:
         check_row(whole, [["video"] * 3], names)
     assert (masked.value.reason, cut.value.reason) == ("no_answer", "cut_run")
+
+
+def test_control_tokens_in_texts_are_counted_and_nothing_is_set_aside(processor: AVProcessor, tmp_path: Path) -> None:
+    rows = [words("plain"), words("control", question="what <|video|> </s> ?"), words("html", question="<video src=x>")]
+    manifest = write_rows(tmp_path / "m.jsonl", rows)
+    for tokens in (ProcessorTokens(processor), TextTokens(processor.tokenizer, 90)):
+        report = check([manifest], tokens=tokens, output=tmp_path / "out")
+        assert reasons(report) == {"control": {"control_text", "placeholder"}}
+        assert read_quarantine([tmp_path / "out/quarantine.txt"]) == {}
+    for row in rows:
+        assert processor.row(Sample.model_validate(row), []).num_targets
