@@ -72,8 +72,7 @@ class TrainingError(UserError):
 def run_stage(config: RunConfig) -> Path:
     """Train one stage and write its checkpoint into the run's folder.
 
-    A finished run is left unchanged. Started again after any interruption, the run goes on at its
-    newest resume point and ends bit-identically (on CPU).
+    A finished run is left unchanged; any other goes on at its newest resume point, bit-identically.
 
     Returns:
         The run's folder, which ``AVLLM.from_pretrained`` and the next stage's ``init`` read.
