@@ -20,6 +20,7 @@ from avllm.models.configuration_avllm import AVConfig
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 from avllm.models.rows.content import Content
+from avllm.tokens import duration_of
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,8 @@ def test_a_second_question_follows_the_tokens_of_training(tmp_path: Path) -> Non
     clip = world.captions.parent / "000.mp4"
     assert "".join(chat.ask("When?", video=clip)) == "at 0.5 s."
     list(chat.ask("And then?"))
-    content = [{"type": "text", "text": "at "}, {"type": "time", "seconds": 0.5}, {"type": "text", "text": "."}]
+    half = (duration_of(chat._media[chat.messages[0].content[0]].inputs) or 0.0) / 2
+    content = [{"type": "text", "text": "at "}, {"type": "time", "seconds": half}, {"type": "text", "text": "."}]
     video = {"type": "video", "video": str(clip)}
     turns = [
         {"role": "user", "content": [video, {"type": "text", "text": "When?"}]},
