@@ -21,7 +21,7 @@ from avllm.models.processing_avllm import AVProcessor
 from avllm.training.trainer import run_stage
 
 torch.set_num_threads(1)
-SHORT = ["bloom", "falcon_mamba", "gemma2", "gemma3n_text", "gpt2", "gpt_bigcode", "mistral", "mixtral", "qwen2"]
+SHORT = ["bloom", "falcon_mamba", "gemma2", "falcon_h1", "gpt2", "gpt_bigcode", "mistral", "mixtral", "qwen2"]
 NAMES = list(FAMILIES) if os.environ.get("AVLLM_SLOW") else SHORT
 
 
