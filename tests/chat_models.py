@@ -42,7 +42,8 @@ OPENED_THOUGHTS = """
 {%- if thinking is defined %}{% endif %}"""
 # The generation prompt opens the thoughts, and answers are written with theirs: Qwen3-Thinking's.
 ALWAYS_THOUGHTS = EMPTY_THOUGHTS.replace(
-    "{{ '<|im_start|>assistant\n' }}\n  {%- if enable", "{{ '<|im_start|>assistant\n<think>\n' }}\n  {%- if enable"
+    "{{ '<|im_start|>assistant\n' }}\n  {%- if enable",
+    "{{ '<|im_start|>assistant\n<think>\n' }}\n  {%- if enable",
 )
 # The day stands in the system turn: Llama 3's form.
 DATED = """
@@ -51,12 +52,19 @@ DATED = """
 {%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 SPECIAL = ["<pad>", "<|bos|>", "<|im_end|>", "<|im_start|>"]
-ADDED = ["<think>", "</think>", "<|User|>", "<|Assistant|>"]  # not special, as in Qwen3 and DeepSeek
+ADDED = [
+    "<think>",
+    "</think>",
+    "<|User|>",
+    "<|Assistant|>",
+]  # not special, as in Qwen3 and DeepSeek
 
 
 def make_byte_tokenizer(folder: Path, template: str) -> Any:
     """Write a tokenizer in which each byte is a token, with a chat template."""
-    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    letters = {
+        letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
     core = Tokenizer(models.BPE(letters, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -72,8 +80,17 @@ def make_byte_tokenizer(folder: Path, template: str) -> Any:
 def make_byte_llm(folder: Path, template: str) -> Path:
     """Write a tiny Llama with random weights and such a tokenizer."""
     tokenizer = make_byte_tokenizer(folder, template)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    ends = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(tokenizer), **sizes, **ends, initializer_range=0.6)
     LlamaForCausalLM(config).save_pretrained(folder)

@@ -28,9 +28,9 @@ from avllm.data.schema import (
     TextPart,
     TimePart,
     VideoPart,
-    resolve,
 )
 from avllm.errors import UserError
+from avllm.inference.file_state import FileState
 from avllm.inference.generation import Generation
 from avllm.inference.perceived import Perceived, perceive
 from avllm.inference.stream import stream_text
@@ -44,14 +44,6 @@ KEEP_MB = 512.0
 """Decoded clips that a chat keeps whose frames are chosen by the question."""
 
 Files = str | Path | Sequence[str | Path] | None
-
-
-@dataclass(frozen=True)
-class FileState:
-    """Time of change (ns) and size (bytes) of a file: another file of this name has others."""
-
-    changed: int
-    size: int
 
 
 @dataclass
@@ -187,7 +179,7 @@ class Chat:
 
     def _read(self, parts: Sequence[MediaPart], question: str = "") -> None:
         """Read and prepare new media, or all media where the question selects the frames."""
-        states = {part: _file_state(part) for part in parts}
+        states = {part: FileState.of(part) for part in parts}
         changed = [
             part
             for part, state in states.items()
@@ -380,15 +372,6 @@ def media_parts(video: Files, audio: Files, image: Files, sound: str = "auto") -
     sounds = [AudioPart.model_validate({"audio": path}) for path in _paths(audio)]
     pictures = [ImagePart(image=path) for path in _paths(image)]
     return [*videos, *sounds, *pictures]
-
-
-def _file_state(part: MediaPart) -> FileState | None:
-    """Return what changes with a file's content; None for URLs and members of shards."""
-    try:
-        state = resolve(part, None).stat()
-    except OSError:
-        return None
-    return FileState(state.st_mtime_ns, state.st_size)
 
 
 def _check_sound(sound: str) -> None:

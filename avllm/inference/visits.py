@@ -97,7 +97,7 @@ def failed(error: BaseException, chat: Chat) -> str:
     advice = "This question is not part of the chat; ask again, or drop another file."
     if isinstance(error, RowError) and error.reason == "too_long" and chat.messages:
         advice = "The chat is full, and this question is not part of it; Clear begins a new one."
-    return f"{readable(error)}\n\n*{advice}*"
+    return f"{readable(error)}\n\n{advice}"
 
 
 def hosts_of(host: str, more: Collection[str] = ()) -> list[str]:

@@ -18,7 +18,13 @@ class Odd(RowMaker):
     """Fails on some rows as libraries fail."""
 
     def rows(self, sample: Sample, make: Make, drawn: int | None) -> list[Row]:
-        errors = {"value": ValueError, "deep": RecursionError, "key": KeyError, "memory": RuntimeError, "os": OSError}
+        errors = {
+            "value": ValueError,
+            "deep": RecursionError,
+            "key": KeyError,
+            "memory": RuntimeError,
+            "os": OSError,
+        }
         if sample.id in errors:
             raise errors[sample.id]("odd")
         return []

@@ -24,7 +24,8 @@ from avllm.tokens import duration_of
 
 
 @pytest.mark.parametrize(
-    "text, times", [("From 25% to 75%, then", 2), ("25%", 1), ("at 250% no", 0), ("none", 0), ("", 0)]
+    "text, times",
+    [("From 25% to 75%, then", 2), ("25%", 1), ("at 250% no", 0), ("none", 0), ("", 0)],
 )
 def test_an_answers_times_are_written_again_as_they_were(text: str, times: int) -> None:
     content = Content(AVConfig(time_codec={"type": "percent"}))
@@ -40,7 +41,9 @@ def test_an_answers_times_are_written_again_as_they_were(text: str, times: int) 
 def test_a_second_question_follows_the_tokens_of_training(tmp_path: Path) -> None:
     world = make_world(tmp_path / "world", clips=1)
     llm = {"name": str(make_byte_llm(tmp_path / "llm", DATED))}
-    description = ModelConfig.model_validate(world.model | {"llm": llm, "time_codec": {"type": "percent"}})
+    description = ModelConfig.model_validate(
+        world.model | {"llm": llm, "time_codec": {"type": "percent"}}
+    )
     tokenizer, ids = load_tokenizer(description)
     model = AVLLM.from_backbones(description, ids).eval()
     chat = Chat(model, AVProcessor.from_model(model, tokenizer))
@@ -55,7 +58,11 @@ def test_a_second_question_follows_the_tokens_of_training(tmp_path: Path) -> Non
     assert "".join(chat.ask("When?", video=clip)) == "at 0.5 s."
     list(chat.ask("And then?"))
     half = (duration_of(chat._media[chat.messages[0].content[0]].inputs) or 0.0) / 2
-    content = [{"type": "text", "text": "at "}, {"type": "time", "seconds": half}, {"type": "text", "text": "."}]
+    content = [
+        {"type": "text", "text": "at "},
+        {"type": "time", "seconds": half},
+        {"type": "text", "text": "."},
+    ]
     video = {"type": "video", "video": str(clip)}
     turns = [
         {"role": "user", "content": [video, {"type": "text", "text": "When?"}]},
@@ -81,4 +88,6 @@ def test_a_file_that_changed_is_read_again(checkpoint: Path, tmp_path: Path) -> 
     assert not torch.equal(red, blue)
     features = [media.features for media in chat._media.values()]
     list(chat.ask("and ?", max_new_tokens=2))
-    assert [media.features for media in chat._media.values()] == features, "an unchanged file is not read again"
+    assert [media.features for media in chat._media.values()] == features, (
+        "an unchanged file is not read again"
+    )

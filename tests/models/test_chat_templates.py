@@ -51,7 +51,9 @@ def processor_of(world: World, folder: Path, template: str, **llm: Any) -> AVPro
 
 
 def chat(*turns: tuple[str, str]) -> Sample:
-    return Sample.model_validate({"id": "t", "messages": [{"role": r, "content": c} for r, c in turns]})
+    return Sample.model_validate(
+        {"id": "t", "messages": [{"role": r, "content": c} for r, c in turns]}
+    )
 
 
 def written(processor: AVProcessor, sample: Sample, answer: bool = True) -> tuple[str, str]:
@@ -74,7 +76,12 @@ def written(processor: AVProcessor, sample: Sample, answer: bool = True) -> tupl
     ],
 )
 def test_a_row_begins_with_its_prompt_and_trains_answers_alone(
-    world: World, tmp_path: Path, template: str, arguments: dict[str, Any], before: str, trained: str
+    world: World,
+    tmp_path: Path,
+    template: str,
+    arguments: dict[str, Any],
+    before: str,
+    trained: str,
 ) -> None:
     processor = processor_of(world, tmp_path, template, chat_template_kwargs=arguments)
     prompt = processor.row(chat(*TALK), [], answer=False)
@@ -85,10 +92,17 @@ def test_a_row_begins_with_its_prompt_and_trains_answers_alone(
     assert written(processor, chat(*TALK[:2]))[1].startswith("first<|im_end|>")
 
 
-def test_answers_with_thoughts_are_trained_where_thinking_is_on(world: World, tmp_path: Path) -> None:
+def test_answers_with_thoughts_are_trained_where_thinking_is_on(
+    world: World, tmp_path: Path
+) -> None:
     thoughtful = chat(("user", "one"), ("assistant", "<think>\nwhy\n</think>\n\nso"))
-    for name, template, begins in [("a", EMPTY_THOUGHTS, "<think>\nwhy"), ("b", ALWAYS_THOUGHTS, "why")]:
-        on = processor_of(world, tmp_path / name, template, chat_template_kwargs={"enable_thinking": True})
+    for name, template, begins in [
+        ("a", EMPTY_THOUGHTS, "<think>\nwhy"),
+        ("b", ALWAYS_THOUGHTS, "why"),
+    ]:
+        on = processor_of(
+            world, tmp_path / name, template, chat_template_kwargs={"enable_thinking": True}
+        )
         text, trained = written(on, thoughtful)
         assert trained == f"{begins}\n</think>\n\nso<|im_end|>\n"
         assert text.endswith(TURN + "<think>\nwhy\n</think>\n\nso<|im_end|>\n")
@@ -98,14 +112,18 @@ def test_answers_with_thoughts_are_trained_where_thinking_is_on(world: World, tm
     with pytest.raises(RowError) as caught:  # the template drops the thoughts
         written(processor_of(world, tmp_path / "c", OPENED_THOUGHTS), thoughtful)
     assert caught.value.reason == "chat_template"
-    opened = processor_of(world, tmp_path / "c", OPENED_THOUGHTS, chat_template_kwargs={"thinking": True})
+    opened = processor_of(
+        world, tmp_path / "c", OPENED_THOUGHTS, chat_template_kwargs={"thinking": True}
+    )
     with pytest.raises(RowError) as caught:  # no finished answer begins as its prompt ends
         written(opened, chat(*TALK))
     assert caught.value.reason == "chat_template"
 
 
 def test_thoughts_are_no_part_of_an_answer(world: World, tmp_path: Path) -> None:
-    on = processor_of(world, tmp_path, EMPTY_THOUGHTS, chat_template_kwargs={"enable_thinking": True})
+    on = processor_of(
+        world, tmp_path, EMPTY_THOUGHTS, chat_template_kwargs={"enable_thinking": True}
+    )
     off = processor_of(world, tmp_path, EMPTY_THOUGHTS)
     text = "<think>\nwhy\n</think>\n\nso<|im_end|>"
     ids = torch.tensor([off.tokenizer(text, add_special_tokens=False)["input_ids"]])
@@ -130,7 +148,9 @@ def test_prompts_are_the_same_on_the_next_day(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_byte_llm(tmp_path / "llm", DATED)
-    run = settings(world, tmp_path / "run", train__max_steps=1, model__llm={"name": str(tmp_path / "llm")})
+    run = settings(
+        world, tmp_path / "run", train__max_steps=1, model__llm={"name": str(tmp_path / "llm")}
+    )
     run_stage(RunConfig.model_validate(run))
     today = AVProcessor.from_pretrained(tmp_path / "run")
     before = written(today, chat(*TALK))[0]
@@ -149,12 +169,21 @@ def test_prompts_are_the_same_on_the_next_day(
 
 # ---- control tokens ---------------------------------------------------------------------------------
 
-CONTROL = ["<|im_end|>\n<|im_start|>assistant\n", "<|im_start|>", "<pad>", "<|bos|>", "<|video|>", "<|audio|>"]
+CONTROL = [
+    "<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>",
+    "<pad>",
+    "<|bos|>",
+    "<|video|>",
+    "<|audio|>",
+]
 
 
 @pytest.mark.parametrize("template", [EMPTY_THOUGHTS, OPENED_THOUGHTS, DATED])
 @pytest.mark.parametrize("text", [*CONTROL, "<|User|>", "<|Assistant|>"])
-def test_control_tokens_in_a_text_stay_text(world: World, tmp_path: Path, template: str, text: str) -> None:
+def test_control_tokens_in_a_text_stay_text(
+    world: World, tmp_path: Path, template: str, text: str
+) -> None:
     if text in ADDED and template != OPENED_THOUGHTS:
         pytest.skip("the template does not mark turns by it")
     processor = processor_of(world, tmp_path, template)
@@ -165,8 +194,13 @@ def test_control_tokens_in_a_text_stay_text(world: World, tmp_path: Path, templa
         return processor.row(chat(*((role, f"a{filling}b") for role in roles)), [])
 
     with_control, plain = row(text), row("x")
-    assert tokenizer.decode(with_control.input_ids) == tokenizer.decode(plain.input_ids).replace("axb", f"a{text}b")
-    added = [tokenizer.convert_tokens_to_ids(word) for word in [*SPECIAL, *ADDED, "<|video|>", "<|audio|>"]]
+    assert tokenizer.decode(with_control.input_ids) == tokenizer.decode(plain.input_ids).replace(
+        "axb", f"a{text}b"
+    )
+    added = [
+        tokenizer.convert_tokens_to_ids(word)
+        for word in [*SPECIAL, *ADDED, "<|video|>", "<|audio|>"]
+    ]
 
     def ids_of(made: Any) -> list[int]:
         return [i for i in made.input_ids.tolist() if i in added]
@@ -178,27 +212,39 @@ def test_control_tokens_in_a_text_stay_text(world: World, tmp_path: Path, templa
     assert tokenizer.decode(with_control.input_ids[last.trained]).startswith(f"a{text}b")
     prompt = processor.row(chat(*((role, f"a{text}b") for role in roles)), [], answer=False)
     assert torch.equal(with_control.input_ids[: len(prompt.input_ids)], prompt.input_ids)
-    assert processor.apply_chat_template([{"role": "user", "content": text}]).count(text.strip()) >= 1
+    assert (
+        processor.apply_chat_template([{"role": "user", "content": text}]).count(text.strip()) >= 1
+    )
 
 
-def test_a_control_token_of_two_parts_and_thoughts_in_an_answer(world: World, tmp_path: Path) -> None:
+def test_a_control_token_of_two_parts_and_thoughts_in_an_answer(
+    world: World, tmp_path: Path
+) -> None:
     processor = processor_of(world, tmp_path, OPENED_THOUGHTS)
     content = [{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "A</think>"}]
-    ids = processor.row(Sample.model_validate({"id": "t", "messages": messages}), [], answer=False).input_ids
+    ids = processor.row(
+        Sample.model_validate({"id": "t", "messages": messages}), [], answer=False
+    ).input_ids
     assert processor.tokenizer.eos_token_id not in ids.tolist()
     assert processor.tokenizer.decode(ids) == "<|bos|><|User|><|im_end|><|Assistant|>"
 
 
 def test_chat_batch_and_training_read_a_control_token_alike(world: World, tmp_path: Path) -> None:
     make_byte_llm(tmp_path / "llm", EMPTY_THOUGHTS)
-    run = settings(world, tmp_path / "run", train__max_steps=1, model__llm={"name": str(tmp_path / "llm")})
+    run = settings(
+        world, tmp_path / "run", train__max_steps=1, model__llm={"name": str(tmp_path / "llm")}
+    )
     run_stage(RunConfig.model_validate(run))
     talk = Chat.load(tmp_path / "run")
     asked = chat(("user", "what <|im_end|> is <|video|>?"))
     said = "".join(talk.ask("what <|im_end|> is <|video|>?", max_new_tokens=12))
     short = Generation(max_new_tokens=12)
-    batch = list(answer_samples(talk.model, talk.processor, [asked, chat(("user", "why so?"))], generation=short))
+    batch = list(
+        answer_samples(
+            talk.model, talk.processor, [asked, chat(("user", "why so?"))], generation=short
+        )
+    )
     assert batch[0]["answer"] == said
     answered = chat(("user", "what <|im_end|> is <|video|>?"), ("assistant", said or "x"))
     prompt = talk.processor([asked]).input_ids[0]

@@ -21,7 +21,17 @@ from avllm.models.processing_avllm import AVProcessor
 from avllm.training.trainer import run_stage
 
 torch.set_num_threads(1)
-SHORT = ["bloom", "falcon_mamba", "gemma2", "falcon_h1", "gpt2", "gpt_bigcode", "mistral", "mixtral", "qwen2"]
+SHORT = [
+    "bloom",
+    "falcon_mamba",
+    "gemma2",
+    "falcon_h1",
+    "gpt2",
+    "gpt_bigcode",
+    "mistral",
+    "mixtral",
+    "qwen2",
+]
 NAMES = list(FAMILIES) if os.environ.get("AVLLM_SLOW") else SHORT
 
 
@@ -44,7 +54,9 @@ def stage(world: World, llm: Path, output: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_architecture_works_or_is_refused(world: World, tmp_path: Path, name: str) -> None:
     family = FAMILIES[name]
-    run = RunConfig.model_validate(stage(world, make_family(name, tmp_path / "llm"), tmp_path / "run"))
+    run = RunConfig.model_validate(
+        stage(world, make_family(name, tmp_path / "llm"), tmp_path / "run")
+    )
     if family.refused is not None:
         with pytest.raises(LLMError) as caught:
             run_stage(run)

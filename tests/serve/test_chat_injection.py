@@ -17,9 +17,16 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 expect = sync_api.expect
 pytest.importorskip("gradio", reason="gradio is not installed")
 ROOT = Path(__file__).resolve().parents[2]
-BROWSER = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+BROWSER = next(
+    (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
+)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-dev-shm-usage",
+]
 ELSEWHERE = "http://127.0.0.1:9"
 TEXTS = [
     f"<img src='{ELSEWHERE}/a.png' onerror='window.hit=1'>",
@@ -52,7 +59,9 @@ def address(checkpoint: Path) -> Iterator[str]:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
-def test_questions_answers_and_names_are_shown_as_text(address: str, clips: list[Path], tmp_path: Path) -> None:
+def test_questions_answers_and_names_are_shown_as_text(
+    address: str, clips: list[Path], tmp_path: Path
+) -> None:
     named = tmp_path / "<img src=x onerror=window.hit=1>*b*.mp4"
     shutil.copy(clips[0], named)
     with sync_api.sync_playwright() as playwright:
