@@ -40,6 +40,14 @@ class _Interval(_Strict):
         return self
 
 
+class _Sounding(_Interval):
+    track: int | None = Field(
+        None,
+        ge=0,
+        description="number of the file's sound track, from 0; None: the default one",
+    )
+
+
 class TextPart(_Strict):
     """A piece of text."""
 
@@ -65,7 +73,7 @@ class Region(_Strict):
         return self
 
 
-class VideoPart(_Interval):
+class VideoPart(_Sounding):
     """A video file, or an interval of it; ``sound`` says whether its sound track is used."""
 
     type: Literal["video"] = "video"
@@ -79,7 +87,7 @@ class VideoPart(_Interval):
         return self.video
 
 
-class AudioPart(_Interval):
+class AudioPart(_Sounding):
     """A sound file, or the sound of a video file."""
 
     type: Literal["audio"] = "audio"

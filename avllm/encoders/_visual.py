@@ -29,6 +29,7 @@ RESAMPLE = {
     2: InterpolationMode.BILINEAR,
     3: InterpolationMode.BICUBIC,
 }
+MAX_ASPECT = 8  # longer by shorter side of what is resized for a crop
 FEATURES = ("patch", "cls", "all", "pooled")
 
 
@@ -97,6 +98,8 @@ class VisualPreprocessor:
 
     def resize(self, x: Tensor) -> Tensor:
         """Resize and crop: uint8 (T, 3, H, W) -> uint8 (T, 3, h, w)."""
+        if self.shortest is not None:
+            x = cut_strip(x)
         at = self.placement(x.shape[-2], x.shape[-1])
         mode = RESAMPLE[self.resample]
         x = tvf.resize(x, list(at.resized), interpolation=mode, antialias=True)
@@ -110,6 +113,17 @@ class VisualPreprocessor:
     def from_settings(cls, settings: dict[str, Any]) -> VisualPreprocessor:
         """Build a preprocessor again from its :meth:`settings`."""
         return cls(**fields_of(settings))
+
+
+def cut_strip(x: Tensor) -> Tensor:
+    """Cut the ends off a picture ``(T, 3, H, W)`` that is far longer than wide.
+
+    The crop takes its middle alone, and resizing all of a picture of 16,000 x 1 takes gigabytes.
+    """
+    height, width = x.shape[-2:]
+    most = MAX_ASPECT * min(height, width)
+    size = [min(height, most), min(width, most)]
+    return x if size == [height, width] else tvf.center_crop(x, size)
 
 
 def fields_of(settings: dict[str, Any]) -> dict[str, Any]:

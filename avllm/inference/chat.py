@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from avllm.data.cache.fill import encode
-from avllm.data.media.load import SOUND_MODES, MediaError, is_picture, probe
+from avllm.data.media.load import SOUND_MODES, MediaError, is_animation, is_picture, probe
 from avllm.data.reading import MediaReader, Prepared
 from avllm.data.schema import (
     AudioPart,
@@ -349,7 +349,7 @@ def media_kind(path: str | Path) -> str:
     Raises:
         MediaError: none of them, and the file's name does not end like a picture's.
     """
-    if is_picture(path):
+    if is_picture(path) and not is_animation(path):
         return "image"
     try:
         has_video = probe(path).has_video

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from avllm.data.manifest import ManifestError, digest, iterate
-from avllm.data.media.open import MediaError
+from avllm.data.media.errors import MediaError
 from avllm.data.schema import ImagePart, Sample, resolve
 from avllm.recipes.frame import Drop
 from avllm.recipes.media import EMPTY, MISSING

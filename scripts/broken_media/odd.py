@@ -103,7 +103,7 @@ def no_sound_track(place: Place) -> Part:
     return video(place.clip(sound=None))
 
 
-@odd()
+@odd(warnings=("several_tracks",))
 def two_sound_tracks(place: Place) -> Part:
     """Write a clip with two sound tracks."""
     return video(place.clip(tracks=2))

@@ -156,6 +156,7 @@ class _UseExaminer:
         streams = self.reader.order(self.reader.prepare(clip))
         # The headers are damaged, and training reads the file nevertheless: a warning.
         problems = [Problem("damaged", problem.detail) for problem in self.header_problems]
+        problems += [Problem(*note) for note in clip.notes]
         result: dict[str, Any] = {"problems": problems}
         if self.use.kind != "image":
             result["seconds"] = round(clip.duration, 3)

@@ -32,7 +32,7 @@ from avllm.errors import OutageError, UserError
 Uses = Mapping[str, tuple[Use, ...]]
 """The distinct ways in which rows use each file."""
 OVERHEAD_SECONDS = 10.0  # a file may take beside decoding: a slow network, a busy machine
-RESULT_VERSION = 4  # of a file's result; results of another version are not reused
+RESULT_VERSION = 5  # of a file's result; results of another version are not reused
 READ_SECONDS = 3600.0  # the time limit for reading all bytes of a file
 WRITE_EVERY = 1.0  # seconds; writing each result at once would take longer than reading headers
 

@@ -10,14 +10,15 @@ from PIL import Image
 
 from avllm.data.check.reasons import Problem
 from avllm.data.check.uses import FileJob, Use
-from avllm.data.media.load import Clip, MediaError, MediaInfo, Sound
-from avllm.data.media.sound import check_rate
+from avllm.data.media.container.tracks import check_rate
+from avllm.data.media.load import Clip, MediaError, MediaInfo, Note, Sound
 from avllm.data.store.storage import open_bytes
 
 SILENCE_DB = -60.0  # of the loudest sample, against full scale; below it a track is silent
 LATE_SECONDS = 0.1
 SHORT_SECONDS = 0.5  # by which sound and picture may end apart
 MAX_FPS = 1000.0
+PICTURE_NOTES = {"interlaced", "high_dynamic_range"}
 MIN_RATE = 4_000  # samples a second
 MAX_RATE = 384_000
 # Suffixes of file names by container, as libav names its demuxers.
@@ -165,8 +166,8 @@ def _sound_problems_by_headers(
 
 
 def oddities(job: FileJob, info: MediaInfo) -> list[Problem]:
-    """Return what is odd about a file's headers: suffix, rates, tracks of unequal length."""
-    problems = []
+    """Return what is odd about a file's headers: suffix, rates, tracks, clock, kind of picture."""
+    problems = [Problem(*note) for note in info.notes if _concerns(note, job.uses)]
     suffix = Path(job.path).suffix.lower()
     suffixes = SUFFIXES.get(info.container)
     if suffixes is not None and suffix not in suffixes:
@@ -182,6 +183,16 @@ def oddities(job: FileJob, info: MediaInfo) -> list[Problem]:
             seen = f"it ends at {info.video_duration:.2f} s, the sound at {sound_end:.2f} s"
             problems.append(Problem("short_picture", seen))
     return problems
+
+
+def _concerns(note: Note, uses: tuple[Use, ...]) -> bool:
+    """Return whether a note on the headers matters to some use of the file."""
+    if note.reason in PICTURE_NOTES:
+        return any(use.kind == "video" for use in uses)
+    if note.reason == "several_tracks":
+        heard = [use for use in uses if use.kind != "image" and use.sound != "off"]
+        return any(use.track is None for use in heard)
+    return True
 
 
 def _wrong_suffix(suffix: str, container: str) -> Problem:

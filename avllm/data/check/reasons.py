@@ -34,6 +34,11 @@ REASONS: dict[str, Reason] = {
         "fetch it again",
     ),
     "truncated": Reason("error", "the file ends before its header says so", "fetch it again"),
+    "bad_values": Reason(
+        "error",
+        "decoded values are not finite, or far out of range",
+        "export it again",
+    ),
     "no_video": Reason(
         "error",
         "the row asks for a picture, the file has none",
@@ -80,6 +85,41 @@ REASONS: dict[str, Reason] = {
         "warning",
         "the sound track holds silence",
         'set sound: "off", or leave the row out',
+    ),
+    "cancelling_channels": Reason(
+        "warning",
+        "the channels cancel each other when they are mixed, and one is heard alone",
+        "none, if one channel is enough; else mix it to mono",
+    ),
+    "several_tracks": Reason(
+        "warning",
+        "the file has several sound tracks, and one is heard",
+        'choose another with "track"',
+    ),
+    "clock_restarts": Reason(
+        "warning",
+        "the timestamps begin again within the file, as after `cat a.ts b.ts`",
+        "none, if its parts belong together; else cut it there",
+    ),
+    "interlaced": Reason(
+        "warning",
+        "the picture is interlaced; one of its two fields is seen",
+        "none; or deinterlace it with a better filter",
+    ),
+    "high_dynamic_range": Reason(
+        "warning",
+        "the picture is HDR, and no encoder expects its colours",
+        "convert it to SDR (BT.709)",
+    ),
+    "animation": Reason(
+        "warning",
+        "an animated picture is used as an image; its first frame is seen",
+        "give it as a video part",
+    ),
+    "value_range": Reason(
+        "warning",
+        "values of the picture use only a part of their bits, and were scaled",
+        "none, if it was recorded so",
     ),
     "late_sound": Reason(
         "warning",

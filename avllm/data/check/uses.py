@@ -22,6 +22,7 @@ class Use(NamedTuple):
     start: float | None = None
     end: float | None = None
     sound: str = "auto"
+    track: int | None = None
 
     @classmethod
     def of(cls, part: MediaPart) -> Use:
@@ -29,16 +30,23 @@ class Use(NamedTuple):
         if isinstance(part, ImagePart):
             return cls("image")
         sound = part.sound if isinstance(part, VideoPart) else "auto"
-        return cls(part.type, part.start, part.end, sound)
+        return cls(part.type, part.start, part.end, sound, part.track)
 
     def part(self, path: str) -> MediaPart:
         """Return the media part that uses a file in this way."""
         if self.kind == "image":
             return ImagePart(image=path)
         if self.kind == "audio":
-            return AudioPart(audio=path, start=self.start, end=self.end)
-        fields = {"video": path, "start": self.start, "end": self.end, "sound": self.sound}
-        return VideoPart.model_validate(fields)
+            return AudioPart(audio=path, start=self.start, end=self.end, track=self.track)
+        return VideoPart.model_validate(
+            {
+                "video": path,
+                "start": self.start,
+                "end": self.end,
+                "sound": self.sound,
+                "track": self.track,
+            },
+        )
 
 
 def duration_of_use(use: Use, result: dict[str, Any]) -> float | None:

@@ -13,17 +13,27 @@ from __future__ import annotations
 import bisect
 import importlib.util
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from avllm.data.media.display import display_matrix, displayed_size, mirrored
+from avllm.data.media.container.tracks import pixel_aspect
+from avllm.data.media.errors import MediaError
 from avllm.data.media.frames import first_frame, read_frames
-from avllm.data.media.open import MediaError, OpenMedia
+from avllm.data.media.open import OpenMedia
+from avllm.data.media.pictures.display import (
+    display_matrix,
+    displayed_size,
+    is_transparent,
+    mirrored,
+)
 from avllm.data.media.sampling import Sampling
 from avllm.data.media.window import TICK, Window, read_window
 from avllm.data.store.storage import byte_range_of, open_bytes
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
 
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
 
@@ -39,7 +49,8 @@ def read_with(
     """Return the frame on the screen at each moment, uint8 ``(T, H, W, 3)``.
 
     decord plays stream-copied cuts and open groups of pictures wrongly, does not mirror and has no
-    AV1 decoder; such files are read by PyAV. It turns rotated pictures itself.
+    AV1 decoder; such files are read by PyAV, and so are pictures that are not shown as they are
+    stored, see :func:`is_plain`. decord turns rotated pictures itself.
 
     Args:
         backend: ``decord`` or ``torchcodec``.
@@ -56,20 +67,28 @@ def read_with(
         raise ModuleNotFoundError(
             f"backend={backend!r} is not installed; run: pip install {backend}, or use 'auto'",
         )
+    first = first_frame(media, read_window(media, 0.0, 0.0))
+    if not is_plain(media, first):
+        return read_frames(media, moments, end, sampling)
     if backend == "torchcodec":
         timestamps = [moment + media.origin for moment in moments]
         return _torchcodec(media, timestamps, sampling, threads)
     window = read_window(media, 0.0, math.inf)
-    if not decord_is_right(media, window):
-        return read_frames(media, moments, end, sampling)
-    first = first_frame(media, window)
-    if mirrored(display_matrix(first)):
+    if not decord_is_right(media, window) or mirrored(display_matrix(first)):
         return read_frames(media, moments, end, sampling)
     # decord's timestamps are wrong where a track does not begin at 0; the packets' are right.
     seconds = [second for second, _ in window.displayed()]
     indices = [max(0, bisect.bisect_right(seconds, moment + TICK) - 1) for moment in moments]
-    size = sampling.size(*displayed_size(first))
+    size = sampling.size(*displayed_size(first, 1.0))
     return _decord(media, len(seconds), indices, size, threads)
+
+
+def is_plain(media: OpenMedia, first: VideoFrame) -> bool:
+    """Return whether pixels are square, progressive and opaque, and times rise."""
+    assert media.video is not None
+    square = pixel_aspect(media.video) == 1.0
+    opaque = not is_transparent(first.format.name)
+    return square and opaque and not first.interlaced_frame and media.clock is None
 
 
 def decord_is_right(media: OpenMedia, window: Window) -> bool:

@@ -17,8 +17,17 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from avllm.data.media.display import colours_of, display_matrix, orient
-from avllm.data.media.open import MAX_BYTES, MediaError, OpenMedia
+from avllm.data.media.clip import MAX_BYTES
+from avllm.data.media.container.tracks import pixel_aspect
+from avllm.data.media.errors import MediaError
+from avllm.data.media.open import OpenMedia
+from avllm.data.media.pictures.display import (
+    FieldFilter,
+    colours_of,
+    display_matrix,
+    is_transparent,
+    orient,
+)
 from avllm.data.media.window import (
     TAIL_FRAMES,
     TICK,
@@ -48,24 +57,29 @@ class Canvas:
         path: of the file, for errors.
         steps: T.
         sampling: gives the size.
+        aspect: how many times a stored pixel is as wide as high.
         planes: ``(T, 3, H, W)``; None before the first frame.
-        width: of the picture before rotation.
+        width: of the picture before rotation, in square pixels.
         height: of the picture before rotation.
         reformatter: is held, since setting one up takes as long as a frame.
+        upper_field: takes one field out of interlaced frames.
     """
 
     path: str
     steps: int
     sampling: Sampling
+    aspect: float = 1.0
     planes: np.ndarray | None = None
     width: int = 0
     height: int = 0
     reformatter: VideoReformatter = field(default_factory=VideoReformatter)
+    upper_field: FieldFilter = field(default_factory=FieldFilter)
 
     def put(self, frame: VideoFrame, steps: list[int]) -> None:
         """Resize, rotate and store one frame at each of ``steps``."""
         if self.planes is None:
-            self.width, self.height = self.sampling.size(frame.width, frame.height)
+            width = max(1, round(frame.width * self.aspect))
+            self.width, self.height = self.sampling.size(width, frame.height)
         matrix = display_matrix(frame)
         colours = [orient(colour, matrix) for colour in colours_of(self._resized(frame))]
         if self.planes is None:
@@ -81,12 +95,18 @@ class Canvas:
 
     def _resized(self, frame: VideoFrame) -> VideoFrame:
         # To planes: libswscale scales to packed RGB half as fast, with half the chroma, and darker.
-        unscaled = (self.width, self.height) == (frame.width, frame.height)
+        if frame.interlaced_frame:
+            frame = self.upper_field(frame)
+        pixels = "gbrp"
+        if is_transparent(frame.format.name):
+            pixels = "gbrap"
+        elif (self.width, self.height) == (frame.width, frame.height):
+            pixels = "rgb24"
         return self.reformatter.reformat(
             frame,
             self.width,
             self.height,
-            "rgb24" if unscaled else "gbrp",
+            pixels,
             interpolation="BILINEAR",
             threads=1,  # starting several for every frame takes longer than the work
         )
@@ -121,8 +141,8 @@ def read_frames(
     Raises:
         MediaError: undecodable, truncated, timeout.
     """
-    _check_memory(media, len(moments), sampling)
-    canvas = Canvas(media.path, len(moments), sampling)
+    assert media.video is not None
+    canvas = Canvas(media.path, len(moments), sampling, pixel_aspect(media.video))
     step = 0
     # The end is read as well, to find truncated files, though nothing of it is decoded.
     for group in window_moments([*moments, end]):
@@ -186,7 +206,7 @@ def _decode_runs(
         needed = {window.packets[i].pts for i in steps_by_packet if first <= i <= last}
         for frame in _decode(media, run, needed if skips_frames else None):
             packet = packet_by_pts.get(frame.pts)
-            if packet in missing:
+            if packet is not None:  # of several packets with one time, the last is shown
                 canvas.put(frame, steps_by_packet[packet])
                 missing.discard(packet)
     return not missing
@@ -276,8 +296,8 @@ def _decode(
     With ``needed`` (timestamps) the decoder leaves out frames that are neither needed nor referred
     to by others.
     """
-    assert media.video is not None
-    decoder = media.video.codec_context
+    decoder = media.video_decoder
+    assert decoder is not None
     decoder.flush_buffers()
     for packet in packets:
         media.deadline.check()
@@ -290,10 +310,15 @@ def _decode(
     decoder.flush_buffers()
 
 
-def _check_memory(media: OpenMedia, steps: int, sampling: Sampling) -> None:
+def check_memory(media: OpenMedia, steps: int, sampling: Sampling) -> None:
+    """Refuse frames that would take too much memory.
+
+    Raises:
+        MediaError: undecodable.
+    """
     assert media.video is not None
     codec = media.video.codec_context
-    width, height = sampling.size(codec.width, codec.height)
+    width, height = sampling.size(round(codec.width * pixel_aspect(media.video)), codec.height)
     size = steps * width * height * 3
     if size > MAX_BYTES:
         seen = f"{steps} frames of {width}x{height} pixels take {size} bytes"

@@ -1,16 +1,12 @@
-"""Open a media file: limits, deadline, its clock, and one error type for everything that fails."""
+"""Open a media file: its container, its tracks, its clock, and one error type for all failures."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
-import struct
-import time
-import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,29 +15,17 @@ import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Discard, Disposition
+from av.stream import Discard
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 from PIL import Image
 
-from avllm.data.media.mp4_boxes import cut_box, missing_end
-from avllm.data.store.storage import byte_range_of, open_bytes, size_of
-from avllm.errors import UserError
-
-REASONS = (
-    "missing",
-    "zero_byte",
-    "undecodable",
-    "absurd_header",
-    "truncated",
-    "no_video",
-    "no_audio",
-    "timeout",
-    "empty_interval",
-)
-
-MAX_SIDE = 16_384  # pixels; a header that declares more is refused before anything is allocated
-MAX_PIXELS = 8_192 * 8_192
-MAX_BYTES = 8 * 2**30  # decoded frames, or decoded sound, of one clip
+from avllm.data.media.container.mp4_boxes import cut_box, missing_end, still_brand
+from avllm.data.media.container.placeholders import repaired
+from avllm.data.media.container.restarts import JOINABLE, STEP_BACK, RisingClock, find_restarts
+from avllm.data.media.container.tracks import check_size, decoder_of, sound_track, video_track
+from avllm.data.media.errors import BROKEN_PICTURE, Deadline, MediaError
+from avllm.data.store.storage import byte_range_of, open_bytes, size_of, without_file_scheme
 
 # Containers that hold media themselves. Playlists and scripts (hls, concat, ...) are left out, as
 # they could name other files.
@@ -50,79 +34,86 @@ FORMATS = (
     "amr,gif,h264,hevc,m4v,ivf,obu,dv,mxf,rm,nut,swf,mjpeg"
 )
 
-# Raised by Pillow over damaged bytes, beside DecompressionBombError.
-BROKEN_PICTURE = (
-    OSError,
-    SyntaxError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    ArithmeticError,
-    LookupError,
-    struct.error,
-    zlib.error,
-)
 
-# Elementary streams: their headers declare no duration, so libav estimates one from the bit rate of
-# the beginning.
-ELEMENTARY = {"mp3", "aac", "ac3", "eac3"}
+STILL = "it is a still picture; give it as an image"
 
 
-class MediaError(UserError):
-    """A media file cannot be used.
-
-    Attributes:
-        path: the file.
-        reason: one of ``REASONS``; counted by the loader and by ``avllm data check``.
-        detail: what was seen, for a person.
-    """
-
-    def __init__(self, path: str | Path, reason: str, detail: str) -> None:
-        if reason not in REASONS:
-            raise ValueError(f"unknown reason {reason!r}; expected one of {', '.join(REASONS)}")
-        super().__init__(str(path), reason, detail)  # all in args, for pickle
-        self.path = str(path)
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}: {self.detail}"
+class TimeStepsBack(Exception):
+    """The decoding times of a track step back: the file has to be read with a rising clock."""
 
 
-class Deadline:
-    """Limit the wall-clock time of one load; ``check`` is called between packets."""
-
-    def __init__(self, path: str | Path, seconds: float) -> None:
-        self.path = path
-        self.seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    def check(self) -> None:
-        """Raise ``MediaError`` (timeout) when the time is over."""
-        if time.monotonic() > self._end:
-            raise MediaError(self.path, "timeout", f"decoding took more than {self.seconds:g} s")
-
-
-@dataclass(frozen=True)
+@dataclass
 class OpenMedia:
     """Hold an open file and its clock.
 
     Attributes:
         path: of the file.
+        track: number of the sound track, from 0; None = the default one.
+        threads: of each decoder.
+        deadline: of the load.
         container: of libav.
-        video: the first video track that is no cover picture, or None.
-        audio: the first sound track, or None.
+        video: the default video track, or the first that is no cover picture, or None.
+        video_decoder: of the video track.
+        audio: the sound track, or None.
         origin: where the container starts, whichever stream that is, in seconds of its timestamps;
             second 0 of the file.
-        deadline: of the load.
+        clock: makes times rise where they begin again; None where they rise themselves.
+        clock_is_sure: all packets were looked at to know that.
     """
 
     path: str
-    container: InputContainer
-    video: VideoStream | None
-    audio: AudioStream | None
-    origin: float
+    track: int | None
+    threads: int
     deadline: Deadline
+    container: InputContainer = field(init=False)
+    video: VideoStream | None = None
+    video_decoder: VideoCodecContext | None = None
+    audio: AudioStream | None = None
+    origin: float = 0.0
+    clock: RisingClock | None = None
+    clock_is_sure: bool = False
+    _files: ExitStack = field(default_factory=ExitStack)
+
+    def open(self) -> None:
+        """Open the file, or open it again at its beginning, and choose its tracks.
+
+        Raises:
+            MediaError: no_audio, where the given track does not exist. FFmpegError.
+        """
+        self.close()
+        source = self._files.enter_context(_source(self.path))
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+        self.container = self._files.enter_context(
+            av.open(
+                source,
+                "r",
+                container_options=options,
+                metadata_errors="ignore",
+                timeout=self.deadline.seconds,
+            ),
+        )
+        self.video = video_track(self.container)
+        self.audio = sound_track(self.path, self.container, self.track)
+        self.video_decoder = None if self.video is None else decoder_of(self.video)
+        for decoder in (self.video_decoder, self.audio and self.audio.codec_context):
+            if decoder is not None:
+                decoder.thread_count = self.threads
+                decoder.thread_type = "AUTO" if self.threads > 1 else "SLICE"
+        # A negative start is codec delay, which the decoder removes: the clip itself starts at 0.
+        self.origin = max(0.0, (self.container.start_time or 0) / av.time_base)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._files.close()
+
+    def make_clock_rise(self) -> None:
+        """Look at all packets, and make their times rise where they begin again."""
+        self.clock = None
+        self.clock_is_sure = True
+        stream = self.video or self.audio
+        if stream is not None:
+            rewind(self, stream)
+            self.clock = find_restarts(read_packets(self))
 
     def second(self, ticks: int, base: Fraction | None) -> float:
         """Return a timestamp in seconds of the file; ``base`` is its time base."""
@@ -137,22 +128,6 @@ class OpenMedia:
     def exact_ticks(self, second: float, stream: VideoStream | AudioStream) -> float:
         """Return a second of the file on a stream's clock, unrounded; it may be infinite."""
         return (second + self.origin) / float(stream.time_base or 1)
-
-    def interval(self, start: float | None, end: float | None) -> tuple[float, float]:
-        """Return the given interval within the file, in seconds of the file.
-
-        Raises:
-            MediaError: empty_interval.
-        """
-        duration = file_duration(self)
-        first = 0.0 if start is None else float(start)
-        last = duration if end is None else min(float(end), duration)
-        given = start is not None or end is not None
-        if first < 0 or last < first or (given and last == first):
-            seen = f"start={start}, end={end} of a file of {duration:.3f} s"
-            detail = f"{seen}; expected 0 <= start < end with start inside the file"
-            raise MediaError(self.path, "empty_interval", detail)
-        return first, last
 
 
 def no_track(path: str | Path, reason: str, detail: str) -> MediaError:
@@ -175,8 +150,7 @@ def media_errors(path: str | Path) -> Iterator[None]:
         if detail_of_cut:
             raise MediaError(path, "truncated", detail_of_cut) from error
         if is_picture(path):
-            detail = "it is a still picture; give it as an image"
-            raise MediaError(path, "undecodable", detail) from error
+            raise MediaError(path, "undecodable", STILL) from error
         raise MediaError(path, "undecodable", _message(error)) from error
 
 
@@ -186,43 +160,54 @@ def _message(error: av.FFmpegError) -> str:
 
 
 @contextmanager
-def open_media(path: str | Path, timeout: float, threads: int = 1) -> Iterator[OpenMedia]:
-    """Open a file for reading, with decoders bounded to ``threads`` threads each.
+def open_media(
+    path: str | Path,
+    timeout: float,
+    threads: int = 1,
+    track: int | None = None,
+) -> Iterator[OpenMedia]:
+    """Open a file for reading.
+
+    Args:
+        path: of the file.
+        timeout: seconds that the load may take.
+        threads: of each decoder.
+        track: number of the sound track, from 0; None = the default one.
 
     Raises:
-        MediaError: missing, zero_byte, undecodable, truncated or timeout; also for errors that are
-            raised while the file is open.
+        MediaError: missing, zero_byte, undecodable, truncated, timeout, or no_audio for a track
+            that does not exist; also for errors that are raised while the file is open.
     """
     require_file(path)
-    deadline = Deadline(path, timeout)
-    with media_errors(path), _open_container(path, timeout) as container:
-        cut = cut_box(path)
-        if cut is not None and cut.kind == b"moov":  # libav would read the tracks that are left
-            detail = f"{cut.missing} bytes of the header, at the end of the file, are missing"
-            raise MediaError(path, "truncated", detail)
-        video = next((s for s in container.streams.video if not _is_cover(s)), None)
-        audio = next((s for s in container.streams.audio if s.codec_context is not None), None)
-        for stream in (video, audio):
-            if stream is not None:
-                stream.codec_context.thread_count = threads
-                stream.codec_context.thread_type = "AUTO" if threads > 1 else "SLICE"
-        if video is not None:
-            _check_size(path, video)
-        # A negative start is codec delay, which the decoder removes: the clip itself starts at 0.
-        origin = max(0.0, (container.start_time or 0) / av.time_base)
-        yield OpenMedia(str(path), container, video, audio, origin, deadline)
+    if still_brand(path):
+        raise MediaError(path, "undecodable", STILL)
+    media = OpenMedia(str(path), track, threads, Deadline(path, timeout))
+    with media_errors(path):
+        try:
+            media.open()
+            cut = cut_box(path)
+            if cut is not None and cut.kind == b"moov":  # libav would read the tracks that are left
+                detail = f"{cut.missing} bytes of the header, at the end of the file, are missing"
+                raise MediaError(path, "truncated", detail)
+            if media.video is not None:
+                check_size(path, media.video)
+            if media.container.format.name in JOINABLE:
+                media.make_clock_rise()
+            yield media
+        finally:
+            media.close()
 
 
 def require_file(path: str | Path) -> None:
     """Raise ``MediaError`` unless ``path`` is a readable file that is not empty."""
     size = size_of(path)
     if size is None:
-        exists = os.path.exists(path)
+        exists = os.path.exists(without_file_scheme(path))
         seen = "it is a folder, a pipe or a device" if exists else "no such file"
         raise MediaError(path, "missing", f"{seen}; check the path")
     if size == 0:
         raise MediaError(path, "zero_byte", "the file is empty")
-    if byte_range_of(path) is None and not os.access(path, os.R_OK):
+    if byte_range_of(path) is None and not os.access(without_file_scheme(path), os.R_OK):
         raise MediaError(path, "missing", "the file may not be read; check its permissions")
 
 
@@ -252,18 +237,36 @@ def listen_to(media: OpenMedia, stream: VideoStream | AudioStream | None) -> Non
 
 
 def seek(media: OpenMedia, stream: VideoStream | AudioStream, second: float) -> None:
-    """Go to the last key frame of a stream at or before a second of the file, or further back."""
+    """Go to the last key frame of a stream at or before a second of the file, or further back.
+
+    The file may be opened again for it: tracks are to be taken from ``media`` afterwards.
+    """
+    if media.clock is not None:
+        second = -1.0 - media.origin  # a file's own index does not know the rising clock
+        media.clock.begin()
     listen_to(media, stream)  # MPEG-TS seeks by the stream's packets, which must not be skipped
     try:
         media.container.seek(media.ticks(second, stream), stream=stream, backward=True)
     except av.error.PermissionError:
-        # AVI and FLV refuse a time before their first packet so, MPEG-PS any that it cannot find.
-        # To read from the beginning is slower, and right as well.
+        _go_to_beginning(media, stream)
+
+
+def _go_to_beginning(media: OpenMedia, stream: VideoStream | AudioStream) -> None:
+    """Go to the beginning of a file that refuses to go back to a time.
+
+    AVI and FLV refuse a time before their first packet, MPEG-PS any that it cannot find, and
+    Matroska any that it has no index of. To read from the beginning is slower, and right as well.
+    """
+    try:
         media.container.seek(0, stream=stream)
+    except (av.error.TimeoutError, av.error.ExitError):
+        raise
+    except av.FFmpegError:
+        media.open()
 
 
 def rewind(media: OpenMedia, stream: VideoStream | AudioStream) -> None:
-    """Go to the very first packet of a stream."""
+    """Go to the very first packet of a stream; see :func:`seek`."""
     # 0 would skip the priming packets of a sound track, which lie before it.
     seek(media, stream, -1.0 - media.origin)
 
@@ -275,125 +278,53 @@ def read_packets(
     """Yield packets with data from the current position on, of one stream or of all.
 
     Raises:
-        MediaError: timeout.
+        MediaError: timeout. TimeStepsBack: where it was not looked for before.
     """
     listen_to(media, stream)
     streams = () if stream is None else (stream,)
+    clock = media.clock
+    latest: dict[int, int] = {}  # decoding time by stream
     while True:
         try:
             for packet in media.container.demux(*streams):
                 media.deadline.check()
-                if packet.size:
-                    yield packet
+                if not packet.size:
+                    continue
+                if clock is not None:
+                    clock.put_right(packet)
+                elif not media.clock_is_sure and packet.dts is not None:
+                    _check_rise(packet, latest)
+                yield packet
             return
         except IndexError:
             # PyAV raises it for a packet of a stream that the header did not announce: read on.
             media.deadline.check()
 
 
-def file_duration(media: OpenMedia) -> float:
-    """Return the seconds from the container's start to its end.
-
-    The end is the header's, or the last packet's where the header has none.
-    """
-    if media.container.duration and not _is_estimated(media):
-        return max(0.0, media.container.duration / av.time_base * _stretch(media))
-    last = 0.0
-    for packet in read_packets(media):
-        if packet.pts is not None:
-            last = max(last, media.second(packet.pts + (packet.duration or 0), packet.time_base))
-    return last
-
-
-def stream_end(media: OpenMedia, stream: VideoStream | AudioStream) -> float | None:
-    """Return the second of the file at which a stream ends by the header; None without one."""
-    if _is_estimated(media):
-        return None
-    if stream.duration:
-        ticks = round(stream.duration * _stretch(media)) + (stream.start_time or 0)
-        return media.second(ticks, stream.time_base)
-    tag = stream.metadata.get("DURATION")  # of matroska files: 00:00:10.005000000
-    if tag and re.fullmatch(r"\d+:\d+:\d+(\.\d+)?", tag):
-        hours, minutes, seconds = tag.split(":")
-        return 3600 * float(hours) + 60 * float(minutes) + float(seconds) - media.origin
-    only_stream = media.video is None or media.audio is None
-    if only_stream and media.container.duration:
-        return media.container.duration / av.time_base
-    return None
-
-
-def _is_estimated(media: OpenMedia) -> bool:
-    """Return whether the duration is libav's estimate, which is wrong where the bit rate varies.
-
-    In MP3 files of most encoders the first frame holds how many follow, and libav reads it.
-    """
-    container = media.container.format.name
-    if container != "mp3":
-        return container in ELEMENTARY
-    with open_bytes(media.path) as file:
-        file.seek(_id3_size(file.read(10)))
-        first_frame = file.read(4096)
-    return not any(mark in first_frame for mark in (b"Xing", b"Info", b"VBRI"))
-
-
-def _id3_size(head: bytes) -> int:
-    """Return the bytes of the ID3 tag that begins with these ten; 0 when they begin none."""
-    if len(head) < 10 or not head.startswith(b"ID3"):
-        return 0
-    size = 0  # four bytes of seven bits each, without the ten of the header
-    for byte in head[6:10]:
-        size = (size << 7) | (byte & 0x7F)
-    return 10 + size
-
-
-def _stretch(media: OpenMedia) -> float:
-    """Return the declared size of a WAV or AVI file divided by its true size.
-
-    libav shortens their durations to the bytes that exist, which would hide that a file was cut.
-    """
-    if media.container.format.name not in ("wav", "avi"):
-        return 1.0
-    with open_bytes(media.path) as file:
-        declared = int.from_bytes(file.read(8)[4:], "little") + 8
-    if declared >= 0xFFFFFFFF:  # written to a pipe, with an unknown length
-        return 1.0
-    return max(1.0, declared / (size_of(media.path) or declared))
-
-
-@contextmanager
-def _open_container(path: str | Path, timeout: float) -> Iterator[InputContainer]:
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-    with (
-        _source(path) as source,
-        av.open(
-            source,
-            "r",
-            container_options=options,
-            metadata_errors="ignore",
-            timeout=timeout,
-        ) as container,
-    ):
-        yield container
+def _check_rise(packet: Packet, latest: dict[int, int]) -> None:
+    """Raise ``TimeStepsBack`` when a packet is decoded well before the latest of its stream."""
+    before = latest.get(packet.stream_index)
+    if before is None or packet.dts >= before:
+        latest[packet.stream_index] = packet.dts
+    elif float((before - packet.dts) * packet.time_base) > STEP_BACK:
+        raise TimeStepsBack
 
 
 def _source(path: str | Path) -> AbstractContextManager[Any]:
     """Return a plain file's name, which libav opens, or a Python file of other bytes."""
-    if byte_range_of(path) is None:
-        return nullcontext(f"file:{os.path.abspath(path)}")
+    file = repaired(path)
+    if file is not None:
+        return file
+    name = f"file:{os.path.abspath(without_file_scheme(path))}"
+    if byte_range_of(path) is None and _is_utf8(name):
+        return nullcontext(name)
     return open_bytes(path)
 
 
-def _is_cover(stream: VideoStream) -> bool:
-    """Return whether a stream is the cover picture of a sound file, or has no decoder."""
-    return stream.codec_context is None or Disposition.attached_pic in stream.disposition
-
-
-def _check_size(path: str | Path, video: VideoStream) -> None:
-    width, height = video.codec_context.width, video.codec_context.height
-    if width <= 0 or height <= 0:
-        seen = f"the header declares a picture of {width}x{height} pixels"
-        raise MediaError(path, "undecodable", seen)
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        seen = f"the header declares a picture of {width}x{height} pixels"
-        detail = f"{seen}; the limit is {MAX_SIDE} a side and {MAX_PIXELS} in all"
-        raise MediaError(path, "absurd_header", detail)
+def _is_utf8(name: str) -> bool:
+    """Return whether a name can be handed to libav, which takes UTF-8 alone."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

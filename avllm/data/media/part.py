@@ -14,12 +14,13 @@ LOUDEST_FIRST: tuple[Literal["on", "auto", "off"], ...] = ("on", "auto", "off")
 
 
 class Stretch(NamedTuple):
-    """Identify what one decode reads: a file and an interval of it, or a still picture."""
+    """Identify what one decode reads: an interval and a sound track of a file, or a picture."""
 
     path: Path
     start: float | None = None
     end: float | None = None
     still: bool = False
+    track: int | None = None
 
     @classmethod
     def of(cls, part: MediaPart, root: Path | None) -> Stretch:
@@ -27,7 +28,7 @@ class Stretch(NamedTuple):
         path = resolve(part, root)
         if isinstance(part, ImagePart):
             return cls(path, still=True)
-        return cls(path, part.start, part.end)
+        return cls(path, part.start, part.end, track=part.track)
 
 
 def load_parts(
@@ -76,8 +77,8 @@ def _read(
     timeout: float,
 ) -> Clip:
     """Read all tracks of a stretch that any of the parts needs."""
-    path, start, end, still = stretch
-    if still:
+    path = stretch.path
+    if stretch.still:
         return load_image(path)
     audio_parts = [part for part in parts if isinstance(part, AudioPart)]
     video_parts = [part for part in parts if isinstance(part, VideoPart)]
@@ -88,9 +89,10 @@ def _read(
             path,
             rate=rate,
             more_rates=more_rates,
-            start=start,
-            end=end,
+            start=stretch.start,
+            end=stretch.end,
             timeout=timeout,
+            track=stretch.track,
         )
     modes = {part.sound for part in video_parts}
     if audio_parts:
@@ -98,13 +100,14 @@ def _read(
     sound = next(mode for mode in LOUDEST_FIRST if mode in modes)
     return load_video(
         path,
-        start=start,
-        end=end,
+        start=stretch.start,
+        end=stretch.end,
         sampling=sampling,
         rate=None if sound == "off" else rate,
         more_rates=more_rates,
         sound=sound,
         timeout=timeout,
+        track=stretch.track,
     )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from avllm.errors import UserError
 
+FULL_HD = 1_080  # pixels of the shorter side; encoders take fewer, and an 8K frame is 100 MB
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -19,7 +21,7 @@ class Sampling:
         fps: this many a second, each at the centre of its step.
         max_frames: with ``fps``: a clip that would have more gets this many, uniform over it.
         short_side: pixels of the picture's shorter side; larger pictures are shrunk while decoding,
-            smaller ones are not enlarged.
+            smaller ones are not enlarged. Without it, pictures above Full HD are shrunk to 1,080.
     """
 
     num_frames: int | None = None
@@ -57,9 +59,10 @@ class Sampling:
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return width and height after shrinking to ``short_side`` with the same aspect."""
         short = min(width, height)
-        if self.short_side is None or self.short_side >= short:
+        most = self.short_side or FULL_HD
+        if most >= short:
             return width, height
-        return round(width * self.short_side / short), round(height * self.short_side / short)
+        return round(width * most / short), round(height * most / short)
 
 
 def centres(spans: list[tuple[float, float]]) -> list[float]:

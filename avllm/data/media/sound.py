@@ -1,4 +1,4 @@
-"""Read the sound of an interval: decode all channels, take their mean, place it, resample."""
+"""Read the sound of an interval: decode all channels, mix them, place the mix, resample it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 import torch
 
-from avllm.data.media.open import (
-    MAX_BYTES,
-    MediaError,
-    OpenMedia,
-    read_packets,
-    rewind,
-    seek,
-    stream_end,
+from avllm.data.media.clip import MAX_BYTES, Note
+from avllm.data.media.container.length import stream_end
+from avllm.data.media.container.tracks import check_rate
+from avllm.data.media.errors import MediaError
+from avllm.data.media.mixing import (
+    ChannelPower,
+    NoSoundError,
+    channels_of,
+    kind_of,
+    mean_of,
 )
+from avllm.data.media.open import OpenMedia, read_packets, rewind, seek
 from avllm.data.media.resample import resampler
 
 if TYPE_CHECKING:
@@ -36,17 +38,8 @@ MARGIN = 0.05  # seconds on both sides for the resampler's filter
 JITTER = 0.005  # seconds; a timestamp that is off by less (rounded in matroska) makes no gap
 TAIL_SECONDS = 0.1  # sound that may be missing at the end before a file counts as truncated
 MAX_BAD_SHARE = 0.05  # of packets that cannot be decoded; above it the track is undecodable
-MIN_RATE = 1_000  # samples a second of a track
-MAX_RATE = 1_000_000
+MOST_SILENCE = 512 * 2**20  # bytes of silence in holes that are filled, or as many as the sound
 MIXED_AT_ONCE = 32  # decoded frames that are held; more do not fit into the processor's cache
-PLANE_TYPES = {
-    "u8": np.uint8,
-    "s16": np.int16,
-    "s32": np.int32,
-    "s64": np.int64,
-    "flt": np.float32,
-    "dbl": np.float64,
-}
 # Elementary streams: their timestamps after a seek are estimates.
 UNSEEKABLE = {"mp3", "aac", "ac3", "eac3", "amr", "mpeg", "mpegvideo"}
 
@@ -78,6 +71,8 @@ class PlacedSound:
         waiting: frames of one kind that follow each other, not mixed yet.
         waiting_from: index of their first sample.
         expected: index at which the next frame begins if nothing is missing.
+        channel: the channel that is taken; None = the mean of all.
+        power: of all channels and of their mean.
     """
 
     first: int
@@ -87,6 +82,8 @@ class PlacedSound:
     waiting: list[AudioFrame] = field(default_factory=list)
     waiting_from: int = 0
     expected: int | None = None
+    channel: int | None = None
+    power: ChannelPower = field(default_factory=ChannelPower)
 
     def add(self, index: int | None, frame: AudioFrame) -> None:
         """Place a frame at ``index``; within the jitter it continues the frame before."""
@@ -106,13 +103,22 @@ class PlacedSound:
         self.waiting.append(frame)
 
     def mix(self) -> None:
-        """Make one mono piece of the frames that wait."""
+        """Make one mono piece of the frames that wait.
+
+        Raises:
+            NoSoundError: their samples are no numbers of sound.
+        """
         if not self.waiting:
             return
-        samples = mono(self.waiting)
         low = max(0, self.first - self.waiting_from)
-        high = min(len(samples), self.last - self.waiting_from)
-        self.pieces.append(SoundPiece(self.waiting_from + low, samples[low:high]))
+        high = max(low, self.last - self.waiting_from)
+        channels = [channel[low:high] for channel in channels_of(self.waiting)]
+        samples = mean_of(channels)
+        if self.channel is not None and self.channel < len(channels):
+            samples = channels[self.channel]
+        elif len(channels) > 1:
+            self.power.add(channels, samples)
+        self.pieces.append(SoundPiece(self.waiting_from + low, samples))
         self.waiting = []
 
     @property
@@ -136,31 +142,73 @@ class PlacedSound:
         return whole
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """Hold samples ``(S,)`` float32 at one rate, and the second of the file of the first."""
+
+    samples: Tensor
+    start: float
+
+
+@dataclass(frozen=True)
+class IntervalSound:
+    """Hold the sound of an interval at some rates, and what mixing it needed.
+
+    Attributes:
+        at_rates: at each rate that has a sample in the interval.
+        notes: for the check.
+    """
+
+    at_rates: tuple[Resampled, ...]
+    notes: tuple[Note, ...] = ()
+
+
 def read_sound(
     media: OpenMedia,
     first: float,
     last: float,
     rates: Sequence[int],
-) -> list[tuple[Tensor, float]]:
+) -> IntervalSound:
     """Read the sound of the seconds ``first`` to ``last`` of the file, once, at each of some rates.
 
     The samples are those that a resampling of the whole file would give: the grid starts at second
     0 of the file. In Matroska and FLV, whose timestamps are whole milliseconds, samples beyond
-    ``SEEK_FROM`` may be off by one.
+    ``SEEK_FROM`` may be off by one. It is the mean of all channels, or where they cancel each other
+    in this interval, the channel with the most energy.
 
     Returns:
-        for each rate float32 ``(S,)`` at so many Hz and the second of the file at which it starts
-        (later than ``first`` when the track starts late; the track is never padded); nothing when
-        the track has no sample in the interval.
+        for each rate the samples, which start later than ``first`` when the track starts late (the
+        track is never padded); no rates when the track has no sample in the interval.
 
     Raises:
-        MediaError: undecodable, truncated, timeout.
+        MediaError: undecodable, truncated, bad_values, absurd_header, timeout.
     """
-    placed = _decode_interval(media, first, last)
+    try:
+        placed = _decode_interval(media, first, last, None)
+        channel = None if placed is None else placed.power.channel_alone()
+        notes = () if placed is None or channel is None else (placed.power.note(channel),)
+        if channel is not None:
+            placed = _decode_interval(media, first, last, channel)
+    except NoSoundError as error:
+        raise MediaError(media.path, "bad_values", str(error)) from error
     if placed is None or not placed.pieces:
-        return []
+        return IntervalSound(())
+    _check_holes(media, placed)
     sounds = [_resample(placed, first, last, rate) for rate in rates]
-    return [sound for sound in sounds if sound is not None]
+    return IntervalSound(tuple(sound for sound in sounds if sound is not None), notes)
+
+
+def _check_holes(media: OpenMedia, placed: PlacedSound) -> None:
+    """Refuse a track whose timestamps leave more silence than sound, and much of it.
+
+    Raises:
+        MediaError: absurd_header.
+    """
+    samples = sum(len(piece.samples) for piece in placed.pieces)
+    silence = max(piece.end for piece in placed.pieces) - placed.begin - samples
+    if silence > max(samples, MOST_SILENCE // 4):
+        seen = f"{samples / placed.rate:.0f} s of sound with {silence / placed.rate:.0f} s between"
+        raise MediaError(media.path, "absurd_header", f"its timestamps place {seen}")
 
 
 def _resample(
@@ -168,7 +216,7 @@ def _resample(
     first: float,
     last: float,
     rate: int,
-) -> tuple[Tensor, float] | None:
+) -> Resampled | None:
     """Resample decoded sound; return None when no sample of the interval is left."""
     # Old samples to a new one: exact for all usual rates, within 1e-6 for odd ones.
     ratio = Fraction(placed.rate, rate).limit_denominator(1000)
@@ -184,16 +232,32 @@ def _resample(
     high = min(math.ceil(last * rate - 1e-6), math.ceil(end / ratio))
     if high <= low:
         return None
-    return resampled[low - origin : high - origin].clone(), low / rate
+    return Resampled(resampled[low - origin : high - origin].clone(), low / rate)
 
 
-def _decode_interval(media: OpenMedia, first: float, last: float) -> PlacedSound | None:
-    """Decode and place the sound of an interval; return None when there is no frame."""
+def _decode_interval(
+    media: OpenMedia,
+    first: float,
+    last: float,
+    channel: int | None,
+) -> PlacedSound | None:
+    """Decode and place the sound of an interval; return None when there is no frame.
+
+    Args:
+        media: an open file with a sound track.
+        first: second of the file.
+        last: second of the file.
+        channel: the channel that is taken; None = the mean of all.
+
+    Raises:
+        MediaError: undecodable, truncated, timeout. NoSoundError: samples are no numbers of sound.
+    """
     placed: PlacedSound | None = None
     for frame in _frames(media, first, last):
         if placed is None:
             time_base = frame.time_base  # read once, since each access makes a new object
             placed = _empty_sound(media, first, last, frame.sample_rate)
+            placed.channel = channel
         if frame.sample_rate != placed.rate:
             seen = f"{frame.sample_rate} Hz after {placed.rate} Hz"
             detail = f"the sampling rate changes within the track: {seen}"
@@ -223,68 +287,9 @@ def _empty_sound(media: OpenMedia, first: float, last: float, rate: int) -> Plac
     return PlacedSound(first_sample, last_sample, rate)
 
 
-def check_rate(path: str | Path, rate: int) -> None:
-    """Refuse absurd sampling rates, whose resampling would take all memory.
-
-    Raises:
-        MediaError: absurd_header.
-    """
-    if not MIN_RATE <= rate <= MAX_RATE:
-        seen = f"the header declares {rate} samples a second; expected {MIN_RATE} to {MAX_RATE}"
-        raise MediaError(path, "absurd_header", seen)
-
-
-def kind_of(frame: AudioFrame) -> tuple[str, int]:
-    """Return sample format and number of channels."""
-    return frame.format.name, frame.layout.nb_channels
-
-
-def mono(frames: list[AudioFrame]) -> np.ndarray:
-    """Return the mean of all channels of consecutive frames of one kind.
-
-    Channels lie in a plane each, or interleaved in one plane. PyAV's ``to_ndarray`` is not used,
-    since in 18.1 it reads past the end of frames with eight planes or more.
-
-    Returns:
-        float32 ``(samples,)``, full scale 1.
-    """
-    sample_format = frames[0].format
-    count = frames[0].layout.nb_channels
-    interleaved = 1 if sample_format.is_planar else count  # channels in a plane
-    dtype = PLANE_TYPES[sample_format.packed.name]
-    sizes = [frame.samples * interleaved * np.dtype(dtype).itemsize for frame in frames]
-    channels: list[np.ndarray] = []
-    for plane in range(count // interleaved):
-        content = b"".join(
-            [_plane(frame, plane, size) for frame, size in zip(frames, sizes, strict=True)],
-        )
-        samples = full_scale(np.frombuffer(content, dtype))
-        channels.extend(samples.reshape(-1, interleaved).T)
-    if count == 1:
-        return channels[0]
-    total = channels[0] + channels[1]
-    for channel in channels[2:]:
-        total += channel
-    total /= np.float32(count)
-    return total
-
-
-def _plane(frame: AudioFrame, plane: int, size: int) -> memoryview:
-    """Return the samples of one plane, without the padding at its end."""
-    return memoryview(frame.planes[plane])[:size]
-
-
-def full_scale(x: np.ndarray) -> np.ndarray:
-    """Return samples of any type as float32 from -1 to 1."""
-    if x.dtype.kind == "f":
-        return x.astype(np.float32, copy=False)
-    if x.dtype.kind == "u":
-        return (x.astype(np.float32) - 128) / 128
-    return x.astype(np.float32) / np.float32(2.0 ** (8 * x.itemsize - 1))
-
-
 def _frames(media: OpenMedia, first: float, last: float) -> Iterator[AudioFrame]:
     """Yield decoded frames from a little before ``first`` to a little after ``last``."""
+    _go_to(media, first)
     assert media.audio is not None
     decoder = media.audio.codec_context
     seen = 0
@@ -303,15 +308,21 @@ def _frames(media: OpenMedia, first: float, last: float) -> Iterator[AudioFrame]
         raise MediaError(media.path, "undecodable", detail)
 
 
+def _go_to(media: OpenMedia, first: float) -> None:
+    """Go to a packet before second ``first``: to the very first one where that is near."""
+    assert media.audio is not None
+    if first > SEEK_FROM and media.container.format.name not in UNSEEKABLE:
+        seek(media, media.audio, first - PREROLL)
+    else:
+        rewind(media, media.audio)
+
+
 def _packets(media: OpenMedia, first: float, last: float) -> Iterator[av.Packet]:
+    """Yield the packets from the current position on that an interval and its margins need."""
     assert media.audio is not None
     stream = media.audio
     earliest = media.exact_ticks(first - PREROLL, stream)
     latest = media.exact_ticks(last + MARGIN, stream)
-    if first > SEEK_FROM and media.container.format.name not in UNSEEKABLE:
-        seek(media, stream, first - PREROLL)
-    else:
-        rewind(media, stream)
     for packet in read_packets(media, stream):
         if packet.pts is not None and packet.pts > latest:
             return

@@ -9,7 +9,10 @@ from typing import Any
 
 import av
 
-from avllm.data.media.open import MediaError, OpenMedia, open_media, read_packets
+from avllm.data.media.container.reread import reading
+from avllm.data.media.errors import MediaError
+from avllm.data.media.open import OpenMedia, open_media, read_packets, require_file, rewind
+from avllm.data.media.pictures.animation import count_frames, is_animation
 
 
 @dataclass
@@ -43,11 +46,17 @@ def decode_whole(path: str | Path, timeout: float = 60.0) -> WholeFile:
     Raises:
         MediaError: the file cannot be opened, or the time is over.
     """
+    require_file(path)
+    if is_animation(path):
+        return WholeFile(frames=count_frames(path, timeout))
     with open_media(path, timeout) as media:
-        return _decode(media)
+        return reading(media, _decode)
 
 
 def _decode(media: OpenMedia) -> WholeFile:
+    stream = media.video or media.audio
+    if stream is not None:
+        rewind(media, stream)
     streams = {s.index: s for s in (media.video, media.audio) if s is not None}
     counts = WholeFile()
     for packet in read_packets(media):

@@ -7,7 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from avllm.data.media.open import MediaError, OpenMedia, read_packets, rewind, seek, stream_end
+from avllm.data.media.container.length import stream_end
+from avllm.data.media.errors import MediaError
+from avllm.data.media.open import OpenMedia, read_packets, rewind, seek
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -113,13 +115,12 @@ def is_untimed(media: OpenMedia) -> bool:
 
 def _read_from(media: OpenMedia, seek_to: float, last: float) -> Window:
     assert media.video is not None
-    stream = media.video
-    time_base = stream.time_base
-    untimed = is_untimed(media)
     if seek_to <= 0:
-        rewind(media, stream)
+        rewind(media, media.video)
     else:
-        seek(media, stream, seek_to)
+        seek(media, media.video, seek_to)
+    stream = media.video
+    untimed = is_untimed(media)
     window = Window([], [], complete=False)
     latest = media.exact_ticks(last + TICK, stream)
     for packet in read_packets(media, stream):
@@ -129,10 +130,13 @@ def _read_from(media: OpenMedia, seek_to: float, last: float) -> Window:
             # dts never exceeds pts: no later packet is displayed by `last`.
             window.complete = True
             break
+        unknown = packet.pts is None or untimed
+        time = None if unknown else media.second(packet.pts or 0, stream.time_base)
+        if packet.is_keyframe and media.clock is not None and time is not None and time <= seek_to:
+            window = Window([], [], complete=False)  # read from the beginning, in place of seeking
         if window.packets or packet.is_keyframe:
             window.packets.append(packet)
-            unknown = packet.pts is None or untimed
-            window.times.append(None if unknown else media.second(packet.pts or 0, time_base))
+            window.times.append(time)
     return window
 
 

@@ -13,6 +13,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from avllm.data.store.access import check_file, check_url
 from avllm.data.store.http import fetch, size_of_url
@@ -21,8 +22,9 @@ from avllm.errors import UserError
 MEMBER = re.compile(r"(?P<shard>.+\.tar)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>[^/]+)")
 # One slash after the colon is enough: pathlib leaves one of two.
 URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)")
-# An absolute path of this machine: a file URL names no other machine here.
-FILE_URL = re.compile(r"(?:file|local):/{1,3}(?P<rest>[^/].*)")
+# An absolute path of this machine: a file URL names no other machine here. With two slashes the
+# machine may be given, and pathlib leaves one of the two.
+FILE_URL = re.compile(r"(?P<scheme>file|local):(?:/{1,2}localhost/|/{1,3})(?P<rest>[^/].*)")
 PACKAGES = {
     **dict.fromkeys(["s3", "s3a"], "s3fs"),
     **dict.fromkeys(["gs", "gcs"], "gcsfs"),
@@ -55,7 +57,7 @@ def byte_range_of(path: str | Path) -> ByteRange | None:
     url = url_of(path)
     text = url or str(without_file_scheme(path))
     member = MEMBER.fullmatch(text)
-    if member:
+    if member and not os.path.isfile(text):  # a folder's name may look like a shard's member
         return ByteRange(member["shard"], int(member["offset"]), int(member["size"]))
     return ByteRange(text, 0, None) if url else None
 
@@ -75,7 +77,12 @@ def url_of(path: str | Path) -> str | None:
 def without_file_scheme(path: str | Path) -> Path:
     """Return ``file:///a/b`` as ``/a/b``, and any other path unchanged."""
     file_url = FILE_URL.fullmatch(str(path))
-    return Path(f"/{file_url['rest']}") if file_url else Path(path)
+    if file_url is None:
+        return Path(path)
+    rest = file_url["rest"]
+    if file_url["scheme"] == "file":  # such URLs write %20 for a space, and so on
+        rest = unquote(rest, errors="surrogateescape")
+    return Path(f"/{rest}")
 
 
 def local_path(path: str | Path) -> Path:

@@ -23,7 +23,7 @@ from data.media.media_files import (
 )
 from PIL import Image
 
-from avllm.data.media import open as media_open
+from avllm.data.media import errors as media_errors
 from avllm.data.media.load import (
     MediaError,
     Sampling,
@@ -238,7 +238,7 @@ def test_a_timeout_ends_every_backend_between_frames(
         video(clip, 8, backend=backend)
     except ImportError as error:
         pytest.skip(str(error))
-    monkeypatch.setattr(media_open.time, "monotonic", clock)
+    monkeypatch.setattr(media_errors.time, "monotonic", clock)
     whole = read(8, 1e9)
     assert whole - read(2, 1e9) >= 6, "a look a frame at least"
     assert read(8, whole) == whole

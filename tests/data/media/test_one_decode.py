@@ -21,6 +21,7 @@ from avllm.data.dataset import SampleDataset
 from avllm.data.media import load as media
 from avllm.data.media.load import Clip, Sampling
 from avllm.data.media.part import load_parts
+from avllm.data.media.pictures import still
 from avllm.data.reading import MediaReader
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, VideoPart
 from avllm.evaluation.clips import EncodedClip, Failure, encode_clips
@@ -50,7 +51,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(owner, function, call)
 
     watch(av, "open", "open")
-    watch(media, "open_bytes", "open")  # still pictures
+    watch(still, "open_bytes", "open")  # still pictures
     watch(media, "read_frames", "frames", lambda opened: opened.path)
     watch(media, "read_sound", "sound", lambda opened: opened.path)
     return done

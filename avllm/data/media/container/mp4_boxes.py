@@ -40,3 +40,15 @@ def missing_end(path: str | Path) -> str:
     """Describe the missing end of an MP4 that was cut short; return "" for all other files."""
     cut = cut_box(path)
     return f"{cut.missing} bytes are missing at the end" if cut else ""
+
+
+# Brands of still pictures in the MP4 container, whose tiles libav takes for video tracks.
+STILL_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"avif", b"jpeg"}
+
+
+def still_brand(path: str | Path) -> str:
+    """Return the brand of a HEIC or AVIF picture, from its first bytes; "" for any other file."""
+    with open_bytes(path) as file:
+        head = file.read(12)
+    is_still = head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS
+    return head[8:12].decode() if is_still else ""

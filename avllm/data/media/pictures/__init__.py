@@ -1,0 +1,1 @@
+"""Read still and animated pictures that Pillow opens."""
