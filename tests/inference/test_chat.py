@@ -123,6 +123,7 @@ def test_errors_come_at_once_and_leave_the_chat_as_it_was(chat: Chat, clips: lis
     assert reserved.value.reason == "reserved_text"
     mistakes: list[tuple[str, Any, dict[str, Any]]] = [
         ("empty", "  ", {}),
+        ("no_utf8", "half a character \ud800", {}),
         ("sound", QUESTION, {"video": clips[0], "sound": "loud"}),
         ("temperature", QUESTION, {"temperature": -1}),
         ("media_beside_messages", [user(QUESTION)], {"video": clips[0]}),

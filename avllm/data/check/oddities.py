@@ -119,6 +119,9 @@ def result_by_headers(path: str, use: Use, info: MediaInfo) -> dict[str, Any]:
         raise MediaError(path, "no_video", "the file has no video track")
     if not info.has_audio and (use.kind == "audio" or use.sound == "on"):
         raise MediaError(path, "no_audio", "the file has no sound track")
+    if use.track is not None and use.sound != "off" and use.track >= info.sound_tracks:
+        seen = f"track={use.track}, and the file has {info.sound_tracks} sound tracks"
+        raise MediaError(path, "no_audio", seen)
     if info.audio_rate is not None and use.sound != "off":
         check_rate(path, info.audio_rate)
     start = use.start or 0.0

@@ -25,7 +25,7 @@ from avllm.data.media.container.placeholders import repaired
 from avllm.data.media.container.restarts import JOINABLE, STEP_BACK, RisingClock, find_restarts
 from avllm.data.media.container.tracks import check_size, decoder_of, sound_track, video_track
 from avllm.data.media.errors import BROKEN_PICTURE, Deadline, MediaError
-from avllm.data.store.storage import byte_range_of, open_bytes, size_of, without_file_scheme
+from avllm.data.store.storage import byte_range_of, is_utf8, open_bytes, size_of, without_file_scheme
 
 # Containers that hold media themselves. Playlists and scripts (hls, concat, ...) are left out, as
 # they could name other files.
@@ -316,15 +316,6 @@ def _source(path: str | Path) -> AbstractContextManager[Any]:
     if file is not None:
         return file
     name = f"file:{os.path.abspath(without_file_scheme(path))}"
-    if byte_range_of(path) is None and _is_utf8(name):
+    if byte_range_of(path) is None and is_utf8(name):
         return nullcontext(name)
     return open_bytes(path)
-
-
-def _is_utf8(name: str) -> bool:
-    """Return whether a name can be handed to libav, which takes UTF-8 alone."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -13,7 +13,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from avllm.data.store.access import check_file, check_url
 from avllm.data.store.http import fetch, size_of_url
@@ -83,6 +83,21 @@ def without_file_scheme(path: str | Path) -> Path:
     if file_url["scheme"] == "file":  # such URLs write %20 for a space, and so on
         rest = unquote(rest, errors="surrogateescape")
     return Path(f"/{rest}")
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written as UTF-8; names of files may hold other bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def name_in_utf8(path: str | Path) -> str:
+    """Return a path as a row may hold it: a name in other bytes than UTF-8 becomes a file URL."""
+    name = str(path)
+    return name if is_utf8(name) else f"file://{quote(os.fsencode(os.path.abspath(name)))}"
 
 
 def local_path(path: str | Path) -> Path:

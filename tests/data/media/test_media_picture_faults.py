@@ -95,8 +95,8 @@ def test_headers_that_claim_days_are_a_bad_file(tmp_path: Path) -> None:
 
 
 def test_a_long_quiet_file_is_believed(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "a.mp4", times=[0.0, 250.0, 500.0], size=(64, 48), options={"bf": "0"})
-    assert probe(path).duration > 500
+    path = write_clip(tmp_path / "a.mp4", times=[0.0, 120.0, 240.0], size=(64, 48), options={"bf": "0"})
+    assert probe(path).duration > 230
     silence = write_audio(tmp_path / "a.flac", np.zeros((1, 8_000 * 900), np.float32), 8_000, "flac")
     assert load_audio(silence, rate=8_000).duration == pytest.approx(900)
 

@@ -20,7 +20,7 @@ from avllm.data.store.storage import open_bytes, size_of
 ELEMENTARY = {"mp3", "aac", "ac3", "eac3"}
 
 MAX_SECONDS = 48 * 3600.0  # of a file; memory and tokens follow from seconds
-FREE_SECONDS = 600.0  # that are believed of a file of any size
+FREE_SECONDS = 300.0  # that are believed of a file of any size
 LEAST_BYTES = 8.0  # of each further second: a tenth of what digital silence takes
 
 
