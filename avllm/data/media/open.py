@@ -38,6 +38,18 @@ FORMATS = (
 STILL = "it is a still picture; give it as an image"
 
 
+MOST_CLOCKS = 4096  # files whose packets were looked at, and need not be again in this process
+_clocks: dict[tuple[str, int, int], RisingClock | None] = {}
+
+
+def _state_of(path: str) -> tuple[str, int, int]:
+    """Return the name of a file, its size and its time of change, which reveal a change."""
+    byte_range = byte_range_of(path)
+    file = str(without_file_scheme(path)) if byte_range is None else byte_range.file
+    changed = os.stat(file).st_mtime_ns if os.path.isfile(file) else 0
+    return path, size_of(path) or 0, changed
+
+
 class TimeStepsBack(Exception):
     """The decoding times of a track step back: the file has to be read with a rising clock."""
 
@@ -107,13 +119,16 @@ class OpenMedia:
         self._files.close()
 
     def make_clock_rise(self) -> None:
-        """Look at all packets, and make their times rise where they begin again."""
+        """Look at all packets of a file just opened, and make times rise that begin again."""
         self.clock = None
         self.clock_is_sure = True
-        stream = self.video or self.audio
-        if stream is not None:
-            rewind(self, stream)
-            self.clock = find_restarts(read_packets(self))
+        state = _state_of(self.path)
+        if state not in _clocks:
+            _clocks[state] = find_restarts(read_packets(self))
+            if len(_clocks) > MOST_CLOCKS:
+                _clocks.pop(next(iter(_clocks)))
+        clock = _clocks.get(state)
+        self.clock = clock and RisingClock(clock.stretches, clock.ends)
 
     def second(self, ticks: int, base: Fraction | None) -> float:
         """Return a timestamp in seconds of the file; ``base`` is its time base."""
@@ -241,9 +256,10 @@ def seek(media: OpenMedia, stream: VideoStream | AudioStream, second: float) -> 
 
     The file may be opened again for it: tracks are to be taken from ``media`` afterwards.
     """
-    if media.clock is not None:
-        second = -1.0 - media.origin  # a file's own index does not know the rising clock
+    if media.clock is not None:  # which the file's own times do not know
         media.clock.begin()
+        media.open()
+        return
     listen_to(media, stream)  # MPEG-TS seeks by the stream's packets, which must not be skipped
     try:
         media.container.seek(media.ticks(second, stream), stream=stream, backward=True)

@@ -19,5 +19,6 @@ def reading(media: OpenMedia, read: Callable[[OpenMedia], T]) -> T:
     try:
         return read(media)
     except TimeStepsBack:
+        media.open()
         media.make_clock_rise()
         return read(media)

@@ -6,7 +6,7 @@ give files in which time goes back. A player plays one stretch after the other; 
 
 from __future__ import annotations
 
-import bisect
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -14,16 +14,23 @@ from av.packet import Packet
 
 # Containers without an index, whose parts can be joined byte by byte: all packets are looked at
 # before the first is decoded. In others, a step back is noticed when it is read.
-JOINABLE = {"mpegts", "mpeg"}
+JOINABLE = {"mpegts", "mpeg", "ogg"}
 STEP_BACK = 0.1  # seconds by which decoding times go back where they begin again
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Hold the byte from which on packets are shifted, and by how many seconds."""
+@dataclass
+class ClockStretch:
+    """Hold packets whose times rise.
+
+    Attributes:
+        position: byte of the file at which it begins.
+        shift: seconds that are added to its times.
+        first: by index of a stream, the number of its first packet in the stretch.
+    """
 
     position: int
     shift: float
+    first: dict[int, int]
 
 
 @dataclass
@@ -31,25 +38,27 @@ class RisingClock:
     """Shift the packets of each stretch to the end of the stretch before.
 
     Attributes:
-        stretches: by position; the first is not shifted.
+        stretches: in the order of the file; the first is not shifted.
         ends: by index of a stream, the second after its last packet, shifted.
     """
 
-    stretches: list[Stretch]
+    stretches: list[ClockStretch]
     ends: dict[int, float]
-    _positions: dict[int, int] = field(default_factory=dict)
+    _seen: Counter[int] = field(default_factory=Counter)
 
     def begin(self) -> None:
         """Forget where the reading is; it goes on from the beginning of the file."""
-        self._positions.clear()
+        self._seen.clear()
 
     def put_right(self, packet: Packet) -> None:
         """Shift the times of the next packet of its stream."""
         index = packet.stream_index
-        position = self._positions.get(index, 0) if packet.pos is None else packet.pos
-        self._positions[index] = position
-        starts = [stretch.position for stretch in self.stretches]
-        shift = self.stretches[bisect.bisect_right(starts, position) - 1].shift
+        number = self._seen[index]
+        self._seen[index] += 1
+        shift = 0.0
+        for stretch in self.stretches:
+            if index in stretch.first and stretch.first[index] <= number:
+                shift = stretch.shift
         base = packet.time_base
         if not shift or base is None:
             return
@@ -60,80 +69,91 @@ class RisingClock:
             packet.dts += ticks
 
 
+@dataclass(frozen=True)
+class _PacketTime:
+    """Hold number, byte, decoding time and display time of a packet, times in seconds."""
+
+    number: int
+    position: int
+    decoded: float
+    shown: float
+
+
 @dataclass
 class _Track:
     """Follow the decoding times of one stream.
 
     Attributes:
+        count: of packets so far.
         position: byte of its last packet.
         last: second of its last packet in this stretch, unshifted; None before the first.
         back: its last packet, if that stepped back; the next one says whether time began again
             there or this one packet is wrong.
     """
 
+    count: int = 0
     position: int = 0
     last: float | None = None
-    back: _StepBack | None = None
-
-
-@dataclass(frozen=True)
-class _StepBack:
-    position: int
-    decoded: float
-    shown: float
+    back: _PacketTime | None = None
 
 
 class _Scan:
     """Follow all streams of a file to find where their times begin again."""
 
     def __init__(self) -> None:
-        self.stretches = [Stretch(0, 0.0)]
+        self.stretches = [ClockStretch(0, 0.0, {})]
         self.ends: dict[int, float] = {}
         self.tracks: dict[int, _Track] = {}
 
     def add(self, packet: Packet) -> None:
         """Take in the next packet of the file."""
+        track = self.tracks.setdefault(packet.stream_index, _Track())
+        number = track.count
+        track.count += 1
+        track.position = track.position if packet.pos is None else packet.pos
         stamp = packet.pts if packet.dts is None else packet.dts
         base = packet.time_base
         if stamp is None or base is None:
             return
-        track = self.tracks.setdefault(packet.stream_index, _Track())
-        track.position = track.position if packet.pos is None else packet.pos
         decoded = float(stamp * base)
         shown = decoded if packet.pts is None else float(packet.pts * base)
-        if track.position < self.stretches[-1].position:  # of the stretch before, delivered late
-            self._extend(packet, shown, self.stretches[-2].shift)
-            return
-        self._follow(track, _StepBack(track.position, decoded, shown))
+        now = _PacketTime(number, track.position, decoded, shown)
+        stretch = self.stretches[-1]
+        index = packet.stream_index
+        if index not in stretch.first and now.position < stretch.position:
+            stretch = self.stretches[-2]  # the stretch before still delivers this stream
+        else:
+            stretch.first.setdefault(index, number)
+            self._follow(track, now)
         if track.back is None:
-            self._extend(packet, shown, self.stretches[-1].shift)
+            duration = float((packet.duration or 0) * base)
+            end = shown + stretch.shift + duration
+            self.ends[index] = max(self.ends.get(index, end), end)
 
-    def _follow(self, track: _Track, now: _StepBack) -> None:
+    def _follow(self, track: _Track, now: _PacketTime) -> None:
         last = track.last
-        if track.back is not None and last is not None and now.decoded < last - STEP_BACK:
-            self._begin_again(track.back)
+        is_back = last is not None and now.decoded < last - STEP_BACK
+        if is_back and track.back is not None:
+            self._begin_again()
             track.last = now.decoded
-        elif track.back is None and last is not None and now.decoded < last - STEP_BACK:
+        elif is_back:
             track.back = now
         else:
             track.back = None
             track.last = now.decoded
 
-    def _begin_again(self, step: _StepBack) -> None:
-        steps = [track.back for track in self.tracks.values() if track.back is not None]
-        position = min(step.position for step in steps)
-        begin = min(step.shown for step in steps)
-        shift = max(self.ends.values(), default=0.0) - begin
-        self.stretches.append(Stretch(position, shift))
-        for track in self.tracks.values():
+    def _begin_again(self) -> None:
+        first: dict[int, int] = {}
+        steps: list[_PacketTime] = []
+        for index, track in self.tracks.items():
+            if track.back is not None:
+                steps.append(track.back)
+                first[index] = track.back.number
             track.last = None
             track.back = None
-
-    def _extend(self, packet: Packet, shown: float, shift: float) -> None:
-        duration = float((packet.duration or 0) * (packet.time_base or 0))
-        end = shown + shift + duration
-        index = packet.stream_index
-        self.ends[index] = max(self.ends.get(index, end), end)
+        shift = max(self.ends.values(), default=0.0) - min(step.shown for step in steps)
+        position = min(step.position for step in steps)
+        self.stretches.append(ClockStretch(position, shift, first))
 
 
 def find_restarts(packets: Iterable[Packet]) -> RisingClock | None:
