@@ -61,6 +61,8 @@ class Canvas:
         planes: ``(T, 3, H, W)``; None before the first frame.
         width: of the picture before rotation, in square pixels.
         height: of the picture before rotation.
+        turn: degrees by which the last frame is turned.
+        matrix: display matrix of the frames since then.
         reformatter: is held, since setting one up takes as long as a frame.
         upper_field: takes one field out of interlaced frames.
     """
@@ -72,6 +74,8 @@ class Canvas:
     planes: np.ndarray | None = None
     width: int = 0
     height: int = 0
+    turn: int = 0
+    matrix: np.ndarray | None = None
     reformatter: VideoReformatter = field(default_factory=VideoReformatter)
     upper_field: FieldFilter = field(default_factory=FieldFilter)
 
@@ -80,8 +84,13 @@ class Canvas:
         if self.planes is None:
             width = max(1, round(frame.width * self.aspect))
             self.width, self.height = self.sampling.size(width, frame.height)
-        matrix = display_matrix(frame)
-        colours = [orient(colour, matrix) for colour in colours_of(self._resized(frame))]
+        turn = frame.rotation
+        if self.planes is None or turn != self.turn:
+            # Not for each frame: PyAV's side data and their frame hold each other, so that frames
+            # would stay in memory until the garbage is collected.
+            self.matrix = display_matrix(frame)
+            self.turn = turn
+        colours = [orient(colour, self.matrix) for colour in colours_of(self._resized(frame))]
         if self.planes is None:
             self.planes = np.empty((self.steps, 3, *colours[0].shape), np.uint8)
         height, width = self.planes.shape[2:]

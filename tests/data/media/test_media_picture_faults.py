@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import struct
 from fractions import Fraction
@@ -449,3 +450,17 @@ def test_floats_are_read_by_their_range(tmp_path: Path) -> None:
         clip = load_image(tmp_path / "a.tiff")
         assert int(clip.frames.x[0, 5, 5, 0]) in (127, 128), top
         assert reasons(clip) == (["value_range"] if bits == 12 else []), top
+
+
+def test_decoded_frames_are_not_kept(tmp_path: Path) -> None:
+    """PyAV's side data and their frame hold each other, until the garbage is collected."""
+    path = write_clip(tmp_path / "a.mp4", seconds=1)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(thing).__name__ == "SideDataContainer" for thing in gc.get_objects())
+        video(path, 20)
+        after = sum(type(thing).__name__ == "SideDataContainer" for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert after - before <= 1
