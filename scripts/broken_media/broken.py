@@ -186,6 +186,24 @@ def wav_claims_gigahertz(place: Place) -> Part:
     return audio(place.text(".wav", wav_header(rate, len(data)) + data))
 
 
+@odd("bad_values")
+def sound_of_no_numbers(place: Place) -> Part:
+    """Write a wav of floats, some of which are no numbers, or far from sound."""
+    path = place.sound(".wav", "pcm_f32le")
+    data = bytearray(path.read_bytes())
+    value = place.one_of([np.nan, np.inf, -np.inf, 1e30])
+    at = data.find(b"data") + 8 + 4 * 5_000
+    data[at : at + 4] = np.array(value, "<f4").tobytes()
+    return audio(place.text(".wav", bytes(data)))
+
+
+@odd("absurd_header")
+def far_timestamp(place: Place) -> Part:
+    """Write a clip whose last frame is days after the one before."""
+    days = float(place.draw.uniform(1, 20)) * 86_400
+    return video(place.clip(".mkv", times=[0.0, 0.1, 0.2, days], sound=None, options={"bf": "0"}))
+
+
 @odd("no_audio")
 def asked_for_sound(place: Place) -> Part:
     """Ask for the sound of a clip without any."""

@@ -19,7 +19,7 @@ from avllm.inference.row_tokens import ProcessorTokens, reading
 from avllm.models.building.described import stage_processor
 
 ROOT = Path(__file__).resolve().parents[3]
-CLASSES = 56
+CLASSES = 58
 
 
 def make(out: Path, count: int, seed: int = 0) -> Path:
