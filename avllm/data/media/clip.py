@@ -14,7 +14,7 @@ MAX_BYTES = 8 * 2**30  # decoded frames, or decoded sound, of one clip
 
 
 class Note(NamedTuple):
-    """Say what reading a file had to do, or left out, that a person may want to know.
+    """Say what reading a file had to do, or left out, and a person should know.
 
     Attributes:
         reason: a key of the check's reasons, of severity ``warning``.

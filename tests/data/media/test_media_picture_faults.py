@@ -63,7 +63,7 @@ def far_packet(source: Path, target: Path, kind: str, seconds: float) -> Path:
     return target
 
 
-@pytest.mark.parametrize("seconds", [1e4, 1e5])
+@pytest.mark.parametrize("seconds", [1e4, 4e4])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm", "sound.mka", "sound.m4a", "sound.ogg"])
 def test_one_far_timestamp_is_a_bad_file(tmp_path: Path, name: str, seconds: float) -> None:
     whole = tmp_path / f"whole-{name}"
