@@ -93,7 +93,9 @@ class Clip:
     @property
     def size(self) -> int:
         """Return the bytes of the decoded tensors."""
-        tracks = [track for track in (self.frames, self.sound, *self.more_sounds) if track is not None]
+        tracks = [
+            track for track in (self.frames, self.sound, *self.more_sounds) if track is not None
+        ]
         return sum(track.x.numel() * track.x.element_size() for track in tracks)
 
     def sound_at(self, rate: int) -> Sound:

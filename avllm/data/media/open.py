@@ -25,7 +25,13 @@ from avllm.data.media.container.placeholders import repaired
 from avllm.data.media.container.restarts import JOINABLE, STEP_BACK, RisingClock, find_restarts
 from avllm.data.media.container.tracks import check_size, decoder_of, sound_track, video_track
 from avllm.data.media.errors import BROKEN_PICTURE, Deadline, MediaError
-from avllm.data.store.storage import byte_range_of, is_utf8, open_bytes, size_of, without_file_scheme
+from avllm.data.store.storage import (
+    byte_range_of,
+    is_utf8,
+    open_bytes,
+    size_of,
+    without_file_scheme,
+)
 
 # Containers that hold media themselves. Playlists and scripts (hls, concat, ...) are left out, as
 # they could name other files.

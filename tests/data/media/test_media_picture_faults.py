@@ -64,7 +64,9 @@ def far_packet(source: Path, target: Path, kind: str, seconds: float) -> Path:
 
 
 @pytest.mark.parametrize("seconds", [1e4, 4e4])
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm", "sound.mka", "sound.m4a", "sound.ogg"])
+@pytest.mark.parametrize(
+    "name", ["a.mp4", "a.mkv", "a.webm", "sound.mka", "sound.m4a", "sound.ogg"]
+)
 def test_one_far_timestamp_is_a_bad_file(tmp_path: Path, name: str, seconds: float) -> None:
     whole = tmp_path / f"whole-{name}"
     codecs = {".webm": "libvpx-vp9", ".m4a": "aac", ".mka": "aac", ".ogg": "libopus"}
@@ -73,7 +75,9 @@ def test_one_far_timestamp_is_a_bad_file(tmp_path: Path, name: str, seconds: flo
         write_audio(whole, clicks(1, 48_000, [0.5]), 48_000, codec)
     else:
         write_clip(whole, seconds=0.2, codec=codec, options={})
-    path = far_packet(whole, tmp_path / name, "audio" if name.startswith("sound") else "video", seconds)
+    path = far_packet(
+        whole, tmp_path / name, "audio" if name.startswith("sound") else "video", seconds
+    )
     assert path.stat().st_size < 30_000
     for call in (lambda: load_audio(path, rate=RATE), lambda: probe(path)):
         assert reason(call) == "absurd_header"
@@ -87,18 +91,27 @@ def test_headers_that_claim_days_are_a_bad_file(tmp_path: Path) -> None:
     at = matroska.find(b"\x44\x89\x88")  # Duration, a float of 8 bytes
     matroska[at + 3 : at + 11] = struct.pack(">d", 1e12)
     (tmp_path / "a.mkv").write_bytes(matroska)
-    flac = bytearray(write_audio(tmp_path / "a.flac", clicks(1, RATE, [0.5]), RATE, "flac").read_bytes())
+    flac = bytearray(
+        write_audio(tmp_path / "a.flac", clicks(1, RATE, [0.5]), RATE, "flac").read_bytes()
+    )
     flac[22:26] = b"\xff" * 4  # the number of samples
     (tmp_path / "a.flac").write_bytes(flac)
     for name in ("a.mkv", "a.flac"):
         for call in (load_audio, lambda path, rate: probe(path)):
-            assert reason(lambda call=call, name=name: call(tmp_path / name, rate=RATE)) == "absurd_header"
+            assert (
+                reason(lambda call=call, name=name: call(tmp_path / name, rate=RATE))
+                == "absurd_header"
+            )
 
 
 def test_a_long_quiet_file_is_believed(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "a.mp4", times=[0.0, 120.0, 240.0], size=(64, 48), options={"bf": "0"})
+    path = write_clip(
+        tmp_path / "a.mp4", times=[0.0, 120.0, 240.0], size=(64, 48), options={"bf": "0"}
+    )
     assert probe(path).duration > 230
-    silence = write_audio(tmp_path / "a.flac", np.zeros((1, 8_000 * 900), np.float32), 8_000, "flac")
+    silence = write_audio(
+        tmp_path / "a.flac", np.zeros((1, 8_000 * 900), np.float32), 8_000, "flac"
+    )
     assert load_audio(silence, rate=8_000).duration == pytest.approx(900)
 
 
@@ -106,18 +119,25 @@ def test_a_hole_of_hours_in_a_sound_track_is_a_bad_file(tmp_path: Path) -> None:
     """Padding makes the file as large as its seconds may be; the silence is not allocated."""
     noise = 0.3 * np.random.default_rng(0).standard_normal((1, 48_000)).astype(np.float32)
     path = far_packet(
-        write_audio(tmp_path / "whole.mka", noise, 48_000, "pcm_s16le"), tmp_path / "a.mka", "audio", 5_000
+        write_audio(tmp_path / "whole.mka", noise, 48_000, "pcm_s16le"),
+        tmp_path / "a.mka",
+        "audio",
+        5_000,
     )
     assert path.stat().st_size > 5_000 * 8
     assert reason(lambda: load_audio(path, rate=48_000)) == "absurd_header"
 
 
 def test_frames_of_8k_are_shrunk_one_by_one(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "a.mp4", seconds=0.1, fps=20, size=(7680, 4320), options={"preset": "ultrafast"})
+    path = write_clip(
+        tmp_path / "a.mp4", seconds=0.1, fps=20, size=(7680, 4320), options={"preset": "ultrafast"}
+    )
     clip = video(path, 2)
     assert clip.frames.x.shape == (2, 1080, 1920, 3)
     assert numbers(clip.frames.x) == [0, 1]
-    assert video(path, 1, sampling=Sampling(num_frames=1, short_side=2000)).frames.x.shape[1] == 2000
+    assert (
+        video(path, 1, sampling=Sampling(num_frames=1, short_side=2000)).frames.x.shape[1] == 2000
+    )
 
 
 @pytest.mark.parametrize("size", [(16_000, 1), (1, 16_000), (3_000, 64)])
@@ -143,12 +163,18 @@ def joined(target: Path, *parts: Path) -> Path:
 
 @pytest.mark.parametrize("suffix", ["ts", "mpg"])
 @pytest.mark.parametrize("lengths", [(2.0, 2.0), (3.0, 1.0), (1.0, 2.0, 1.0)], ids=str)
-def test_times_that_begin_again_rise(tmp_path: Path, suffix: str, lengths: tuple[float, ...]) -> None:
+def test_times_that_begin_again_rise(
+    tmp_path: Path, suffix: str, lengths: tuple[float, ...]
+) -> None:
     parts = []
     for number, seconds in enumerate(lengths):
         options = {"codec": "mpeg2video", "sound_codec": "mp2"} if suffix == "mpg" else {}
         sound = clicks(seconds, 48_000, [0.5])
-        parts.append(write_clip(tmp_path / f"{number}.{suffix}", seconds=seconds, gop=25, sound=sound, **options))
+        parts.append(
+            write_clip(
+                tmp_path / f"{number}.{suffix}", seconds=seconds, gop=25, sound=sound, **options
+            )
+        )
     path = joined(tmp_path / f"a.{suffix}", *parts)
     total = sum(lengths)
     clip = load_video(path, sampling=Sampling(fps=4), rate=RATE)
@@ -164,7 +190,9 @@ def test_times_that_begin_again_rise(tmp_path: Path, suffix: str, lengths: tuple
     for start in starts:
         assert np.abs(loud - (start + 0.5)).min() < 0.15
     assert reasons(probe(path)) == ["clock_restarts"]
-    late = load_video(path, sampling=Sampling(num_frames=1), rate=RATE, start=total - 0.5, end=total - 0.3)
+    late = load_video(
+        path, sampling=Sampling(num_frames=1), rate=RATE, start=total - 0.5, end=total - 0.3
+    )
     assert numbers(late.frames.x)[0] == pytest.approx(25 * (lengths[-1] - 0.4), abs=5)
     assert decode_whole(path).frames >= 25 * total - 3
 
@@ -197,7 +225,9 @@ def test_times_that_step_back_in_a_file_with_an_index_rise(tmp_path: Path) -> No
     )
     data = whole.read_bytes()
     count = data.count(b"\x1f\x43\xb6\x75")
-    path = cluster_times(whole, tmp_path / "a.mkv", [1000 * n if n < 2 else 1000 * (n - 2) for n in range(count)])
+    path = cluster_times(
+        whole, tmp_path / "a.mkv", [1000 * n if n < 2 else 1000 * (n - 2) for n in range(count)]
+    )
     clip = video(path, 8)
     assert clip.duration == pytest.approx(4.0, abs=0.2)
     assert numbers(clip.frames.x) == pytest.approx([6, 18, 31, 43, 56, 68, 81, 93], abs=3)
@@ -224,7 +254,10 @@ def test_of_frames_with_one_time_the_last_is_shown(tmp_path: Path) -> None:
 def test_a_file_that_begins_before_zero_is_read(tmp_path: Path) -> None:
     whole = write_clip(tmp_path / "whole.mkv", seconds=4, gop=25, sound=clicks(4, 48_000, [2.5]))
     path = tmp_path / "a.mkv"
-    with av.open(str(whole)) as read, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as write:
+    with (
+        av.open(str(whole)) as read,
+        av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as write,
+    ):
         copies = {s.index: write.add_stream_from_template(s) for s in read.streams}
         for packet in read.demux():
             back = round(1.4 / packet.time_base)
@@ -243,7 +276,9 @@ def test_a_file_that_begins_before_zero_is_read(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- pixels
 
 
-def write_pictures(path: Path, pictures: list[np.ndarray], codec: str, pixels: str, **settings) -> Path:
+def write_pictures(
+    path: Path, pictures: list[np.ndarray], codec: str, pixels: str, **settings
+) -> Path:
     """Write RGB or RGBA pictures at 10 a second; ``settings`` are those of the codec context."""
     options = settings.pop("options", {})
     with av.open(str(path), "w") as container:
@@ -276,7 +311,9 @@ def test_pixels_become_square(tmp_path: Path, aspect: str, backend: str) -> None
     width = round(128 / ratio)
     width += width % 2
     shape = disc(width, 128)
-    path = write_pictures(tmp_path / "a.mp4", [shape] * 5, "libx264", "yuv420p", sample_aspect_ratio=ratio)
+    path = write_pictures(
+        tmp_path / "a.mp4", [shape] * 5, "libx264", "yuv420p", sample_aspect_ratio=ratio
+    )
     clip = video(path, 2, backend=backend)
     assert clip.frames.x.shape == (2, 128, round(width * ratio), 3)
     assert (probe(path).width, probe(path).height) == (round(width * ratio), 128)
@@ -284,7 +321,9 @@ def test_pixels_become_square(tmp_path: Path, aspect: str, backend: str) -> None
     across = int(white[64].sum())
     down = int(white[:, round(width * ratio) // 2].sum())
     assert across == pytest.approx(down, abs=4)
-    small = load_video(path, sampling=Sampling(num_frames=1, short_side=64), rate=None, backend=backend)
+    small = load_video(
+        path, sampling=Sampling(num_frames=1, short_side=64), rate=None, backend=backend
+    )
     assert small.frames.x.shape[1:3] == (64, round(width * ratio / 2))
 
 
@@ -352,7 +391,9 @@ def write_animation(path: Path, milliseconds: list[int]) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["webp", "png", "gif"])
-def test_an_animation_is_a_video_and_as_an_image_its_first_frame(tmp_path: Path, suffix: str) -> None:
+def test_an_animation_is_a_video_and_as_an_image_its_first_frame(
+    tmp_path: Path, suffix: str
+) -> None:
     path = write_animation(tmp_path / f"a.{suffix}", [500, 100, 900, 500])
     clip = load_video(path, sampling=Sampling(num_frames=8), rate=RATE)
     assert clip.duration == pytest.approx(2.0, abs=0.05)
@@ -392,15 +433,21 @@ def test_a_heic_picture_names_what_reads_it(tmp_path: Path) -> None:
     if importlib.util.find_spec("pillow_heif") is not None:
         pytest.skip("a reader is installed")
     path = tmp_path / "a.heic"
-    path.write_bytes(struct.pack(">I4s4sI4s", 24, b"ftyp", b"heic", 0, b"mif1") + bytes(4) + bytes(500))
+    path.write_bytes(
+        struct.pack(">I4s4sI4s", 24, b"ftyp", b"heic", 0, b"mif1") + bytes(4) + bytes(500)
+    )
     with pytest.raises(Exception, match="pip install pillow-heif") as caught:
         load_image(path)
     assert caught.value.reason == "undecodable"
     assert reason(lambda: video(path)) == "undecodable"
 
 
-@pytest.mark.parametrize(("bits", "suffix"), [(10, "png"), (12, "png"), (14, "png"), (12, "tiff"), (16, "png")])
-def test_grey_values_are_read_by_the_bits_that_they_use(tmp_path: Path, bits: int, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("bits", "suffix"), [(10, "png"), (12, "png"), (14, "png"), (12, "tiff"), (16, "png")]
+)
+def test_grey_values_are_read_by_the_bits_that_they_use(
+    tmp_path: Path, bits: int, suffix: str
+) -> None:
     ramp = np.linspace(0, 2**bits - 1, 64).astype(np.uint16)
     x = np.repeat(ramp[None], 64, 0)
     Image.fromarray(x).save(tmp_path / f"a.{suffix}")

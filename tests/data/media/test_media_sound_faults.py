@@ -19,7 +19,9 @@ from avllm.data.schema import AudioPart, VideoPart
 
 def tone(hertz: float, seconds: float = 1.0, rate: int = RATE, loudness: float = 0.4) -> np.ndarray:
     """float32 (S,)."""
-    return (loudness * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+    return (loudness * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(
+        np.float32
+    )
 
 
 def heard(path: Path, **options) -> Clip:
@@ -122,14 +124,20 @@ WAV_LENGTHS = {
 
 
 @pytest.mark.parametrize("writer", WAV_LENGTHS)
-def test_a_wav_with_a_placeholder_for_its_length_is_read_to_the_end(tmp_path: Path, writer: str) -> None:
+def test_a_wav_with_a_placeholder_for_its_length_is_read_to_the_end(
+    tmp_path: Path, writer: str
+) -> None:
     riff, data = WAV_LENGTHS[writer]
     head = b"RIFF" + struct.pack("<I", riff) + b"WAVE" + FORM + b"data" + struct.pack("<I", data)
     assert_read_whole(tmp_path / "a.wav", head + PCM.tobytes())
 
 
-@pytest.mark.parametrize("lengths", [(0, 0, 0), (2**64 - 1,) * 3, (2**63 - 1,) * 3, (0xFFFFFFFF,) * 3])
-def test_an_rf64_with_placeholders_is_read_to_the_end(tmp_path: Path, lengths: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    "lengths", [(0, 0, 0), (2**64 - 1,) * 3, (2**63 - 1,) * 3, (0xFFFFFFFF,) * 3]
+)
+def test_an_rf64_with_placeholders_is_read_to_the_end(
+    tmp_path: Path, lengths: tuple[int, int, int]
+) -> None:
     sizes = struct.pack("<4sIQQQI", b"ds64", 28, *lengths, 0)
     head = b"RF64" + b"\xff" * 4 + b"WAVE" + sizes + FORM + b"data" + b"\xff" * 4
     assert_read_whole(tmp_path / "a.wav", head + PCM.tobytes())
@@ -145,12 +153,16 @@ def test_a_wave64_with_placeholders_is_read_to_the_end(tmp_path: Path, length: i
 
 @pytest.mark.parametrize("length", [0, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F000000])
 @pytest.mark.parametrize("suffix", ["au", "aiff"])
-def test_au_and_aiff_with_placeholders_are_read_to_the_end(tmp_path: Path, suffix: str, length: int) -> None:
+def test_au_and_aiff_with_placeholders_are_read_to_the_end(
+    tmp_path: Path, suffix: str, length: int
+) -> None:
     rate = bytes.fromhex("400cfa00000000000000")  # 16,000 as a float of 80 bits
     common = struct.pack(">4sIHIH", b"COMM", 18, 1, length, 16) + rate
     heads = {
         "au": b".snd" + struct.pack(">IIIII", 28, length, 3, RATE, 1) + bytes(4),
-        "aiff": struct.pack(">4sI4s", b"FORM", length, b"AIFF") + common + struct.pack(">4sIII", b"SSND", length, 0, 0),
+        "aiff": struct.pack(">4sI4s", b"FORM", length, b"AIFF")
+        + common
+        + struct.pack(">4sIII", b"SSND", length, 0, 0),
     }
     assert_read_whole(tmp_path / f"a.{suffix}", heads[suffix] + PCM.astype(">i2").tobytes())
 
@@ -165,7 +177,14 @@ def assert_read_whole(path: Path, content: bytes) -> None:
 
 
 def test_an_honest_header_of_a_file_that_was_cut_still_is(tmp_path: Path) -> None:
-    head = b"RIFF" + struct.pack("<I", 36 + BYTES) + b"WAVE" + FORM + b"data" + struct.pack("<I", BYTES)
+    head = (
+        b"RIFF"
+        + struct.pack("<I", 36 + BYTES)
+        + b"WAVE"
+        + FORM
+        + b"data"
+        + struct.pack("<I", BYTES)
+    )
     (tmp_path / "a.wav").write_bytes(head + PCM.tobytes()[: BYTES // 2])
     assert reason(lambda: heard(tmp_path / "a.wav")) == "truncated"
 
@@ -173,7 +192,9 @@ def test_an_honest_header_of_a_file_that_was_cut_still_is(tmp_path: Path) -> Non
 # ---------------------------------------------------------------- tracks
 
 
-def write_tracks(path: Path, sounds: list[np.ndarray], default: int | None, comment: int | None = None) -> Path:
+def write_tracks(
+    path: Path, sounds: list[np.ndarray], default: int | None, comment: int | None = None
+) -> Path:
     """A file with several sound tracks."""
     flags = av.stream.Disposition
     with av.open(str(path), "w") as container:
@@ -210,7 +231,10 @@ def test_the_default_track_is_heard_and_others_can_be_chosen(tmp_path: Path, suf
             assert pitch(clip) == pytest.approx(hertz, abs=5)
     assert reason(lambda: heard(path, track=3)) == "no_audio"
     both = [AudioPart(audio=path.name, track=0), AudioPart(audio=path.name)]
-    assert [round(pitch(c), -2) for c in load_parts(both, tmp_path, sampling=None, rate=RATE)] == [300, 1500]
+    assert [round(pitch(c), -2) for c in load_parts(both, tmp_path, sampling=None, rate=RATE)] == [
+        300,
+        1500,
+    ]
 
 
 def test_without_a_default_track_a_comment_is_not_heard(tmp_path: Path) -> None:
@@ -241,14 +265,21 @@ def write_cover(path: Path, content: bytes | None = None) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["mp3", "m4a", "flac"])
-@pytest.mark.parametrize("content", [None, b"\xff\xd8\xff\xe0" + bytes(200), b"no picture at all" * 9])
-def test_a_cover_is_no_video_and_spoils_nothing(tmp_path: Path, suffix: str, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "content", [None, b"\xff\xd8\xff\xe0" + bytes(200), b"no picture at all" * 9]
+)
+def test_a_cover_is_no_video_and_spoils_nothing(
+    tmp_path: Path, suffix: str, content: bytes | None
+) -> None:
     path = write_cover(tmp_path / f"a.{suffix}", content)
     info = probe(path)
     assert (info.has_video, info.has_audio, reasons(info)) == (False, True, [])
     assert info.duration == pytest.approx(1.0, abs=0.15)
     assert pitch(heard(path)) == pytest.approx(300, abs=5)
-    assert reason(lambda: load_video(path, sampling=None, rate=RATE, sound="on", start=9)) == "empty_interval"
+    assert (
+        reason(lambda: load_video(path, sampling=None, rate=RATE, sound="on", start=9))
+        == "empty_interval"
+    )
 
 
 def test_a_click_keeps_its_place_in_a_chosen_track(tmp_path: Path) -> None:

@@ -27,10 +27,14 @@ def seconds(name: str | Path) -> float:
     return durations.pop()
 
 
-@pytest.mark.parametrize("folder", ["my clip", "100%", "a.tar#3+5", os.fsdecode(b"\xff\xfe"), "ümläut"])
+@pytest.mark.parametrize(
+    "folder", ["my clip", "100%", "a.tar#3+5", os.fsdecode(b"\xff\xfe"), "ümläut"]
+)
 def test_files_of_odd_names_are_read(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir()
-    path = write_audio(tmp_path / "x.wav", clicks(1, RATE, [0.5]), RATE).rename(tmp_path / folder / "x.wav")
+    path = write_audio(tmp_path / "x.wav", clicks(1, RATE, [0.5]), RATE).rename(
+        tmp_path / folder / "x.wav"
+    )
     assert seconds(path) == 1.0
     (part,) = media_parts(None, str(path), None)
     assert load_audio(resolve(part, None), rate=RATE).duration == 1.0

@@ -147,7 +147,9 @@ def _pictures(
         if x is None:
             check_bytes(path, steps, width, height)
             x = np.empty((steps, height, width, 3), np.uint8)
-        picture = Image.fromarray(on_white(image)).resize((width, height), Image.Resampling.BILINEAR)
+        picture = Image.fromarray(on_white(image)).resize(
+            (width, height), Image.Resampling.BILINEAR
+        )
         x[steps_by_frame[number]] = np.asarray(picture)
     assert x is not None  # there is a frame at every moment
     return x

@@ -62,7 +62,10 @@ def deep_colours(path: str | Path, image: Image.Image, notes: list[Note]) -> Ima
     if max(band[1] for band in bands) >= DARK:  # type: ignore[index]
         return None
     try:
-        with open_bytes(path) as file, av.open(file, format=FORMATS[image.format or ""]) as container:
+        with (
+            open_bytes(path) as file,
+            av.open(file, format=FORMATS[image.format or ""]) as container,
+        ):
             frame = next(iter(container.decode(video=0)))
             deep = frame.reformat(format="rgba64le").to_ndarray()  # (H, W, 4)
     except (av.FFmpegError, StopIteration, ValueError):
