@@ -29,7 +29,7 @@ from avllm.data.schema import (
     TimePart,
     VideoPart,
 )
-from avllm.data.store.storage import is_utf8, name_in_utf8
+from avllm.data.store.storage import check_utf8, name_in_utf8
 from avllm.errors import UserError
 from avllm.inference.file_state import FileState
 from avllm.inference.generation import Generation
@@ -158,12 +158,7 @@ class Chat:
         if isinstance(question, str):
             if not question.strip():
                 raise UserError("the question is empty; expected some text", reason="empty")
-            if not is_utf8(question):
-                raise UserError(
-                    f"the question {ascii(question)} holds half of a character (a lone surrogate); "
-                    "expected text in UTF-8",
-                    reason="no_utf8",
-                )
+            check_utf8(question, "the question")
             turn = Message(role="user", content=[*parts, TextPart(text=question)])
             messages = [*self.messages, turn]
         elif parts:
@@ -401,6 +396,5 @@ def _with_sound(message: Message, sound: str) -> Message:
 def _paths(files: Files) -> list[str]:
     if files is None:
         return []
-    if isinstance(files, str | Path):
-        return [name_in_utf8(files)]
-    return [name_in_utf8(file) for file in files]
+    paths = [files] if isinstance(files, str | Path) else files
+    return [name_in_utf8(path) for path in paths]

@@ -94,6 +94,17 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def check_utf8(text: str, name: str) -> None:
+    """Refuse a text that cannot be written as UTF-8.
+
+    Raises:
+        UserError: no_utf8, with the text's ``name``.
+    """
+    if not is_utf8(text):
+        seen = f"{name} {ascii(text)} holds half of a character (a lone surrogate)"
+        raise UserError(f"{seen}; expected text in UTF-8", reason="no_utf8")
+
+
 def name_in_utf8(path: str | Path) -> str:
     """Return a path as a row may hold it: a name in other bytes than UTF-8 becomes a file URL."""
     name = str(path)
