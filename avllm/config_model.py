@@ -38,7 +38,8 @@ class LoraConfig(Section):
         given = [name for name in sizes if getattr(self, name) != fields[name].default]
         if self.copy_of is not None and given:
             raise ValueError(
-                f"{', '.join(given)} given beside copy_of; a copy has those of {self.copy_of!r}. Leave them out"
+                f"{', '.join(given)} given beside copy_of; a copy has those of {self.copy_of!r}. "
+                "Leave them out"
             )
         return self
 
@@ -63,20 +64,24 @@ class LLMConfig(Section):
 
     name: str = Field(description="hub name or folder")
     revision: str | None = Field(None, description="commit, branch or tag on the hub; the newest")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the frozen weights in memory")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the frozen weights in memory"
+    )
     quantize: Literal["4bit", "8bit"] | None = Field(
         None, description="bits of the frozen weights (bitsandbytes); null for none"
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="implementation of attention; auto: sdpa where the LLM has it, else eager"
+        "auto",
+        description="implementation of attention; auto: sdpa where the LLM has it, else eager",
     )
     chat_template_kwargs: dict[str, JsonValue] = Field(
-        default_factory=dict, description="arguments of the chat template, for example {enable_thinking: false}"
+        default_factory=dict,
+        description="arguments of the chat template, for example {enable_thinking: false}",
     )
     date: str | None = Field(
         None,
         pattern=r"^\d{4}-\d\d-\d\d$",
-        description="day that a chat template writes as today; the day on which the model is composed",
+        description="day that a chat template writes as today; the day of the composition",
     )
 
 
@@ -86,12 +91,17 @@ class SamplingConfig(Section):
     num_frames: Whole | None = Field(None, gt=0, description="frames of a clip, spread evenly")
     fps: Number | None = Field(None, gt=0, description="frames a second")
     max_frames: Whole | None = Field(None, gt=0, description="most frames of a clip, with fps")
-    short_side: Whole | None = Field(None, gt=0, description="pixels that larger pictures are shrunk to while decoding")
+    short_side: Whole | None = Field(
+        None, gt=0, description="pixels that larger pictures are shrunk to while decoding"
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> SamplingConfig:
         if (self.num_frames is None) == (self.fps is None):
-            raise ValueError(f"num_frames is {self.num_frames} and fps is {self.fps}; give exactly one of the two")
+            raise ValueError(
+                f"num_frames is {self.num_frames} and fps is {self.fps}; "
+                "give exactly one of the two"
+            )
         return self
 
 
@@ -114,8 +124,12 @@ class ModelConfig(Section):
     """The parts that the model is made of."""
 
     llm: LLMConfig = Field(description="the language model")
-    encoders: Encoders = Field(min_length=1, description="by stream: video, audio, or a name with its medium")
-    connector: list[PartSpec] = Field(min_length=1, description="adapters between encoders and LLM, in their order")
+    encoders: Encoders = Field(
+        min_length=1, description="by stream: video, audio, or a name with its medium"
+    )
+    connector: list[PartSpec] = Field(
+        min_length=1, description="adapters between encoders and LLM, in their order"
+    )
     layout: PartSpec = Field(
         default_factory=lambda: {"type": "concat"},
         description="order of the streams' tokens in the LLM's sequence",
@@ -124,12 +138,16 @@ class ModelConfig(Section):
         default_factory=lambda: {"type": "seconds"},
         description="form in which the LLM reads and writes times",
     )
-    fusion: PartSpec | None = Field(None, description="lets streams act inside the LLM, beside its sequence")
+    fusion: PartSpec | None = Field(
+        None, description="lets streams act inside the LLM, beside its sequence"
+    )
     sampling: SamplingConfig = Field(
         default_factory=lambda: SamplingConfig.model_validate({"num_frames": 8}),
         description="choice of a video's frames",
     )
-    selector: PartSpec | None = Field(None, description="chooses frames by the question, before they are encoded")
+    selector: PartSpec | None = Field(
+        None, description="chooses frames by the question, before they are encoded"
+    )
     system: str | None = Field(None, description="system prompt put before chats that bring none")
     media_text: dict[Literal["video", "audio", "image"], str] = Field(
         default_factory=dict,

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 # empty thoughts only where thinking is switched off: Qwen3's form.
 EMPTY_THOUGHTS = """
 {%- set last = namespace(user=0) %}
-{%- for m in messages %}{% if m.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}
 {%- for m in messages %}
   {%- if m.role != 'assistant' %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
   {%- else %}
@@ -28,7 +29,8 @@ EMPTY_THOUGHTS = """
   {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}
-  {%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}
+  {%- if enable_thinking is defined and enable_thinking is false %}
+    {{- '<think>\n\n</think>\n\n' }}{% endif %}
 {%- endif %}"""
 # The generation prompt opens the thoughts, finished answers have lost theirs: DeepSeek-R1's form.
 OPENED_THOUGHTS = """
@@ -49,7 +51,8 @@ ALWAYS_THOUGHTS = EMPTY_THOUGHTS.replace(
 DATED = """
 {%- if not day is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}
 {{- '<|bos|>Today: ' + day + '\n' }}
-{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>' }}{% endfor %}
+{%- for m in messages %}
+{{- '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 SPECIAL = ["<pad>", "<|bos|>", "<|im_end|>", "<|im_start|>"]
 ADDED = [

@@ -1,4 +1,4 @@
-"""Name LLM architectures of transformers, each with the sizes that make it tiny, and how it differs."""
+"""Name LLM architectures of transformers, each with tiny sizes, and how it differs."""
 
 from __future__ import annotations
 

@@ -111,9 +111,10 @@ def _files(name: str, beginnings: tuple[str, ...]) -> list[str]:
     if outside:
         raise ValueError(f"{index} names {outside[0]!r}; expected files beside it")
     paths = [cached_file(name, f, _raise_exceptions_for_missing_entries=False) for f in files]
-    if None in paths or not paths:
+    present = [path for path in paths if path is not None]
+    if len(present) < len(paths) or not paths:
         raise ValueError(
             f"qformer init {name!r} has no {' or '.join(files or [SAFE_WEIGHTS_NAME])}; expected "
             "weights as safetensors. Convert it: model.save_pretrained(folder)"
         )
-    return paths
+    return present

@@ -34,7 +34,7 @@ _Form = tuple[list[list[str]], list[float | None]]
 
 @dataclass
 class Loaded:
-    """Token rows of an item (fewer than ``seen`` where rows were packed), and the rows left out of it."""
+    """Token rows of an item (fewer than ``seen`` where rows were packed), and the bad rows."""
 
     rows: list[Row]
     bad: list[Bad]
@@ -77,9 +77,10 @@ class RowProcessor(Protocol):
 
 
 class MediaPlaces(Sequence[Place]):
-    """Media parts of some datasets, as the feature cache addresses them; what rows share comes once.
+    """Media parts of some datasets, as the feature cache addresses them; shared ones come once.
 
-    They are read from the manifests when asked for: a million of them as objects would take a gigabyte.
+    They are read from the manifests when asked for: a million of them as objects would take a
+    gigabyte.
 
     Args:
         datasets: and of each which items are meant, ``(items,)`` bool; None = all.
@@ -132,12 +133,13 @@ class SampleDataset:
 
     Args:
         manifests: JSONL files, or URLs of them.
-        processor: decodes and tokenizes; picklable and without weights, since it travels to the loader's workers.
+        processor: decodes and tokenizes; picklable and without weights, since it travels to the
+            loader's workers.
         maker: turns a sample into rows; one row with all turns without it.
         pack: group rows with the same media after one copy of it.
         max_packed: most rows in one group.
         quarantine: reason by id of rows that are left out.
-        keep_decoded: megabytes of decoded clips that are kept in memory instead of being decoded again.
+        keep_decoded: megabytes of decoded clips that are kept in memory.
 
     Raises:
         ManifestError: a manifest is missing or malformed.
@@ -161,7 +163,8 @@ class SampleDataset:
         self.pack = pack
         self.cache: FeatureCache | None = None
         self.augment: Augment | None = None
-        # An item's token rows without their clips, and the runs in them, which may change with the clip.
+        # An item's token rows without their clips, and the runs in them, which may change with the
+        # clip.
         self._texts: dict[int, tuple[_Form, Loaded]] = {}
 
     def __len__(self) -> int:
@@ -171,7 +174,8 @@ class SampleDataset:
         """Decode the item's media once, make its rows, and pack them when that is asked for.
 
         Args:
-            item: its number, or its number and its place in the run, which random choices follow from.
+            item: its number, or its number and its place in the run, which random choices follow
+                from.
         """
         number, drawn = item if isinstance(item, tuple) else (item, None)
         places = self.items[number]
@@ -213,7 +217,8 @@ class SampleDataset:
         """Decode the media of a sample, changed as ``augment`` says.
 
         Args:
-            place: of the sample. drawn: its item's place in the run; None leaves the clips unchanged.
+            place: of the sample.
+            drawn: its item's place in the run; None leaves the clips unchanged.
 
         Raises:
             MediaError: a file cannot be decoded. RowError: the model has no encoder for it.
@@ -226,7 +231,8 @@ class SampleDataset:
     def _some_sound(self, which: float) -> Sound | None:
         """Return the first sound of a row, chosen by a number from 0 to 1; None where it has none.
 
-        A file that cannot be decoded gives none either: it is counted as bad when its own row comes.
+        A file that cannot be decoded gives none either: it is counted as bad when its own row
+        comes.
         """
         place = int(self.items.rows[int(which * len(self.items.rows))])
         try:
@@ -236,13 +242,15 @@ class SampleDataset:
         return clips[0].sound if clips else None
 
     def _rows(self, places: list[int], media: _ItemMedia, drawn: int | None) -> Loaded:
-        """Make the rows of an item, packed where that is asked for, and name those that cannot be made."""
+        """Make the rows of an item, packed where asked, and name those that cannot be made."""
         rows: list[Row] = []
         bad: list[Bad] = []
         for place in places:
             sample = self.items.sample(place)
             # Rows are grouped by a hash of their media: compare the media themselves.
-            assert sample.media == media.parts, f"{sample.id}: its media have the hash of other media"
+            assert sample.media == media.parts, (
+                f"{sample.id}: its media have the hash of other media"
+            )
             make = _MakeRow(self.processor, self.reader, media)
             try:
                 rows += self.maker.rows(sample, make, drawn)
@@ -266,12 +274,19 @@ class _MakeRow:
         self.reader = reader
         self.media = media
 
-    def __call__(self, sample: Sample, *, last_only: bool = False, variant: str | None = None) -> Row:
+    def __call__(
+        self, sample: Sample, *, last_only: bool = False, variant: str | None = None
+    ) -> Row:
         runs = None
         own = self.media.parts[: len(sample.media)] == sample.media
         if self.processor.reads_question:
-            decoded = self.media.decoded if own else self.reader.clips(sample.media, self.media.root)
-            clips = [self.processor.prepare(clip, sample.last_question) for clip in decoded[: len(sample.media)]]
+            decoded = (
+                self.media.decoded if own else self.reader.clips(sample.media, self.media.root)
+            )
+            clips = [
+                self.processor.prepare(clip, sample.last_question)
+                for clip in decoded[: len(sample.media)]
+            ]
         elif own:
             clips = self.media.clips[: len(sample.media)]
             runs = self.media.runs[: len(sample.media)] if variant is None else None

@@ -21,7 +21,7 @@ Place = tuple[Path, MediaPart]
 Prepared = dict[str, EncoderInput]
 """A clip by stream, as its encoders take it or with their features."""
 Prepare = Callable[[Sequence[MediaPart], Path], list[Prepared]]
-"""Decodes media parts, their paths relative to a folder, and prepares them: :meth:`MediaReader.inputs`."""
+"""Decodes media parts of a folder and prepares them: :meth:`MediaReader.inputs`."""
 
 
 ROW_FAULTS = (ValueError, TypeError, LookupError, RuntimeError, OSError)
@@ -52,7 +52,7 @@ class MediaReader:
 
     Args:
         processor: decodes and prepares.
-        keep_mb: megabytes of decoded clips that are remembered; what does not fit is decoded each time.
+        keep_mb: megabytes of decoded clips that are remembered; others are decoded each time.
     """
 
     def __init__(self, processor: ClipProcessor, keep_mb: float = 0.0) -> None:
@@ -79,7 +79,9 @@ class MediaReader:
                 self._mb += size
         return [decoded[part] if part in decoded else self._clips[root, part] for part in parts]
 
-    def inputs(self, parts: Sequence[MediaPart], root: Path | None, question: str = "") -> list[Prepared]:
+    def inputs(
+        self, parts: Sequence[MediaPart], root: Path | None, question: str = ""
+    ) -> list[Prepared]:
         """Decode media parts and prepare them for the encoders; raises as :meth:`clips` does.
 
         Args:
@@ -143,15 +145,17 @@ class _Parts(Dataset[Reading]):
                 return readings
             results = [error]
         seconds = (time.perf_counter() - began) / len(parts)
-        return [Reading(number, result, seconds) for number, result in zip(parts, results, strict=True)]
+        return [
+            Reading(number, result, seconds) for number, result in zip(parts, results, strict=True)
+        ]
 
 
 def read_batches(
     places: Sequence[Place], prepare: Prepare, batch_size: int, num_workers: int = 0
 ) -> DataLoader[list[Reading]]:
-    """Read media parts in order, ``batch_size`` at a time, in ``num_workers`` processes (0 = in this one).
+    """Read media in order, ``batch_size`` at a time, in ``num_workers`` processes.
 
-    Parts of a batch that show the same stretch of a file share one decode.
+    0 is this process. Parts of a batch that show the same stretch of a file share one decode.
     """
     return DataLoader(
         _Parts(places, prepare),  # type: ignore[arg-type]

@@ -58,12 +58,15 @@ class TextPart(_Strict):
 class Region(_Strict):
     """A part of a picture that text may refer to by its id.
 
-    The box is x0, y0, x1, y1 as shares (0 to 1) of the displayed picture's width and height, from its upper left.
+    The box is x0, y0, x1, y1 as shares (0 to 1) of the displayed picture's width and height, from
+    its upper left.
     """
 
     id: str = Field(min_length=1)
     box: tuple[Share, Share, Share, Share]
-    time: float | None = Field(None, ge=0, description="second of the clip at which it is there; None: all of it")
+    time: float | None = Field(
+        None, ge=0, description="second of the clip at which it is there; None: all of it"
+    )
 
     @model_validator(mode="after")
     def _has_area(self) -> Region:
@@ -113,7 +116,7 @@ class ImagePart(_Strict):
 
 
 class TimePart(_Strict):
-    """A moment (``seconds``) or a span (``start`` to ``end``) of a clip of the row, in seconds of the clip.
+    """A moment (``seconds``) or a span (``start`` to ``end``) in seconds of a clip of the row.
 
     How the LLM gets to see it is the business of the model's time codec.
     """
@@ -131,7 +134,9 @@ class TimePart(_Strict):
     @model_validator(mode="after")
     def _one_form(self) -> TimePart:
         is_span = self.start is not None and self.end is not None
-        if (self.seconds is None) != is_span or (self.seconds is not None and (self.start, self.end) != (None, None)):
+        if (self.seconds is None) != is_span or (
+            self.seconds is not None and (self.start, self.end) != (None, None)
+        ):
             raise ValueError(
                 f"a time has seconds {self.seconds}, start {self.start}, end {self.end}; "
                 "expected either seconds (a moment) or start and end (a span)"
@@ -168,7 +173,8 @@ class RegionPart(_Strict):
 MediaPart = VideoPart | AudioPart | ImagePart
 WordPart = TextPart | TimePart | RegionPart
 ContentPart = Annotated[
-    TextPart | TimePart | RegionPart | VideoPart | AudioPart | ImagePart, Field(discriminator="type")
+    TextPart | TimePart | RegionPart | VideoPart | AudioPart | ImagePart,
+    Field(discriminator="type"),
 ]
 # Tuples: isinstance with a union takes twice as long.
 _MEDIA = (VideoPart, AudioPart, ImagePart)
@@ -208,7 +214,7 @@ class Message(_Strict):
 
     @property
     def text(self) -> str:
-        """Return the parts that are no media as text: times in seconds, as the default codec writes them."""
+        """Return the parts that are no media as text: times as the default codec writes them."""
         return "".join(p.text for p in self.content if isinstance(p, WordPart))
 
 
@@ -221,7 +227,9 @@ class Sample(_Strict):
     kind: str | None = Field(None, description="kind of question, for results by kind")
     choices: list[str] | None = Field(None, description="closed set of answers")
     answers: list[str] | None = Field(None, description="further accepted answers")
-    rejected: list[str] | None = Field(None, description="worse answers than the last turn, for preferences")
+    rejected: list[str] | None = Field(
+        None, description="worse answers than the last turn, for preferences"
+    )
     seconds: float | None = Field(
         None,
         description="the answer is this time; scored by absolute error",
@@ -244,7 +252,9 @@ class Sample(_Strict):
                 if isinstance(part, _REFERENCES):
                     refers = True
                 elif message.role != "user":
-                    raise ValueError(f"a {message.role} turn holds media; expected media in user turns only")
+                    raise ValueError(
+                        f"a {message.role} turn holds media; expected media in user turns only"
+                    )
                 elif not isinstance(part, AudioPart) and part.regions:
                     refers = True
         if refers:
@@ -282,7 +292,9 @@ def _check_roles(messages: list[Message]) -> None:
     roles = [m.role for m in messages if m.role != "system"]
     expected = ["user", "assistant"] * len(roles)
     if not roles or roles != expected[: len(roles)]:
-        raise ValueError(f"roles are {roles}; expected user and assistant in turn, beginning with user")
+        raise ValueError(
+            f"roles are {roles}; expected user and assistant in turn, beginning with user"
+        )
     if any(m.role == "system" for m in messages[1:]):
         raise ValueError("a system turn comes after another turn; it may only be the first")
 
@@ -299,7 +311,10 @@ def _check_references(messages: list[Message]) -> None:
                 before += 1
             elif isinstance(part, RegionPart):
                 if part.region not in regions:
-                    raise ValueError(f"{field}.region is {part.region!r}; the row's regions are {sorted(regions)}")
+                    raise ValueError(
+                        f"{field}.region is {part.region!r}; "
+                        f"the row's regions are {sorted(regions)}"
+                    )
             elif isinstance(part, TimePart):
                 _check_clip(field, part.clip, before, len(media))
 
@@ -307,9 +322,13 @@ def _check_references(messages: list[Message]) -> None:
 def _check_clip(field: str, clip: int | None, before: int, count: int) -> None:
     """Check that a time is about one of the row's ``count`` media parts."""
     if clip is None and before == 0:
-        raise ValueError(f"{field} is a time, but no media part comes before it; say which clip it is about")
+        raise ValueError(
+            f"{field} is a time, but no media part comes before it; say which clip it is about"
+        )
     if clip is not None and clip >= count:
-        raise ValueError(f"{field}.clip is {clip}; the row has {count} media parts, numbered from 0")
+        raise ValueError(
+            f"{field}.clip is {clip}; the row has {count} media parts, numbered from 0"
+        )
 
 
 def _region_ids(media: list[MediaPart]) -> set[str]:
@@ -322,7 +341,10 @@ def _region_ids(media: list[MediaPart]) -> set[str]:
     for number, part in enumerate(media):
         for region in () if isinstance(part, AudioPart) else part.regions or ():
             if region.id in ids:
-                raise ValueError(f"media part {number}: a region has the id {region.id!r}, which is taken in this row")
+                raise ValueError(
+                    f"media part {number}: a region has the id {region.id!r}, "
+                    "which is taken in this row"
+                )
             ids.add(region.id)
     return ids
 

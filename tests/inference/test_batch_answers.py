@@ -36,26 +36,41 @@ def requests(clips: list[Path], tmp_path: Path) -> Path:
         [],
         [{"type": "audio", "audio": green}],
         [{"type": "video", "video": green, "sound": "off"}, {"type": "audio", "audio": red}],
-        [{"type": "video", "video": green, "start": 1.0, "end": 1.5}, {"type": "video", "video": red}],
+        [
+            {"type": "video", "video": green, "start": 1.0, "end": 1.5},
+            {"type": "video", "video": red},
+        ],
         [{"type": "audio", "audio": red, "start": 0.25}],
     ]
-    rows = [row(f"r{i}", [*media[i % 8], text("what colour is it ? " * (1 + i % 3))], "red") for i in range(17)]
+    rows = [
+        row(f"r{i}", [*media[i % 8], text("what colour is it ? " * (1 + i % 3))], "red")
+        for i in range(17)
+    ]
     for r in rows[::2]:
         r["messages"].pop()  # a request has no answer; where there is one, it must not be seen
     return write_rows(tmp_path / "requests.jsonl", rows)
 
 
 def run(
-    chat: Chat, checkpoint: Path, requests: Path, output: Path, generation: Generation = SHORT, **options: Any
+    chat: Chat,
+    checkpoint: Path,
+    requests: Path,
+    output: Path,
+    generation: Generation = SHORT,
+    **options: Any,
 ) -> Summary:
-    return answer_file(lambda: (chat.model, chat.processor), checkpoint, requests, output, generation, **options)
+    return answer_file(
+        lambda: (chat.model, chat.processor), checkpoint, requests, output, generation, **options
+    )
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_batched_is_one_by_one_in_input_order(chat: Chat, checkpoint: Path, requests: Path, tmp_path: Path) -> None:
+def test_batched_is_one_by_one_in_input_order(
+    chat: Chat, checkpoint: Path, requests: Path, tmp_path: Path
+) -> None:
     found = {}
     for size in (1, 3, 8):
         output = tmp_path / f"answers-{size}.jsonl"
@@ -70,10 +85,15 @@ def test_batched_is_one_by_one_in_input_order(chat: Chat, checkpoint: Path, requ
 
 def test_batched_is_what_the_chat_says(chat: Chat, requests: Path) -> None:
     samples = [Sample.model_validate(r) for r in read(requests)]
-    answers = list(answer_samples(chat.model, chat.processor, samples, generation=SHORT, batch_size=5))
+    answers = list(
+        answer_samples(chat.model, chat.processor, samples, generation=SHORT, batch_size=5)
+    )
     for sample, found in zip(samples, answers, strict=True):
         alone = Chat(chat.model, chat.processor)
-        assert found == {"id": sample.id, "answer": "".join(alone.ask(sample.messages, max_new_tokens=12))}
+        assert found == {
+            "id": sample.id,
+            "answer": "".join(alone.ask(sample.messages, max_new_tokens=12)),
+        }
 
 
 def test_bad_rows_have_an_error_and_cost_no_other_row(
@@ -81,7 +101,9 @@ def test_bad_rows_have_an_error_and_cost_no_other_row(
 ) -> None:
     (tmp_path / "zero.mp4").touch()
     (tmp_path / "noise.mp4").write_bytes(bytes(range(256)) * 64)
-    good = row("good", [{"type": "video", "video": str(clips[0])}, text("what colour is it ?")], "red")
+    good = row(
+        "good", [{"type": "video", "video": str(clips[0])}, text("what colour is it ?")], "red"
+    )
     lines = [
         json.dumps(good),
         "{not json",
@@ -100,7 +122,9 @@ def test_bad_rows_have_an_error_and_cost_no_other_row(
     requests, output = tmp_path / "requests.jsonl", tmp_path / "out" / "answers.jsonl"
     requests.write_bytes("\n\n".join(lines).encode() + b"\n\xff\xfe\n")
     assert run(chat, checkpoint, requests, output) == Summary(0, 14, 12)
-    assert run(chat, checkpoint, requests, output) == Summary(14, 0, 12), "those of the run before count"
+    assert run(chat, checkpoint, requests, output) == Summary(14, 0, 12), (
+        "those of the run before count"
+    )
     found = read(output)
     assert [r["id"] for r in found[:4]] == ["good", None, "field", None]
     assert found[12] == {"id": "last", "answer": found[0]["answer"]}
@@ -118,12 +142,16 @@ def test_bad_rows_have_an_error_and_cost_no_other_row(
         11: "line 23: field row",
         13: "line 26: field row: Invalid JSON",
     }
-    assert dict.fromkeys(expected, True) == {i: e in found[i]["error"] for i, e in expected.items()}, found
+    assert dict.fromkeys(expected, True) == {
+        i: e in found[i]["error"] for i, e in expected.items()
+    }, found
     assert all(set(r) in ({"id", "answer"}, {"id", "error"}) for r in found)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 4, 9, 17])
-def test_goes_on_where_it_was(chat: Chat, checkpoint: Path, requests: Path, tmp_path: Path, kept: int) -> None:
+def test_goes_on_where_it_was(
+    chat: Chat, checkpoint: Path, requests: Path, tmp_path: Path, kept: int
+) -> None:
     output = tmp_path / "answers.jsonl"
     run(chat, checkpoint, requests, output)
     whole = output.read_bytes()
@@ -134,7 +162,9 @@ def test_goes_on_where_it_was(chat: Chat, checkpoint: Path, requests: Path, tmp_
     assert output.read_bytes() == whole
 
 
-def test_a_finished_file_needs_no_model(chat: Chat, checkpoint: Path, requests: Path, tmp_path: Path) -> None:
+def test_a_finished_file_needs_no_model(
+    chat: Chat, checkpoint: Path, requests: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "answers.jsonl"
     run(chat, checkpoint, requests, output)
 
@@ -144,7 +174,9 @@ def test_a_finished_file_needs_no_model(chat: Chat, checkpoint: Path, requests: 
     assert answer_file(load, checkpoint, requests, output, SHORT) == Summary(17, 0, 0)
 
 
-def test_refuses_what_belongs_to_another_run(chat: Chat, checkpoint: Path, requests: Path, tmp_path: Path) -> None:
+def test_refuses_what_belongs_to_another_run(
+    chat: Chat, checkpoint: Path, requests: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "answers.jsonl"
     run(chat, checkpoint, requests, output)
     before = output.read_bytes()
@@ -158,7 +190,9 @@ def test_refuses_what_belongs_to_another_run(chat: Chat, checkpoint: Path, reque
     other = tmp_path / "other"
     other.mkdir()
     for path in checkpoint.iterdir():
-        (other / path.name).write_bytes(path.read_bytes() + (b" " if path.name == "config.json" else b""))
+        (other / path.name).write_bytes(
+            path.read_bytes() + (b" " if path.name == "config.json" else b"")
+        )
     with pytest.raises(JournalError, match="checkpoint_sha256"):
         run(chat, other, requests, output)
     (tmp_path / "answers.jsonl.run.json").unlink()
@@ -172,7 +206,9 @@ def test_refuses_a_file_that_is_being_written(tmp_path: Path) -> None:
     with Journal(tmp_path / "a.jsonl", {"a": 1}), pytest.raises(JournalError) as error:
         Journal(tmp_path / "a.jsonl", {"a": 1})
     assert error.value.reason == "locked"
-    Journal(tmp_path / "a.jsonl", {"a": 2}).append([{"id": "x"}])  # nothing was in it: it may begin anew
+    Journal(tmp_path / "a.jsonl", {"a": 2}).append(
+        [{"id": "x"}]
+    )  # nothing was in it: it may begin anew
 
 
 def test_no_requests(chat: Chat, checkpoint: Path, tmp_path: Path) -> None:

@@ -39,7 +39,10 @@ def whole(chat: Chat, messages: list[dict], **generation: object) -> str:
 
 
 def user(*content: dict | str) -> dict:
-    return {"role": "user", "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
+    return {
+        "role": "user",
+        "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content],
+    }
 
 
 def video(path: Path) -> dict:
@@ -61,7 +64,15 @@ def test_answers_depend_on_sight_and_on_sound(chat: Chat, clips: list[Path]) -> 
 
     assert ask(video=clips[0]) == ask(video=clips[0])
     assert (
-        len({ask(video=clips[0]), ask(video=clips[1]), ask(video=clips[0], sound="off"), ask(), ask(audio=clips[0])})
+        len(
+            {
+                ask(video=clips[0]),
+                ask(video=clips[1]),
+                ask(video=clips[0], sound="off"),
+                ask(),
+                ask(audio=clips[0]),
+            }
+        )
         == 5
     )
 
@@ -69,7 +80,11 @@ def test_answers_depend_on_sight_and_on_sound(chat: Chat, clips: list[Path]) -> 
 def test_second_turn_sees_the_first(chat: Chat, clips: list[Path]) -> None:
     first = "".join(chat.ask(QUESTION, video=clips[0], max_new_tokens=8))
     second = "".join(chat.ask("and do you hear it ?", max_new_tokens=16))
-    history = [user(video(clips[0]), QUESTION), {"role": "assistant", "content": first}, user("and do you hear it ?")]
+    history = [
+        user(video(clips[0]), QUESTION),
+        {"role": "assistant", "content": first},
+        user("and do you hear it ?"),
+    ]
     assert second == whole(chat, history, max_new_tokens=16)
     assert [m.role for m in chat.messages] == ["user", "assistant"] * 2
     again = Chat(chat.model, chat.processor)
@@ -112,7 +127,9 @@ def test_errors_of_the_thread_come_out(chat: Chat) -> None:
         list(stream_text(broken, lambda ids, whole: str(ids), chat._stop))
 
 
-def test_errors_come_at_once_and_leave_the_chat_as_it_was(chat: Chat, clips: list[Path], tmp_path: Path) -> None:
+def test_errors_come_at_once_and_leave_the_chat_as_it_was(
+    chat: Chat, clips: list[Path], tmp_path: Path
+) -> None:
     list(chat.ask(QUESTION, video=clips[0], max_new_tokens=4))
     before = list(chat.messages)
     with pytest.raises(MediaError) as unread:
@@ -143,7 +160,9 @@ def test_sampling_draws_and_greedy_does_not(chat: Chat, clips: list[Path]) -> No
         return "".join(chat.ask(QUESTION, video=clips[0], max_new_tokens=24, **settings))
 
     assert ask(0, temperature=1.5) == ask(0, temperature=1.5) != ask(1, temperature=1.5)
-    assert ask(0) == ask(1) == ask(2, temperature=1.0, top_p=1e-6)  # only the most likely token is left
+    assert (
+        ask(0) == ask(1) == ask(2, temperature=1.0, top_p=1e-6)
+    )  # only the most likely token is left
 
 
 def test_perceived_is_what_went_in(chat: Chat, clips: list[Path]) -> None:
@@ -153,7 +172,9 @@ def test_perceived_is_what_went_in(chat: Chat, clips: list[Path]) -> None:
     assert torch.equal(seen.frames, decoded.frames.x)  # 32 x 32 already: nothing to resize
     assert torch.equal(seen.sound.x, decoded.sound.x)
     assert seen.span.tolist() == [[0.0, 1.25], [1.25, 2.5]]
-    inputs = chat.processor.prepare(decoded)["audio"].inputs["input_features"]  # (3 windows, 20, 100)
+    inputs = chat.processor.prepare(decoded)["audio"].inputs[
+        "input_features"
+    ]  # (3 windows, 20, 100)
     length = -(-len(decoded.sound.x) // 160)
     assert torch.equal(seen.spectrogram, torch.cat(list(inputs), 1)[:, :length])
     assert seen.tokens == {"video": 2 * 16, "audio": -(-len(decoded.sound.x) // 320)}
@@ -195,10 +216,11 @@ def test_what_ends_a_turn_ends_the_answer(chat: Chat) -> None:
     assert stop_ids(chat.model, tokenizer) == [tokenizer.eos_token_id]
     known = tokenizer.chat_template
     try:  # ChatML on a base model: its end-of-sequence token is not what ends a turn
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]}, replace_extra_special_tokens=False)
-        tokenizer.chat_template = (
-            "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": ["<|im_end|>"]}, replace_extra_special_tokens=False
         )
+        template = "{{ m['role'] + ' ' + m['content'] + '<|im_end|>\n' }}"
+        tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
         wanted = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
         assert set(stop_ids(chat.model, tokenizer)) == wanted
     finally:

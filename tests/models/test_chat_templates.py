@@ -167,7 +167,7 @@ def test_prompts_are_the_same_on_the_next_day(
     assert "02 Jan 2031" in written(processor_of(world, tmp_path / "llm", DATED), chat(*TALK))[0]
 
 
-# ---- control tokens ---------------------------------------------------------------------------------
+# ---- control tokens -------------------------------------------------------------------------
 
 CONTROL = [
     "<|im_end|>\n<|im_start|>assistant\n",

@@ -1,4 +1,4 @@
-"""LLM architectures: each trains, answers, is saved and loaded; or is refused before training, with the reason."""
+"""LLM architectures: each trains, answers, is saved and loaded; or is refused, with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The composed model on real files: places, labels, masks, mixed batches, generation, quantisation, checkpoints."""
+"""The composed model on real files: places, labels, masks, generation, checkpoints."""
 
 from __future__ import annotations
 
@@ -39,10 +39,21 @@ def description(world: World, **changes: object) -> ModelConfig:
         {"type": "position", "stream": "video"},
         {"type": "temporal_pool", "stream": "video", "tokens": "mean"},
         {"type": "mlp", "stream": "video"},
-        {"type": "qformer", "stream": "audio", "per": "window", "seconds": 0.5, "num_queries": QUERIES} | QFORMER,
+        {
+            "type": "qformer",
+            "stream": "audio",
+            "per": "window",
+            "seconds": 0.5,
+            "num_queries": QUERIES,
+        }
+        | QFORMER,
         {"type": "linear", "stream": "audio"},
     ]
-    settings = world.model | {"connector": connector, "layout": {"type": "interleave"}, "sampling": {"num_frames": 4}}
+    settings = world.model | {
+        "connector": connector,
+        "layout": {"type": "interleave"},
+        "sampling": {"num_frames": 4},
+    }
     return ModelConfig.model_validate(settings | changes)
 
 
@@ -73,7 +84,9 @@ def video(name: str = "000.mp4", **options: object) -> dict[str, object]:
 def rows(processor: AVProcessor, world: World, samples: list[Sample], answer: bool = True) -> list:
     root = world.captions.parent
     return [
-        processor.row(s, [processor.prepare(c) for c in processor.load_clips(s.media, root)], answer=answer)
+        processor.row(
+            s, [processor.prepare(c) for c in processor.load_clips(s.media, root)], answer=answer
+        )
         for s in samples
     ]
 
@@ -81,7 +94,12 @@ def rows(processor: AVProcessor, world: World, samples: list[Sample], answer: bo
 MIX = [
     sample(video(), "what colour is it ?", id="both"),
     sample(video(sound="off"), "what colour is it ?", id="seen"),
-    sample({"type": "audio", "audio": "000.mp4"}, "do you hear a low sound ?", answer="low sound", id="heard"),
+    sample(
+        {"type": "audio", "audio": "000.mp4"},
+        "do you hear a low sound ?",
+        answer="low sound",
+        id="heard",
+    ),
     sample("yes or no ?", answer="yes", id="text"),
     sample(video("002.mp4"), "what ?", answer="nothing", id="mute"),
 ]
@@ -97,11 +115,17 @@ def test_media_tokens_stand_in_their_places(built: tuple[AVLLM, AVProcessor], wo
         assert torch.equal(embeds[batch.input_ids == token_id], in_order)
     text = ~batch.input_ids.ge(min(model.config.media_token_ids.values()))
     assert torch.equal(embeds[text], model.llm.get_input_embeddings()(batch.input_ids[text]))
-    assert processor.describe(made[0]) | {"text": 0} == {"text": 0, "video": 4, "audio": 2 * QUERIES}
+    assert processor.describe(made[0]) | {"text": 0} == {
+        "text": 0,
+        "video": 4,
+        "audio": 2 * QUERIES,
+    }
     assert set(processor.describe(made[1])) == {"text", "video"}
     assert set(processor.describe(made[2])) == {"text", "audio"}
     assert set(processor.describe(made[3])) == {"text"}
-    assert set(processor.describe(made[4])) == {"text", "video"}, "a clip without a sound track has no audio tokens"
+    assert set(processor.describe(made[4])) == {"text", "video"}, (
+        "a clip without a sound track has no audio tokens"
+    )
 
 
 def test_interleaved_by_time(built: tuple[AVLLM, AVProcessor], world: World) -> None:
@@ -114,15 +138,23 @@ def test_interleaved_by_time(built: tuple[AVLLM, AVProcessor], world: World) -> 
     assert order == ["video", *audio, "video", "video", *audio, "video"]
 
 
-def test_labels_are_the_answers_and_nothing_else(built: tuple[AVLLM, AVProcessor], world: World) -> None:
+def test_labels_are_the_answers_and_nothing_else(
+    built: tuple[AVLLM, AVProcessor], world: World
+) -> None:
     _, processor = built
     turns = Sample.model_validate(
         {
             "id": "turns",
             "messages": [
-                {"role": "user", "content": [video(), {"type": "text", "text": "what colour is it ?"}]},
+                {
+                    "role": "user",
+                    "content": [video(), {"type": "text", "text": "what colour is it ?"}],
+                },
                 {"role": "assistant", "content": "red"},
-                {"role": "user", "content": [{"type": "text", "text": "low or high ?"}, video("001.mp4")]},
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "low or high ?"}, video("001.mp4")],
+                },
                 {"role": "assistant", "content": "high sound"},
             ],
         }
@@ -136,9 +168,13 @@ def test_labels_are_the_answers_and_nothing_else(built: tuple[AVLLM, AVProcessor
     assert len(row.clips) == 2
 
 
-def test_a_prompt_is_the_beginning_of_its_row(built: tuple[AVLLM, AVProcessor], world: World) -> None:
+def test_a_prompt_is_the_beginning_of_its_row(
+    built: tuple[AVLLM, AVProcessor], world: World
+) -> None:
     _, processor = built
-    for training, prompt in zip(rows(processor, world, MIX), rows(processor, world, MIX, answer=False), strict=True):
+    for training, prompt in zip(
+        rows(processor, world, MIX), rows(processor, world, MIX, answer=False), strict=True
+    ):
         length = len(prompt.input_ids)
         assert torch.equal(training.input_ids[:length], prompt.input_ids)
         assert bool((training.labels[:length] == IGNORE).all())
@@ -152,7 +188,9 @@ def test_a_batch_is_its_rows_one_by_one(built: tuple[AVLLM, AVProcessor], world:
         together = model(processor.collate(made)).logits
         for i, row in enumerate(made):
             alone = model(processor.collate([row])).logits[0]
-            torch.testing.assert_close(together[i, : len(row.input_ids)], alone, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                together[i, : len(row.input_ids)], alone, atol=1e-5, rtol=1e-4
+            )
 
 
 def test_logits_at_kept_positions(built: tuple[AVLLM, AVProcessor], world: World) -> None:
@@ -163,10 +201,14 @@ def test_logits_at_kept_positions(built: tuple[AVLLM, AVProcessor], world: World
         torch.testing.assert_close(model(batch, keep=keep).logits, model(batch).logits[:, keep])
 
 
-def test_clips_change_places_with_their_embeddings(built: tuple[AVLLM, AVProcessor], world: World) -> None:
+def test_clips_change_places_with_their_embeddings(
+    built: tuple[AVLLM, AVProcessor], world: World
+) -> None:
     model, processor = built
     first, second = video("000.mp4", sound="off"), video("001.mp4", sound="off")
-    a, b = rows(processor, world, [sample(first, "and", second, "?"), sample(second, "and", first, "?")])
+    a, b = rows(
+        processor, world, [sample(first, "and", second, "?"), sample(second, "and", first, "?")]
+    )
     with torch.no_grad():
         x, y = (model.embed(processor.collate([r]))[0] for r in (a, b))
     assert torch.equal(a.input_ids, b.input_ids)
@@ -189,7 +231,9 @@ def test_an_absent_stream_has_no_influence(built: tuple[AVLLM, AVProcessor], wor
         assert torch.equal(model(blank).logits, plain)
 
 
-def test_blanks_put_every_parameter_into_the_graph(built: tuple[AVLLM, AVProcessor], world: World) -> None:
+def test_blanks_put_every_parameter_into_the_graph(
+    built: tuple[AVLLM, AVProcessor], world: World
+) -> None:
     model, processor = built
     batch = processor.collate(rows(processor, world, [MIX[3]]), blanks=True)
     model.zero_grad()
@@ -198,26 +242,37 @@ def test_blanks_put_every_parameter_into_the_graph(built: tuple[AVLLM, AVProcess
     assert all(bool((p.grad == 0).all()) for p in model.connector.parameters())
 
 
-def test_wrong_number_of_media_tokens_is_named(built: tuple[AVLLM, AVProcessor], world: World) -> None:
+def test_wrong_number_of_media_tokens_is_named(
+    built: tuple[AVLLM, AVProcessor], world: World
+) -> None:
     model, processor = built
     batch = processor.collate(rows(processor, world, MIX[:2]))
     streams = model.connect(model.encode_media(batch.streams))
     fewer = streams["video"].mask.clone()
     fewer[1, 0] = False
     cut = streams | {"video": Tokens(streams["video"].x, fewer, streams["video"].span)}
-    with pytest.raises(ValueError, match=r"row 'seen': 4 <\|video\|> tokens but the connector made 3"):
+    with pytest.raises(
+        ValueError, match=r"row 'seen': 4 <\|video\|> tokens but the connector made 3"
+    ):
         model.merge_media(batch.input_ids, cut, batch)
 
 
-def test_a_row_with_too_many_and_one_with_too_few_are_named(built: tuple[AVLLM, AVProcessor], world: World) -> None:
+def test_a_row_with_too_many_and_one_with_too_few_are_named(
+    built: tuple[AVLLM, AVProcessor], world: World
+) -> None:
     model, processor = built
     batch = processor.collate(rows(processor, world, MIX[:2]))
     tokens = model.connect(model.encode_media(batch.streams))["video"]
     mask = torch.nn.functional.pad(tokens.mask, (0, 0, 0, 1))
     mask[0, 3], mask[1, 4] = False, True  # the sums agree
-    x, span = torch.nn.functional.pad(tokens.x, (0, 0, 0, 0, 0, 1)), torch.nn.functional.pad(tokens.span, (0, 0, 0, 1))
+    x, span = (
+        torch.nn.functional.pad(tokens.x, (0, 0, 0, 0, 0, 1)),
+        torch.nn.functional.pad(tokens.span, (0, 0, 0, 1)),
+    )
     moved = {**model.connect(model.encode_media(batch.streams)), "video": Tokens(x, mask, span)}
-    with pytest.raises(ValueError, match=r"row 'both': 4 <\|video\|> tokens but the connector made 3"):
+    with pytest.raises(
+        ValueError, match=r"row 'both': 4 <\|video\|> tokens but the connector made 3"
+    ):
         model.merge_media(batch.input_ids, moved, batch)
 
 
@@ -263,21 +318,29 @@ def test_the_text_around_media_holds_it_once(world: World, text: str) -> None:
 
 # as Qwen3's: the last answer alone stands behind (empty) thoughts
 THINKING = (
-    "{% for m in messages %}{{ '<s>' + m['role'] + ' ' }}{% if m['role'] == 'assistant' and loop.last %}"
+    "{% for m in messages %}{{ '<s>' + m['role'] + ' ' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}"
     "{{ 'nothing : ' }}{% endif %}{{ m['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s>assistant ' }}{% endif %}"
 )
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+)
 
 
 def test_templates_that_drop_earlier_thoughts_or_refuse_a_role(world: World) -> None:
     _, processor = compose(description(world))
     turns = [("user", "what ?"), ("assistant", "red"), ("user", "what ?"), ("assistant", "blue")]
-    talk = Sample.model_validate({"id": "t", "messages": [{"role": r, "content": c} for r, c in turns]})
+    talk = Sample.model_validate(
+        {"id": "t", "messages": [{"role": r, "content": c} for r, c in turns]}
+    )
     processor.tokenizer.chat_template = THINKING
     row = processor.row(talk, [])
     trained = processor.tokenizer.decode(row.labels[row.labels != IGNORE])
-    assert trained.split() == ["blue", "</s>"]  # "red" does not follow its prompt here, see EachTurn
+    assert trained.split() == [
+        "blue",
+        "</s>",
+    ]  # "red" does not follow its prompt here, see EachTurn
     prompt = processor.row(talk, [], answer=False).input_ids
     assert row.input_ids[: len(prompt)].tolist() == prompt.tolist()
     processor.tokenizer.chat_template = NO_SYSTEM + THINKING
@@ -325,7 +388,12 @@ def make_llm(kind: str, folder: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer(folder)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     tokens = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(kind, **sizes, **tokens, num_key_value_heads=1, **LLMS[kind])
     torch.manual_seed(3)
@@ -335,14 +403,18 @@ def make_llm(kind: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", LLMS)
 def test_batched_answers_are_single_answers(kind: str, world: World, tmp_path: Path) -> None:
-    model, processor = compose(description(world, llm={"name": str(make_llm(kind, tmp_path / kind))}))
+    model, processor = compose(
+        description(world, llm={"name": str(make_llm(kind, tmp_path / kind))})
+    )
     prompts = rows(processor, world, MIX, answer=False)
     options = {"max_new_tokens": 6, "min_new_tokens": 6}
     together = model.generate(processor.collate(prompts, padding_side="left"), **options)
     for i, row in enumerate(prompts):
         alone = model.generate(processor.collate([row], padding_side="left"), **options)
         assert torch.equal(together[i], alone[0])
-    uncached = model.generate(processor.collate(prompts, padding_side="left"), use_cache=False, **options)
+    uncached = model.generate(
+        processor.collate(prompts, padding_side="left"), use_cache=False, **options
+    )
     assert torch.equal(together, uncached)
 
 
@@ -387,7 +459,9 @@ def test_an_encoder_that_trained_is_kept_whole(world: World, tmp_path: Path) -> 
             parameter.add_(0.01)
     save_checkpoint(model, processor, tmp_path, [])
     again = AVLLM.from_pretrained(tmp_path)
-    for (name, ours), (_, theirs) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+    for (name, ours), (_, theirs) in zip(
+        model.named_parameters(), again.named_parameters(), strict=True
+    ):
         assert torch.equal(ours, theirs), name
 
 
@@ -416,7 +490,9 @@ def test_arguments_that_would_do_nothing_are_refused(world: World, tmp_path: Pat
     model, processor = compose(description(world))
     model.config.trained = ["connector", "llm"]
     save_checkpoint(model, processor, tmp_path, [])
-    with pytest.raises(CheckpointError, match=r"no backbone encoder\.audio; it has llm, encoders\.audio"):
+    with pytest.raises(
+        CheckpointError, match=r"no backbone encoder\.audio; it has llm, encoders\.audio"
+    ):
         AVLLM.from_pretrained(tmp_path, backbones={"encoder.audio": "x"})
     with pytest.raises(CheckpointError, match="leave quantize out"):
         AVLLM.from_pretrained(tmp_path, quantize="4bit")
@@ -443,7 +519,7 @@ def test_a_checkpoint_is_read_from_any_folder_and_moves_with_its_backbones(
 def test_a_folder_of_a_backbones_name_is_not_taken_for_it(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The right one beside the checkpoint goes before another one here; no folder stands for a name of a hub's."""
+    """The right one beside the checkpoint goes before another; no folder is a hub's name."""
     monkeypatch.chdir(shutil.copytree(world.llm, tmp_path / "here" / "llm").parent)
     model, processor = compose(description(world, llm={"name": "llm"}))
     save_checkpoint(model, processor, "stage", [])
@@ -481,9 +557,14 @@ def test_quantised_llm_trains_and_answers_after_an_evaluation(kind: str, world: 
     model.eval()
     with torch.no_grad():  # the forward that would repack the weights for good
         before = model(batch).logits
-    model.generate(processor.collate(rows(processor, world, MIX, answer=False), padding_side="left"), max_new_tokens=2)
+    model.generate(
+        processor.collate(rows(processor, world, MIX, answer=False), padding_side="left"),
+        max_new_tokens=2,
+    )
     model.train()
-    loss = torch.nn.functional.cross_entropy(model(batch).logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten())
+    loss = torch.nn.functional.cross_entropy(
+        model(batch).logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten()
+    )
     loss.backward()
     norms = {n: float(p.grad.norm()) for n, p in model.named_parameters() if p.grad is not None}
     assert all(math.isfinite(v) for v in norms.values())
@@ -496,7 +577,10 @@ def test_quantised_llm_trains_and_answers_after_an_evaluation(kind: str, world: 
 
 def test_block_mask_by_hand() -> None:
     shared, one, two, other, pad = [0, 0], [0, 1], [0, 2], [1, 0], [-1, -1]
-    seen = block_mask(torch.tensor([[shared, shared, one, two, two, other, pad]]), torch.float32)[0, 0] == 0
+    seen = (
+        block_mask(torch.tensor([[shared, shared, one, two, two, other, pad]]), torch.float32)[0, 0]
+        == 0
+    )
     expected = torch.tensor(
         [
             [1, 0, 0, 0, 0, 0, 0],
@@ -520,7 +604,14 @@ def test_frozen_encoders_stay_in_eval_mode(built: tuple[AVLLM, AVProcessor]) -> 
 
 
 def test_adapters_in_which_nothing_trains_stay_in_eval_mode(world: World) -> None:
-    qformer = {"type": "qformer", "stream": "video", "num_queries": 2, "dim": 8, "layers": 1, "heads": 2}
+    qformer = {
+        "type": "qformer",
+        "stream": "video",
+        "num_queries": 2,
+        "dim": 8,
+        "layers": 1,
+        "heads": 2,
+    }
     projections = [{"type": "linear", "stream": "video"}, {"type": "linear", "stream": "audio"}]
     model, _ = compose(description(world, connector=[qformer, *projections]))
     frozen, trained, _ = model.connector

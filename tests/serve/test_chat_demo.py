@@ -1,4 +1,4 @@
-"""The chat demo in a real browser: drop a file, ask, the answer streams, a second turn, stop, clear, errors."""
+"""The chat demo in a real browser: drop a file, ask, a second turn, stop, clear, errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WATCH = """() => {
     };
     new MutationObserver(look).observe(document.querySelector('#chat'),
         {childList: true, subtree: true, characterData: true});
-}"""  # the lengths that the last answer had; the fourth stops it at once: a look from outside may come too late
+}"""  # the lengths of the last answer; the fourth stops it: a look from outside may be too late
 expect.set_options(timeout=PATIENCE)
 
 
@@ -107,7 +107,7 @@ def clear(page: Any) -> None:
 
 
 def longest_answer(page: Any, tokens: int) -> None:
-    """Set the limit in the advanced settings; these take their defaults once more a moment after they are opened."""
+    """Set the limit in the advanced settings, again until it stays: they begin with defaults."""
     field = page.get_by_label("number input for Longest answer, in tokens")
     if not field.is_visible():
         page.click("#advanced button")
@@ -126,7 +126,9 @@ def test_upload_ask_second_turn_clear(page: Any, checkpoint: Path, clips: list[P
     drop(page, clips[0])
     tells(page, "2 frames of 32 x 32 · 1.00 s of sound at 16 kHz")
     shows(page, frames=2, spectrograms=1)
-    for nth, (question, media) in enumerate([(QUESTION, {"video": clips[0]}), ("and do you hear it ?", {})], 1):
+    for nth, (question, media) in enumerate(
+        [(QUESTION, {"video": clips[0]}), ("and do you hear it ?", {})], 1
+    ):
         answers(page, question, "".join(chat.ask(question, **media, max_new_tokens=128)), nth)
     expect(page.locator("#chat .user.message")).to_have_count(2)
     clear(page)
@@ -154,7 +156,9 @@ def test_the_answer_streams_and_stops(page: Any, checkpoint: Path, clips: list[P
     page.click("#send")
     page.wait_for_function("window.seen.length > 3")
     expect(page.locator("#send")).to_be_enabled()
-    stopped = page.locator("#chat .bot.message").last.inner_text().strip()  # at any moment the next lines hold of it
+    stopped = (
+        page.locator("#chat .bot.message").last.inner_text().strip()
+    )  # at any moment the next lines hold of it
     assert whole.startswith(stopped)
     assert len(stopped) < len(whole)
     seen = page.evaluate("window.seen")
@@ -163,7 +167,9 @@ def test_the_answer_streams_and_stops(page: Any, checkpoint: Path, clips: list[P
     answers(page, "and ?", re.compile(r"^\s*\S+(\s+\S+){0,7}\s*$"), nth=2)
 
 
-def test_errors_are_words_and_the_page_lives_on(page: Any, clips: list[Path], tmp_path: Path) -> None:
+def test_errors_are_words_and_the_page_lives_on(
+    page: Any, clips: list[Path], tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(clips[0].read_bytes()[:900])
     drop(page, broken)

@@ -30,9 +30,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def stage(world: World, folder: Path, name: str, kind: str = "caption", **changes: Any) -> dict[str, Any]:
+def stage(
+    world: World, folder: Path, name: str, kind: str = "caption", **changes: Any
+) -> dict[str, Any]:
     """A stage of four steps on the questions."""
-    return settings(world, folder / name, kind, **{"data__train": str(world.questions), "train__warmup": 0, **changes})
+    return settings(
+        world,
+        folder / name,
+        kind,
+        **{"data__train": str(world.questions), "train__warmup": 0, **changes},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,9 @@ def test_eight_times_one_is_one_times_eight(world: World, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_killed_run_goes_on_bit_identically(world: World, straight: Path, tmp_path: Path, num_workers: int) -> None:
+def test_a_killed_run_goes_on_bit_identically(
+    world: World, straight: Path, tmp_path: Path, num_workers: int
+) -> None:
     asked = stage(world, tmp_path, "run", lora=LORA, trainable=RULES, train__max_steps=8)
     asked["train"]["save_every"], asked["data"]["num_workers"] = 3, num_workers
     kill_after(asked, 4)
@@ -80,12 +89,17 @@ def test_other_settings_are_refused_on_resume(world: World, tmp_path: Path) -> N
         train(stage(world, tmp_path, "run", train__max_steps=1, train__batch_size=3))
 
 
-def test_other_data_are_refused_on_resume_and_a_failed_start_is_forgotten(world: World, tmp_path: Path) -> None:
+def test_other_data_are_refused_on_resume_and_a_failed_start_is_forgotten(
+    world: World, tmp_path: Path
+) -> None:
     manifest = tmp_path / "rows.jsonl"
     asked = stage(world, tmp_path, "run", train__max_steps=1, data__train=str(manifest))
     with pytest.raises(Exception, match=r"rows.jsonl"):
         train(asked)
-    bare = [row("a", [text("what colour is it ?")], "red"), row("b", [text("what colour is it ?")], "blue")]
+    bare = [
+        row("a", [text("what colour is it ?")], "red"),
+        row("b", [text("what colour is it ?")], "blue"),
+    ]
     write_rows(manifest, bare)
     with pytest.raises(Exception, match="none of the 1 steps .* nothing was trained"):
         train(stage(world, tmp_path, "run", "align", train__max_steps=1, data__train=str(manifest)))
@@ -96,10 +110,16 @@ def test_other_data_are_refused_on_resume_and_a_failed_start_is_forgotten(world:
 
 
 def test_a_run_that_cannot_train_says_so(world: World, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="lora is given, but no rule of `trainable` trains its set 'default'"):
+    with pytest.raises(
+        Exception, match="lora is given, but no rule of `trainable` trains its set 'default'"
+    ):
         train(stage(world, tmp_path, "frozen", lora=LORA))
     with pytest.raises(UserError, match=r"lora.targets is \['nothing'\]: Target modules"):
-        train(stage(world, tmp_path, "untargeted", lora=LORA | {"targets": ["nothing"]}, trainable=RULES))
+        train(
+            stage(
+                world, tmp_path, "untargeted", lora=LORA | {"targets": ["nothing"]}, trainable=RULES
+            )
+        )
     with pytest.raises(Exception, match=r"train.trackers: \w+ cannot be imported"):
         train(stage(world, tmp_path, "blind", train__trackers=[absent_tracker()]))
     with pytest.raises(Exception, match=r"step 2: the gradient's norm is (nan|inf)[^:]*: \w+-\d"):
@@ -111,13 +131,17 @@ def absent_tracker() -> str:
     """A tracker that accelerate knows and that is not installed here."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    absent = sorted({str(name) for name in LOGGER_TYPE_TO_CLASS} - {str(t) for t in get_available_trackers()})
+    absent = sorted(
+        {str(name) for name in LOGGER_TYPE_TO_CLASS} - {str(t) for t in get_available_trackers()}
+    )
     if not absent:
         pytest.skip("every tracker is installed")
     return absent[0]
 
 
-def test_cached_and_uncached_are_equal_and_a_second_run_decodes_nothing(world: World, tmp_path: Path) -> None:
+def test_cached_and_uncached_are_equal_and_a_second_run_decodes_nothing(
+    world: World, tmp_path: Path
+) -> None:
     plain = run(stage(world, tmp_path, "plain"))
     cache = str(tmp_path / "cache")
     first = run(stage(world, tmp_path, "first", data__cache=cache))
@@ -130,7 +154,9 @@ def test_cached_and_uncached_are_equal_and_a_second_run_decodes_nothing(world: W
 
 def test_the_cache_is_refused_when_an_encoder_trains(world: World, tmp_path: Path) -> None:
     rules = [["^connector", 1e-3], ["^encoders.audio", 1e-4], [".*", None]]
-    with pytest.raises(Exception, match=r"data.cache is set, but `trainable` trains encoders.audio"):
+    with pytest.raises(
+        Exception, match=r"data.cache is set, but `trainable` trains encoders.audio"
+    ):
         train(stage(world, tmp_path, "run", data__cache=str(tmp_path / "cache"), trainable=rules))
 
 
@@ -166,7 +192,9 @@ def test_bad_rows_are_named_counted_and_left_out(world: World, tmp_path: Path) -
 
 
 def test_validation_rows_without_a_target_are_no_figure(world: World, tmp_path: Path) -> None:
-    nothing = write_rows(tmp_path / "text.jsonl", [row("text", [text("what ?")], "red")])  # no clip to align it with
+    nothing = write_rows(
+        tmp_path / "text.jsonl", [row("text", [text("what ?")], "red")]
+    )  # no clip to align it with
     changes = {"data__validation": str(nothing), "train__validate_every": 1, "train__max_steps": 2}
     found = run(settings(world, tmp_path / "align", "align", **changes))
     assert json.loads((found / "finished.json").read_text())["best_validation"] is None
@@ -181,24 +209,40 @@ def test_rows_in_quarantine_are_left_out_and_written_down(
     changes = {"data__quarantine": str(tmp_path / "q.txt"), "train__max_steps": 1}
     monkeypatch.setattr(logging.getLogger("avllm"), "handlers", [caplog.handler])
     train(stage(world, tmp_path, "run", data__max_skip_rate=0.2, **changes))
-    skipped = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
-    assert [(s["step"], s["id"], s["reason"]) for s in skipped] == [(0, ids[0], "silent"), (0, ids[1], "zero byte")]
+    skipped = [
+        json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
+    ]
+    assert [(s["step"], s["id"], s["reason"]) for s in skipped] == [
+        (0, ids[0], "silent"),
+        (0, ids[1], "zero byte"),
+    ]
     assert "in quarantine: 1 tiny/silent, 1 tiny/zero byte" in caplog.text
     assert "no manifest of this run has nobody" in caplog.text
-    with pytest.raises(Exception, match=rf"2 of {len(ids)} rows are in quarantine .* more than max_skip_rate = 1.0%"):
+    with pytest.raises(
+        Exception,
+        match=rf"2 of {len(ids)} rows are in quarantine .* more than max_skip_rate = 1.0%",
+    ):
         train(stage(world, tmp_path, "strict", **changes))
 
 
 def test_a_leaked_row_leaves_training_and_its_test_row_stays(world: World, tmp_path: Path) -> None:
     ids = [json.loads(line)["id"] for line in world.questions.read_text().splitlines()]
     (tmp_path / "q.txt").write_text(f"{ids[0]}\ttest_id,test_media\n{ids[1]}\tmissing,test_id\n")
-    changes = {"data__quarantine": str(tmp_path / "q.txt"), "data__validation": str(world.questions)}
+    changes = {
+        "data__quarantine": str(tmp_path / "q.txt"),
+        "data__validation": str(world.questions),
+    }
     config = RunConfig.model_validate(stage(world, tmp_path, "run", "align", **changes))
-    config.data.rows = {"type": "each_turn"}  # the default asks the model whether it reads questions
+    config.data.rows = {
+        "type": "each_turn"
+    }  # the default asks the model whether it reads questions
     parts = Parts(None, None, [])  # type: ignore[arg-type]
     datasets = filter(None, build_datasets(config, parts))
     left_out = [{bad.id: bad.reason for bad in dataset.items.quarantined} for dataset in datasets]
-    assert left_out == [{ids[0]: "test_id,test_media", ids[1]: "missing,test_id"}, {ids[1]: "missing"}]
+    assert left_out == [
+        {ids[0]: "test_id,test_media", ids[1]: "missing,test_id"},
+        {ids[1]: "missing"},
+    ]
 
 
 def in_other_manifests(world: World, folder: Path) -> tuple[Path, Path]:
@@ -207,8 +251,13 @@ def in_other_manifests(world: World, folder: Path) -> tuple[Path, Path]:
     paths = []
     for first, name in ((0, "train"), (6, "validation")):
         clips = [str(world.captions.parent / f"{n:03d}.mp4") for n in range(first, first + 4)]
-        rows = [row(str(n), [{"type": "video", "video": clip}, asked], "red") for n, clip in enumerate(clips)]
-        paths.append(write_rows(folder / f"{name}.jsonl", [*rows, row(f"{name}-only", [asked], "red")]))
+        rows = [
+            row(str(n), [{"type": "video", "video": clip}, asked], "red")
+            for n, clip in enumerate(clips)
+        ]
+        paths.append(
+            write_rows(folder / f"{name}.jsonl", [*rows, row(f"{name}-only", [asked], "red")])
+        )
     return paths[0], paths[1]
 
 
@@ -216,11 +265,21 @@ def test_a_listed_training_row_is_no_validation_row_with_the_same_id(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training, validation = in_other_manifests(world, tmp_path)
-    reasons = {"1": "missing", "2": "test_id", "3": "timeout,test_media", "validation-only": "crashed", "nobody": "x"}
+    reasons = {
+        "1": "missing",
+        "2": "test_id",
+        "3": "timeout,test_media",
+        "validation-only": "crashed",
+        "nobody": "x",
+    }
     (tmp_path / "q.txt").write_text("".join(f"{id}\t{reason}\n" for id, reason in reasons.items()))
     changes = {"data__quarantine": str(tmp_path / "q.txt"), "data__train": str(training)}
-    config = RunConfig.model_validate(stage(world, tmp_path, "run", **changes, data__validation=str(validation)))
-    config.data.rows = {"type": "each_turn"}  # the default asks the model whether it reads questions
+    config = RunConfig.model_validate(
+        stage(world, tmp_path, "run", **changes, data__validation=str(validation))
+    )
+    config.data.rows = {
+        "type": "each_turn"
+    }  # the default asks the model whether it reads questions
     parts = Parts(None, None, [])  # type: ignore[arg-type]
     datasets = [dataset for dataset in build_datasets(config, parts) if dataset]
     left_out = [[bad.id for bad in dataset.items.quarantined] for dataset in datasets]
@@ -229,10 +288,15 @@ def test_a_listed_training_row_is_no_validation_row_with_the_same_id(
     name_unclear(config, datasets)
     assert "no manifest of this run has nobody" in caplog.text
     assert "several" not in caplog.text
-    config.data.train = [SourceConfig(manifest=str(training)), SourceConfig(manifest=str(validation))]
+    config.data.train = [
+        SourceConfig(manifest=str(training)),
+        SourceConfig(manifest=str(validation)),
+    ]
     datasets = [dataset for dataset in build_datasets(config, parts) if dataset]
     name_unclear(config, datasets)
-    assert "1, 2, 3 left several manifests, since lists go by ids" in caplog.text, "two sources of training have them"
+    assert "1, 2, 3 left several manifests, since lists go by ids" in caplog.text, (
+        "two sources of training have them"
+    )
 
 
 def test_validation_names_the_rows_that_it_goes_without(
@@ -240,18 +304,32 @@ def test_validation_names_the_rows_that_it_goes_without(
 ) -> None:
     training, validation = in_other_manifests(world, tmp_path)
     gone = row("gone", [{"type": "video", "video": "gone.mp4"}], "red")
-    write_rows(validation, [json.loads(line) for line in validation.read_text().splitlines()] + [gone])
-    changes = {"data__train": str(training), "data__validation": str(validation), "train__validate_every": 2}
+    write_rows(
+        validation, [json.loads(line) for line in validation.read_text().splitlines()] + [gone]
+    )
+    changes = {
+        "data__train": str(training),
+        "data__validation": str(validation),
+        "train__validate_every": 2,
+    }
     monkeypatch.setattr(logging.getLogger("avllm"), "handlers", [caplog.handler])
     train(stage(world, tmp_path, "run", **changes))
-    named = {id(r) for r in caplog.records if r.getMessage().startswith("validation goes without gone (tiny): missing")}
+    named = {
+        id(r)
+        for r in caplog.records
+        if r.getMessage().startswith("validation goes without gone (tiny): missing")
+    }
     assert len(named) == 1, "validated twice, named once"
-    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    entries = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [e["validation/left_out"] for e in entries if "validation/loss" in e] == [1, 1]
     assert not (tmp_path / "run" / "skipped.jsonl").exists(), "the account of training rows"
 
 
-@pytest.mark.parametrize(("save_every", "said"), [(1, "goes on from step 2"), (9, "goes on from the beginning")])
+@pytest.mark.parametrize(
+    ("save_every", "said"), [(1, "goes on from step 2"), (9, "goes on from the beginning")]
+)
 def test_ctrl_c_says_from_where_it_goes_on(
     save_every: int,
     said: str,
@@ -286,11 +364,15 @@ def test_a_budget_of_tokens_changes_no_number(world: World, tmp_path: Path) -> N
 def test_stages_follow_each_other(world: World, tmp_path: Path) -> None:
     align = run(settings(world, tmp_path / "align", "align", train__max_steps=2))
     follow = {"model": None, "init_from_scratch": False, "train__max_steps": 1}
-    with pytest.raises(Exception, match=r"stage instruct starts from a finished caption or instruct run"):
+    with pytest.raises(
+        Exception, match=r"stage instruct starts from a finished caption or instruct run"
+    ):
         train(settings(world, tmp_path / "early", "instruct", init=str(align), **follow))
     caption = run(settings(world, tmp_path / "caption", "caption", init=str(align), **follow))
     rules = {"lora": LORA, "trainable": RULES}
-    instruct = run(settings(world, tmp_path / "instruct", "instruct", init=str(caption), **follow, **rules))
+    instruct = run(
+        settings(world, tmp_path / "instruct", "instruct", init=str(caption), **follow, **rules)
+    )
     chain = json.loads((instruct / "manifest.json").read_text())["stages"]
     assert [s["stage"] for s in chain] == ["align", "caption", "instruct"]
     with pytest.raises(Exception, match="no init is given"):
@@ -309,8 +391,10 @@ def shuffled(manifest: Path, seed: int | None) -> str:
 
 
 @pytest.mark.parametrize("rows", [None, 3])
-def test_validation_is_the_same_for_every_order_of_its_rows(world: World, tmp_path: Path, rows: int | None) -> None:
-    """The negatives of a row are those of its batch: which rows share one follows from their ids."""
+def test_validation_is_the_same_for_every_order_of_its_rows(
+    world: World, tmp_path: Path, rows: int | None
+) -> None:
+    """The negatives of a row are those of its batch, which follows from the rows' ids."""
     figures = []
     for seed in (None, 1):
         changes = {"data__validation": shuffled(world.captions, seed), "train__max_steps": 1}
@@ -328,12 +412,21 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 def test_best_by_names_a_figure_of_validation(world: World, tmp_path: Path) -> None:
     changes = {"data__validation": str(world.questions), "train__validate_every": 1}
     found = run(settings(world, tmp_path / "run", train__best_by="next_token/answers", **changes))
-    shares = [entry["validation/next_token/answers"] for entry in metrics(found) if "validation/loss" in entry]
+    shares = [
+        entry["validation/next_token/answers"]
+        for entry in metrics(found)
+        if "validation/loss" in entry
+    ]
     assert all(0 <= share <= 1 for share in shares)
     assert json.loads((found / "finished.json").read_text())["best_validation"] == max(shares)
-    for name, validation in (("contrastive/hits", str(world.questions)), ("next_token/answers", [])):
+    for name, validation in (
+        ("contrastive/hits", str(world.questions)),
+        ("next_token/answers", []),
+    ):
         with pytest.raises(BestByError):
-            train(settings(world, tmp_path / "not", train__best_by=name, data__validation=validation))
+            train(
+                settings(world, tmp_path / "not", train__best_by=name, data__validation=validation)
+            )
 
 
 def test_losses_fall_and_other_figures_rise() -> None:
@@ -347,7 +440,11 @@ def test_losses_fall_and_other_figures_rise() -> None:
 
 
 def test_the_run_folder_tells_what_was_done(world: World, tmp_path: Path) -> None:
-    changes = {"train__validate_every": 2, "data__validation": str(world.captions), "train__trackers": ["tensorboard"]}
+    changes = {
+        "train__validate_every": 2,
+        "data__validation": str(world.captions),
+        "train__trackers": ["tensorboard"],
+    }
     found = run(stage(world, tmp_path, "run", **changes))
     recorded = yaml.safe_load((found / "config.yaml").read_text())
     given = stage(world, tmp_path, "run", **changes)

@@ -96,7 +96,9 @@ def test_files_that_hang_or_kill_are_named(
         "hangs.mp4\ttimeout\nkills.mp4\tcrashed\nlate.mp4\ttimeout\n"
     )
     assert "SIGSEGV" in report.examples["crashed"][0].detail
-    journal = [json.loads(line) for line in (tmp_path / "out/journal.jsonl").read_text().splitlines()]
+    journal = [
+        json.loads(line) for line in (tmp_path / "out/journal.jsonl").read_text().splitlines()
+    ]
     results = [Path(entry["path"]).name for entry in journal if " " not in entry["key"]]
     assert results == ["good.mp4"], "the other entries are hashes and thumbnails"
 
@@ -338,7 +340,12 @@ def test_a_video_without_a_sound_track_is_named_and_not_in_quarantine(tmp_path: 
 def test_a_picture_with_a_second_one_in_its_file_is_a_jpeg(tmp_path: Path) -> None:
     picture = Image.new("RGB", (32, 32), "red")
     picture.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[picture])
-    assert examine(PlainReader(), "sample", FileJob(str(tmp_path / "a.jpg"), (Use("image"),)))["problems"] == []
+    assert (
+        examine(PlainReader(), "sample", FileJob(str(tmp_path / "a.jpg"), (Use("image"),)))[
+            "problems"
+        ]
+        == []
+    )
 
 
 def test_files_in_shards_are_checked_like_others(clip: Path, tmp_path: Path) -> None:
@@ -351,7 +358,12 @@ def test_files_in_shards_are_checked_like_others(clip: Path, tmp_path: Path) -> 
         about(tmp_path / "film.avi", "named"),
     ]
     manifest = write_rows(tmp_path / "m.jsonl", rows)
-    assert CliRunner().invoke(app, ["data", "pack", str(manifest), "--output", str(tmp_path / "p")]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(app, ["data", "pack", str(manifest), "--output", str(tmp_path / "p")])
+        .exit_code
+        == 0
+    )
     alone = check([manifest])
     packed = check([tmp_path / "p/m.jsonl"], output=tmp_path / "out")
     assert reasons(packed) == reasons(alone)
@@ -421,7 +433,9 @@ def test_tokens_are_counted_as_in_training(
 
 
 def test_times_in_shares_of_a_clip_are_no_error(world: World, clip: Path, tmp_path: Path) -> None:
-    percent = described_processor(ModelConfig.model_validate({**world.model, "time_codec": {"type": "percent"}}))
+    percent = described_processor(
+        ModelConfig.model_validate({**world.model, "time_codec": {"type": "percent"}})
+    )
     row = about(clip, "timed")
     row["messages"][-1]["content"] = [{"type": "time", "seconds": 0.5}]
     manifest = write_rows(tmp_path / "m.jsonl", [row])
@@ -466,7 +480,10 @@ def test_a_row_is_shown_as_the_model_gets_it(processor: AVProcessor, clip: Path)
     shown = show(processor, sample, None)
     kinds = [piece.kind for piece in shown.pieces]
     assert kinds == ["text", "media", "text", "trained"]
-    assert shown.pieces[1].text == "⟨50 audio + 32 video⟩" or shown.pieces[1].text == "⟨32 video + 50 audio⟩"
+    assert (
+        shown.pieces[1].text == "⟨50 audio + 32 video⟩"
+        or shown.pieces[1].text == "⟨32 video + 50 audio⟩"
+    )
     assert shown.pieces[3].text.startswith("red")
     assert sum(piece.tokens for piece in shown.pieces) == len(shown.row.input_ids)
     assert shown.media[0].frames is not None
@@ -505,8 +522,14 @@ def test_masked_rows_and_cut_runs_are_errors() -> None:
     assert (masked.value.reason, cut.value.reason) == ("no_answer", "cut_run")
 
 
-def test_control_tokens_in_texts_are_counted_and_nothing_is_set_aside(processor: AVProcessor, tmp_path: Path) -> None:
-    rows = [words("plain"), words("control", question="what <|video|> </s> ?"), words("html", question="<video src=x>")]
+def test_control_tokens_in_texts_are_counted_and_nothing_is_set_aside(
+    processor: AVProcessor, tmp_path: Path
+) -> None:
+    rows = [
+        words("plain"),
+        words("control", question="what <|video|> </s> ?"),
+        words("html", question="<video src=x>"),
+    ]
     manifest = write_rows(tmp_path / "m.jsonl", rows)
     for tokens in (ProcessorTokens(processor), TextTokens(processor.tokenizer, 90)):
         report = check([manifest], tokens=tokens, output=tmp_path / "out")

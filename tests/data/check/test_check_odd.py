@@ -47,7 +47,10 @@ def picture_row(path: Path | str) -> dict[str, Any]:
 
 
 def test_lines_that_are_no_rows_are_counted_and_the_others_read(tmp_path: Path) -> None:
-    good = [json.dumps(words(id)).encode() for id in ("first", "\u2028 second", "[bold]third[/]", "last")]
+    good = [
+        json.dumps(words(id)).encode()
+        for id in ("first", "\u2028 second", "[bold]third[/]", "last")
+    ]
     bad = [
         *(
             b"[" * 100_000,

@@ -168,8 +168,14 @@ def test_truncated_files(folder: Path, clip: Path, name: str, share: float) -> N
     data = whole.read_bytes()
     path = folder / f"truncated-{name}"
     path.write_bytes(data[: int(len(data) * share)])
-    call = (lambda: load_audio(path, rate=RATE)) if name == "t.wav" else (lambda: video(path, rate=RATE))
-    assert reason(call) in ("truncated", "undecodable") if share < 0.1 else reason(call) == "truncated"
+    call = (
+        (lambda: load_audio(path, rate=RATE))
+        if name == "t.wav"
+        else (lambda: video(path, rate=RATE))
+    )
+    assert (
+        reason(call) in ("truncated", "undecodable") if share < 0.1 else reason(call) == "truncated"
+    )
 
 
 def test_the_intact_part_of_a_truncated_file_can_be_read(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Check that parts with one file share one decode, and each gets the clip that it would get alone."""
+"""Parts with one file share one decode, and each gets the clip that it would get alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SAMPLING = Sampling(num_frames=5, short_side=48)
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What happens to files from now on: ``open NAME``, ``frames NAME``, ``sound NAME``, in order."""
+    """Uses of files from now on: ``open NAME``, ``frames NAME``, ``sound NAME``, in order."""
     done: list[str] = []
 
     def watch(
@@ -69,7 +69,9 @@ def same(a: Clip, b: Clip) -> bool:
         b.sound is None,
     ):
         return False
-    pairs = [(a.frames.x, b.frames.x), (a.frames.span, b.frames.span)] if a.frames and b.frames else []
+    pairs = (
+        [(a.frames.x, b.frames.x), (a.frames.span, b.frames.span)] if a.frames and b.frames else []
+    )
     if a.sound and b.sound:
         pairs.append((a.sound.x, b.sound.x))
         assert (a.sound.rate, a.sound.start) == (b.sound.rate, b.sound.start)
@@ -149,7 +151,7 @@ def test_a_part_without_its_track_fails_as_it_does_alone(folder: Path) -> None:
         load_parts([seen, heard], folder, sampling=SAMPLING, rate=None)
 
 
-# ---- where training reads -------------------------------------------------------------------------------------------
+# ---- where training reads -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +213,7 @@ def test_what_is_kept_in_memory_is_not_opened_again(
     assert [each for each in counted if each.startswith("open")] == ["open 001.mp4"]
 
 
-# ---- where everything else reads ------------------------------------------------------------------------------------
+# ---- where everything else reads ------------------------------------------------------------
 
 
 def stage(world: World, folder: Path) -> Parts:
@@ -231,7 +233,11 @@ def test_clips_for_an_evaluation_or_a_cache_open_each_file_once(
     seen, heard = VideoPart(video="000.mp4", sound="off"), AudioPart(audio="000.mp4")
     log = tmp_path / "opened"
     processor = Watched(made.processor, log)
-    cache = FeatureCache(tmp_path / "cache", recipe(made.processor, made.model.encoders, "fp32")) if cached else None
+    cache = (
+        FeatureCache(tmp_path / "cache", recipe(made.processor, made.model.encoders, "fp32"))
+        if cached
+        else None
+    )
     root = world.captions.parent
     found = encode_clips(
         made.model,
