@@ -62,7 +62,8 @@ def examine(reader: PartReader, decode: Decode, job: FileJob) -> dict[str, Any]:
     began = time.process_time()
     try:
         result = _examine_file(reader, decode, job)
-    except (StoreError, OutageError, OSError) as error:  # a store that does not answer is no fault of the file
+    except (StoreError, OutageError, OSError) as error:
+        # A store that does not answer is no fault of the file.
         result = result_without_decode(job, "unreachable", str(error))
     return {**result, "seconds": round(time.process_time() - began, 3)}
 

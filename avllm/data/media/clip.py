@@ -1,4 +1,4 @@
-"""Hold what was read of a file: pictures and sound on one clock, and the description of its headers."""
+"""Hold the content of a file: pictures and sound on one clock, and what its headers say."""
 
 from __future__ import annotations
 

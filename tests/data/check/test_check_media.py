@@ -1,4 +1,4 @@
-"""Check that what reading a file had to do is reported, and that values that are no numbers are bad rows."""
+"""The check reports what reading a file had to do; values that are no numbers are bad rows."""
 
 from __future__ import annotations
 

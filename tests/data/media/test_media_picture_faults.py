@@ -1,4 +1,4 @@
-"""Pictures that are easily misread (clocks, pixels, transparency, ranges), and files that claim too much."""
+"""Pictures that are easily misread (clocks, pixels, ranges), and files that claim too much."""
 
 from __future__ import annotations
 

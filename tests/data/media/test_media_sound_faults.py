@@ -1,4 +1,4 @@
-"""Sound that is easily misread: cancelling channels, samples that are no numbers, unknown lengths, several tracks."""
+"""Sound that is easily misread: cancelling channels, no numbers, unknown lengths, many tracks."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_picture_with_values_that_are_no_numbers_is_a_bad_file(tmp_path: Path)
     assert reason(lambda: load_image(tmp_path / "a.tiff")) == "bad_values"
 
 
-# ---------------------------------------------------------------- lengths that a pipe's writer did not know
+# ------------------------------------------------ lengths that a pipe's writer did not know
 
 PCM = (LOW * 32767).astype("<i2")
 BYTES = PCM.nbytes

@@ -1,4 +1,4 @@
-"""Odd names of files: URLs of this machine, names that are no UTF-8, names that look like a shard's member."""
+"""Odd names of files: URLs of this machine, no UTF-8, names like those of a shard's members."""
 
 from __future__ import annotations
 
