@@ -1,4 +1,4 @@
-"""Read files that were misread once, where they are present; each kind has a test that makes its own input."""
+"""Read files that were misread once, where present; each kind has a test with its own input."""
 
 from __future__ import annotations
 
