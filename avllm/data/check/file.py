@@ -37,7 +37,9 @@ from avllm.data.media.load import (
 )
 from avllm.data.media.whole import decode_whole
 from avllm.data.schema import RowError
-from avllm.data.store.storage import StoreError
+from avllm.data.store.access import AccessError
+from avllm.data.store.http import FetchError
+from avllm.data.store.storage import StoreError, check_access
 from avllm.errors import OutageError
 
 DAMAGED_SHARE = 0.05  # of packets that cannot be decoded; above it a file is undecodable
@@ -61,7 +63,10 @@ def examine(reader: PartReader, decode: Decode, job: FileJob) -> dict[str, Any]:
     torch.set_num_threads(1)
     began = time.process_time()
     try:
+        check_access(job.path)
         result = _examine_file(reader, decode, job)
+    except (AccessError, FetchError) as error:
+        result = result_without_decode(job, "forbidden", str(error))
     except (StoreError, OutageError, OSError) as error:
         # A store that does not answer is no fault of the file.
         result = result_without_decode(job, "unreachable", str(error))

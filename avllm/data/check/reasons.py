@@ -59,7 +59,7 @@ REASONS: dict[str, Reason] = {
         "the row names a file that rows may not name",
         "name its folder with --media-root or its host with --allow-url, or remove the row",
     ),
-    "too_large": Reason("error", "the file is larger than what is fetched", "cut it, or copy it"),
+    "too_large": Reason("error", "it is larger than what is fetched", "cut it, or copy it here"),
     "timeout": Reason(
         "error",
         "decoding takes too long or hangs",

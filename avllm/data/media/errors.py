@@ -20,6 +20,8 @@ REASONS = (
     "no_audio",
     "timeout",
     "empty_interval",
+    "forbidden",
+    "too_large",
 )
 
 # Raised by Pillow over damaged bytes, beside DecompressionBombError.

@@ -7,8 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from avllm.data.media.errors import MediaError
 from avllm.data.media.load import Clip, RegionBox, Sampling, load_audio, load_image, load_video
 from avllm.data.schema import AudioPart, ImagePart, MediaPart, VideoPart, resolve
+from avllm.data.store.access import AccessError
+from avllm.data.store.http import FetchError
+from avllm.data.store.storage import check_access
 
 LOUDEST_FIRST: tuple[Literal["on", "auto", "off"], ...] = ("on", "auto", "off")
 
@@ -64,7 +68,11 @@ def load_parts(
         parts_by_stretch.setdefault(stretch, []).append(part)
     clips: dict[Stretch, Clip] = {}
     for stretch, sharing in parts_by_stretch.items():
-        clips[stretch] = _read(stretch, sharing, sampling, rate, more_rates, timeout)
+        try:
+            check_access(stretch.path)
+            clips[stretch] = _read(stretch, sharing, sampling, rate, more_rates, timeout)
+        except (AccessError, FetchError) as error:
+            raise MediaError(stretch.path, error.reason, str(error)) from error
     return [_tracks_of(clips[s], part) for s, part in zip(stretches, parts, strict=True)]
 
 

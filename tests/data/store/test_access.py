@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from tiny import row, text, write_rows
 
+from avllm.data.media.load import MediaError
+from avllm.data.media.part import load_parts
+from avllm.data.schema import AudioPart, ImagePart
 from avllm.data.store import access, http
 from avllm.data.store.access import AccessError, allow, check_file, check_url
 from avllm.data.store.http import FetchError, fetch, size_of_url
@@ -232,6 +235,24 @@ def test_packing_takes_no_file_from_outside(tmp_path: Path) -> None:
     assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "out").glob("*.tar"))
     (packed,) = pack_shards([manifest], tmp_path / "more", roots=[tmp_path])
     assert (packed.rows, packed.dropped) == (5, {})
+
+
+def test_a_forbidden_file_is_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    allow(roots=[tmp_path / "in"])
+    part = AudioPart.model_validate({"audio": "../out.wav"})
+    (tmp_path / "out.wav").write_bytes(b"x")
+    with pytest.raises(MediaError) as caught:
+        load_parts([part], tmp_path / "in", sampling=None, rate=16_000)
+    assert caught.value.reason == "forbidden"
+
+
+def test_an_outage_ends_the_reading_of_rows(address: str, tmp_path: Path) -> None:
+    allow(urls=[address])
+    for kind, part in (("image", ImagePart), ("audio", AudioPart)):
+        asked = part.model_validate({kind: f"{address}/down"})
+        with pytest.raises(OutageError):
+            load_parts([asked], None, sampling=None, rate=16_000)
 
 
 def test_settings_reach_child_processes(tmp_path: Path) -> None:
