@@ -44,9 +44,15 @@ def stage(
 
 @pytest.fixture(scope="module")
 def straight(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbs, with LoRA and dropout."""
-    folder = tmp_path_factory.mktemp("straight")
-    return run(stage(world, folder, "run", lora=LORA, trainable=RULES, train__max_steps=8))
+    """A run that nothing disturbs, with LoRA, dropout and validation."""
+    return run(validated(world, tmp_path_factory.mktemp("straight")))
+
+
+def validated(world: World, folder: Path) -> dict[str, Any]:
+    """Return a stage of eight steps that chooses its best model by right answers."""
+    changes = {"lora": LORA, "trainable": RULES, "train__max_steps": 8, "train__validate_every": 2}
+    changes |= {"data__validation": str(world.questions), "train__best_by": "next_token/answers"}
+    return stage(world, folder, "run", **changes)
 
 
 def test_eight_times_one_is_one_times_eight(world: World, tmp_path: Path) -> None:
@@ -61,14 +67,16 @@ def test_eight_times_one_is_one_times_eight(world: World, tmp_path: Path) -> Non
 def test_a_killed_run_goes_on_bit_identically(
     world: World, straight: Path, tmp_path: Path, num_workers: int
 ) -> None:
-    asked = stage(world, tmp_path, "run", lora=LORA, trainable=RULES, train__max_steps=8)
+    asked = validated(world, tmp_path)
     asked["train"]["save_every"], asked["data"]["num_workers"] = 3, num_workers
     kill_after(asked, 4)
     killed = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert 4 <= killed < 8
     run(asked)
     assert rows(tmp_path / "run") == rows(straight)
+    assert (tmp_path / "run" / "finished.json").read_text() == (straight / "finished.json").read_text()
     assert difference(weights(tmp_path / "run"), weights(straight)) == 0.0
+    assert difference(weights(tmp_path / "run" / "best"), weights(straight / "best")) == 0.0
     assert len(list((tmp_path / "run" / "checkpoints").glob("*"))) == 2
 
 
