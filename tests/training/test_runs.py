@@ -74,7 +74,8 @@ def test_a_killed_run_goes_on_bit_identically(
     assert 4 <= killed < 8
     run(asked)
     assert rows(tmp_path / "run") == rows(straight)
-    assert (tmp_path / "run" / "finished.json").read_text() == (straight / "finished.json").read_text()
+    finished = (tmp_path / "run" / "finished.json").read_text()
+    assert finished == (straight / "finished.json").read_text()
     assert difference(weights(tmp_path / "run"), weights(straight)) == 0.0
     assert difference(weights(tmp_path / "run" / "best"), weights(straight / "best")) == 0.0
     assert len(list((tmp_path / "run" / "checkpoints").glob("*"))) == 2
