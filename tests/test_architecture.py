@@ -167,6 +167,14 @@ def test_training_does_not_import_the_check() -> None:
     assert flat <= seen, f"training imports none of {sorted(flat - seen)}"
 
 
+def test_a_class_name_occurs_once() -> None:
+    names: Counter[str] = Counter()
+    for path in PACKAGE:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names.update(node.name for node in tree.body if isinstance(node, ast.ClassDef))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_no_drawer_for_everything() -> None:
     found = [name(p) for p in [*PACKAGE, *OUTSIDE] if p.name in FORBIDDEN]
     assert not found, f"{found}: say what is in the file by its name"

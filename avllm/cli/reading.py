@@ -57,7 +57,7 @@ def chosen_processor(
 
 
 @dataclass(frozen=True)
-class Reading:
+class CheckSettings:
     """Settings by which files are read and tokens counted; ``tokens`` is None when none are."""
 
     options: ExamineOptions
@@ -71,7 +71,7 @@ def reading_of(
     timeout: float,
     workers: int,
     decode: Decode,
-) -> Reading:
+) -> CheckSettings:
     """Return the settings of a model's processor, or of a tokenizer, or of neither.
 
     Raises:
@@ -98,26 +98,26 @@ def reading_of(
     processor.timeout = timeout
     processor.max_length = max_length or processor.max_length
     options = ExamineOptions(decode, processor, reading(processor), workers)
-    return Reading(options, ProcessorTokens(processor))
+    return CheckSettings(options, ProcessorTokens(processor))
 
 
 def _plain_reading(
     tokenizer: str | None, max_length: int | None, timeout: float, workers: int, decode: Decode
-) -> Reading:
+) -> CheckSettings:
     """Return the settings without a model."""
     from avllm.data.check.files import ExamineOptions
     from avllm.data.check.uses import PlainReader
 
     options = ExamineOptions(decode, PlainReader(timeout=timeout), workers=workers)
     if tokenizer is not None:
-        return Reading(options, _text_tokens(tokenizer, max_length or DEFAULT_MAX_LENGTH))
+        return CheckSettings(options, _text_tokens(tokenizer, max_length or DEFAULT_MAX_LENGTH))
     if max_length not in (None, NO_LIMIT):
         raise UserError(
             f"--max-length {max_length} is given, and nothing that counts tokens; expected "
             "--preset, --checkpoint or --tokenizer beside it",
             reason="no_tokens",
         )
-    return Reading(options, None)
+    return CheckSettings(options, None)
 
 
 def _text_tokens(name: str, max_length: int) -> TokenCounter:

@@ -9,7 +9,7 @@ from typing import Any
 
 from avllm.errors import UserError
 from avllm.evaluation.listing import inspect_checkpoint
-from avllm.models.loading.digests import ALL_FILES, FileState, compare_files, write_manifest
+from avllm.models.loading.digests import ALL_FILES, FileComparison, compare_files, write_manifest
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 
@@ -24,7 +24,7 @@ class Verification:
         load_error: why it does not load; "" if it loads; None if it was not tried.
     """
 
-    files: list[FileState]
+    files: list[FileComparison]
     backbones: dict[str, str]
     load_error: str | None
 

@@ -45,7 +45,7 @@ FORMAT = 2
 
 
 @dataclass(frozen=True)
-class FileState:
+class FileComparison:
     """Compare one file of a checkpoint with the manifest.
 
     Attributes:
@@ -107,7 +107,7 @@ def _is(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
-def compare_files(folder: Path, patterns: Sequence[str]) -> list[FileState]:
+def compare_files(folder: Path, patterns: Sequence[str]) -> list[FileComparison]:
     """Compare the files of a checkpoint with its manifest, in the order of their names.
 
     Raises:
@@ -129,7 +129,7 @@ def compare_files(folder: Path, patterns: Sequence[str]) -> list[FileState]:
             state = "added"
         else:
             state = "same" if sha256_once(folder / name) == recorded[name] else "changed"
-        states.append(FileState(name, state))
+        states.append(FileComparison(name, state))
     return states
 
 

@@ -30,7 +30,7 @@ CONFIG_NAME = "config.json"
 _HUB_ARGUMENTS = {"_from_auto", "revision", "token", "trust_remote_code"}
 
 
-class _Strict(BaseModel):
+class _StrictRecord(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
@@ -46,7 +46,7 @@ class _LLM(BaseModel):
     config: dict[str, Any]
 
 
-class _Encoder(_Strict):
+class _Encoder(_StrictRecord):
     medium: str
     type: str
     name: str | None = None
@@ -56,7 +56,7 @@ class _Encoder(_Strict):
     options: dict[str, Any]
 
 
-class _Lora(_Strict):
+class _Lora(_StrictRecord):
     r: int = Field(gt=0)
     alpha: float
     dropout: float = Field(ge=0, lt=1)
