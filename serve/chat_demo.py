@@ -24,7 +24,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from avllm.errors import UserError, exit_on_user_error
 from avllm.inference.chat import Chat, media_kind
-from avllm.inference.drawing import escaped, facts, frame_pictures, sound_picture
+from avllm.inference.drawing import as_html, escaped, facts, frame_pictures, sound_picture
 from avllm.inference.perceived import Perceived
 from avllm.inference.visits import Visits, growing_answer, hosts_of, readable
 from avllm.log import hush_libraries
@@ -114,7 +114,8 @@ class Demo:
             elem_id="chat",
             buttons=["copy"],
             feedback_options=None,
-            render_markdown=False,  # text stays text: no tags, no pictures from elsewhere, 2*3*4
+            render_markdown=False,  # 2*3*4 stays; gradio reads HTML all the same, see as_html
+            latex_delimiters=[],
             placeholder="Your questions and the model's answers appear here.",
         )
         self.question = gr.Textbox(
@@ -228,7 +229,7 @@ class Demo:
         if file is not None and not chat.holds(file):
             media = {media_kind_or_video(file): file}
             title = f"{Path(file).name}\n\n"
-        history = [*history, {"role": "user", "content": title + question}]
+        history = [*history, {"role": "user", "content": as_html(title + question)}]
         asked = {self.chat: chat, self.history: history, self.question: ""}
         yield asked | self._ready(False)
         options: dict[str, Any] = {
@@ -241,7 +242,7 @@ class Demo:
         if decoder != PLAIN:
             options["decoding"] = {"type": decoder}
         for answer in growing_answer(chat, question, options):
-            yield {self.history: [*history, {"role": "assistant", "content": answer}]}
+            yield {self.history: [*history, {"role": "assistant", "content": as_html(answer)}]}
         with suppress(UserError):  # too large: released, the next question reads the file again
             self.visits.note(visit_of(request), chat)
         yield self._ready(True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from pathlib import Path
@@ -68,6 +69,11 @@ def plot_sound(media: Perceived, path: Path) -> None:
 def escaped(text: str) -> str:
     """Return text whose punctuation Markdown shows unchanged: no emphasis, tags or links."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
+
+
+def as_html(text: str) -> str:
+    """Return HTML that a browser shows as the text: tags and entities are escaped, nothing else."""
+    return re.sub(r"<(?=[A-Za-z/!?])|&(?=[#\w])", lambda mark: html.escape(mark[0]), text)
 
 
 def facts(perceived: Perceived) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from avllm.inference.chat import Chat
-from avllm.inference.drawing import escaped
+from avllm.inference.drawing import as_html, escaped
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
@@ -34,6 +34,7 @@ TEXTS = [
     f"![picture]({ELSEWHERE}/b.png) [link](javascript:window.hit=1) {ELSEWHERE}/c",
     "2*3*4 and _a_ `b` $x^2$ # no heading",
     "one\ntwo",
+    "a < b & c &lt; d &copy",
 ]
 
 
@@ -94,6 +95,7 @@ def test_questions_answers_and_names_are_shown_as_text(
 def test_markdown_shows_escaped_text_unchanged() -> None:
     from markdown_it import MarkdownIt
 
+    assert as_html("a < b & c") == "a < b & c"  # what is copied is what was said
     for text in [*TEXTS[:4], "<img src=x onerror=window.hit=1>*b*.mp4", "a&lt;b", "\\*"]:
         (inline,) = [token for token in MarkdownIt().parse(escaped(text)) if token.type == "inline"]
         assert {token.type for token in inline.children} <= {"text", "text_special"}
