@@ -79,11 +79,13 @@ class Family:
         changes: options of its config beside ``SIZES``.
         kind: what it has that others have not.
         refused: why training refuses it before its first step: a reason of ``LLMError``.
+        noise: weights that begin at 0 are drawn: they hide what a trained LLM reads.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
     kind: str = ""
     refused: str | None = None
+    noise: bool = False
 
 
 FAMILIES: dict[str, Family] = {
@@ -214,7 +216,7 @@ FAMILIES: dict[str, Family] = {
         "a vision tower",
         refused="generation",
     ),
-    "gemma3n_text": Family(LAYERED, "embeddings of each layer", refused="embeddings"),
+    "gemma3n_text": Family(LAYERED, "embeddings of each layer", refused="embeddings", noise=True),
 }
 
 
@@ -233,5 +235,9 @@ def make_family(name: str, folder: Path) -> Path:
         options["text_config"] = {**SIZES, "vocab_size": len(tokenizer)}
     torch.manual_seed(0)
     llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **options))
+    if family.noise:
+        for parameter in llm.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.5)
     llm.save_pretrained(folder)
     return folder
