@@ -54,7 +54,7 @@ def address(checkpoint: Path) -> Iterator[str]:
     chat = Chat.load(checkpoint)
     demo = module.Demo(chat, "tiny")
     demo.new_chat = lambda: Parrot(chat.model, chat.processor)
-    _, url, _ = module.serve(demo, "127.0.0.1", None, 5, prevent_thread_lock=True)
+    _, url, _ = module.serve(demo, "127.0.0.1", None, 5, ["127.0.0.1"], prevent_thread_lock=True)
     yield url
     demo.page.close()
 
