@@ -39,6 +39,7 @@ MAMBA2 = {
     "mamba_d_conv": 4,
 }
 MLA = {
+    "num_key_value_heads": 2,
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
     "qk_rope_head_dim": 8,
