@@ -8,5 +8,5 @@ cd "$ROOT" || die "cannot enter $ROOT"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1 GRADIO_ANALYTICS_ENABLED=False TOKENIZERS_PARALLELISM=false
 # DeepSpeed builds its extension with the ninja of this environment.
 export PATH="$VENV/bin:$PATH"
-# One worker: many tests start several processes themselves. It is a process apart, so that none can end the runner.
-exec "$VENV/bin/python" -m pytest -n 1 --dist loadfile "$@"
+# Two workers, since many tests wait for processes that they start. A test that ends its worker does not end the run.
+exec "$VENV/bin/python" -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"
