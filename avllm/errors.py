@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 DEBUG = "AVLLM_DEBUG"
 """Environment variable that shows the traceback of these errors too."""
@@ -34,17 +37,38 @@ class OutageError(Exception):
     """
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal other than Ctrl-C ended the command.
+
+    Attributes:
+        number: of the signal; the command exits with 128 + number, the convention of shells.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Raise :class:`Stopped`, as a handler of signals."""
+    raise Stopped(number)
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """End a command with one line on stderr and exit code 1 if its block raises a `UserError`.
 
     The same holds for errors of the machine (no such file, no permission, a full disk), with
-    Python's own text. Ctrl-C ends the command silently, with exit code 130.
+    Python's own text. Ctrl-C ends the command silently, with exit code 130, and SIGTERM, a
+    scheduler's notice, with 143: files are closed and processes ended in the same way.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except KeyboardInterrupt as error:
-        raise SystemExit(130) from error  # 128 + SIGINT, the convention of shells
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        raise SystemExit(128 + number) from error
     except (UserError, OutageError, OSError) as error:
         if os.environ.get(DEBUG):
             raise

@@ -14,11 +14,12 @@ from typing import Protocol
 import numpy as np
 
 from avllm.data.augment import Augment
+from avllm.data.boundary import one_row
 from avllm.data.cache.fill import FeatureCache
 from avllm.data.items import Bad, Items
 from avllm.data.media.load import Clip, MediaError, Sound
 from avllm.data.packing import share_media
-from avllm.data.reading import ROW_FAULTS, MediaReader, Place, Prepared, fault_of
+from avllm.data.reading import MediaReader, Place, Prepared
 from avllm.data.row import Row
 from avllm.data.row_makers.base import RowMaker
 from avllm.data.row_makers.whole import Whole
@@ -181,11 +182,8 @@ class SampleDataset:
         places = self.items[number]
         try:
             media = self._media(places[0], drawn)
-        except ROW_FAULTS as error:
-            if self.cache is not None and not isinstance(error, MediaError | RowError):
-                raise  # of the cache, not of the row
-            fault = fault_of(error)
-            bad = [self.items.bad(place, fault.reason, str(fault)) for place in places]
+        except (MediaError, RowError) as error:
+            bad = [self.items.bad(place, error.reason, str(error)) for place in places]
             return Loaded([], bad, len(places))
         if self.maker.varies or self.processor.reads_question:
             return self._rows(places, media, drawn)
@@ -204,13 +202,17 @@ class SampleDataset:
         """Read the media of a sample."""
         parts = self.items.sample(place).media
         root = self.items.root(place)
-        decoded = [] if self.cache is not None else self.decode(place, drawn)
+        decoded: list[Clip] = []
         clips: list[Prepared] = []
         if self.cache is not None:
+            # Outside of the boundary: what else fails here is the cache, which all rows share.
             clips = [self.cache.get((root, part)) for part in parts]
-        elif not self.processor.reads_question:
-            clips = [self.processor.prepare(clip) for clip in decoded]
-        runs = [self.processor.order(clip) for clip in clips]
+        with one_row():
+            if self.cache is None:
+                decoded = self.decode(place, drawn)
+                if not self.processor.reads_question:
+                    clips = [self.processor.prepare(clip) for clip in decoded]
+            runs = [self.processor.order(clip) for clip in clips]
         return _ItemMedia(parts, root, decoded, clips, runs)
 
     def decode(self, place: int, drawn: int | None = None) -> list[Clip]:
@@ -236,8 +238,9 @@ class SampleDataset:
         """
         place = int(self.items.rows[int(which * len(self.items.rows))])
         try:
-            clips = self.reader.clips(self.items.sample(place).media[:1], self.items.root(place))
-        except ROW_FAULTS:
+            with one_row():
+                clips = self.reader.clips(self.items.sample(place).media[:1], self.items.root(place))
+        except (MediaError, RowError):
             return None
         return clips[0].sound if clips else None
 
@@ -253,10 +256,12 @@ class SampleDataset:
             )
             make = _MakeRow(self.processor, self.reader, media)
             try:
-                rows += self.maker.rows(sample, make, drawn)
-            except ROW_FAULTS as error:
-                fault = fault_of(error)
-                bad.append(self.items.bad(place, fault.reason, str(fault)))
+                with one_row():
+                    made = self.maker.rows(sample, make, drawn)
+            except (MediaError, RowError) as error:
+                bad.append(self.items.bad(place, error.reason, str(error)))
+            else:
+                rows += made
         if self.pack and len(rows) > 1:
             packed = []
             for variant in dict.fromkeys(row.variant for row in rows):

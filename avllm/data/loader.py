@@ -10,8 +10,10 @@ the same.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -203,5 +205,20 @@ def build_loader(
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # otherwise the loader draws a seed from the global one
     )
+
+
+def _leave_signals(worker: int) -> None:
+    """Leave Ctrl-C and a first SIGTERM to the main process, which finishes its step.
+
+    Terminals and schedulers signal every process of a run. A second SIGTERM, by which the main
+    process ends a worker, does end it.
+    """
+
+    def leave_one(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, leave_one)

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from avllm.data.boundary import one_row
 from avllm.data.media.load import Clip, MediaError
 from avllm.data.media.part import Stretch
 from avllm.data.schema import MediaPart, RowError
@@ -22,17 +23,6 @@ Prepared = dict[str, EncoderInput]
 """A clip by stream, as its encoders take it or with their features."""
 Prepare = Callable[[Sequence[MediaPart], Path], list[Prepared]]
 """Decodes media parts of a folder and prepares them: :meth:`MediaReader.inputs`."""
-
-
-ROW_FAULTS = (ValueError, TypeError, LookupError, RuntimeError, OSError)
-"""Errors that making a row may raise: also libraries' own, on files and texts of others."""
-
-
-def fault_of(error: Exception) -> MediaError | RowError:
-    """Return an error that a row raised as one with a reason, so that the row counts as bad."""
-    if isinstance(error, MediaError | RowError):
-        return error
-    return RowError("unexpected", f"{type(error).__name__}: {error}")
 
 
 class ClipProcessor(Protocol):
@@ -135,7 +125,8 @@ class _Parts(Dataset[Reading]):
         results: Sequence[Prepared | MediaError | RowError]
         began = time.perf_counter()
         try:
-            results = self.prepare(list(parts.values()), root)
+            with one_row():
+                results = self.prepare(list(parts.values()), root)
         except (MediaError, RowError) as error:
             if len(parts) > 1:
                 # One part may ask for a stream that the others do not need: read them one by one.

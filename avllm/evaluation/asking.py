@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from avllm.data.boundary import one_row
 from avllm.data.cache.fill import FeatureCache, recipe
 from avllm.data.row import Row
 from avllm.data.schema import MediaPart, RowError, Sample
@@ -168,9 +169,12 @@ class Run:
                 self._fail(condition, number, failures[unread[0]])
                 continue
             try:
-                questions.append(self._question(number, variants))
+                with one_row():
+                    question = self._question(number, variants)
             except RowError as error:
                 self._fail(condition, number, Failure(error.reason, str(error)))
+            else:
+                questions.append(question)
         self._answer(questions)
         for question in questions:
             self._note(condition, question)

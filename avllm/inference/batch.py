@@ -23,8 +23,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from avllm.data.boundary import one_row
 from avllm.data.manifest import ManifestError, digest, parse_row
-from avllm.data.reading import ROW_FAULTS, MediaReader, fault_of
+from avllm.data.reading import MediaReader
 from avllm.data.row import Row
 from avllm.data.schema import RowError, Sample
 from avllm.inference.generation import Generation, answer_rows
@@ -173,12 +174,13 @@ def _id_of(line: bytes) -> str | None:
     """Return the id of a malformed line, or None when it has none that can be read."""
     try:
         row = json.loads(line)
-    except ValueError:  # no JSON, or no UTF-8
-        return None
-    if not isinstance(row, dict):
-        return None
-    identity = row.get("id")
-    return identity if isinstance(identity, str) else None
+        identity = row.get("id") if isinstance(row, dict) else None
+        if isinstance(identity, str):
+            identity.encode()  # the answers file is UTF-8, which has no lone surrogates
+            return identity
+    except (ValueError, RecursionError):  # no JSON or no UTF-8; nested too deep
+        pass
+    return None
 
 
 def prepare(processor: AVProcessor, request: Request, root: Path | None) -> PreparedRequest:
@@ -187,12 +189,13 @@ def prepare(processor: AVProcessor, request: Request, root: Path | None) -> Prep
     if sample is None:
         return PreparedRequest(request.id, error=request.error)
     try:
-        clips = MediaReader(processor).inputs(sample.media, root, sample.last_question)
-        row = processor.row(sample, clips, answer=False)
-    except ROW_FAULTS as error:
-        fault = fault_of(error)
-        reason = f"{fault.reason}: " if isinstance(fault, RowError) else ""
-        return PreparedRequest(request.id, error=f"{reason}{fault}")
+        with one_row():
+            clips = MediaReader(processor).inputs(sample.media, root, sample.last_question)
+            row = processor.row(sample, clips, answer=False)
+    except RowError as error:
+        return PreparedRequest(request.id, error=f"{error.reason}: {error}")
+    except (ValueError, OSError) as error:  # MediaError, a folder that may not be read
+        return PreparedRequest(request.id, error=str(error))
     return PreparedRequest(request.id, row)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from avllm import distributed
 from avllm.data.items import Bad
-from avllm.data.loader import MicroBatch
+from avllm.data.loader import Collate, MicroBatch
 from avllm.errors import UserError
 from avllm.training.task import Task
 
@@ -183,3 +183,11 @@ def is_better(figure: float, best: float | None, name: str) -> bool:
     if best is None:
         return True
     return figure > best if "/" in name else figure < best
+
+
+def even_out(micros: list[MicroBatch], collate: Collate) -> list[MicroBatch]:
+    """Append blank micro batches until every process has the same number of them."""
+    if distributed.world_size() == 1:
+        return micros
+    most = max(distributed.gather_objects(len(micros)))
+    return micros + [collate([])[0] for _ in range(most - len(micros))]

@@ -20,7 +20,7 @@ from avllm.data.collate import Batch
 from avllm.data.items import Bad
 from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, build_loader
 from avllm.data.mixture import order_of, steps_of
-from avllm.errors import UserError
+from avllm.errors import Stopped, UserError
 from avllm.log import logger, set_up
 from avllm.models.checkpoint import mark_trained
 from avllm.training import optim
@@ -31,6 +31,7 @@ from avllm.training.accounting import (
     check_best_by,
     chosen_figure,
     count_step,
+    even_out,
     is_better,
     step_means,
     weighted_loss,
@@ -60,6 +61,7 @@ from avllm.training.start import (
     padding,
     validation_loader,
 )
+from avllm.training.stopping import StopRequest
 from avllm.training.task import Task
 
 LOG = logger(__name__)
@@ -104,7 +106,8 @@ def run_stage(config: RunConfig) -> Path:
     parts = build_parts(config)
     trainer = Trainer(config, parts, accelerator)
     try:
-        trainer.train()
+        with StopRequest() as stop:
+            trainer.train(stop)
     except KeyboardInterrupt:
         warn_of_stop(trainer.position.step, latest(run))
         raise
@@ -216,8 +219,12 @@ class Trainer:
 
     # ---- the loop -----------------------------------------------------------------------------
 
-    def train(self) -> None:
-        """Run the steps that are left, validate, write resume points and the checkpoint."""
+    def train(self, stop: StopRequest) -> None:
+        """Run the steps that are left, validate, write resume points and the checkpoint.
+
+        Args:
+            stop: looked at after each step; a resume point is written before the run ends.
+        """
         train = self.config.train
         start = self.position.step
         batches = MicroBatches(self.order, self.cut, start, self.steps)
@@ -234,8 +241,11 @@ class Trainer:
             with self.clock.paused():
                 if self.validation and self.is_due(train.validate_every):
                     self.validate(done)
-                if self.is_due(train.save_every):
+                stopping = done < self.steps and stop.was_made(self.device)
+                if stopping or self.is_due(train.save_every):
                     self.points.save(self.position)
+            if stopping:
+                raise Stopped(stop.number)
         self.finish()
 
     def is_due(self, every: int | None) -> bool:
@@ -251,16 +261,10 @@ class Trainer:
         return self.evened(fetched)
 
     def evened(self, micros: list[MicroBatch]) -> list[MicroBatch]:
-        """Append blank micro batches until every process has the same number of them.
-
-        The numbers can differ with a limit on tokens and with rows that have variants.
-        """
-        limited = self.config.train.max_tokens is not None
-        may_differ = limited or self.dataset.maker.has_variants
-        if not may_differ or distributed.world_size() == 1:
+        """Give every process the same number: it may differ with max_tokens and with variants."""
+        if self.config.train.max_tokens is None and not self.dataset.maker.has_variants:
             return micros
-        most = max(distributed.gather_objects(len(micros)))
-        return micros + [self.collate([])[0] for _ in range(most - len(micros))]
+        return even_out(micros, self.collate)
 
     def step(self, step: int, micros: list[MicroBatch]) -> dict[str, float]:
         """Take one optimizer step and return its figures.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from avllm.data.boundary import one_row
 from avllm.data.check.file import thumbnail
 from avllm.data.check.files import (
     OVERHEAD_SECONDS,
@@ -35,8 +36,8 @@ from avllm.data.check.report import CheckReport
 from avllm.data.check.rows import Ids, Line, TestRows, lines, listable, text_problems
 from avllm.data.check.uses import Use, duration_of_use
 from avllm.data.manifest import ManifestError
-from avllm.data.reading import ROW_FAULTS, fault_of
-from avllm.data.schema import Sample
+from avllm.data.media.load import MediaError
+from avllm.data.schema import RowError, Sample
 from avllm.data.store.storage import local_path
 
 SLOWEST = 5  # files that the report names
@@ -309,10 +310,10 @@ class Judge:
         if self.tokens is None:
             return
         try:
-            count = self.tokens(sample, media, durations)
-        except ROW_FAULTS as error:
-            fault = fault_of(error)
-            yield Problem(fault.reason, str(fault))
+            with one_row():
+                count = self.tokens(sample, media, durations)
+        except (MediaError, RowError) as error:
+            yield Problem(error.reason, str(error))
         else:
             report.values["tokens"].append(count)
             words = self.tokens.control_words(sample)

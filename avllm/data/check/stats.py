@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from avllm.data.boundary import one_row
 from avllm.data.check.file import can_be_used
 from avllm.data.check.files import ExamineOptions, Files, Uses, gather, media_of
 from avllm.data.check.reasons import REASONS
 from avllm.data.check.rows import lines
 from avllm.data.check.run import TokenCounter
 from avllm.data.check.uses import Use, duration_of_use
-from avllm.data.reading import ROW_FAULTS, fault_of
+from avllm.data.media.load import MediaError
 from avllm.data.schema import RowError, Sample, VideoPart
 
 
@@ -128,10 +129,11 @@ def stats(
         row = _totals_of_row(sample, media)
         if tokens is not None:
             try:
-                row.tokens = _count_tokens(sample, media, durations, tokens)
-            except ROW_FAULTS as error:
+                with one_row():
+                    row.tokens = _count_tokens(sample, media, durations, tokens)
+            except (MediaError, RowError) as error:
                 row.refused = 1
-                result.refused[fault_of(error).reason] += 1
+                result.refused[error.reason] += 1
         _add_row(result, row, sample, line.manifest)
     return result
 
