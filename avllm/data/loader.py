@@ -25,6 +25,9 @@ from avllm.data.items import Bad
 from avllm.data.mixture import Order
 from avllm.data.row import Row
 
+GRACE = 60
+"""Seconds that a worker goes on after a SIGTERM, for the step that the run finishes."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -210,15 +213,26 @@ def build_loader(
     )
 
 
+def end_workers(batches: Iterator[Any]) -> None:
+    """End the processes of a loader's iterator, also of one that an exception's frames still hold.
+
+    PyTorch does so when the iterator is freed, and has no public function for it.
+    """
+    end = getattr(batches, "_shutdown_workers", None)
+    if end is not None:
+        end()
+
+
 def _leave_signals(worker: int) -> None:
     """Leave Ctrl-C and a first SIGTERM to the main process, which finishes its step.
 
-    Terminals and schedulers signal every process of a run. A second SIGTERM, by which the main
-    process ends a worker, does end it.
+    Terminals and schedulers signal every process of a run. After a SIGTERM the worker lives for
+    ``GRACE`` seconds at most, and a second one ends it.
     """
 
     def leave_one(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(GRACE)  # SIGALRM ends a process
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, leave_one)

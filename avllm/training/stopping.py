@@ -19,7 +19,7 @@ class StopRequest:
     """Remember SIGINT (Ctrl-C) and SIGTERM (a scheduler's notice) while its block runs.
 
     The trainer asks after each step, so that a resume point can be written. A second signal raises
-    :class:`~avllm.errors.Stopped` at once. In a thread other than the main one, signals are left alone.
+    :class:`~avllm.errors.Stopped` at once. Outside the main thread, signals are left alone.
     """
 
     def __init__(self) -> None:

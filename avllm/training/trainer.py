@@ -18,7 +18,7 @@ from avllm import distributed
 from avllm.config import RunConfig, dump_config
 from avllm.data.collate import Batch
 from avllm.data.items import Bad
-from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, build_loader
+from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, build_loader, end_workers
 from avllm.data.mixture import order_of, steps_of
 from avllm.errors import Stopped, UserError
 from avllm.log import logger, set_up
@@ -217,21 +217,21 @@ class Trainer:
         if self.config.train.trackers:
             self.accelerator.init_trackers("avllm")
 
-    # ---- the loop -----------------------------------------------------------------------------
-
     def train(self, stop: StopRequest) -> None:
-        """Run the steps that are left, validate, write resume points and the checkpoint.
-
-        Args:
-            stop: looked at after each step; a resume point is written before the run ends.
-        """
-        train = self.config.train
-        start = self.position.step
-        batches = MicroBatches(self.order, self.cut, start, self.steps)
+        """Run the steps that are left, or until a stop; validate, save and export."""
+        batches = MicroBatches(self.order, self.cut, self.position.step, self.steps)
         num_workers = self.config.data.num_workers
         micros = iter(build_loader(self.dataset, batches, self.collate, num_workers))
+        try:
+            self._run_steps(micros, stop)
+        finally:
+            end_workers(micros)
+        self.finish()
+
+    def _run_steps(self, micros: Iterator[list[MicroBatch]], stop: StopRequest) -> None:
+        train = self.config.train
         self.task.train()
-        for step in range(start, self.steps):
+        for step in range(self.position.step, self.steps):
             figures = self.step(step, self.fetch(micros))
             done = step + 1
             self.position.step = done
@@ -246,7 +246,6 @@ class Trainer:
                     self.points.save(self.position)
             if stopping:
                 raise Stopped(stop.number)
-        self.finish()
 
     def is_due(self, every: int | None) -> bool:
         """Return whether the run has done a multiple of ``every`` steps, or all of them."""
@@ -346,8 +345,6 @@ class Trainer:
             )
         self.engine.step()
         return norm
-
-    # ---- between and after the steps ----------------------------------------------------------
 
     @torch.no_grad()
     def validate(self, step: int) -> None:

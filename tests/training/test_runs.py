@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tiny import World, make_world, row, settings, text, write_rows
-from tiny_runs import difference, kill_after, losses, rows, run, train, weights
+from tiny_runs import difference, kill_after, losses, rows, run, together, train, weights
 
+from avllm import distributed
 from avllm.config import RunConfig
 from avllm.config_data import SourceConfig
-from avllm.errors import UserError
+from avllm.errors import Stopped, UserError
 from avllm.training.accounting import BestByError, chosen_figure, is_better
 from avllm.training.start import Parts, build_datasets, name_unclear
 from avllm.training.trainer import Trainer
@@ -359,6 +361,34 @@ def test_ctrl_c_says_from_where_it_goes_on(
         train(stage(world, tmp_path, "run", train__save_every=save_every))
     assert "stopped at step 2" in caplog.text
     assert said in caplog.text
+
+
+def train_until_a_signal(settings: dict[str, Any], number: int, rank: int) -> None:
+    """Train a stage that gets a signal in its third step, in one of its processes."""
+
+    def update(self: Trainer, *step: Any) -> float:
+        if self.position.step == 2 and distributed.rank() == rank:
+            signal.raise_signal(number)
+        return unchanged(self, *step)
+
+    unchanged = Trainer.update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "update", update)
+        with pytest.raises(Stopped) as raised:
+            train(settings)
+    assert raised.value.number in (number, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_a_signal_ends_the_step_and_writes_a_resume_point(
+    number: int, ranks: int, world: World, tmp_path: Path
+) -> None:
+    whole = run(stage(world, tmp_path, "whole"), ranks=ranks)
+    stopped = stage(world, tmp_path, "stopped", data__num_workers=1)
+    together(train_until_a_signal, stopped, number, ranks - 1, ranks=ranks)
+    points = [point.name for point in (tmp_path / "stopped" / "checkpoints").iterdir()]
+    assert points == ["step_3"]
+    assert difference(weights(run(stopped, ranks=ranks)), weights(whole)) == 0.0
 
 
 def test_a_budget_of_tokens_changes_no_number(world: World, tmp_path: Path) -> None:
