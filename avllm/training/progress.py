@@ -1,22 +1,28 @@
-"""Report a run's progress: a bar, ``metrics.jsonl``, trackers, and a loss curve at the end."""
+"""Report a run's progress (a bar, ``metrics.jsonl``, trackers, a loss curve), and stop it on a signal."""
 
 from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from avllm import distributed
+from avllm.errors import stop
 from avllm.log import logger
 
 LOG = logger(__name__)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Clock:
@@ -148,6 +154,47 @@ def _step_of(line: bytes) -> float:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, UnicodeDecodeError):
         return math.inf
+
+
+class StopRequest:
+    """Remember SIGINT (Ctrl-C) and SIGTERM (a scheduler's notice) while its block runs.
+
+    The trainer asks after each step, so that a resume point can be written. A second signal raises
+    :class:`~avllm.errors.Stopped` at once. Outside the main thread, signals are left alone.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            stop(number, frame)
+        self.number = number
+
+    def was_made(self, device: torch.device) -> bool:
+        """Return True on every process when one of them got a signal; all have to call this."""
+        if distributed.world_size() == 1:
+            return bool(self.number)
+        numbers = torch.tensor(float(self.number), device=device)
+        total = distributed.sum_over_processes(numbers)
+        self.number = self.number or int(total > 0) * signal.SIGTERM
+        return bool(self.number)
 
 
 def warn_of_stop(step: int, point: Path | None) -> None:

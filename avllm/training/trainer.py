@@ -39,7 +39,7 @@ from avllm.training.accounting import (
 from avllm.training.engine import Engine
 from avllm.training.export import export, stage_record
 from avllm.training.features import use_cache
-from avllm.training.progress import Clock, Report, warn_of_stop
+from avllm.training.progress import Clock, Report, StopRequest, warn_of_stop
 from avllm.training.resume import (
     FINISHED,
     ResumePoints,
@@ -61,7 +61,6 @@ from avllm.training.start import (
     padding,
     validation_loader,
 )
-from avllm.training.stopping import StopRequest
 from avllm.training.task import Task
 
 LOG = logger(__name__)
