@@ -40,7 +40,7 @@ class WeightError(UserError):
 
 @dataclass(frozen=True)
 class Size:
-    """What weight files hold at most: the number of their tensors, and of single weights.
+    """Hold the most that weight files can contain: tensors, and single weights.
 
     A byte counts as eight weights, so that quantised files are no exception.
     """
