@@ -239,7 +239,8 @@ class SampleDataset:
         place = int(self.items.rows[int(which * len(self.items.rows))])
         try:
             with one_row():
-                clips = self.reader.clips(self.items.sample(place).media[:1], self.items.root(place))
+                first = self.items.sample(place).media[:1]
+                clips = self.reader.clips(first, self.items.root(place))
         except (MediaError, RowError):
             return None
         return clips[0].sound if clips else None

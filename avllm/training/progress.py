@@ -1,4 +1,4 @@
-"""Report a run's progress (a bar, ``metrics.jsonl``, trackers, a loss curve), and stop it on a signal."""
+"""Report a run's progress (bar, ``metrics.jsonl``, trackers, loss curve), and stop it on signals."""
 
 from __future__ import annotations
 

@@ -379,7 +379,9 @@ def train_until_a_signal(settings: dict[str, Any], number: int, rank: int) -> No
     assert raised.value.number in (number, signal.SIGTERM)
 
 
-@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(
+    ("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)]
+)
 def test_a_signal_ends_the_step_and_writes_a_resume_point(
     number: int, ranks: int, world: World, tmp_path: Path
 ) -> None:
