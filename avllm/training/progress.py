@@ -1,4 +1,4 @@
-"""Report a run's progress (bar, ``metrics.jsonl``, trackers, loss curve), and stop it on signals."""
+"""Report a run: a bar, ``metrics.jsonl``, trackers, a loss curve; stop it when a signal asks."""
 
 from __future__ import annotations
 
