@@ -113,7 +113,8 @@ class OpenMedia:
         self.video = video_track(self.container)
         self.audio = sound_track(self.path, self.container, self.track)
         self.video_decoder = None if self.video is None else decoder_of(self.video)
-        for decoder in (self.video_decoder, self.audio and self.audio.codec_context):
+        sound_decoder = None if self.audio is None else self.audio.codec_context
+        for decoder in (self.video_decoder, sound_decoder):
             if decoder is not None:
                 decoder.thread_count = self.threads
                 decoder.thread_type = "AUTO" if self.threads > 1 else "SLICE"
@@ -315,7 +316,7 @@ def read_packets(
                 if clock is not None:
                     clock.put_right(packet)
                 elif not media.clock_is_sure and packet.dts is not None:
-                    _check_rise(packet, latest)
+                    _check_rise(packet, packet.dts, latest)
                 yield packet
             return
         except IndexError:
@@ -323,12 +324,12 @@ def read_packets(
             media.deadline.check()
 
 
-def _check_rise(packet: Packet, latest: dict[int, int]) -> None:
-    """Raise ``TimeStepsBack`` when a packet is decoded well before the latest of its stream."""
+def _check_rise(packet: Packet, time: int, latest: dict[int, int]) -> None:
+    """Raise ``TimeStepsBack`` when a packet's decoding time is well before its stream's latest."""
     before = latest.get(packet.stream_index)
-    if before is None or packet.dts >= before:
-        latest[packet.stream_index] = packet.dts
-    elif float((before - packet.dts) * packet.time_base) > STEP_BACK:
+    if before is None or time >= before:
+        latest[packet.stream_index] = time
+    elif float((before - time) * packet.time_base) > STEP_BACK:
         raise TimeStepsBack
 
 

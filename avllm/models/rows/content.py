@@ -149,7 +149,7 @@ class Content:
                 continue  # a time after the clip's end, or in another form: it stays text
             if mention.first > position:
                 parts.append(TextPart(text=text[position : mention.first]))
-            parts.append(TimePart(seconds=mention.seconds))
+            parts.append(TimePart.model_validate({"seconds": mention.seconds}))
             position = mention.last
         if position < len(text) or not parts:
             parts.append(TextPart(text=text[position:]))

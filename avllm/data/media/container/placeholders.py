@@ -59,11 +59,11 @@ def repaired(path: str | Path) -> io.BufferedReader | None:
     return io.BufferedReader(_Overlaid(path, bytes(header)))
 
 
-def _number(data: bytes, start: int, size: int, order: str) -> int:
+def _number(data: bytes | bytearray, start: int, size: int, order: str) -> int:
     return int.from_bytes(data[start : start + size], "big" if order == "big" else "little")
 
 
-def _chunks(data: bytes, order: str) -> Iterator[Chunk]:
+def _chunks(data: bytes | bytearray, order: str) -> Iterator[Chunk]:
     """Yield the chunks of a RIFF or AIFF header, up to the one with the sound."""
     start = 12
     while start + 8 <= len(data):

@@ -114,7 +114,9 @@ def decoder_of(video: VideoStream) -> VideoCodecContext:
     name = ALPHA_DECODERS.get(video.codec_context.name)
     if name is None or video.metadata.get("alpha_mode") != "1":
         return video.codec_context
-    return CodecContext.create(name, "r")
+    decoder = CodecContext.create(name, "r")
+    assert isinstance(decoder, VideoCodecContext)
+    return decoder
 
 
 def pixel_aspect(video: VideoStream) -> float:

@@ -64,10 +64,10 @@ def deep_colours(path: str | Path, image: Image.Image, notes: list[Note]) -> Ima
     try:
         with (
             open_bytes(path) as file,
-            av.open(file, format=FORMATS[image.format or ""]) as container,
+            av.open(file, "r", format=FORMATS[image.format or ""]) as container,
         ):
             frame = next(iter(container.decode(video=0)))
-            deep = frame.reformat(format="rgba64le").to_ndarray()  # (H, W, 4)
+            deep: np.ndarray = frame.reformat(format="rgba64le").to_ndarray()  # (H, W, 4)
     except (av.FFmpegError, StopIteration, ValueError):
         notes.append(Note("value_range", "only the upper 8 of its 16 bits can be read"))
         return None
