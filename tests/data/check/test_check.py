@@ -352,8 +352,9 @@ def test_files_in_shards_are_checked_like_others(clip: Path, tmp_path: Path) -> 
     data = clip.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
     (tmp_path / "film.avi").write_bytes(data)
+    (tmp_path / "film.mp4").write_bytes(data)
     rows = [
-        about(clip, "good"),
+        about(tmp_path / "film.mp4", "good"),
         about(tmp_path / "cut.mp4", "cut"),
         about(tmp_path / "film.avi", "named"),
     ]
