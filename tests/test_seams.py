@@ -457,9 +457,10 @@ def test_count_by_content(world: World, own: Own) -> None:
             for r in rows
         ]
     assert together == singly
-    assert [
-        p.answer for p in evaluate(model, processor, world.questions, max_new_tokens=4).predictions
-    ] == singly
+    evaluated = evaluate(model, processor, world.questions, max_new_tokens=4).predictions
+    assert {p.sample.id: p.answer for p in evaluated} == {
+        sample.id: answer for sample, answer in zip(rows, singly, strict=True)
+    }
 
 
 def test_what_content_decides_is_not_sorted_by_time_nor_packed(world: World, own: Own) -> None:

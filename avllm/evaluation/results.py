@@ -76,7 +76,8 @@ def figures(
 
         For rows that are right or wrong ``accuracy`` with its 95% interval ``low`` to ``high``
         (Wilson); ``chance``, the better of ``chance_constant`` (the one answer that is right most
-        often) and ``chance_uniform`` (1 / choices); ``f1`` over rows without choices.
+        often) and ``chance_uniform`` (1 / choices; rows without choices are never guessed right);
+        ``f1`` over rows without choices.
 
         For rows whose answer is a time ``mae_s`` with the interval ``mae_low`` to ``mae_high``
         (bootstrap), ``mae_chance`` (the best constant answer), and ``no_number``, the share of
@@ -142,8 +143,8 @@ def _accuracy(rows: Sequence[Prediction]) -> dict[str, Any]:
         "chance_constant": constant,
     }
     uniform = [1 / len(p.sample.choices) for p in rows if p.sample.choices]
-    if len(uniform) == len(rows):
-        computed["chance_uniform"] = _mean(uniform)
+    if uniform:
+        computed["chance_uniform"] = sum(uniform) / len(rows)
         computed["chance"] = max(constant, computed["chance_uniform"])
     f1s = [p.score.f1 for p in rows if p.score.f1 is not None]
     if f1s:

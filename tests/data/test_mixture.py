@@ -156,7 +156,7 @@ def test_a_curriculum_begins_at_its_step_whatever_the_processes(tmp_path: Path) 
         ("data.train.0.weight=0", "data.train.0.weight.number: Input should be greater than 0"),
         (
             "data.train.0.weight={5: 1}",
-            r"weights from steps \[5\]; expected the first to hold from step 0",
+            r"weights from steps \[5\]; expected the first at step 0",
         ),
         ("data.train.0.max_rows=0", "data.train.0.max_rows: "),
         ("data.temperature=0", "data.temperature: "),

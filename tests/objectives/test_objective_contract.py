@@ -66,7 +66,8 @@ def test_a_sum_over_targets_that_teaches_the_connector(
     assert weight > 0
     loss, figures = objective(model, batch)
     assert loss.shape == ()
-    assert all(value.shape == () and value.isfinite() for value in figures.values())
+    assert all(value.shape in ((), (2,)) for value in figures.values())  # a sum, or sum and count
+    assert all(value.isfinite().all() for value in figures.values())
     loss.backward()
     grads = [p.grad for p in model.connector.parameters() if p.grad is not None]
     assert all(g.isfinite().all() for g in grads)
@@ -83,4 +84,4 @@ def test_a_batch_without_targets_weighs_nothing_and_is_a_zero_on_the_graph(
     assert objective.weight(empty) == 0.0
     loss, figures = objective(parts.model, empty)
     assert float(loss.detach()) == 0.0
-    assert all(float(value) == 0.0 for value in figures.values())
+    assert all(not value.any() for value in figures.values())

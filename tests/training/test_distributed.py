@@ -34,6 +34,7 @@ from avllm.config import RunConfig
 from avllm.data.loader import Cut, MicroBatches, Order
 from avllm.data.mixture import order_of
 from avllm.training.accelerator import make_accelerator
+from avllm.training.progress import StopRequest
 from avllm.training.start import build_datasets, build_parts, padding
 from avllm.training.trainer import Trainer
 
@@ -439,7 +440,7 @@ def train_sharded(asked: dict[str, Any]) -> None:
     assert sum(isinstance(m, FSDPModule) for m in trainer.task.modules()) == 3, (
         "the LLM's two blocks and the rest"
     )
-    trainer.train()
+    trainer.train(StopRequest())
 
 
 def test_a_budget_of_tokens_under_fsdp_is_one_process_without(
