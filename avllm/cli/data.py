@@ -168,7 +168,7 @@ def _print_row(shown: Shown, max_length: int, console: Console) -> None:
         mark = "in [[ ]]"
     console.print(
         f"\n{shown.sample.id}: {len(shown.row.input_ids)} tokens, "
-        f"{shown.row.num_targets} trained on ({mark}), longest row {max_length}",
+        f"{shown.row.num_targets} trained on ({mark}), limit {max_length} (data.max_length)",
         markup=False,
         highlight=False,
     )

@@ -79,7 +79,7 @@ class CheckReport:
             more = f" and {len(numbers) - EXAMPLES} more" if len(numbers) > EXAMPLES else ""
             word = "line" if len(numbers) == 1 else "lines"
             sentences.append(
-                "no quarantine list can name these rows (malformed, or without a unique id): "
+                "fix these lines by hand (malformed, or without a unique id): "
                 f"fix {manifest} {word} {first}{more}"
             )
         return sentences
