@@ -143,7 +143,7 @@ def test_rows_to_fix_by_hand_are_named(clip: Path, tmp_path: Path) -> None:
     assert found["to_fix"] == {str(test): [2], str(manifest): [2]}
     assert found["rows"] == {str(manifest): 2}
     assert found["reasons"]["malformed_test"] == {"severity": "error", "rows": 1}
-    assert "quarantine list" in " ".join(told.stderr.split())
+    assert "fix these lines by hand" in " ".join(told.stderr.split())
     assert "t.jsonl line 2" in (out / "check.html").read_text()
     assert (out / "quarantine.txt").read_text() == "m.jsonl\ttest_media\n"
 
