@@ -6,13 +6,17 @@ Every function works in a single process too, where it changes nothing: callers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from avllm.errors import UserError
+
+T = TypeVar("T")
 
 
 def active() -> bool:
@@ -83,6 +87,25 @@ def gather_objects(obj: Any) -> list[Any]:
     out: list[Any] = [None] * world_size()
     dist.all_gather_object(out, obj)
     return out
+
+
+def from_main(function: Callable[[], T]) -> T:
+    """Call a function in the main process; return its value, or raise its error, in each process.
+
+    Raises:
+        UserError: what the function raised.
+    """
+    value: Any = None
+    error: UserError | None = None
+    if is_main():
+        try:
+            value = function()
+        except UserError as raised:
+            error = raised
+    value, error = gather_objects((value, error))[0]
+    if error is not None:
+        raise error
+    return value
 
 
 class _Gather(torch.autograd.Function):

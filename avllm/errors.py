@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -35,6 +36,10 @@ class OutageError(Exception):
 
     It is no ValueError and no OSError, so that nothing that sets rows aside takes it for a bad row.
     """
+
+
+class WriteError(UserError):
+    """A file cannot be written: the disk is full, read-only, or a limit is reached."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -101,6 +106,37 @@ def loading(what: str, name: str) -> Iterator[None]:
     except Exception as error:  # libraries raise a dozen classes for a damaged file
         message = f"{what} {name!r} cannot be loaded: {one_line(error)}"
         raise UserError(message, reason="loading") from error
+
+
+_FAULTS_OF_CODE = (ImportError, TypeError, LookupError, AttributeError, AssertionError)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Name a file (or folder) in the errors of writing it, whose own messages seldom do.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    try:
+        yield
+    except (UserError, OutageError, *_FAULTS_OF_CODE):
+        raise
+    except Exception as error:  # safetensors, tokenizers and torch raise classes beside OSError
+        message = f"{path} cannot be written ({one_line(error)}; {_free_space(path)})"
+        raise WriteError(
+            f"{message}. Free some space, or give a folder that can be written to; what was "
+            "complete before is unchanged",
+            reason="unwritable",
+        ) from error
+
+
+def _free_space(path: str | Path) -> str:
+    """Return how much space is left where a file would lie: libraries hide that a disk is full."""
+    folder = Path(path).absolute()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB are free there"
 
 
 def one_line(error: BaseException, longest: int = 400) -> str:

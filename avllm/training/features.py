@@ -10,12 +10,12 @@ from accelerate import Accelerator
 
 from avllm import distributed
 from avllm.config import RunConfig
+from avllm.data.cache.account import account
 from avllm.data.cache.fill import (
     CacheEngine,
     CacheError,
     ClipEncoding,
     FeatureCache,
-    account,
     fill,
     recipe,
 )

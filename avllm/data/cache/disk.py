@@ -5,6 +5,7 @@ A shard that a run needs is never deleted.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import os
@@ -26,12 +27,16 @@ class FolderInUse:
     """Mark a folder as read by a run for as long as this object (or the process) lives.
 
     It holds a shared lock on the folder itself, which leaves no file behind and ends with the
-    process, however that ends.
+    process, however that ends. Where the file system has no locks, nothing is deleted.
     """
 
     def __init__(self, folder: Path) -> None:
         self._handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(self._handle, fcntl.LOCK_SH)
+        self._has_locks = True
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_SH)
+        except OSError:
+            self._has_locks = False
 
     def __del__(self) -> None:
         os.close(self._handle)
@@ -39,6 +44,9 @@ class FolderInUse:
     @contextmanager
     def exclusive(self) -> Iterator[bool]:
         """Keep other runs from the folder within the block; yield False when one reads from it."""
+        if not self._has_locks:
+            yield False
+            return
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             acquired = True
@@ -67,8 +75,10 @@ def touch(folder: Path, names: Collection[str]) -> None:
         path = folder / name
         try:
             os.utime(path, ns=(now, path.stat().st_mtime_ns))
-        except PermissionError:  # another user's shard, whose own runs record its use
-            continue
+        except OSError as error:
+            # Another user's shard, whose own runs record its use; a folder mounted for reading.
+            if not isinstance(error, PermissionError) and error.errno != errno.EROFS:
+                raise
 
 
 def make_room(
@@ -111,8 +121,9 @@ def make_room(
         if not acquired:
             raise CacheError(
                 f"{gigabytes(surplus)} have to be deleted from {folder} (data.cache_max_gb is "
-                f"{gigabytes(limit)}), but another run reads from it. Wait for its end, give "
-                "another data.cache, or raise data.cache_max_gb",
+                f"{gigabytes(limit)}), but another run reads from it, or it cannot be "
+                "locked. Wait for that run's end, give another data.cache, or raise "
+                "data.cache_max_gb",
                 reason="in_use",
             )
         unneeded = {name: size for name, size in sizes.items() if name not in needed}

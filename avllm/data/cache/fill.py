@@ -12,11 +12,12 @@ was killed and continues.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ from rich.progress import track
 from torch import nn
 
 from avllm import distributed
-from avllm.data.cache.disk import CacheError, gigabytes, make_room, touch
+from avllm.data.cache.disk import CacheError, make_room, touch
 from avllm.data.cache.hashes import Hashes
-from avllm.data.cache.store import FeatureCache, Filled, place_name, recipe
+from avllm.data.cache.recipe import recipe
+from avllm.data.cache.store import FeatureCache, Filled, place_name
 from avllm.data.collate import gather_stream
 from avllm.data.media.load import MediaError
 from avllm.data.reading import Place, Prepare, Prepared, Reading, read_batches
@@ -39,7 +41,6 @@ __all__ = [
     "ClipEncoding",
     "FeatureCache",
     "Filled",
-    "account",
     "encode",
     "encode_places",
     "fill",
@@ -49,7 +50,9 @@ __all__ = [
 LOG = logger(__name__)
 CacheEngine = Callable[[FeatureCache, Sequence[Place], int], Generator[Filled, None, None]]
 """Encodes media parts into a cache, a number of them a shard, and reports on each shard."""
-SAMPLED_CLIPS = 8  # clips that are read to measure what reading costs
+CHECKED_AT_START = 64 * 10**9
+"""Bytes of a process's share of shards that are compared with their checksums before a run (about
+half a minute). What lies beyond is checked when it is read, and damaged rows of it are left out."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ def fill(
     """
     began = time.perf_counter()
     needed = _share_keys(cache, places, encoding.num_workers)
-    missing = _claim(cache, needed)
+    _claim(cache, needed)
+    _drop_damaged(cache, needed, encoding.num_workers)
+    missing = _missing(cache, needed)
     own_keys = missing[distributed.rank() :: distributed.world_size()]
     own_places = _Selection(places, [needed[key] for key in own_keys])
     if missing:
@@ -210,19 +215,73 @@ def _share_keys(cache: FeatureCache, places: Sequence[Place], threads: int) -> d
     return dict(sorted(needed.items(), key=lambda item: item[1]))
 
 
-def _claim(cache: FeatureCache, needed: Iterable[str]) -> list[str]:
-    """Keep other runs from deleting the shards that exist, and return the keys that are missing.
-
-    They are missing as the main process sees it: other runs may be adding to the folder.
-    """
-    missing: list[str] = []
+def _claim(cache: FeatureCache, needed: Iterable[str]) -> None:
+    """Keep other runs from deleting the shards that exist."""
     if distributed.is_main():
         cache.mark_in_use()
-        cache.read_index()
-        touch(cache.folder, cache.shards(needed))
-        missing = [key for key in needed if key not in cache.index]
-    missing = distributed.gather_objects(missing)[0]
+    distributed.barrier()
     cache.read_index()
+    if distributed.is_main():
+        touch(cache.folder, cache.shards(needed))
+
+
+def _drop_damaged(cache: FeatureCache, needed: Iterable[str], threads: int) -> None:
+    """Compare entries with their checksums; those that differ will be made again."""
+    keys_by_shard: dict[str, list[str]] = {}
+    for key in needed:
+        if key in cache.index:
+            keys_by_shard.setdefault(cache.index[key], []).append(key)
+    damaged: list[tuple[str, str]] = []
+    for found in distributed.gather_objects(_check(cache, keys_by_shard, threads)):
+        damaged += found
+    if not damaged:
+        return
+    if distributed.is_main():
+        LOG.warning(
+            "the features of %d clips in %s differ from their checksums, and are made again: %s",
+            len(damaged),
+            cache.folder,
+            ", ".join(sorted({shard for shard, _ in damaged})),
+        )
+        if os.access(cache.folder, os.W_OK):
+            cache.remove(damaged)
+    distributed.barrier()
+    cache.forget(damaged)
+
+
+def _check(
+    cache: FeatureCache, keys_by_shard: dict[str, list[str]], threads: int
+) -> list[tuple[str, str]]:
+    """Return shard and key of the damaged entries in this process's share of the shards."""
+    shards: list[str] = []
+    size = 0
+    for shard in sorted(keys_by_shard)[distributed.rank() :: distributed.world_size()]:
+        size += (cache.folder / shard).stat().st_size
+        if size <= CHECKED_AT_START:
+            shards.append(shard)
+    damaged: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        keys = (keys_by_shard[shard] for shard in shards)
+        for shard, of_shard in zip(shards, pool.map(cache.check, shards, keys), strict=True):
+            damaged += [(shard, key) for key in sorted(of_shard)]
+    return damaged
+
+
+def _missing(cache: FeatureCache, needed: Collection[str]) -> list[str]:
+    """Return the keys that are missing as the main process sees it: other runs may be adding.
+
+    Raises:
+        CacheError: some are, and the folder cannot be written to.
+    """
+    missing = [key for key in needed if key not in cache.index]
+    missing = distributed.gather_objects(missing)[0]
+    if missing and not os.access(cache.folder, os.W_OK):
+        raise CacheError(
+            f"{cache.folder} lacks the features of {len(missing)} of {len(needed)} clips, and "
+            "cannot be written to; expected a cache that is complete, or a folder that can be "
+            "written to. Fill it where it can be (avllm data encode), or give another data.cache",
+            reason="read_only",
+        )
     return missing
 
 
@@ -285,50 +344,6 @@ def _settle(
             "data.cache",
             reason="lost",
         )
-
-
-def account(cache: FeatureCache, places: Iterable[Place]) -> str:
-    """Describe a cache filled with these places in one line.
-
-    It names the hit rate, the size, what reading costs, and the time it saves, as measured when the
-    features were made. A cache that costs more time than it saves gets a warning.
-    """
-    done = cache.filled
-    keys = {key for name, key in cache.keys.items() if name not in cache.failed}
-    shards = [cache.index[key] for key in keys]
-    size = sum((cache.folder / name).stat().st_size for name in set(shards))
-    costs = [cache.costs[shard] for shard in shards if shard in cache.costs]
-    decoding = _mean([cost.decoding for cost in costs])
-    encoding = _mean([cost.encoding for cost in costs])
-    reading = _seconds_to_read(cache, places)
-    if costs and reading > decoding + encoding:
-        LOG.warning(
-            "reading a clip's features takes %.1f ms, making them %.1f ms: the cache costs time. "
-            "Leave out data.cache, put it on a faster disk, or keep less (data.cache_dtype)",
-            1000 * reading,
-            1000 * (decoding + encoding),
-        )
-    hit_rate = done.cached / max(1, done.needed)
-    return (
-        f"features of {done.needed} clips ({gigabytes(size)}): {done.cached} were in the cache "
-        f"({hit_rate:.1%}), the others took {done.seconds:.1f} s; each epoch saves "
-        f"{len(keys) * decoding:.1f} s of decoding and {len(keys) * encoding:.1f} s of encoding, "
-        f"and reads for {len(keys) * reading:.1f} s"
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(1, len(values))
-
-
-def _seconds_to_read(cache: FeatureCache, places: Iterable[Place]) -> float:
-    """Measure the mean time to read a clip's features, over the first few clips."""
-    readable = (place for place in places if place_name(place) not in cache.failed)
-    sampled = list(islice(readable, SAMPLED_CLIPS))
-    began = time.perf_counter()
-    for place in sampled:
-        cache.get(place)
-    return (time.perf_counter() - began) / max(1, len(sampled))
 
 
 def encode(

@@ -12,19 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from avllm.data.cache.disk import CacheError, FolderInUse, cost_file, shards_of
 from avllm.data.cache.hashes import file_hash
+from avllm.data.cache.shard_file import (
+    DamagedShardError,
+    is_intact,
+    keys_of,
+    open_shard,
+    read_entry,
+    whole_file,
+    write_shard,
+)
 from avllm.data.media.load import MediaError
 from avllm.data.reading import Place, Prepared
 from avllm.data.schema import MediaPart, RowError, resolve
 from avllm.data.store.storage import local_path
+from avllm.log import logger
 from avllm.tokens import EncoderInput
 
-FORMAT = 2  # of an entry: 2 holds a clip's duration and side information beside its features
+LOG = logger(__name__)
 # Open shards of a process. Each takes memory for its header, and one of the system's 65,530 maps.
 OPEN_SHARDS = 256
 
@@ -64,62 +72,6 @@ class Filled:
         self.failed |= other.failed
 
 
-def weights_digest(module: nn.Module) -> str:
-    """Return the SHA-256 over names, dtypes and bytes of all parameters and buffers."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        values = tensor.detach().cpu().contiguous().flatten()
-        total.update(values.view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
-
-
-def recipe(
-    processor: Any,
-    encoders: nn.ModuleDict,
-    precision: str,
-    dtype: str | None = None,
-) -> dict[str, Any]:
-    """Return everything besides the clip that decides its features, JSON-able.
-
-    Raises:
-        CacheError: an encoder trains, so that features of now would be wrong a step later.
-    """
-    for stream, encoder in encoders.items():
-        trained = [name for name, p in encoder.named_parameters() if p.requires_grad]
-        if trained:
-            raise CacheError(
-                f"data.cache is set, but `trainable` trains encoders.{stream}.{trained[0]}; "
-                "freeze the encoder or leave out data.cache",
-                reason="trained_encoder",
-            )
-    return {
-        "format": FORMAT,
-        "preprocessing": {s: p.settings() for s, p in sorted(processor.preprocessors.items())},
-        "sampling": repr(processor.sampling),
-        "encoders": {s: encoder_recipe(e) for s, e in sorted(encoders.items())},
-        "precision": precision,
-        "dtype": dtype,
-    }
-
-
-def encoder_recipe(encoder: Any) -> dict[str, Any]:
-    """Return what decides an encoder's features: class, weights, options (layers, tokens), config.
-
-    The config's fields that name where it came from are left out: a later stage reads the same
-    encoder from a checkpoint.
-    """
-    config = encoder.backbone_config.to_dict()
-    origin = ("architectures", "dtype", "torch_dtype", "transformers_version")
-    decisive = {k: v for k, v in config.items() if k not in origin and not k.startswith("_")}
-    return {
-        "class": f"{type(encoder).__module__}:{type(encoder).__qualname__}",
-        "options": encoder.options(),
-        "config": decisive,
-        "weights": weights_digest(encoder),
-    }
-
-
 class FeatureCache:
     """Hold a folder of features.
 
@@ -143,6 +95,7 @@ class FeatureCache:
         self.dtype = made_by["dtype"]
         self.index: dict[str, str] = {}
         self._entries: dict[str, set[str]] = {}  # the keys in each shard that was opened
+        self._checked: set[str] = set()  # keys of entries that this process has checked
         self.keys: dict[str, str] = {}
         self.costs: dict[str, Cost] = {}
         self.failed: dict[str, MediaError | RowError] = {}
@@ -160,10 +113,8 @@ class FeatureCache:
     def read_index(self) -> None:
         """Read the headers of the folder's shards and note which shard holds which entry.
 
-        A shard is opened once. Entries of deleted shards are forgotten, unless another has them.
-
-        Raises:
-            CacheError: a shard is damaged.
+        A shard is opened once. Entries of deleted shards are forgotten, unless another has them. A
+        shard that cannot be read is deleted: its features are made again.
         """
         paths = shards_of(self.folder)
         names = {path.name for path in paths}
@@ -173,13 +124,60 @@ class FeatureCache:
             if path.name not in self._entries:
                 try:
                     with open_shard(path) as shard:
-                        tensor_names = list(shard.keys())  # KEY/STREAM/KIND, see `put`
+                        keys = keys_of(shard)
                     self._read_cost(path)
                 except FileNotFoundError:  # another run deleted it, see `mark_in_use`
                     continue
-                self._entries[path.name] = {name.partition("/")[0] for name in tensor_names}
+                except DamagedShardError as error:
+                    LOG.warning("%s; its features are made again", error)
+                    keys = set()
+                    if os.access(self.folder, os.W_OK):
+                        path.unlink(missing_ok=True)
+                self._entries[path.name] = keys
             for key in self._entries[path.name]:
                 self.index.setdefault(key, path.name)  # two runs may have encoded the same clip
+
+    def check(self, shard: str, keys: Iterable[str]) -> set[str]:
+        """Compare entries of a shard with their checksums; return the keys of damaged ones."""
+        damaged: set[str] = set()
+        try:
+            opened = open_shard(self.folder / shard)
+        except (DamagedShardError, FileNotFoundError):
+            return set(keys)
+        for key in keys:
+            if is_intact(opened, key, read_entry(opened, key)):
+                self._checked.add(key)
+            else:
+                damaged.add(key)
+        return damaged
+
+    def remove(self, damaged: Iterable[tuple[str, str]]) -> None:
+        """Take entries, given by shard and key, out of the folder; those beside them stay."""
+        keys_by_shard: dict[str, set[str]] = {}
+        for shard, key in damaged:
+            keys_by_shard.setdefault(shard, set()).add(key)
+        for name, keys in keys_by_shard.items():
+            path = self.folder / name
+            intact = self._entries[name] - keys
+            if intact:
+                opened = open_shard(path)
+                other = self.folder / shard_name(intact)
+                if cost_file(path).is_file():
+                    cost_file(path).replace(cost_file(other))
+                write_shard(other, {key: read_entry(opened, key) for key in sorted(intact)})
+            cost_file(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+    def forget(self, damaged: Iterable[tuple[str, str]]) -> None:
+        """Read the index again, without entries that are given by shard and key."""
+        self._open_shards.clear()
+        self._entries.clear()
+        self.index.clear()
+        self.read_index()
+        for shard, key in damaged:
+            if self.index.get(key) == shard:  # the folder cannot be written to
+                del self.index[key]
+                self._entries[shard].discard(key)
 
     def _read_cost(self, shard: Path) -> None:
         path = cost_file(shard)
@@ -226,13 +224,37 @@ class FeatureCache:
         if name in self.failed:
             raise self.failed[name]
         key = self.key(place)
-        shard = self._shard(self.index[key])
+        tensors = self._checked_entry(key)
         streams: dict[str, dict[str, Tensor]] = {}
-        for tensor_name in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
-            owner, stream, kind = tensor_name.split("/", 2)
-            if owner == key and stream:
-                streams.setdefault(stream, {})[kind] = shard.get_tensor(tensor_name)
+        for tensor_name, tensor in tensors.items():
+            stream, kind = tensor_name.split("/", 1)
+            if stream:
+                streams.setdefault(stream, {})[kind] = tensor
         return {stream: _unpack(tensors) for stream, tensors in sorted(streams.items())}
+
+    def _checked_entry(self, key: str) -> dict[str, Tensor]:
+        """Return the tensors of an entry; it is checked when this process reads it first."""
+        try:
+            shard = self._shard(self.index[key])
+            tensors = read_entry(shard, key)
+        except FileNotFoundError:
+            tensors = {}
+        if not tensors:  # another run found damaged entries in the shard, and wrote the rest again
+            self.forget([])
+            if key not in self.index:
+                raise self._fault(f"{self.folder} has lost the features of this clip")
+            shard = self._shard(self.index[key])
+            tensors = read_entry(shard, key)
+        if key not in self._checked:
+            if not is_intact(shard, key, tensors):
+                path = self.folder / self.index[key]
+                raise self._fault(f"the features in {path} differ from their checksum")
+            self._checked.add(key)
+        return tensors
+
+    @staticmethod
+    def _fault(seen: str) -> RowError:
+        return RowError("damaged_features", f"{seen}; they are made again when a run starts")
 
     def _shard(self, name: str) -> Any:
         """Open a shard, or return it when it is among those last opened."""
@@ -274,39 +296,23 @@ class FeatureCache:
         Returns:
             bytes of the shard.
         """
-        tensors: dict[str, Tensor] = {}
+        entries: dict[str, dict[str, Tensor]] = {}
         for key, clip in clips.items():
-            tensors[f"{key}//"] = torch.zeros(0)  # a clip without any stream is an entry too
+            entries[key] = {"/": torch.zeros(0)}  # a clip without any stream is an entry too
             for stream, item in clip.items():
                 for kind, tensor in _pack(item, self.dtype).items():
-                    tensors[f"{key}/{stream}/{kind}"] = tensor.contiguous()
-        name = hashlib.sha256("".join(sorted(clips)).encode()).hexdigest()[:32] + ".safetensors"
-        partial = self.folder / f".{name}.{os.getpid()}.partial"
-        partial.write_text(json.dumps([decode_seconds, encode_seconds]), encoding="utf-8")
-        # Before the shard, so that whoever sees the shard finds its times.
-        partial.replace(cost_file(self.folder / name))
-        save_file(tensors, partial)
-        size = partial.stat().st_size
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(self.folder / name)
-        return size
+                    entries[key][f"{stream}/{kind}"] = tensor.contiguous()
+        path = self.folder / shard_name(clips)
+        with whole_file(cost_file(path)) as partial:
+            # Before the shard, so that whoever sees the shard finds its times.
+            partial.write_text(json.dumps([decode_seconds, encode_seconds]), encoding="utf-8")
+        write_shard(path, entries)
+        return path.stat().st_size
 
 
-def open_shard(path: Path) -> Any:
-    """Open a shard for reading.
-
-    Raises:
-        CacheError: it is damaged. FileNotFoundError: it does not exist.
-    """
-    try:
-        return safe_open(path, "pt")
-    except SafetensorError as error:
-        raise CacheError(
-            f"{path} is no whole shard of features ({error}); "
-            "delete it, and its features are made again",
-            reason="damaged_shard",
-        ) from error
+def shard_name(keys: Iterable[str]) -> str:
+    """Return the file name of a shard, which follows from its entries."""
+    return hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()[:32] + ".safetensors"
 
 
 def place_name(place: Place) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from avllm.data.store.storage import local_path
-from avllm.errors import UserError
+from avllm.errors import UserError, writing
 
 
 class LockedError(UserError):
@@ -121,10 +121,25 @@ def lock(file: IO[Any], path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, and return when it is on the disk."""
+    """Write a text file whole or not at all, and return when it is on the disk.
+
+    Raises:
+        WriteError: it cannot be written; what was there before is unchanged.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with writing(path):
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or the names of a folder's files, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

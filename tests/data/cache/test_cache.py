@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -15,18 +16,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from avllm.data.cache import hashes as cache_hashes
+from avllm.data.cache import shard_file
 from avllm.data.cache import store as cache_store
+from avllm.data.cache.account import account
 from avllm.data.cache.disk import FolderInUse, cost_file, make_room
-from avllm.data.cache.fill import CacheError, ClipEncoding, FeatureCache, account, fill, recipe
+from avllm.data.cache.fill import CacheError, ClipEncoding, FeatureCache, fill, recipe
 from avllm.data.cache.hashes import Hashes
 from avllm.data.cache.store import Cost
 from avllm.data.media.load import MediaError
-from avllm.data.schema import VideoPart
+from avllm.data.schema import RowError, VideoPart
 from avllm.data.store.storage import sha256
 from avllm.encoders.base import Encoder
+from avllm.errors import WriteError
 from avllm.tokens import EncoderInput
 
 CPU = torch.device("cpu")
@@ -227,7 +232,101 @@ def test_processes_share_hashes_and_a_torn_line_is_cut(tmp_path: Path, hashed: l
         assert raised.value.reason == "damaged_row"
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def flip_feature(shard: Path, key: str) -> None:
+    """Change the lowest bit of an entry's first feature."""
+    content = bytearray(shard.read_bytes())
+    header_size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + header_size])
+    first = 8 + header_size + header[f"{key}/video/layer/"]["data_offsets"][0]
+    content[first] ^= 1
+    shard.write_bytes(content)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The log of this test."""
+    monkeypatch.setattr(logging.getLogger("avllm"), "handlers", [caplog.handler])
+    return caplog
+
+
+def three_in_one_shard(tmp_path: Path) -> tuple[FeatureCache, list[Any]]:
+    """Return a cache of three clips in one shard, and their places."""
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode() * 50)
+    cache = FeatureCache(tmp_path / "cache", made_by())
+    places = [(tmp_path, VideoPart(video=name)) for name in "abc"]
+    fill(cache, places, doubling(num_workers=0))
+    return cache, places
+
+
+def test_a_damaged_entry_is_named_and_made_again(tmp_path: Path, log: Any) -> None:
+    cache, places = three_in_one_shard(tmp_path)
+    (shard,) = cache.folder.glob("*.safetensors")
+    expected = [features_of(cache.get(place)).clone() for place in places]
+    flip_feature(shard, cache.key(places[1]))
+    again = FeatureCache(tmp_path / "cache", made_by())
+    assert fill(again, places, doubling()) == 1
+    assert shard.name in log.text
+    assert again.filled.cached == 2
+    for place, features in zip(places, expected, strict=True):
+        assert torch.equal(features_of(again.get(place)), features)
+    assert not shard.exists(), "the intact entries lie in another shard"
+    assert fill(FeatureCache(tmp_path / "cache", made_by()), places, doubling()) == 0
+    # A run that had read the folder before finds the entries in their new shards.
+    cache._checked.clear()
+    cache._open_shards.clear()
+    assert torch.equal(features_of(cache.get(places[0])), expected[0])
+
+
+def test_an_entry_that_is_damaged_during_a_run_is_a_bad_row(tmp_path: Path) -> None:
+    cache, places = three_in_one_shard(tmp_path)
+    (shard,) = cache.folder.glob("*.safetensors")
+    flip_feature(shard, cache.key(places[1]))
+    reader = FeatureCache(tmp_path / "cache", made_by())
+    assert features_of(reader.get(places[0])).shape == (50, 2, 3)
+    with pytest.raises(RowError, match=shard.name) as raised:
+        reader.get(places[1])
+    assert raised.value.reason == "damaged_features"
+
+
+def test_a_complete_cache_is_read_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, places = three_in_one_shard(tmp_path)
+    (tmp_path / "d").write_bytes(b"d")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (shard,) = cache.folder.glob("*.safetensors")
+    before = shard.stat()
+    # As on a read-only mount, for a user who may do everything.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "utime", refuse)
+    reader = FeatureCache(tmp_path / "cache", made_by())
+    assert fill(reader, places, doubling()) == 0
+    assert torch.equal(features_of(reader.get(places[0])), features_of(cache.get(places[0])))
+    with pytest.raises(CacheError, match="1 of 4 clips") as raised:
+        fill(reader, [*places, (tmp_path, VideoPart(video="d"))], doubling())
+    assert raised.value.reason == "read_only"
+    assert shard.stat().st_mtime_ns == before.st_mtime_ns
+    flip_feature(shard, reader.key(places[1]))
+    with pytest.raises(CacheError, match="1 of 3 clips") as raised:
+        fill(FeatureCache(tmp_path / "cache", made_by()), places, doubling())
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(shard_file, "save_file", refuse)
+    with pytest.raises(WriteError, match=r"cache/\w{32}.safetensors.*No space left"):
+        filled(tmp_path, "ab")
+    assert list((tmp_path / "cache").glob("*.safetensors*")) == []
+    assert list((tmp_path / "cache").glob(".*.partial")) == []
+
+
+def test_damaged_files_are_named(tmp_path: Path, log: Any) -> None:
     shard, other = sorted(filled(tmp_path, "ab").folder.glob("*.safetensors"))
     cache = FeatureCache(tmp_path / "cache", made_by())
     places = [(tmp_path, VideoPart(video=name)) for name in "ab"]
@@ -236,13 +335,14 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     for damaged in (content[:-4], b"x" * 100, b""):
         shard.write_bytes(damaged)
         with pytest.raises(CacheError, match=shard.name) as raised:
-            FeatureCache(tmp_path / "cache", made_by())
-        assert raised.value.reason == "damaged_shard"
-        with pytest.raises(CacheError, match=shard.name) as raised:
             cache.get(damaged_place)
         assert raised.value.reason == "damaged_shard"
-    shard.unlink()
-    assert filled(tmp_path, "ab").filled.encoded == 1
+        log.clear()
+        assert filled(tmp_path, "ab").filled.encoded == 1
+        assert shard.name in log.text
+        assert shard.read_bytes() == content
+        cache._open_shards.clear()
+        cache._checked.clear()
     cost_file(other).write_text("")
     with pytest.raises(CacheError, match=f"{other.stem}.json") as raised:
         FeatureCache(tmp_path / "cache", made_by())
