@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,17 @@ from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
 from avllm.models.encoders import build_encoder, pretrained_encoder, try_encoder, widths_of
 from avllm.models.llm import attention, is_quantised, load_llm
-from avllm.models.loading.digests import ALL_FILES, MODEL_FILES, check_files, write_manifest
+from avllm.models.loading.digests import (
+    ALL_FILES,
+    MODEL_FILES,
+    WRITTEN_BY_MODEL,
+    check_files,
+    write_manifest,
+)
 from avllm.models.loading.files import read_config, reading
 from avllm.models.loading.foreign_parts import check_parts
 from avllm.models.lora import activate, load_sets, save_sets, set_names, set_of
+from avllm.models.whole_folder import replacing
 from avllm.weights import Size, check_finite, no_larger_than, size_of
 
 
@@ -68,28 +74,26 @@ def trained_state(model: Any) -> dict[str, Tensor]:
 
 
 def save_model(model: Any, folder: str | Path) -> None:
-    """Write config.json, trained.safetensors, lora/ and the manifest.
+    """Write config.json, trained.safetensors, lora/ and the manifest, all of them or none.
 
     A manifest that is there keeps its stages.
 
     Raises:
         CheckpointError: LoRA sets were added or merged in a way that the folder could not record.
+        WriteError: a file cannot be written; the folder is unchanged.
     """
     _check_lora(model)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
     state = {}
     for name, tensor in trained_state(model).items():
         # Tied weights share their storage, which safetensors refuses; a clone does not.
         state[name] = tensor.detach().cpu().clone().contiguous()
-    write_tensors(state, folder / TRAINED)
-    if model.config.lora:
-        save_sets(model.llm, folder / LORA)
-    elif (folder / LORA).is_dir():
-        shutil.rmtree(folder / LORA)  # of the model that was here before
-    write_manifest(folder, MODEL_FILES, backbones=backbones(model.config))
+    with replacing(folder, WRITTEN_BY_MODEL) as partial:
+        model.config.save_pretrained(partial)
+        write_tensors(state, partial / TRAINED)
+        if model.config.lora:
+            save_sets(model.llm, partial / LORA)
+        write_manifest(partial, MODEL_FILES, backbones=backbones(model.config))
 
 
 def _check_lora(model: Any) -> None:
@@ -132,7 +136,7 @@ def _refuse_other_adapters(model: Any) -> None:
 def save_checkpoint(
     model: Any, processor: Any, folder: str | Path, stages: list[dict[str, Any]]
 ) -> None:
-    """Write a whole checkpoint folder.
+    """Write a whole checkpoint folder; a kill leaves the one before, or none, or this one.
 
     Args:
         model: the model.
@@ -140,10 +144,10 @@ def save_checkpoint(
         folder: the checkpoint; made if it does not exist.
         stages: the chain of stages, oldest first: ``{"stage", "settings", "steps", "data", ...}``.
     """
-    folder = Path(folder)
-    save_model(model, folder)
-    processor.save_pretrained(folder)
-    write_manifest(folder, ALL_FILES, backbones(model.config), stages)
+    with replacing(folder, ALL_FILES) as partial:
+        save_model(model, partial)
+        processor.save_pretrained(partial)
+        write_manifest(partial, ALL_FILES, backbones(model.config), stages)
 
 
 def load_model(

@@ -17,11 +17,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from avllm.data.store.storage import sha256
-from avllm.errors import UserError, one_line
+from avllm.errors import UserError, one_line, writing
 from avllm.models.configuration_avllm import AVConfig
 from avllm.weights import weight_files
 
@@ -33,6 +34,31 @@ class CheckpointError(UserError):
     """A checkpoint folder that is incomplete or does not fit."""
 
 
+class _BackboneRecord(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    name: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+
+
+class _StageRecord(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    stage: str
+    steps: int | None = None
+    settings: dict[str, Any] | None = None
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class _ManifestFile(BaseModel):
+    """The fields of ``manifest.json``; earlier formats have fewer."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    format: int = 1
+    backbones: dict[str, _BackboneRecord]
+    stages: list[_StageRecord]
+    files: dict[str, str] = Field(default_factory=dict)
+
+
 def part_of(name: str) -> str:
     """Return a parameter's part: ``encoders.audio.backbone...`` belongs to ``encoders.audio``."""
     pieces = name.split(".")
@@ -42,10 +68,15 @@ def part_of(name: str) -> str:
 
 
 def write_tensors(state: dict[str, Tensor], path: Path) -> None:
-    """Write tensors so that a kill leaves the old file or the new one, never half of one."""
+    """Write tensors so that a kill leaves the old file or the new one, never half of one.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata={"format": "pt"})
-    partial.replace(path)
+    with writing(path):
+        save_file(state, partial, metadata={"format": "pt"})
+        partial.replace(path)
 
 
 def read_manifest_of(folder: str | Path) -> dict[str, Any]:
@@ -65,25 +96,17 @@ def read_manifest_of(folder: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         message = f"{path} is damaged ({one_line(error)}); copy the checkpoint again"
         raise CheckpointError(message, reason="damaged") from error
-    if not _is_manifest(manifest):
+    try:
+        _ManifestFile.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
         raise CheckpointError(
-            f"{path} holds no backbones and stages; expected the manifest of a checkpoint. Copy it "
-            "again",
+            f"{path}: {field}: {first['msg'].lower()}; expected the manifest of a checkpoint. Copy "
+            "it again",
             reason="damaged",
-        )
+        ) from error
     return dict(manifest)
-
-
-def _is_manifest(content: Any) -> bool:
-    """Return True for ``{"backbones": {part: {...}}, "stages": [{"stage", ...}]}``."""
-    if not isinstance(content, dict):
-        return False
-    records = content.get("backbones")
-    stages = content.get("stages")
-    if not isinstance(records, dict) or not isinstance(stages, list):
-        return False
-    named = all(isinstance(stage, dict) and "stage" in stage for stage in stages)
-    return named and all(isinstance(record, dict) for record in records.values())
 
 
 def backbones(config: AVConfig) -> dict[str, dict[str, Any]]:
@@ -121,7 +144,7 @@ def find_backbone(name: str | None, folder: str | Path, expected: str | None) ->
     return folders[0] if folders else name
 
 
-_hashes: dict[tuple[str, int, int], str] = {}
+_hashes: dict[tuple[str, int, int, int], str] = {}
 
 
 def fingerprint(name: str | None) -> str | None:
@@ -137,7 +160,7 @@ def fingerprint(name: str | None) -> str | None:
 def sha256_once(path: Path) -> str:
     """Return the SHA-256 of a file; computed once for its size and time of change."""
     stat = path.stat()
-    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    key = (str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns)
     if key not in _hashes:
         _hashes[key] = sha256(path)
     return _hashes[key]

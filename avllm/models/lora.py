@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -228,7 +227,7 @@ def set_state(llm: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def save_sets(llm: Any, folder: Path) -> None:
-    """Write each set into ``folder/<name>`` in PEFT's form; remove folders of other sets."""
+    """Write each set into ``folder/<name>`` in PEFT's form."""
     for name in set_names(llm):
         (folder / name).mkdir(parents=True, exist_ok=True)
         state = {key: x.detach().cpu().contiguous() for key, x in set_state(llm, name).items()}
@@ -236,9 +235,6 @@ def save_sets(llm: Any, folder: Path) -> None:
         config = copy.deepcopy(llm.peft_config[name])
         config.inference_mode = True
         config.save_pretrained(str(folder / name))
-    for other in _set_folders(folder):
-        if other not in set_names(llm):
-            shutil.rmtree(folder / other)
 
 
 def _set_folders(folder: Path) -> list[str]:

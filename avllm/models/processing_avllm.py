@@ -31,7 +31,6 @@ from avllm.layouts.base import Layout
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
 from avllm.models.encoders import widths_of
-from avllm.models.loading.digests import record_processor
 from avllm.models.loading.files import read_processor, reading, refuse_unknown
 from avllm.models.merge import is_placeholder
 from avllm.models.rows.chat_text import ChatText, check_media_text
@@ -45,6 +44,7 @@ from avllm.models.rows.media_inputs import (
 from avllm.models.rows.rendered import MARK
 from avllm.models.rows.row_parts import check_answers, check_length, row_of
 from avllm.models.rows.stream_order import StreamOrder, check_layout
+from avllm.models.whole_folder import save_processor
 from avllm.models.words import add_to_tokenizer, check_tokenizer
 from avllm.registry import build
 from avllm.tokens import EncoderInput, duration_of
@@ -181,9 +181,7 @@ class AVProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> list[str]:  # type: ignore
         """Write the processor's files, and their digests into the manifest of a checkpoint."""
-        files: list[str] = super().save_pretrained(save_directory, **kwargs)
-        record_processor(Path(save_directory))
-        return files
+        return save_processor(super().save_pretrained, save_directory, **kwargs)
 
     # ---- from samples to batches ---------------------------------------------------------------
 

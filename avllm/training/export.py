@@ -14,7 +14,9 @@ from avllm import distributed
 from avllm.config import RunConfig
 from avllm.data.manifest import digest
 from avllm.models.checkpoint import save_checkpoint
-from avllm.training.resume import RunPosition
+from avllm.models.loading.digests import ALL_FILES
+from avllm.models.whole_folder import replacing
+from avllm.training.points.position import RunPosition
 from avllm.training.start import Parts
 from avllm.training.task import Task, save_objectives
 
@@ -39,7 +41,7 @@ def stage_record(config: RunConfig, position: RunPosition, precision: str) -> di
 def export(
     folder: Path, parts: Parts, task: Task, record: dict[str, Any], sharding: Sharding
 ) -> None:
-    """Write the checkpoint folder; every process has to call this.
+    """Write the checkpoint folder, all of it or nothing; every process has to call this.
 
     Args:
         folder: the folder to write.
@@ -50,9 +52,9 @@ def export(
     """
     with whole_parameters(parts.model, task, sharding):
         if distributed.is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-            save_objectives(task, folder)
-            save_checkpoint(parts.model, parts.processor, folder, [*parts.chain, record])
+            with replacing(folder, ALL_FILES) as partial:
+                save_objectives(task, partial)
+                save_checkpoint(parts.model, parts.processor, partial, [*parts.chain, record])
     distributed.barrier()
 
 

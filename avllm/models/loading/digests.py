@@ -33,13 +33,8 @@ PROCESSOR_FILES = (
     "chat_template*",
     "additional_chat_templates/*",
 )
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "trained.safetensors",
-    "lora/*/*",
-    "objectives.safetensors",
-)
+WRITTEN_BY_MODEL = ("config.json", "trained.safetensors", "lora/*/*")
+MODEL_FILES = (*WRITTEN_BY_MODEL, "generation_config.json", "objectives.safetensors")
 ALL_FILES = (*MODEL_FILES, *PROCESSOR_FILES)
 FORMAT = 2
 
