@@ -41,9 +41,9 @@ def inspect(
             f"stage {number}: {stage['stage']}, {steps} steps, data {manifests}", err=as_json
         )
     for part, backbone in contents["backbones"].items():
-        version = backbone["sha256"] or backbone["revision"] or ""
+        version = backbone.get("sha256") or backbone.get("revision") or ""
         state = BACKBONE_STATES[backbone["found"]]
-        typer.echo(f"backbone {part}: {backbone['name']} {version}: {state}", err=as_json)
+        typer.echo(f"backbone {part}: {backbone.get('name')} {version}: {state}", err=as_json)
     for part, count in contents["parameters"].items():
         typer.echo(f"parameters {part}: {count:,}", err=as_json)
     for file, value in contents["sha256"].items():

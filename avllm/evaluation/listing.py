@@ -20,7 +20,7 @@ from avllm.models.checkpoint_format import (
     part_of,
     read_manifest_of,
 )
-from avllm.models.loading.files import read_config
+from avllm.models.loading.files import read_config, reading
 from avllm.registry import UnknownPartError, choices, kinds, load, options, suggest
 
 
@@ -63,9 +63,13 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
         with the recorded hash, and None for hub names.
 
     Raises:
-        CheckpointError: no manifest.
+        CheckpointError: there is no manifest, or a file is damaged.
     """
-    folder = Path(folder)
+    with reading(folder, "the checkpoint"):
+        return _contents(Path(folder))
+
+
+def _contents(folder: Path) -> dict[str, Any]:
     manifest = read_manifest_of(folder)
     config = read_config(folder)
     backbones = {}
@@ -78,7 +82,7 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
         counts[f"llm (LoRA {path.parent.name})"] = sum(size for _, size in _tensors(path))
     return {
         "folder": str(folder),
-        "format": manifest["format"],
+        "format": manifest.get("format"),
         "stages": manifest["stages"],
         "backbones": backbones,
         "trained": config.trained,
@@ -92,10 +96,10 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
 
 def _is_present(record: dict[str, Any], folder: Path) -> bool | None:
     """Return whether a backbone's folder has the recorded hash; None for a hub name."""
-    recorded = record["sha256"]
+    recorded = record.get("sha256")
     if recorded is None:
         return None
-    return fingerprint(find_backbone(record["name"], folder, recorded)) == recorded
+    return fingerprint(find_backbone(record.get("name"), folder, recorded)) == recorded
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, int]]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from avllm.cli.main import app
+from avllm.errors import UserError
 
 
 @pytest.fixture
@@ -73,3 +74,74 @@ def test_a_backbone_that_was_changed(checkpoint: Path) -> None:
     code, found = verify(checkpoint)
     assert code == 1
     assert found["backbones"]["llm"] == "changed or missing"
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 2)
+
+
+def begin_otherwise(path: Path) -> None:
+    path.write_bytes(b"[" + path.read_bytes()[1:])
+
+
+def nest(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def blank(path: Path) -> None:
+    """Replace each value of a JSON object by null, at the top and below."""
+    if path.suffix != ".json":
+        path.write_text("{}")
+        return
+    content = json.loads(path.read_text())
+    for key, value in content.items():
+        content[key] = dict.fromkeys(value) if isinstance(value, dict) else None
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, empty, cut, garble, begin_otherwise, nest, blank])
+def test_damage_of_any_file_is_one_line(checkpoint: Path, damage: Any) -> None:
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        damage(path)
+        for command in (["inspect"], ["verify"], ["verify", "--accept"]):
+            result = CliRunner().invoke(app, ["ckpt", *command, str(checkpoint)])
+            assert result.exception is None or isinstance(
+                result.exception, UserError | OSError | SystemExit
+            ), f"{command} {path.name}: {result.exception!r}"
+            if isinstance(result.exception, UserError):
+                assert "\n" not in str(result.exception)
+            if command == ["verify"]:
+                assert result.exit_code == 1
+        path.write_bytes(content)
+        assert verify(checkpoint, "--files-only", "--accept")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("backbones", {"llm": {"sha256": 3}}),
+        ("backbones", {"llm": {"name": "a\0b", "sha256": "x"}}),
+        ("backbones", {"llm": {}}),
+        ("stages", [{"stage": "align", "data": ["a.jsonl"]}]),
+        ("stages", [{"stage": 3}]),
+        ("stages", [{}]),
+        ("files", ["config.json"]),
+        ("files", {"config.json": None}),
+        ("format", None),
+    ],
+)
+def test_a_manifest_of_another_form_is_one_line(checkpoint: Path, field: str, value: Any) -> None:
+    path = checkpoint / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    for command in (["inspect"], ["verify", "--files-only"]):
+        result = CliRunner().invoke(app, ["ckpt", *command, str(checkpoint)])
+        assert result.exception is None or isinstance(result.exception, UserError | SystemExit)
