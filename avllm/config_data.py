@@ -149,6 +149,10 @@ class DataConfig(Section):
         description="GB that the folder may hold; features that were not used for longest leave "
         "first, those of this run never",
     )
+    accept_changes: bool = Field(
+        False,
+        description="go on from a resume point although manifests or media have changed since",
+    )
     timeout: Number = Field(
         60.0, gt=0, description="seconds after which decoding a file is given up"
     )

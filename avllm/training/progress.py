@@ -18,7 +18,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from avllm import distributed
-from avllm.errors import stop
+from avllm.errors import stop, writing
 from avllm.log import logger
 
 LOG = logger(__name__)
@@ -91,7 +91,7 @@ class Report:
         """Record figures of a step (main process only)."""
         if not distributed.is_main():
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
         self.accelerator.log(figures, step=step)
         text = "  ".join(_show(k, v) for k, v in figures.items() if k in _SHOWN)
@@ -145,8 +145,9 @@ def keep_until(path: Path, step: int) -> None:
     # Bytes: a kill may have torn a character, and a text may hold U+2028, which ends no line.
     lines = [line for line in path.read_bytes().split(b"\n") if _step_of(line) <= step]
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(b"".join(line + b"\n" for line in lines))
-    partial.replace(path)
+    with writing(path):
+        partial.write_bytes(b"".join(line + b"\n" for line in lines))
+        partial.replace(path)
 
 
 def _step_of(line: bytes) -> float:
@@ -234,7 +235,8 @@ def plot_loss(metrics: Path, picture: Path) -> None:
                 axes.plot(steps, losses, label="training, smoothed")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(picture, dpi=120)
+    with writing(picture):
+        figure.savefig(picture, dpi=120)
 
 
 def smooth(values: Iterable[float], decay: float = 0.95) -> list[float]:

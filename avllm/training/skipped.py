@@ -12,10 +12,10 @@ from pathlib import Path
 
 from avllm import distributed
 from avllm.data.items import Bad, Items
-from avllm.errors import UserError
+from avllm.data.store.append_only import write_whole
+from avllm.errors import UserError, writing
 from avllm.log import logger
 from avllm.training.progress import keep_until
-from avllm.training.resume import write_atomic
 
 LOG = logger(__name__)
 ENOUGH = 100
@@ -96,7 +96,7 @@ class Skipped:
             lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
         later = [line for line in lines if json.loads(line)["step"] > 0]
         first = [_line(0, row) for row in bad]
-        write_atomic(self.path, "".join(line + "\n" for line in first + later))
+        write_whole(self.path, "".join(line + "\n" for line in first + later))
 
     def add(self, bad: list[Bad], seen: int, step: int) -> None:
         """Count the rows of an optimizer step (of all processes) and write down the bad ones.
@@ -107,7 +107,7 @@ class Skipped:
         self.seen += seen
         self.counts.update(_reasons(bad))
         if bad and distributed.is_main():
-            with self.path.open("a", encoding="utf-8") as file:
+            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.writelines(_line(step, row) + "\n" for row in bad)
             for row in bad:
                 LOG.warning("left out %s (%s): %s: %s", row.id, row.source, row.reason, row.detail)

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +16,12 @@ from rich.console import Console
 from torch import Tensor
 
 from avllm import distributed
-from avllm.config import RunConfig, dump_config
+from avllm.config import RunConfig
 from avllm.data.collate import Batch
 from avllm.data.items import Bad
 from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, build_loader, end_workers
 from avllm.data.mixture import order_of, steps_of
+from avllm.data.store.append_only import write_whole
 from avllm.errors import Stopped, UserError
 from avllm.log import logger, set_up
 from avllm.models.checkpoint import mark_trained
@@ -39,17 +41,14 @@ from avllm.training.accounting import (
 from avllm.training.engine import Engine
 from avllm.training.export import export, stage_record
 from avllm.training.features import use_cache
+from avllm.training.points.begin import FINISHED, RunStart, begin
+from avllm.training.points.lock import RunLock
+from avllm.training.points.position import RunPosition
+from avllm.training.points.record import with_weights
+from avllm.training.points.store import ResumePoints
+from avllm.training.points.whole import latest
 from avllm.training.progress import Clock, Report, StopRequest, warn_of_stop
-from avllm.training.resume import (
-    FINISHED,
-    ResumePoints,
-    RunPosition,
-    check_same_run,
-    inputs,
-    latest,
-    with_date,
-    write_atomic,
-)
+from avllm.training.schedule import Schedule, say_longer
 from avllm.training.seeds import AFTER_STEP, BEFORE_STEP, VALIDATION, place_seed
 from avllm.training.skipped import Skipped, in_quarantine
 from avllm.training.start import (
@@ -73,70 +72,66 @@ class TrainingError(UserError):
 def run_stage(config: RunConfig) -> Path:
     """Train one stage and write its checkpoint into the run's folder.
 
-    A finished run is left unchanged; any other goes on at its newest resume point, bit-identically.
+    A finished run is left unchanged, unless its length has grown; any other goes on at its newest
+    whole resume point, bit-identically.
 
     Returns:
         The run's folder, which ``AVLLM.from_pretrained`` and the next stage's ``init`` read.
 
     Raises:
-        ResumeError: the folder holds a run with other settings or data.
+        RunInUseError: another run is writing into the folder.
+        ResumeError: the folder holds a run with other settings or data, or damaged resume points.
         LineageError: the stage before is missing.
         SkipRateError: too many rows are bad.
         RuleError: the rules of ``trainable`` do not fit the parameters.
         TrainingError: the gradient is not finite, or no step had a target.
+        WriteError: the folder cannot be written to.
     """
     run = Path(config.output)
-    config = with_date(config, run)
     group_is_the_callers = distributed.active()  # such a group outlives the stage
     accelerator = make_accelerator(config, run)
     set_up()
-    surroundings = {
-        "processes": distributed.world_size(),
-        "inputs": inputs(config),
-        "computed_in": precision_of(accelerator),
-    }
-    check_same_run(run, config.model_dump(mode="json") | surroundings)
-    if (run / FINISHED).is_file():
-        LOG.info("%s is a finished run; nothing to do. Delete the folder to train again", run)
-        return run
-    if distributed.is_main():
-        dump_config(config, run / "config.yaml")
-    set_seed(config.seed)
-    parts = build_parts(config)
-    trainer = Trainer(config, parts, accelerator)
+    with RunLock(run):
+        start = begin(config, run, precision_of(accelerator))
+        if not start.is_finished:
+            set_seed(config.seed)
+            _train(Trainer(build_parts(start.config), accelerator, start))
+            if not group_is_the_callers:
+                accelerator.end_training()
+    return run
+
+
+def _train(trainer: Trainer) -> None:
     try:
         with StopRequest() as stop:
             trainer.train(stop)
     except KeyboardInterrupt:
-        warn_of_stop(trainer.position.step, latest(run))
+        warn_of_stop(trainer.position.step, latest(trainer.run))
         raise
     finally:
         trainer.report.stop()
-    for tracker in accelerator.trackers:
+    for tracker in trainer.accelerator.trackers:
         tracker.finish()
-    if not group_is_the_callers:
-        accelerator.end_training()
-    return run
 
 
 class Trainer:
     """Train one stage from its first step (or its newest resume point) to its checkpoint.
 
     Args:
-        config: the stage.
         parts: model, processor and the stages before.
         accelerator: see :func:`make_accelerator`.
+        start: the stage, and where it begins.
     """
 
-    def __init__(self, config: RunConfig, parts: Parts, accelerator: Accelerator) -> None:
-        self.config = config
+    def __init__(self, parts: Parts, accelerator: Accelerator, start: RunStart) -> None:
+        self.config = start.config
         self.parts = parts
         self.accelerator = accelerator
-        self.run = Path(config.output)
+        self.run = Path(self.config.output)
         self.device = accelerator.device
         self._build_data()
         self._build_task()
-        self._go_on()
+        self._go_on(start)
 
     def _build_data(self) -> None:
         data = self.config.data
@@ -146,8 +141,7 @@ class Trainer:
         self.cut = Cut(train.batch_size, train.accumulate, processes, distributed.rank())
         self.order = order_of(self.config, self.dataset.items, processes)
         self.steps = steps_of(self.config, self.order, processes)
-        warmup = train.warmup * self.steps if train.warmup < 1 else train.warmup
-        self.warmup = round(warmup)
+        self.schedule = Schedule.of(self.config, self.steps)
         by_deepspeed = self.accelerator.state.deepspeed_plugin is not None
         self.collate: Collate = padding(
             self.parts,
@@ -189,7 +183,7 @@ class Trainer:
             self.accelerator, self.task, self.optimizer, train.accumulate, train.clip
         )
 
-    def _go_on(self) -> None:
+    def _go_on(self, start: RunStart) -> None:
         self.points = ResumePoints(
             self.run,
             self.accelerator,
@@ -197,11 +191,19 @@ class Trainer:
             self.bare,
             self.optimizer,
             self.config.train.keep,
+            distributed.from_main(lambda: with_weights(start.record, self.config)),
         )
-        point = latest(self.run)
-        self.position = self.points.load(point) if point else RunPosition()
-        if point:
-            LOG.info("going on at step %d of %d, from %s", self.position.step, self.steps, point)
+        self.position = RunPosition(warmup=self.schedule.warmup)
+        if start.point:
+            self.position = self.points.load(start.point)
+            self.schedule = replace(self.schedule, warmup=self.position.warmup)
+            where = (self.position.step, self.steps, start.point.folder)
+            LOG.info("going on at step %d of %d, from %s", *where)
+        if start.longer:
+            peak = optim.peak_lr(self.optimizer)
+            say_longer(
+                start.longer, self.config, self.order, self.schedule, self.position.step, peak
+            )
         self.skipped = Skipped(
             self.run,
             self.config.data.max_skip_rate,
@@ -273,13 +275,7 @@ class Trainer:
         if sum(counts.targets) == 0:
             LOG.warning("step %d: no row with a target is left in it; passed over", step + 1)
             return {}
-        factor = optim.lr_factor(
-            step,
-            total=self.steps,
-            warmup=self.warmup,
-            schedule=self.config.train.schedule,
-            floor=self.config.train.min_lr_ratio,
-        )
+        factor = self.schedule.factor(step)
         optim.set_lr(self.optimizer, factor)
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(self.on_device(step, micros)):
@@ -396,5 +392,5 @@ class Trainer:
         if distributed.is_main():
             LOG.info("left out: %s", self.skipped.summary())
             outcome = {"steps": self.steps, "best_validation": self.position.best}
-            write_atomic(self.run / FINISHED, json.dumps(outcome))
+            write_whole(self.run / FINISHED, json.dumps(outcome))
         distributed.barrier()

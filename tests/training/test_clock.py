@@ -12,8 +12,8 @@ from tiny import make_world, settings
 from tiny_runs import rows, run
 
 from avllm.training import progress, trainer
+from avllm.training.points.store import ResumePoints
 from avllm.training.progress import Clock
-from avllm.training.resume import ResumePoints
 
 
 def test_pauses_do_not_count_and_the_longest_wait_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,8 @@ from torch.distributed.fsdp import FSDPModule
 from avllm.config import RunConfig
 from avllm.data.loader import Cut, MicroBatches, Order
 from avllm.data.mixture import order_of
-from avllm.training.accelerator import make_accelerator
+from avllm.training.accelerator import make_accelerator, precision_of
+from avllm.training.points.begin import begin
 from avllm.training.progress import StopRequest
 from avllm.training.start import build_datasets, build_parts, padding
 from avllm.training.trainer import Trainer
@@ -436,7 +437,8 @@ def train_sharded(asked: dict[str, Any]) -> None:
     accelerator.state.distributed_type = DistributedType.FSDP
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     set_seed(config.seed)
-    trainer = Trainer(config, build_parts(config), accelerator)
+    start = begin(config, folder, precision_of(accelerator))
+    trainer = Trainer(build_parts(start.config), accelerator, start)
     assert sum(isinstance(m, FSDPModule) for m in trainer.task.modules()) == 3, (
         "the LLM's two blocks and the rest"
     )
@@ -476,7 +478,8 @@ def test_fsdp_trains_saves_resumes_and_exports_the_same_weights(
     assert losses(found) == pytest.approx(losses(plain), abs=1e-5)
     assert difference(weights(found), weights(plain)) < 1e-5
     before = weights(found)
-    (found / "trained.safetensors").unlink()
+    for name in ("finished.json", "trained.safetensors"):
+        (found / name).unlink()
     (found / "checkpoints" / "step_4").rename(tmp_path / "away")
     together(train_sharded, asked, launcher=launcher)
     assert difference(weights(found), before) == 0.0
