@@ -31,6 +31,7 @@ _KINDS = {
     "decoders": ("decoders", "Decoder"),
     "objectives": ("objectives", "Objective"),
     "benchmarks": ("evaluation/benchmarks", "Benchmark"),
+    "importers": ("models/importing", "Importer"),
 }
 
 

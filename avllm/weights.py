@@ -82,8 +82,10 @@ def _count_tensors(path: Path) -> int:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """Return the weight files of a local model's folder; none for a hub name."""
+    """Return the weight files of a local model: of its folder, or the file; none for a hub name."""
     folder = Path(folder)
+    if folder.is_file():
+        return [folder]
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)

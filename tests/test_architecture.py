@@ -19,7 +19,7 @@ FLOORS = {
         0,
     ),
     **dict.fromkeys(["config_data", "config_errors", "config_model", "config_values"], 0),
-    **dict.fromkeys(["log", "weights", "yaml_files", "on_ray", "streams"], 0),
+    **dict.fromkeys(["log", "weights", "yaml_files", "on_ray", "streams", "published"], 0),
     **dict.fromkeys(
         ["data", "encoders", "adapters", "layouts", "fusions", "decoders", "time_codecs"], 1
     ),

@@ -131,6 +131,14 @@ class Backbone(Encoder):
             )
 
     @classmethod
+    def saved_config(cls, name_or_path: str, revision: str | None = None) -> PretrainedConfig:
+        """Return the config of a checkpoint by hub name or folder; no weights are loaded."""
+        saved: PretrainedConfig = AutoConfig.from_pretrained(
+            name_or_path, revision=revision, trust_remote_code=False
+        )
+        return saved
+
+    @classmethod
     def from_pretrained(
         cls,
         name_or_path: str,
@@ -159,8 +167,7 @@ class Backbone(Encoder):
         """
         check_model_folder(name_or_path)
         files = weight_files(name_or_path)
-        saved = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
-        config = cls.read_config(saved)
+        config = cls.read_config(cls.saved_config(name_or_path, revision))
         if "preprocessing" not in options:
             options["preprocessing"] = read_preprocessing(name_or_path, revision)
         # A hub name has no files here; its config and its weights are of one commit.

@@ -9,6 +9,31 @@ from transformers import Blip2VisionConfig, Blip2VisionModel
 from avllm.encoders._visual import BICUBIC, CLIP_MEAN, CLIP_STD, VisualBackbone
 
 
+class EvaConfig(Blip2VisionConfig):
+    """BLIP-2's vision config, in which the norm after the last block may have another epsilon.
+
+    Args:
+        post_norm_eps: of that norm; None for ``layer_norm_eps``, which transformers' BLIP-2 takes.
+            The original adds 1e-5 there, and 1e-6 in the blocks.
+        kwargs: fields of transformers' config.
+    """
+
+    def __init__(self, post_norm_eps: float | None = None, **kwargs: Any) -> None:
+        self.post_norm_eps = post_norm_eps
+        super().__init__(**kwargs)
+
+
+class EvaModel(Blip2VisionModel):
+    """BLIP-2's vision tower with the epsilon of :class:`EvaConfig`."""
+
+    config_class = EvaConfig
+
+    def __init__(self, config: EvaConfig) -> None:
+        super().__init__(config)
+        if config.post_norm_eps is not None:
+            self.post_layernorm.eps = config.post_norm_eps
+
+
 class EVA(VisualBackbone):
     """EVA-CLIP ViT-g/14 (Fang et al. 2022, arXiv:2211.07636) in BLIP-2's layout (arXiv:2301.12597).
 
@@ -17,8 +42,8 @@ class EVA(VisualBackbone):
     :class:`~avllm.encoders._visual.VisualBackbone`.
     """
 
-    config_class = Blip2VisionConfig
-    model_class = Blip2VisionModel
+    config_class = EvaConfig
+    model_class = EvaModel
     tower = "vision_config"
     key_mapping: ClassVar[dict[str, str]] = {r"^vision_model\.": ""}
     other_keys = (

@@ -93,7 +93,7 @@ def save_model(model: Any, folder: str | Path) -> None:
         write_tensors(state, partial / TRAINED)
         if model.config.lora:
             save_sets(model.llm, partial / LORA)
-        write_manifest(partial, MODEL_FILES, backbones=backbones(model.config))
+        write_manifest(partial, MODEL_FILES, backbones=backbones(model.config, folder))
 
 
 def _check_lora(model: Any) -> None:
@@ -147,7 +147,7 @@ def save_checkpoint(
     with replacing(folder, ALL_FILES) as partial:
         save_model(model, partial)
         processor.save_pretrained(partial)
-        write_manifest(partial, ALL_FILES, backbones(model.config), stages)
+        write_manifest(partial, ALL_FILES, backbones(model.config, folder), stages)
 
 
 def load_model(
@@ -244,7 +244,7 @@ def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> N
         record["name"] = places.get(part, find_backbone(record.get("name"), folder, expected))
         if part in config.trained:
             continue
-        if part not in places and expected is None and Path(str(record["name"])).is_dir():
+        if part not in places and expected is None and Path(str(record["name"])).exists():
             raise CheckpointError(
                 f"{folder}: the manifest has no hash of the {part} backbone, and "
                 f"{record['name']!r} is a folder here, which may hold any weights. Say "

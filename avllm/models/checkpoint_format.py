@@ -28,6 +28,8 @@ from avllm.weights import weight_files
 
 TRAINED, LORA, MANIFEST = "trained.safetensors", "lora", "manifest.json"
 OLD_PROCESSOR_NAME = "avllm_processor.json"
+IMPORT = "import"
+"""The stage of a checkpoint that was made out of published weights."""
 
 
 class CheckpointError(UserError):
@@ -109,25 +111,32 @@ def read_manifest_of(folder: str | Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def backbones(config: AVConfig) -> dict[str, dict[str, Any]]:
-    """Return name, revision and hash of each frozen backbone; a checkpoint does not copy them."""
+def backbones(config: AVConfig, folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Return name, revision and hash of each frozen backbone; a checkpoint does not copy them.
+
+    Args:
+        config: the model's.
+        folder: the checkpoint; an imported one has backbones in it, which it names from there.
+    """
     records = {"llm": config.llm, **{f"encoders.{s}": r for s, r in config.encoders.items()}}
     manifest = {}
     for part, record in records.items():
         if part not in config.trained:
+            name = record.get("name")
+            is_inside = name is not None and (Path(folder) / name).exists()
             manifest[part] = {
-                "name": record.get("name"),
+                "name": name,
                 "revision": record.get("revision"),
-                "sha256": fingerprint(record.get("name")),
+                "sha256": fingerprint(str(Path(folder) / name) if is_inside else name),
             }
     return manifest
 
 
 def find_backbone(name: str | None, folder: str | Path, expected: str | None) -> str | None:
-    """Return the folder of a backbone that a checkpoint names by a relative path.
+    """Return the folder or file of a backbone that a checkpoint names by a relative path.
 
-    The path is tried from the working directory and from each folder above the checkpoint, so that
-    the checkpoint can be read from anywhere. A name without a recorded hash is a hub's.
+    The path is tried from the working directory, from the checkpoint and from each folder above it,
+    so that the checkpoint can be read from anywhere. A name without a recorded hash is a hub's.
 
     Args:
         name: the backbone's name in the checkpoint.
@@ -136,20 +145,25 @@ def find_backbone(name: str | None, folder: str | Path, expected: str | None) ->
     """
     if name is None or expected is None or Path(name).is_absolute():
         return name
-    candidates = [Path(name), *(parent / name for parent in Path(folder).resolve().parents)]
-    folders = [str(path) for path in candidates if path.is_dir()]
-    for path in folders:
-        if fingerprint(path) == expected:
-            return path
-    return folders[0] if folders else name
+    above = [parent / name for parent in Path(folder).resolve().parents]
+    candidates = [Path(name), Path(folder) / name, *above]
+    places = [str(path) for path in candidates if path.exists()]
+    for place in places:
+        if fingerprint(place) == expected:
+            return place
+    return places[0] if places else name
 
 
 _hashes: dict[tuple[str, int, int, int], str] = {}
 
 
 def fingerprint(name: str | None) -> str | None:
-    """Return the SHA-256 over a folder's weight files; None for a hub name (it has a revision)."""
-    if name is None or not Path(name).is_dir():
+    """Return the SHA-256 over weight files; None for a hub name (it has a revision).
+
+    Args:
+        name: a folder, one file, or a hub name.
+    """
+    if name is None or not Path(name).exists():
         return None
     total = hashlib.sha256()
     for path in weight_files(name):

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch.nn import ModuleDict
-from transformers import AutoConfig
 
 from avllm.encoders._backbone import Backbone
 from avllm.encoders.base import Encoder
@@ -128,9 +127,7 @@ def output_widths(stream: str, spec: dict[str, Any]) -> dict[str, int]:
             encoder = make(part, spec["config"], **options)
         else:
             with loading(f"the {stream} encoder ({spec['type']})", spec["name"]):
-                config = AutoConfig.from_pretrained(
-                    spec["name"], revision=spec.get("revision"), trust_remote_code=False
-                )
+                config = part.saved_config(spec["name"], spec.get("revision"))
                 encoder = part(config, **options)
     return widths_of({stream: encoder})
 

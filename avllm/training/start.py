@@ -30,7 +30,7 @@ from avllm.log import logger
 from avllm.models.attention import PackingError, check_packing
 from avllm.models.building.extend import extend_model
 from avllm.models.building.placeholders import load_tokenizer
-from avllm.models.checkpoint_format import is_checkpoint, read_manifest_of
+from avllm.models.checkpoint_format import IMPORT, is_checkpoint, read_manifest_of
 from avllm.models.encoders import check_encoder
 from avllm.models.llm_trial import check_llm
 from avllm.models.modeling_avllm import AVLLM
@@ -46,7 +46,10 @@ STAGES_BEFORE = {
     "instruct": ("caption", "instruct"),
     "prefer": ("instruct", "prefer"),
 }
-"""The stages that a stage may start from: the last stage of ``init`` has to be one of them."""
+"""The stages that a stage may start from: the last stage of ``init`` has to be one of them.
+
+Any stage may start from imported weights, whose training was another project's.
+"""
 
 
 class LineageError(UserError):
@@ -92,7 +95,7 @@ def lineage(config: RunConfig) -> list[dict[str, Any]]:
         )
     chain = read_manifest_of(config.init)["stages"]
     last = chain[-1]["stage"] if chain else "no stage"
-    if must_follow and last not in before:
+    if must_follow and last not in (*before, IMPORT):
         raise LineageError(
             f"stage {config.stage} starts from a finished {expected} run, but {config.init} was "
             f"written by {last}; give another init, or init_from_scratch=true if that is meant"

@@ -86,10 +86,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "strides": [1, 2, 1, 2],
         "max_frames": 100,
     },
+    "imagebind": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "projection_dim": 24,
+        "num_mel_bins": 32,
+        "frames": 60,
+        "patch_size": 8,
+        "patch_stride": 8,
+    },
     "wav2vec2": SPEECH,
     "hubert": {**SPEECH, "feat_extract_norm": "layer", "do_stable_layer_norm": True},
 }
-OPTIONS: dict[str, dict[str, Any]] = {"wav2vec2": {"window": 1.0}, "hubert": {"window": 1.0}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "wav2vec2": {"window": 1.0},
+    "hubert": {"window": 1.0},
+    "imagebind": {"segments": 3, "seconds": 0.5},
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,167 @@
+"""Write a checkpoint out of published weights: backbones, connector, LLM."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+
+from avllm.config_model import ModelConfig
+from avllm.data.store.storage import sha256
+from avllm.errors import UserError, loading, one_line
+from avllm.log import logger
+from avllm.models.building.placeholders import embedding_width, load_tokenizer
+from avllm.models.checkpoint import save_checkpoint
+from avllm.models.checkpoint_format import IMPORT, write_tensors
+from avllm.models.encoders import widths_of
+from avllm.models.importing.base import BackboneFiles, Converted, Dims, Importer
+from avllm.models.modeling_avllm import AVLLM
+from avllm.models.processing_avllm import AVProcessor
+from avllm.registry import check_options, load, make
+from avllm.weights import check_finite
+
+LOG = logger(__name__)
+BACKBONES = "backbones"
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def import_checkpoint(
+    name: str,
+    files: Mapping[str, str],
+    *,
+    llm: str | Path,
+    output: str | Path,
+    dims: str | Path | None = None,
+    allow: Sequence[str] = (),
+) -> Path:
+    """Make a checkpoint out of the files that another project publishes.
+
+    Args:
+        name: of the importer.
+        files: the importer's files, by option.
+        llm: folder or hub name of the language model.
+        output: the checkpoint; its backbones are written into it. Made; it must not be there.
+        dims: JSON file of numbers that no tensor shows; None for those of the published model.
+        allow: regular expressions of tensors that may be missing or left over.
+
+    Returns:
+        the checkpoint's folder.
+
+    Raises:
+        UserError: a file or a tensor is missing, left over or of another shape, sizes contradict
+            each other, or the output exists.
+    """
+    output = Path(output)
+    if output.exists():
+        raise UserError(
+            f"{output} exists already; expected a new folder. Remove it, or choose another",
+            reason="exists",
+        )
+    part = load("importers", name)
+    check_options(part, files, f"importer {name!r}")
+    importer: Importer = make(part, **files)
+    numbers = Dims(importer.defaults, _read_dims(dims))
+    converted = importer.convert(numbers, allow)
+    weights = _connector_weights(converted, str(llm), numbers)
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model, processor = _compose(converted, str(llm), partial)
+    _fill_connector(model, weights)
+    record = {
+        "stage": IMPORT,
+        "importer": name,
+        "steps": 0,
+        "settings": {"files": dict(files), "dims": numbers.values, "allow": list(allow)},
+        "data": {str(path): sha256(path) for path in importer.sources},
+    }
+    for stream in converted.backbones:
+        model.config.encoders[stream]["name"] = f"{BACKBONES}/{stream}"
+    save_checkpoint(model, processor, partial, [record])
+    partial.rename(output)
+    return output
+
+
+def _read_dims(path: str | Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    expected = 'expected a JSON object like {"vit": {"heads": 16}}'
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: {one_line(error)}; {expected}", reason="dims") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}; {expected}", reason="dims")
+    return content
+
+
+def _connector_weights(converted: Converted, llm: str, dims: Dims) -> dict[str, Tensor]:
+    """Return the connector's weights; everything is checked before a file is written.
+
+    Raises:
+        UserError: a tensor is missing, left over or of another shape, or the LLM's width is not the
+            one that was asked for.
+    """
+    encoders = {}
+    with torch.device("meta"):
+        for stream, section in converted.encoders.items():
+            options = {key: value for key, value in section.items() if key != "type"}
+            part = load("encoders", section["type"])
+            encoders[stream] = make(part, converted.backbones[stream].config, **options)
+    width = embedding_width(_llm_config(llm))
+    dims.compare({"llm_hidden": width})
+    weights = converted.weights(widths_of(encoders), width)
+    for adapter in converted.adapters:
+        adapter.file.refuse_rest()
+    check_finite(weights.items(), "the published connector")
+    return weights
+
+
+def _compose(converted: Converted, llm: str, folder: Path) -> tuple[AVLLM, AVProcessor]:
+    """Write the backbones, and load the model on them; its connector is random."""
+    encoders = {}
+    for stream, section in converted.encoders.items():
+        place = folder / BACKBONES / stream
+        _write_backbone(converted.backbones[stream], place)
+        encoders[stream] = {**section, "name": str(place)}
+    dtype = DTYPES.get(_llm_config(llm).dtype, "float32")
+    description = ModelConfig.model_validate(
+        {
+            "llm": {"name": llm, "dtype": dtype},
+            "encoders": encoders,
+            "connector": converted.connector,
+            **converted.model,
+        }
+    )
+    tokenizer, token_ids = load_tokenizer(description)
+    model = AVLLM.from_backbones(description, token_ids)
+    return model, AVProcessor.from_model(model, tokenizer)
+
+
+def _fill_connector(model: AVLLM, weights: Mapping[str, Tensor]) -> None:
+    """Load the connector's weights. What is not there was allowed by name, and stays random."""
+    left = model.connector.load_state_dict(dict(weights), strict=False).missing_keys
+    for name in left:
+        LOG.warning("connector.%s is in no file and stays random", name)
+
+
+def _llm_config(llm: str) -> PretrainedConfig:
+    with loading("the LLM's config", llm):
+        config: PretrainedConfig = AutoConfig.from_pretrained(llm, trust_remote_code=False)
+    return config
+
+
+def _write_backbone(files: BackboneFiles, folder: Path) -> None:
+    """Write a backbone in the form of transformers."""
+    folder.mkdir(parents=True)
+    files.config.save_pretrained(folder)
+    state = {name: x.to(files.config.dtype).contiguous() for name, x in files.state.items()}
+    write_tensors(state, folder / "model.safetensors")
+    text = json.dumps(files.preprocessing, indent=2)
+    (folder / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Importers, one a file: checkpoints out of the weights that other projects publish."""
