@@ -3,7 +3,8 @@
     python scripts/toy_world/asking.py RUN [--cores 2]
 
 Asked are the questions of the test split, with all streams and with streams removed or exchanged,
-and those of the unseen combinations; retrieval is measured, too. All figures come from generated
+and those of the unseen combinations; some of the test split also as second and third turn of a
+conversation, after true answers. Retrieval is measured, too. All figures come from generated
 answers about decoded files.
 """
 
@@ -34,12 +35,14 @@ def ask(run: Path, cores: int) -> None:
     with ProcessPoolExecutor(cores) as pool:  # forked: what is imported above is not loaded again
         tests = [pool.submit(ask_part, run, part, True) for part in parts]
         unseen = pool.submit(ask_part, run, unseen_part, False)
+        chats = pool.submit(ask_part, run, share_out(run, "chats_test", 0, 1), False)
         retrieved = pool.submit(retrieve, run)
         results = merge([test.result() for test in tests])
         conditions = {name: result.to_dict() for name, result in results.items()}
         conditions["unseen"] = unseen.result()["as_is"].to_dict()
         figures = {
             "conditions": conditions,
+            "turns": figures_by_turn(results["as_is"], chats.result()["as_is"]),
             "retrieval": retrieved.result(),
             "environment": environment(),
         }
@@ -57,6 +60,25 @@ def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
         failed = [row for part in parts for row in part[name].failed]
         merged[name] = Result(first.condition, predictions, first.seed, failed, first.corpus)
     return merged
+
+
+def figures_by_turn(single: Any, chats: Any) -> dict[str, dict[str, Any]]:
+    """Return the figures of the same questions as first, second and third turn.
+
+    Args:
+        single: result of all questions of the test split, each asked alone.
+        chats: result of the conversations.
+    """
+    from avllm.evaluation.results import figures
+
+    by_turn: dict[int, list[Any]] = {1: []}
+    asked_again = set()
+    for prediction in chats.predictions:
+        meta = prediction.sample.meta
+        by_turn.setdefault(meta["turn"], []).append(prediction)
+        asked_again.add(meta["last"])
+    by_turn[1] = [p for p in single.predictions if p.sample.id in asked_again]
+    return {str(turn): figures(by_turn[turn]) for turn in sorted(by_turn)}
 
 
 def share_out(run: Path, split: str, part: int, parts: int) -> Path:

@@ -74,6 +74,7 @@ def summarise(run: Path) -> dict[str, Any]:
         "retrieval_r1": rounded(retrieval["r1"]),
         "retrieval": retrieval,
         "kinds": kinds_of(figures["conditions"], balance),
+        "turns": turns_of(figures["turns"]),
         "environment": figures["environment"],
     }
 
@@ -101,6 +102,15 @@ def kinds_of(conditions: dict[str, Any], balance: dict[str, Any]) -> dict[str, d
         row["blind"] = blind_figure(balance.get(kind, {}))
         kinds[kind] = row
     return kinds
+
+
+def turns_of(figures_by_turn: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return n, accuracy, its interval and chance of the same questions as turn 1, 2 and 3."""
+    turns = {}
+    for turn, row in figures_by_turn.items():
+        names = ("accuracy", "low", "high", "chance")
+        turns[turn] = {"n": row["n"], **{name: rounded(row[name]) for name in names}}
+    return turns
 
 
 FIGURES = (
@@ -231,6 +241,7 @@ def bars(summary: dict[str, Any]) -> list[Bar]:
         *changed,
         *both,
         *unseen_bars(kinds),
+        turn_bar(summary["turns"]),
         retrieval_bar(summary["retrieval"]),
         time_bar(summary["seconds"]),
         memory_bar(summary["peak_memory_mb"]),
@@ -282,6 +293,32 @@ def unseen_bars(kinds: dict[str, dict[str, Any]]) -> list[Bar]:
     what = "never-seen combinations, points below the test figure"
     reached = max(lost.values()) <= UNSEEN_LOSS
     return [Bar(reached, f"{what}: {figures} (bar: <= 8 in every kind)")]
+
+
+def turn_table(summary: dict[str, Any]) -> Table:
+    """Return the figures by turn for the terminal."""
+    figures = Table(
+        title="The same questions by turn of a conversation",
+        title_justify="left",
+        header_style="bold",
+    )
+    for column in ("turn", "n", "figure", "95%", "chance"):
+        figures.add_column(column, justify="right" if column != "turn" else "left")
+    for turn, row in summary["turns"].items():
+        accuracy, low, high, chance = (
+            percent(row[name]) for name in ("accuracy", "low", "high", "chance")
+        )
+        figures.add_row(turn, str(row["n"]), accuracy, f"{low}-{high}", chance)
+    return figures
+
+
+def turn_bar(turns: dict[str, dict[str, Any]]) -> Bar:
+    """Return the bar of later turns: as good as the first within its interval."""
+    first = turns["1"]
+    last = turns[max(turns)]
+    figures = f"turn {max(turns)} {percent(last['accuracy'])}, turn 1 {percent(first['accuracy'])}"
+    text = f"questions in a conversation: {figures} (bar: >= {percent(first['low'])})"
+    return Bar(last["accuracy"] >= first["low"], text)
 
 
 def retrieval_bar(retrieval: dict[str, Any]) -> Bar:

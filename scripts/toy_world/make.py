@@ -18,13 +18,16 @@ from functools import partial
 from pathlib import Path
 
 from balance import balance_report, balance_table, over_limits
+from chat_balance import add_later_turns
+from chats import count_turns, held_out_chats, training_chats
 from questions import caption_rows, question_rows
 from rendering import render_clip
 from rich.console import Console
 from scripting import SPLITS, script_split, split_sizes
 from tqdm import tqdm
 
-VERSION = 5  # raise it when the same settings give another world
+VERSION = 6  # raise it when the same settings give another world
+CHATS = ("train", "test")  # splits that have conversations, too
 UNFINISHED = "unfinished.json"
 
 
@@ -36,6 +39,11 @@ def settings_of(args: argparse.Namespace) -> dict:
 def read_json(path: Path) -> dict | None:
     """Return the file's content, None when there is no file."""
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """Return the JSON objects of a file, one a line."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
@@ -59,8 +67,7 @@ def prepare(out: Path, settings: dict, remake: bool) -> bool:
         shutil.rmtree(out / "clips", ignore_errors=True)
         (out / "world.json").unlink(missing_ok=True)
     if (out / "world.json").exists():
-        scripts = [json.loads(line) for line in (out / "script.jsonl").open()]
-        if all((out / s["file"]).exists() for s in scripts):
+        if all((out / s["file"]).exists() for s in read_jsonl(out / "script.jsonl")):
             return True
         (out / "world.json").unlink()
     (out / "clips").mkdir(parents=True, exist_ok=True)
@@ -86,7 +93,10 @@ def render_all(scripts: list[dict], seed: int, out: Path, workers: int) -> None:
 
 
 def write_manifests(out: Path, scripts: dict[str, list[dict]], seed: int) -> dict[str, list[dict]]:
-    """Write the manifests and the ground truth, and return the question rows of each split."""
+    """Write the manifests and the ground truth, and return the question rows of each split.
+
+    The questions of the training split are in two manifests: one by one, and in conversations.
+    """
     questions = {}
     taken: set[str] = set()
     for split in SPLITS:
@@ -95,6 +105,8 @@ def write_manifests(out: Path, scripts: dict[str, list[dict]], seed: int) -> dic
         taken |= {row["messages"][1]["content"][0]["text"] for row in captions}
         write_jsonl(out / f"{split}.jsonl", questions[split])
         write_jsonl(out / f"captions_{split}.jsonl", captions)
+    write_jsonl(out / "chats_train.jsonl", training_chats(questions["train"], "train", seed))
+    write_jsonl(out / "chats_test.jsonl", held_out_chats(questions["test"], "test", seed))
     write_jsonl(out / "script.jsonl", [script for split in SPLITS for script in scripts[split]])
     return questions
 
@@ -107,6 +119,7 @@ def make_world(out: Path, settings: dict, workers: int) -> dict:
     render_all([s for split in SPLITS for s in scripts[split]], seed, out, workers)
     questions = write_manifests(out, scripts, seed)
     report = balance_report(scripts, questions)
+    add_later_turns(report, {split: questions[split] for split in CHATS})
     counts = {}
     for split in SPLITS:
         kinds = Counter(row["kind"] for row in questions[split])
@@ -115,6 +128,7 @@ def make_world(out: Path, settings: dict, workers: int) -> dict:
         "settings": settings,
         "clips": {s: len(v) for s, v in scripts.items()},
         "rows": counts,
+        "turns": {name: count_turns(read_jsonl(out / f"chats_{name}.jsonl")) for name in CHATS},
         "balance": report,
     }
     (out / "world.json").write_text(json.dumps(world, indent=1))

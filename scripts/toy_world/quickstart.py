@@ -28,7 +28,15 @@ WORLD = RUN / "world"
 STAGE_SECONDS = RUN / "stage_seconds.json"
 WORLD_FILES = [
     f"scripts/toy_world/{name}.py"
-    for name in ("make", "balance", "questions", "rendering", "scripting")
+    for name in (
+        "make",
+        "balance",
+        "chat_balance",
+        "chats",
+        "questions",
+        "rendering",
+        "scripting",
+    )
 ]
 STAGES = {"stage1": "stage1_align", "stage2": "stage2_caption", "stage3": "stage3_instruct"}
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import remarks, summarise, table
+from figures import remarks, summarise, table, turn_table
 from rich.console import Console
+from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = 10
@@ -66,7 +67,8 @@ def write_report(run: Path, summary: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
     phases = [f"| {name} | {spent:.0f} |" for name, spent in summary["seconds"].items()]
     curves = [f"![{stage}]({stage}/loss.png)" for stage in ("stage1", "stage2", "stage3")]
-    lines = ["# Quickstart", "", "```", table_text(summary), *remarks(summary), "```", ""]
+    tables = [table_text(table(summary)), "", table_text(turn_table(summary))]
+    lines = ["# Quickstart", "", "```", *tables, *remarks(summary), "```", ""]
     lines += ["| phase | seconds |", "|---|---|", *phases, ""]
     lines += ["## Loss curves", "", *curves, "", "## Ten clips"]
     for number, example in enumerate(examples(run)):
@@ -77,11 +79,11 @@ def write_report(run: Path, summary: dict[str, Any]) -> None:
     (run / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def table_text(summary: dict[str, Any]) -> str:
-    """Return the table as text."""
+def table_text(figures: Table) -> str:
+    """Return a table as text."""
     with Path("/dev/null").open("w", encoding="utf-8") as nowhere:
         console = Console(width=WIDTH, record=True, file=nowhere)
-        console.print(table(summary))
+        console.print(figures)
         return console.export_text().rstrip()
 
 
@@ -92,6 +94,7 @@ def finish(run: Path) -> None:
     write_report(run, summary)
     console = Console(width=WIDTH)
     console.print(table(summary))
+    console.print(turn_table(summary))
     for line in remarks(summary):
         console.print(line, highlight=False)
     chat = [sys.executable, str(ROOT / "serve" / "chat_demo.py"), str((run / "stage3").resolve())]
