@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from avllm.data.schema import PARTS, PLAIN, Sample
 from avllm.data.store.storage import local_copy, local_path, sha256
 from avllm.errors import UserError
+
+IN_ONE_LINE = re.compile(r" at line 1 column (\d+)$")
+"""The end of a JSON error's message: the line of the manifest is another, and is named before."""
 
 
 class ManifestError(UserError):
@@ -38,19 +43,34 @@ def parse_row(text: str | bytes, where: str) -> Sample:
 
 def describe(error: ValidationError) -> str:
     """Name the first mistakes of a validation error in one line: field, expected, seen."""
-    # Content that is neither parts nor plain text fails as both; it is reported once, as parts.
-    mistakes = [item for item in error.errors() if PLAIN not in item["loc"]]
+    mistakes = _mistakes(error)
     descriptions = []
     for item in mistakes[:3]:
-        field = ".".join(str(key) for key in item["loc"] if key != PARTS) or "row"
         seen = repr(item.get("input"))
         if len(seen) >= 80:
             seen = seen[:77] + "..."
-        descriptions.append(f"field {field}: {item['msg']} (seen: {seen})")
+        message = IN_ONE_LINE.sub(r" at column \1", item["msg"])
+        descriptions.append(f"field {_field(item)}: {message} (seen: {seen})")
     more = len(mistakes) - len(descriptions)
     if more > 0:
         descriptions.append(f"and {more} more")
     return "; ".join(descriptions)
+
+
+def mistake_of(malformed: ManifestError) -> str:
+    """Name the first mistake of :func:`parse_row`'s error without values, which rows may share."""
+    assert isinstance(malformed.__cause__, ValidationError)
+    item = _mistakes(malformed.__cause__)[0]
+    return f"field {_field(item)}: {IN_ONE_LINE.sub('', item['msg'])}"
+
+
+def _mistakes(error: ValidationError) -> list[ErrorDetails]:
+    # Content that is neither parts nor plain text fails as both; it is reported once, as parts.
+    return [item for item in error.errors() if PLAIN not in item["loc"]]
+
+
+def _field(item: ErrorDetails) -> str:
+    return ".".join(str(key) for key in item["loc"] if key != PARTS) or "row"
 
 
 def read_manifest(path: str | Path) -> list[Sample]:

@@ -105,17 +105,52 @@ def mistake(command: list[str]) -> str:
     return error.value.reason
 
 
-def test_an_empty_manifest_is_an_error(clip: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty.jsonl").write_text("\n\n")
-    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good")])
-    for command in (
-        ["check", str(tmp_path / "empty.jsonl")],
-        ["check", str(manifest), "--against", str(tmp_path / "empty.jsonl")],
-        ["stats", str(manifest), str(tmp_path / "empty.jsonl")],
-    ):
-        with pytest.raises(ManifestError, match=r"empty\.jsonl") as error:
-            INVOKE(app, ["data", *command], catch_exceptions=False)
-        assert error.value.reason == "empty"
+def test_an_empty_manifest_is_an_error_and_the_others_are_checked(
+    clip: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n\n")
+    manifest = write_rows(tmp_path / "m.jsonl", [about(clip, "good"), words("bad", " ")])
+    for command in ([str(empty), str(manifest)], [str(manifest), "--against", str(empty)]):
+        result = INVOKE(app, ["data", "check", *command, "--strict", "--json"])
+        checked = json.loads(result.stdout.splitlines()[-1])
+        assert result.exit_code == 1
+        assert checked["rows"] == {str(manifest): 2}
+        assert checked["rows_with_errors"] == 2, "the row without an answer, and the manifest"
+        assert {reason: r["rows"] for reason, r in checked["reasons"].items()} == {
+            "empty_manifest": 1,
+            "empty_answer": 1,
+        }
+        assert checked["mistakes"]["empty_manifest"][""]["first"] == [str(empty)]
+        assert checked["to_fix"] == {}
+        assert str(empty) in "".join(result.stderr.split())
+    with pytest.raises(ManifestError, match=r"empty\.jsonl") as error:
+        INVOKE(app, ["data", "stats", str(manifest), str(empty)], catch_exceptions=False)
+    assert error.value.reason == "empty"
+
+
+def test_a_missing_file_is_named_and_malformed_lines_are_counted_by_mistake(tmp_path: Path) -> None:
+    away = tmp_path / "away" / "gone.mp4"
+    manifest = write_rows(tmp_path / "m.jsonl", [about(away, "gone")])
+    with manifest.open("a") as file:
+        file.write('{"id": "cut", "messages"\n')
+        for number in range(8):
+            file.write(json.dumps({**words(f"odd {number}"), "colour": number}) + "\n")
+        file.write('{"id": "cut" "messages": 1}\n')
+        file.write(json.dumps({"id": "bare"}) + "\n")
+    result = INVOKE(app, ["data", "check", str(manifest)])
+    assert str(away) in "".join(result.output.split())
+    checked = json.loads(INVOKE(app, ["data", "check", str(manifest), "--json"]).stdout)
+    counts = {
+        name: (mistake["rows"], [int(place.rsplit(" ", 1)[1]) for place in mistake["first"]])
+        for name, mistake in checked["mistakes"]["malformed"].items()
+    }
+    assert sorted(counts.values()) == [(1, [2]), (1, [11]), (1, [12]), (8, [3, 4, 5, 6, 7])]
+    assert [name for name, (rows, _) in counts.items() if rows == 8][0].startswith("field colour")
+    printed = " ".join(result.output.split())
+    assert all(name in printed for name in counts)
+    for finding in checked["examples"]["malformed"]:
+        assert "line 1" not in finding["detail"], "the line within the line"
 
 
 def test_rows_to_fix_by_hand_are_named(clip: Path, tmp_path: Path) -> None:

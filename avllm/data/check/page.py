@@ -165,8 +165,20 @@ def _details(report: CheckReport, reason: str) -> str:
         note += " Some of them, findings.jsonl has all:"
     opened = " open" if about.severity == "error" else ""
     # The anchor is inside, so that a link to it opens the details.
-    content = f"<p id={reason}>{note}</p>{_examples(findings, report.thumbnails)}"
+    content = f"<p id={reason}>{note}</p>{_mistakes(report, reason)}"
+    content += _examples(findings, report.thumbnails)
     return f"<details{opened}><summary>{title}</summary>{content}</details>"
+
+
+def _mistakes(report: CheckReport, reason: str) -> str:
+    """Return a table of the mistakes that a reason is counted by; "" where it is one."""
+    named = {name: rows for name, rows in report.mistakes[reason].items() if name}
+    if not named:
+        return ""
+    return table(
+        ("mistake", "rows", "first"),
+        [(name, rows.rows, rows.where()) for name, rows in named.items()],
+    )
 
 
 def _examples(findings: Sequence[Finding], pictures: dict[str, str]) -> str:

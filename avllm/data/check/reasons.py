@@ -98,7 +98,7 @@ REASONS: dict[str, Reason] = {
     ),
     "clock_restarts": Reason(
         "warning",
-        "the timestamps begin again within the file, as after `cat a.ts b.ts`",
+        "the timestamps begin again or jump ahead within the file, as after `cat a.ts b.ts`",
         "none, if its parts belong together; else cut it there",
     ),
     "interlaced": Reason(
@@ -146,22 +146,32 @@ REASONS: dict[str, Reason] = {
         "the line is no sample, and training refuses the manifest",
         "repair the line",
     ),
+    "empty_manifest": Reason(
+        "error",
+        "the manifest holds no row, and training refuses it",
+        "write rows, or leave the manifest out",
+    ),
     "duplicate_id": Reason(
         "error",
-        "the id occurs twice; training refuses the manifest",
+        "the id occurs twice in one manifest; training refuses the manifest",
         "give each row an id",
     ),
     "unlisted_id": Reason("error", "the id holds a tab or a line break", "give the row another id"),
     "id_in_two_manifests": Reason(
         "warning",
-        "the id occurs in two manifests",
-        "a quarantine list removes both",
+        "the id occurs in several manifests",
+        "none, or give each row an id; a quarantine list removes all rows with an id",
     ),
     "empty_text": Reason("warning", "a turn holds nothing at all", "write what is asked"),
     "empty_answer": Reason(
         "error",
         "the last turn is no answer, or an answer is empty",
         "write the answer",
+    ),
+    "answer_outside_choices": Reason(
+        "warning",
+        "an answer is none of the row's choices, so no model can be right",
+        "correct choices, or the answers",
     ),
     "long_text": Reason(
         "warning",
@@ -229,7 +239,7 @@ REASONS: dict[str, Reason] = {
     ),
 }
 
-UNLISTED = {"malformed", "duplicate_id", "malformed_test"}
+UNLISTED = {"malformed", "empty_manifest", "duplicate_id", "malformed_test"}
 """Reasons of rows that no quarantine list can set aside: training refuses their manifest before."""
 
 
@@ -245,6 +255,7 @@ class Finding:
         reason: a key of ``REASONS``.
         detail: what was seen.
         path: the file with the problem, or None.
+        mistake: what rows with this reason are counted by; "" where the reason says all.
     """
 
     id: str
@@ -254,6 +265,12 @@ class Finding:
     reason: str
     detail: str
     path: str | None = None
+    mistake: str = ""
+
+    @property
+    def location(self) -> str:
+        """Name manifest and line; the manifest alone where no line is meant."""
+        return f"{self.manifest} line {self.line}" if self.line else self.manifest
 
     @property
     def severity(self) -> Severity:

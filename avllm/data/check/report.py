@@ -12,6 +12,33 @@ from avllm.data.check.reasons import REASONS, Finding, Severity
 
 EXAMPLES = 20  # findings of a reason that the report shows; findings.jsonl has all
 EXAMPLES_OF_A_FILE = 5  # findings of a reason about one file that are shown before other files'
+MISTAKES = 20  # of a reason that are counted apart
+OTHERS = "other mistakes"
+FIRST_LINES = 5  # of a mistake that the report names
+
+
+@dataclass
+class MistakeRows:
+    """Count the rows with one mistake.
+
+    Attributes:
+        rows: how many.
+        first: locations of the first of them.
+    """
+
+    rows: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, location: str) -> None:
+        """Count a row."""
+        self.rows += 1
+        if len(self.first) < FIRST_LINES:
+            self.first.append(location)
+
+    def where(self) -> str:
+        """Name the first rows, and say how many there are beside them."""
+        more = self.rows - len(self.first)
+        return ", ".join(self.first) + (f" and {more:,} more" if more else "")
 
 
 @dataclass
@@ -23,6 +50,7 @@ class CheckReport:
         files: distinct ones.
         reused: files whose results came from the journal.
         reasons: how many rows have each reason.
+        mistakes: of each reason, its rows by mistake; one without a name where there is one kind.
         examples: the first findings of each reason.
         to_fix: line numbers, by manifest, of rows with errors that no quarantine list can set
             aside.
@@ -38,6 +66,7 @@ class CheckReport:
     files: int = 0
     reused: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    mistakes: dict[str, dict[str, MistakeRows]] = field(default_factory=lambda: defaultdict(dict))
     examples: dict[str, list[Finding]] = field(default_factory=lambda: defaultdict(list))
     to_fix: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     sources: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -51,11 +80,22 @@ class CheckReport:
     def add(self, source: str, findings: Sequence[Finding]) -> None:
         """Count the findings of one row, and keep some as examples."""
         self.sources[source].update({finding.severity for finding in findings})
-        self.reasons.update({finding.reason for finding in findings})
+        by_reason = {finding.reason: finding for finding in findings}
+        self.reasons.update(by_reason.keys())
+        for finding in by_reason.values():
+            self._count_mistake(finding)
         for finding in findings:
             examples = self.examples[finding.reason]
             if len(examples) < self._most_examples(finding):
                 examples.append(finding)
+
+    def _count_mistake(self, finding: Finding) -> None:
+        """Count a row by its mistake; after many mistakes, further ones count as one."""
+        mistakes = self.mistakes[finding.reason]
+        name = finding.mistake
+        if name not in mistakes and len(mistakes) >= MISTAKES:
+            name = OTHERS
+        mistakes.setdefault(name, MistakeRows()).add(finding.location)
 
     def _most_examples(self, finding: Finding) -> int:
         """Return how many examples the reason may have before this finding is left out."""
@@ -92,6 +132,9 @@ class CheckReport:
                 "severity": REASONS[reason].severity,
                 "rows": self.reasons[reason],
             }
+        mistakes = {}
+        for reason, rows_by_mistake in self.mistakes.items():
+            mistakes[reason] = {name: vars(rows) for name, rows in rows_by_mistake.items()}
         examples = {}
         for reason, findings in self.examples.items():
             examples[reason] = [vars(finding) for finding in findings]
@@ -102,6 +145,7 @@ class CheckReport:
             "rows_with_errors": self.count("error"),
             "rows_with_warnings": self.count("warning"),
             "reasons": reasons,
+            "mistakes": mistakes,
             "to_fix": dict(self.to_fix),
             "sources": {source: dict(counts) for source, counts in self.sources.items()},
             "summary": {name: summary(values) for name, values in self.values.items()},

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic_core import from_json
 
 from avllm.data.check.reasons import Problem
-from avllm.data.manifest import ManifestError, parse_row, raw_lines
+from avllm.data.manifest import ManifestError, mistake_of, parse_row, raw_lines
 from avllm.data.schema import Sample, WordPart
 
 LONG_TEXT = 20_000  # characters
@@ -24,6 +24,9 @@ PLACEHOLDER = re.compile(
     r"<\|?/?(?:image|video|audio|speech|sound|av|vid|im)(?:here|_?pad|_?start|_?end)?\|?>",
     re.IGNORECASE,
 )
+
+LETTER = re.compile(r"^\s*[(\[]?([A-Za-z])(?:[)\].:,]+\s*|\s*$)")
+"""The letter of a choice at the begin of a text: ``B``, ``(b)``, ``B. a dog``."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Line:
         sample: None where the line is malformed.
         error: why it is malformed, or "".
         id: of the row; "" where a malformed line has none.
+        reason: of the error: ``malformed``, or ``empty_manifest`` for a manifest without lines,
+            which has number 0; or "".
+        mistake: the error without values, so that rows can be counted by it.
     """
 
     manifest: Path
@@ -43,6 +49,8 @@ class Line:
     sample: Sample | None
     error: str
     id: str
+    reason: str = ""
+    mistake: str = ""
 
     @property
     def location(self) -> str:
@@ -51,20 +59,18 @@ class Line:
 
 
 def lines(manifests: Sequence[Path]) -> Iterator[Line]:
-    """Yield every line that is not blank, malformed ones included.
+    """Yield every line that is not blank, malformed ones included, and one for an empty manifest.
 
     Raises:
-        ManifestError: a manifest is no file, or empty.
+        ManifestError: a manifest is no file.
     """
     for manifest in manifests:
         number = 0
         for number, text in raw_lines(manifest):
             yield _line(manifest, number, text)
         if not number:
-            raise ManifestError(
-                f"{manifest} holds no row; expected one JSON object a line",
-                reason="empty",
-            )
+            error = f"{manifest} holds no row; expected one JSON object a line"
+            yield Line(manifest, 0, None, error, "", "empty_manifest")
 
 
 def _line(manifest: Path, number: int, text: bytes) -> Line:
@@ -73,7 +79,8 @@ def _line(manifest: Path, number: int, text: bytes) -> Line:
         sample = parse_row(text, location)
     except ManifestError as error:
         message = str(error).removeprefix(f"{location}: ")
-        return Line(manifest, number, None, message, _id_of(text))
+        mistake = mistake_of(error)
+        return Line(manifest, number, None, message, _id_of(text), error.reason, mistake)
     return Line(manifest, number, sample, "", sample.id)
 
 
@@ -99,6 +106,7 @@ def text_problems(sample: Sample) -> Iterator[Problem]:
         yield Problem("unlisted_id", f"id {sample.id!r}")
     if not sample.licence:
         yield Problem("no_licence", f"source {sample.source}")
+    yield from _choice_problems(sample)
     last = len(sample.messages) - 1
     for number, message in enumerate(sample.messages):
         is_answer = message.role == "assistant"
@@ -106,6 +114,35 @@ def text_problems(sample: Sample) -> Iterator[Problem]:
             yield Problem("empty_answer", f"turn {number} is the {message.role}'s")
     for number in range(len(sample.messages)):
         yield from _turn_problems(sample, number)
+
+
+def _choice_problems(sample: Sample) -> Iterator[Problem]:
+    """Yield the answers of a row that are none of its choices, by letter or by words."""
+    if not sample.choices:
+        return
+    answers = [sample.answer or "", *(sample.answers or ())]
+    outside = [text for text in answers if text.strip() and not _names_one(text, sample.choices)]
+    if outside:
+        seen = ", ".join(repr(text[:80]) for text in outside)
+        choices = ", ".join(repr(choice[:80]) for choice in sample.choices)
+        yield Problem("answer_outside_choices", f"{seen} is none of {choices}")
+
+
+def _names_one(answer: str, choices: Sequence[str]) -> bool:
+    """Return whether an answer begins with a choice's letter, or holds a choice's words."""
+    said = _words(answer)
+    letter = LETTER.match(answer)
+    if letter is not None and ord(letter[1].lower()) - ord("a") < len(choices):
+        return True
+    for choice in choices:
+        bare = _words(LETTER.sub("", choice)) or _words(choice)
+        if f" {bare} " in f" {said} " or choice.strip().casefold() == answer.strip().casefold():
+            return True
+    return False
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _turn_problems(sample: Sample, number: int) -> Iterator[Problem]:
@@ -125,7 +162,7 @@ def _turn_problems(sample: Sample, number: int) -> Iterator[Problem]:
 
 
 class Ids:
-    """Find ids that occur more than once.
+    """Find ids that occur more than once, in one manifest or in several.
 
     Rows are counted in a first pass and looked up in a second. Of an id that occurs once only a
     hash is held, 8 bytes a row.
@@ -134,7 +171,8 @@ class Ids:
     def __init__(self) -> None:
         self._hashes = array("q")
         self._repeated: set[int] = set()  # hashes that occur more than once
-        self._first: dict[str, tuple[Path, int]] = {}  # repeated id -> manifest and line
+        # Of each repeated id, the first line in each manifest that has it.
+        self._first: dict[str, dict[Path, int]] = {}
 
     def counting(self, rows: Iterable[Line]) -> Iterator[Line]:
         """Yield the same rows, and count their ids."""
@@ -145,15 +183,25 @@ class Ids:
         self._repeated = set(hashes[counts > 1].tolist())
         self._hashes = array("q")
 
+    def occurs_again(self, identity: str) -> bool:
+        """Return whether several of the counted rows have an id (or, rarely, its hash)."""
+        return hash(identity) in self._repeated
+
     def problems(self, line: Line) -> Iterator[Problem]:
-        """Yield a problem when an earlier row, of those that were counted, has the line's id."""
-        if not line.id or hash(line.id) not in self._repeated:
+        """Yield a problem when an earlier row, of those that were counted, has the line's id.
+
+        An earlier row of the same manifest is one problem, those of other manifests another.
+        """
+        if not line.id or not self.occurs_again(line.id):
             return
-        manifest, number = self._first.setdefault(line.id, (line.manifest, line.number))
-        if (manifest, number) == (line.manifest, line.number):
-            return
-        reason = "duplicate_id" if manifest == line.manifest else "id_in_two_manifests"
-        yield Problem(reason, f"id {line.id!r} occurs already in {manifest} line {number}")
+        first_lines = self._first.setdefault(line.id, {})
+        others = [f"{path} line {n}" for path, n in first_lines.items() if path != line.manifest]
+        number = first_lines.setdefault(line.manifest, line.number)
+        if number != line.number:
+            yield Problem("duplicate_id", f"id {line.id!r} occurs already in line {number}")
+        if others:
+            seen = f"id {line.id!r} occurs already in {', '.join(others)}"
+            yield Problem("id_in_two_manifests", seen)
 
 
 class Origin(NamedTuple):
@@ -211,7 +259,7 @@ def caption_key(sample: Sample) -> bytes | None:
 
     It is None for answers of a few words, which many rows share.
     """
-    words = re.findall(r"\w+", (sample.answer or "").casefold())
-    if len(words) < CAPTION_WORDS:
+    words = _words(sample.answer or "")
+    if words.count(" ") + 1 < CAPTION_WORDS:
         return None
-    return hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
+    return hashlib.blake2b(words.encode(), digest_size=16).digest()

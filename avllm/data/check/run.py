@@ -13,10 +13,9 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from avllm.data.boundary import one_row
 from avllm.data.check.file import thumbnail
@@ -30,10 +29,11 @@ from avllm.data.check.files import (
     remembered,
     same_bytes,
 )
+from avllm.data.check.lists import row_lists
 from avllm.data.check.page import write_page
-from avllm.data.check.reasons import UNLISTED, Finding, Problem
+from avllm.data.check.reasons import Finding, Problem
 from avllm.data.check.report import CheckReport
-from avllm.data.check.rows import Ids, Line, TestRows, lines, listable, text_problems
+from avllm.data.check.rows import Ids, Line, TestRows, lines, text_problems
 from avllm.data.check.uses import Use, duration_of_use
 from avllm.data.manifest import ManifestError
 from avllm.data.media.load import MediaError
@@ -127,71 +127,20 @@ def _judge_rows(
     output: Path | None,
 ) -> None:
     """Read the rows again, and record the findings of each."""
-    with _open_lists(output) as lists:
+    with row_lists(report, judge.ids, output) as lists:
         for line in judge.test.malformed:
-            finding = _finding(line, Problem("malformed_test", line.error))
-            _record(report, "(test rows)", line, [finding], lists)
+            reason = "malformed_test" if line.reason == "malformed" else line.reason
+            findings = [_fault(line, reason)]
+            report.add("(test rows)", findings)
+            lists.add(line, findings)
         for line in lines(manifests):
-            source = "(malformed)" if line.sample is None else line.sample.source
-            report.rows[str(line.manifest)] += 1
-            report.sources[source]["rows"] += 1
-            _record(report, source, line, judge.findings(line, report), lists)
-
-
-@dataclass(frozen=True)
-class _Lists:
-    """Write the rows to quarantine and all findings, a line each."""
-
-    quarantine: IO[str]
-    findings: IO[str]
-
-
-@contextmanager
-def _open_lists(output: Path | None) -> Iterator[_Lists | None]:
-    """Open the lists of an output folder; yield None without one."""
-    if output is None:
-        yield None
-        return
-    with (
-        _open_whole(output / "quarantine.txt") as quarantine,
-        _open_whole(output / "findings.jsonl") as findings,
-    ):
-        yield _Lists(quarantine, findings)
-
-
-@contextmanager
-def _open_whole(path: Path) -> Iterator[IO[str]]:
-    """Open a text file that gets its name when it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        yield file
-    partial.replace(path)
-
-
-def _record(
-    report: CheckReport,
-    source: str,
-    line: Line,
-    findings: list[Finding],
-    lists: _Lists | None,
-) -> None:
-    """Count the findings of a line, and write them to the lists.
-
-    A line with errors goes to the quarantine list, or, where the list cannot name it, to the lines
-    that have to be fixed by hand.
-    """
-    report.add(source, findings)
-    errors = list(dict.fromkeys(f.reason for f in findings if f.severity == "error"))
-    quarantined = bool(errors) and listable(line.id) and UNLISTED.isdisjoint(errors)
-    if errors and not quarantined:
-        report.to_fix[str(line.manifest)].append(line.number)
-    if lists is None:
-        return
-    if quarantined:
-        lists.quarantine.write(f"{line.id}\t{','.join(errors)}\n")
-    for finding in findings:
-        entry = {"severity": finding.severity, **vars(finding)}
-        lists.findings.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            source = f"({line.reason})" if line.sample is None else line.sample.source
+            if line.number:  # it is 0 for a manifest without rows
+                report.rows[str(line.manifest)] += 1
+                report.sources[source]["rows"] += 1
+            findings = judge.findings(line, report)
+            report.add(source, findings)
+            lists.add(line, findings)
 
 
 def _finding(line: Line, problem: Problem, path: str | None = None) -> Finding:
@@ -205,6 +154,11 @@ def _finding(line: Line, problem: Problem, path: str | None = None) -> Finding:
         problem.detail,
         path,
     )
+
+
+def _fault(line: Line, reason: str) -> Finding:
+    """Return the finding about a line that is no row."""
+    return replace(_finding(line, Problem(reason, line.error)), mistake=line.mistake)
 
 
 class Judge:
@@ -258,7 +212,7 @@ class Judge:
         """Return all findings about a line; the report's values get the length of the row."""
         findings = [_finding(line, problem) for problem in self.ids.problems(line)]
         if line.sample is None:
-            return [*findings, _finding(line, Problem("malformed", line.error))]
+            return [*findings, _fault(line, line.reason)]
         row_problems = [*text_problems(line.sample), *self.test.problems(line.sample)]
         findings += [_finding(line, problem) for problem in row_problems]
         tokens_of_media: list[dict[str, int]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from avllm.data.boundary import one_row
 from avllm.data.check.file import can_be_used
 from avllm.data.check.files import ExamineOptions, Files, Uses, gather, media_of
 from avllm.data.check.reasons import REASONS
-from avllm.data.check.rows import lines
+from avllm.data.check.rows import Line, lines
 from avllm.data.check.run import TokenCounter
 from avllm.data.check.uses import Use, duration_of_use
+from avllm.data.manifest import ManifestError
 from avllm.data.media.load import MediaError
 from avllm.data.schema import RowError, Sample, VideoPart
 
@@ -107,15 +108,15 @@ def stats(
             Rows that it finds too long are refused, so it should have no limit.
 
     Raises:
-        ManifestError: a manifest is no file.
+        ManifestError: a manifest is no file, or empty.
     """
-    uses = gather(lines(manifests))
+    uses = gather(_rows(manifests))
     result = Stats(media_files=len(uses))
     files: Files | None = None
     if options is not None:
         files = Files(options, None)
         files.examine(uses)
-    for line in lines(manifests):
+    for line in _rows(manifests):
         if line.sample is None:
             result.malformed += 1
             continue
@@ -136,6 +137,14 @@ def stats(
                 result.refused[error.reason] += 1
         _add_row(result, row, sample, line.manifest)
     return result
+
+
+def _rows(manifests: Sequence[Path]) -> Iterator[Line]:
+    """Yield the lines of manifests, none of which may be empty."""
+    for line in lines(manifests):
+        if line.reason == "empty_manifest":
+            raise ManifestError(line.error, reason="empty")
+        yield line
 
 
 def _add_row(result: Stats, row: RowTotals, sample: Sample, manifest: Path) -> None:

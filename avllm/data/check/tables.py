@@ -56,16 +56,28 @@ def _reasons_table(report: CheckReport, cut: bool) -> Table:
     table.add_column("meaning, and an example", overflow=overflow, no_wrap=cut, ratio=1)
     for reason in report.ranked():
         about = REASONS[reason]
-        finding = report.examples[reason][0]
-        example = f"{finding.id or f'line {finding.line}'}: {finding.detail}"
+        seen = [f"[dim]{escape(_one_line(text))}[/]" for text in _seen(report, reason)]
         colour = "red" if about.severity == "error" else "yellow"
         table.add_row(
             f"[{colour}]{about.severity}[/]",
             reason,
             f"{report.reasons[reason]:,}",
-            f"{about.meaning}\n[dim]{escape(_one_line(example))}[/]",
+            "\n".join([about.meaning, *seen]),
         )
     return table
+
+
+def _seen(report: CheckReport, reason: str) -> list[str]:
+    """Return the first example of a reason, its file, and rows; of several mistakes, each one."""
+    mistakes = report.mistakes[reason]
+    finding = report.examples[reason][0]
+    texts = [f"{finding.id or finding.location}: {finding.detail}"]
+    if finding.path:
+        texts.append(finding.path)
+    for name, rows in mistakes.items():
+        count = f"{rows.rows:,} x {name}: " if name else ""
+        texts.append(f"{count}{rows.where()}")
+    return texts
 
 
 def _one_line(text: str) -> str:

@@ -149,6 +149,71 @@ def test_rows_have_their_reasons(tmp_path: Path) -> None:
     assert without_id == [12]
 
 
+def test_an_id_is_compared_within_its_manifest_and_with_the_others(tmp_path: Path) -> None:
+    names = ("first", "second", "third")
+    first, second, third = (tmp_path / f"{name}.jsonl" for name in names)
+    write_rows(first, [words("a"), words("b"), words("only")])
+    write_rows(second, [words("a"), words("b"), words("a")])
+    write_rows(third, [words("a"), words("c")])
+    report = check([first, second, third])
+    places = {
+        reason: [(Path(f.manifest).stem, f.line) for f in findings]
+        for reason, findings in report.examples.items()
+    }
+    assert places == {
+        "id_in_two_manifests": [("second", 1), ("second", 2), ("second", 3), ("third", 1)],
+        "duplicate_id": [("second", 3)],
+    }
+    last = report.examples["id_in_two_manifests"][-1].detail
+    assert str(first) in last
+    assert str(second) in last
+    assert report.to_fix == {str(second): [3]}
+
+
+def test_an_id_of_several_manifests_is_listed_once_and_only_when_all_its_rows_are_bad(
+    tmp_path: Path,
+) -> None:
+    paths = [tmp_path / f"{name}.jsonl" for name in "abc"]
+    gone = [about(tmp_path / "gone.mp4", "bad"), words("bad", " "), words("bad", " ")]
+    for number, path in enumerate(paths):
+        once = words("once", " " if number == 1 else "red")
+        write_rows(path, [words(f"own {number}", " "), gone[number], once])
+    report = check(paths, output=tmp_path / "out")
+    assert (tmp_path / "out/quarantine.txt").read_text().splitlines() == [
+        "own 0\tempty_answer",
+        "own 1\tempty_answer",
+        "own 2\tempty_answer",
+        "bad\tmissing,empty_answer",
+    ]
+    assert report.to_fix == {str(paths[1]): [3]}, "training takes the other two rows of this id"
+
+
+@pytest.mark.parametrize(
+    ("answer", "further", "choices", "right"),
+    [
+        ("red", None, ["red", "blue"], True),
+        ("Red.", ["blue"], ["red", "blue"], True),
+        ("It is a red one", None, ["red", "blue"], True),
+        ("B", None, ["red", "blue"], True),
+        ("(b) blue", None, ["red", "blue"], True),
+        ("blue", None, ["A. red", "B. blue"], True),
+        ("green", None, ["red", "blue"], False),
+        ("red", ["green"], ["red", "blue"], False),
+        ("C", None, ["red", "blue"], False),
+        ("redder", None, ["red", "blue"], False),
+        ("red", None, [], True),
+        ("?", None, ["?", "!"], True),
+    ],
+)
+def test_answers_outside_the_choices_are_found(
+    answer: str, further: list[str] | None, choices: list[str], right: bool, tmp_path: Path
+) -> None:
+    row = words("a", answer, choices=choices, answers=further)
+    report = check([write_rows(tmp_path / "m.jsonl", [row])], output=tmp_path / "out")
+    assert reasons(report) == ({} if right else {"a": {"answer_outside_choices"}})
+    assert (tmp_path / "out/quarantine.txt").read_text() == "", "training takes it"
+
+
 def test_the_quarantine_list_holds_ids_without_tabs_and_line_breaks(tmp_path: Path) -> None:
     rows = [words("line\rid", " "), {**words("tab\tid"), "colour": "red"}, words("empty", " ")]
     report = check([write_rows(tmp_path / "m.jsonl", rows)], output=tmp_path / "out")
