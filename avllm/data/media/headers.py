@@ -49,7 +49,7 @@ def _describe(media: OpenMedia) -> MediaInfo:
     fields = {**_video_info(media), **_audio_info(media)}
     notes = [*fields.pop("picture_notes", ()), *_sound_notes(media)]
     if media.clock is not None:
-        seen = f"times begin again {len(media.clock.stretches) - 1} times"
+        seen = f"times begin again or jump ahead {len(media.clock.stretches) - 1} times"
         notes.append(Note("clock_restarts", f"{seen}; the parts are played one after the other"))
     return MediaInfo(
         duration=duration,

@@ -14,6 +14,7 @@ import pytest
 import torch
 from data.media.media_files import (
     RATE,
+    click_times,
     clicks,
     number_of,
     numbers,
@@ -164,17 +165,27 @@ def joined(target: Path, *parts: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["ts", "mpg"])
-@pytest.mark.parametrize("lengths", [(2.0, 2.0), (3.0, 1.0), (1.0, 2.0, 1.0)], ids=str)
-def test_times_that_begin_again_rise(
-    tmp_path: Path, suffix: str, lengths: tuple[float, ...]
+@pytest.mark.parametrize(
+    ("lengths", "later"),
+    [((2.0, 2.0), 0), ((3.0, 1.0), 0), ((1.0, 2.0, 1.0), 0), ((2.0, 1.0), 100), ((1, 1, 2), 3600)],
+    ids=str,
+)
+def test_times_that_begin_again_or_jump_ahead_are_joined(
+    tmp_path: Path, suffix: str, lengths: tuple[float, ...], later: int
 ) -> None:
+    """Each part begins ``later`` seconds after the one before, or all at 0."""
     parts = []
     for number, seconds in enumerate(lengths):
         options = {"codec": "mpeg2video", "sound_codec": "mp2"} if suffix == "mpg" else {}
         sound = clicks(seconds, 48_000, [0.5])
         parts.append(
             write_clip(
-                tmp_path / f"{number}.{suffix}", seconds=seconds, gop=25, sound=sound, **options
+                tmp_path / f"{number}.{suffix}",
+                seconds=seconds,
+                gop=25,
+                sound=sound,
+                container_options={"output_ts_offset": str(later * number)},
+                **options,
             )
         )
     path = joined(tmp_path / f"a.{suffix}", *parts)
@@ -203,6 +214,14 @@ def test_a_clock_that_rises_is_left_alone(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.ts", seconds=2, gop=25, sound=clicks(2, 48_000, [0.5]))
     assert reasons(probe(path)) == []
     assert numbers(video(path, 4).frames.x) == pytest.approx([6, 18, 31, 43], abs=1)
+
+
+def test_pictures_that_come_seldom_do_not_jump_ahead(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.ts", times=[0, 15, 30, 45, 60], options={"bf": "0"})
+    assert reasons(probe(path)) == []
+    clip = load_video(path, sampling=Sampling(num_frames=4), rate=None)
+    assert clip.duration == pytest.approx(60, abs=1)
+    assert numbers(clip.frames.x) == [0, 1, 2, 3]
 
 
 def cluster_times(source: Path, target: Path, times: list[int]) -> Path:
@@ -273,6 +292,38 @@ def test_a_file_that_begins_before_zero_is_read(tmp_path: Path) -> None:
     assert numbers(clip.frames.x)[-1] > 75
     loud = torch.nonzero(clip.sound.x.abs() > 0.2).flatten()
     assert clip.sound.start + float(loud[0]) / RATE == pytest.approx(1.1, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "sound_codec"), [("a.mkv", "pcm_s16le"), ("a.mp4", "aac"), ("a.mov", "pcm_s16le")]
+)
+def test_sound_that_begins_before_zero_moves_neither_sound_nor_picture(
+    tmp_path: Path, name: str, sound_codec: str
+) -> None:
+    """The picture begins at 0 and is the clock; MP4 and MOV say it by an edit list."""
+    sound = clicks(4, 48_000, [1.0, 2.5])
+    whole = write_clip(tmp_path / f"whole{name}", seconds=4, sound=sound, sound_codec=sound_codec)
+    path = tmp_path / name
+    with (
+        av.open(str(whole)) as read,
+        av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as write,
+    ):
+        copies = {s.index: write.add_stream_from_template(s) for s in read.streams}
+        for packet in read.demux():
+            if not packet.size:
+                continue
+            if packet.stream.type == "audio":
+                earlier = round(0.02 / packet.time_base)
+                packet.pts -= earlier
+                packet.dts -= earlier
+            packet.stream = copies[packet.stream.index]
+            write.mux(packet)
+    before = load_video(whole, sampling=Sampling(num_frames=1), rate=RATE, start=0.4, end=0.42)
+    after = load_video(path, sampling=Sampling(num_frames=1), rate=RATE, start=0.4, end=0.42)
+    assert numbers(before.frames.x) == numbers(after.frames.x) == [10]
+    heard = [click_times(load_video(file, sampling=None, rate=RATE)) for file in (whole, path)]
+    assert heard[1] == pytest.approx([time - 0.02 for time in heard[0]], abs=0.002)
+    assert heard[0] == pytest.approx([1.0, 2.5], abs=0.01)
 
 
 # ---------------------------------------------------------------- pixels

@@ -1,7 +1,9 @@
-"""Find where the timestamps of a file begin again, and make them rise across these places.
+"""Find where the timestamps of a file begin again or jump ahead, and join them at these places.
 
 Recordings that were joined byte by byte (``cat a.ts b.ts``), and recorders that were interrupted,
-give files in which time goes back. A player plays one stretch after the other; so do we.
+give files in which time goes back, or far ahead where the second was recorded later. A player plays
+one stretch after the other; so do we. All streams are shifted alike, so that sight and sound stay
+together.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from av.packet import Packet
 # before the first is decoded. In others, a step back is noticed when it is read.
 JOINABLE = {"mpegts", "mpeg", "ogg"}
 STEP_BACK = 0.1  # seconds by which decoding times go back where they begin again
+JUMP_AHEAD = 10.0  # seconds without a packet of any stream; ffmpeg's `-dts_delta_threshold`
 
 
 @dataclass
@@ -60,13 +63,25 @@ class RisingClock:
             if index in stretch.first and stretch.first[index] <= number:
                 shift = stretch.shift
         base = packet.time_base
-        if not shift or base is None:
+        if base is None:
             return
+        if is_guessed(packet):
+            packet.pts = packet.dts
         ticks = round(shift / base)
         if packet.pts is not None:
             packet.pts += ticks
         if packet.dts is not None:
             packet.dts += ticks
+
+
+def is_guessed(packet: Packet) -> bool:
+    """Return whether a packet before a joint has the display time of the packet after it.
+
+    MPEG program streams give every few pictures a time, and libav guesses the others from the next.
+    """
+    if packet.pts is None or packet.dts is None or packet.time_base is None:
+        return False
+    return abs(packet.pts - packet.dts) * packet.time_base > JUMP_AHEAD
 
 
 @dataclass(frozen=True)
@@ -87,14 +102,14 @@ class _Track:
         count: of packets so far.
         position: byte of its last packet.
         last: second of its last packet in this stretch, unshifted; None before the first.
-        back: its last packet, if that stepped back; the next one says whether time began again
-            there or this one packet is wrong.
+        step: its last packet, if that stepped back or jumped ahead; the next one says whether time
+            began again there or this one packet is wrong.
     """
 
     count: int = 0
     position: int = 0
     last: float | None = None
-    back: _PacketTime | None = None
+    step: _PacketTime | None = None
 
 
 class _Scan:
@@ -116,7 +131,9 @@ class _Scan:
         if stamp is None or base is None:
             return
         decoded = float(stamp * base)
-        shown = decoded if packet.pts is None else float(packet.pts * base)
+        shown = decoded
+        if packet.pts is not None and not is_guessed(packet):
+            shown = float(packet.pts * base)
         now = _PacketTime(number, track.position, decoded, shown)
         stretch = self.stretches[-1]
         index = packet.stream_index
@@ -125,32 +142,40 @@ class _Scan:
         else:
             stretch.first.setdefault(index, number)
             self._follow(track, now)
-        if track.back is None:
+            stretch = self.stretches[-1]  # which may have begun with this packet
+        if track.step is None:
             duration = float((packet.duration or 0) * base)
             end = shown + stretch.shift + duration
             self.ends[index] = max(self.ends.get(index, end), end)
 
     def _follow(self, track: _Track, now: _PacketTime) -> None:
-        last = track.last
-        is_back = last is not None and now.decoded < last - STEP_BACK
-        if is_back and track.back is not None:
+        is_step = self._is_step(track, now)
+        before = track.step
+        if is_step and before is not None and abs(now.decoded - before.decoded) <= JUMP_AHEAD:
             self._begin_again()
             track.last = now.decoded
-        elif is_back:
-            track.back = now
+        elif is_step and before is None:
+            track.step = now
         else:
-            track.back = None
+            track.step = None
             track.last = now.decoded
+
+    def _is_step(self, track: _Track, now: _PacketTime) -> bool:
+        """Return whether a packet steps back in its stream, or is far ahead of all streams."""
+        if track.last is not None and now.decoded < track.last - STEP_BACK:
+            return True
+        latest = [other.last for other in self.tracks.values() if other.last is not None]
+        return bool(latest) and now.decoded > max(latest) + JUMP_AHEAD
 
     def _begin_again(self) -> None:
         first: dict[int, int] = {}
         steps: list[_PacketTime] = []
         for index, track in self.tracks.items():
-            if track.back is not None:
-                steps.append(track.back)
-                first[index] = track.back.number
+            if track.step is not None:
+                steps.append(track.step)
+                first[index] = track.step.number
             track.last = None
-            track.back = None
+            track.step = None
         shift = max(self.ends.values(), default=0.0) - min(step.shown for step in steps)
         position = min(step.position for step in steps)
         self.stretches.append(ClockStretch(position, shift, first))
