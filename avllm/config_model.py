@@ -85,14 +85,26 @@ class LLMConfig(Section):
     )
 
 
+MOST_FRAMES = 16_384  # of a clip; at 224 x 224 an encoder takes 10 GB of them
+MOST_FPS = 1_000
+MOST_SIDE = 8_192  # pixels of a frame that is read
+
+
 class SamplingConfig(Section):
     """Choice of a video's frames: ``num_frames`` spread evenly, or ``fps`` with a cap."""
 
-    num_frames: Whole | None = Field(None, gt=0, description="frames of a clip, spread evenly")
-    fps: Number | None = Field(None, gt=0, description="frames a second")
-    max_frames: Whole | None = Field(None, gt=0, description="most frames of a clip, with fps")
+    num_frames: Whole | None = Field(
+        None, gt=0, le=MOST_FRAMES, description="frames of a clip, spread evenly"
+    )
+    fps: Number | None = Field(None, gt=0, le=MOST_FPS, description="frames a second")
+    max_frames: Whole | None = Field(
+        None, gt=0, le=MOST_FRAMES, description="most frames of a clip, with fps"
+    )
     short_side: Whole | None = Field(
-        None, gt=0, description="pixels that larger pictures are shrunk to while decoding"
+        None,
+        gt=0,
+        le=MOST_SIDE,
+        description="pixels that larger pictures are shrunk to while decoding",
     )
 
     @model_validator(mode="after")

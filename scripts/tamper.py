@@ -241,6 +241,7 @@ def _file_forgeries() -> dict[str, Edit]:
         "an LLM of a million layers": change(
             CONFIG, lambda c: c["llm"]["config"].update(num_hidden_layers=10**6)
         ),
+        **_count_forgeries(),
         "config is a list": write(CONFIG, "[]"),
         "config nests without end": write(CONFIG, '{"a":' * 100_000),
         "config of another model": change(CONFIG, lambda c: c.update(model_type="llama")),
@@ -260,6 +261,35 @@ def _file_forgeries() -> dict[str, Edit]:
             TOKENIZER, lambda c: c.update(tokenizer_class="Planted")
         ),
         "manifest without backbones": change("manifest.json", lambda c: c.update(backbones={})),
+    }
+
+
+def _count_forgeries() -> dict[str, Edit]:
+    """Return counts from which no weights follow, but the size of what is made of a clip."""
+
+    def sampling(**changes: Any) -> Edit:
+        return change(CONFIG, lambda c: c.update(sampling=changes))
+
+    def preprocessor(stream: str, **changes: Any) -> Edit:
+        return change(PROCESSOR, lambda c: c["preprocessors"][stream].update(changes))
+
+    moment = {"type": "temporal_pool", "stream": "video", "seconds": 1e-12}
+    return {
+        "a billion frames": sampling(num_frames=10**9),
+        "a billion frames a second": sampling(fps=1e9),
+        "a billion frames at most": sampling(fps=8, max_frames=10**9),
+        "frames a million pixels high": sampling(num_frames=2, short_side=10**6),
+        "pictures a million pixels high": preprocessor("video", size=[10**6, 10**6]),
+        "pictures shrunk to a million pixels": preprocessor("video", shortest=10**6),
+        "a billion tokens a frame": preprocessor("video", tokens=10**9),
+        "a billion samples a second": preprocessor("audio", rate=10**9),
+        "windows of one sample": preprocessor("audio", unit_samples=1),
+        "a billion steps": preprocessor("audio", steps=10**9),
+        "a billion mel frames": preprocessor("audio", frames=10**9),
+        "a billion samples a mel frame": preprocessor("audio", n_fft=10**9),
+        "windows of a trillionth of a second": change(
+            CONFIG, lambda c: c["connector"].insert(0, moment)
+        ),
     }
 
 

@@ -17,8 +17,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from avllm.errors import UserError
 from avllm.tokens import Grid, Tokens
 
+MOST_WINDOWS = 100_000  # of a clip, two days in windows of two seconds
 _VARIANT: ContextVar[str | None] = ContextVar("variant", default=None)
 
 
@@ -204,13 +206,23 @@ def time_windows(
 
     Returns:
         a window for each ``seconds`` between the first start and the last end of each clip.
+
+    Raises:
+        UserError: ``too_large``, there are more than ``MOST_WINDOWS``.
     """
     t = span.shape[1]
     start = torch.where(real, span[..., 0], torch.inf).amin(1).nan_to_num(posinf=0.0)  # (B,)
     end = torch.where(real, span[..., 1], -torch.inf).amax(1).nan_to_num(neginf=0.0)  # (B,)
     # A hair less than the length, so that 4.0000001 s of 0.25 s make 16 windows and not 17.
     count = ((end - start - 1e-4) / seconds).ceil().clamp(min=1)  # (B,)
-    number = torch.arange(int(count.max()), device=span.device)  # (W,)
+    most = int(count.max())
+    if most > MOST_WINDOWS:
+        raise UserError(
+            f"windows of {seconds} s cut a clip into {most}; expected at most {MOST_WINDOWS}. "
+            "Take longer windows",
+            reason="too_large",
+        )
+    number = torch.arange(most, device=span.device)  # (W,)
     low = start[:, None] + seconds * number  # (B, W)
     latest = end.maximum(start)[:, None, None]  # (B, 1, 1)
     nominal = torch.stack([low, low + seconds], dim=-1).minimum(latest)  # (B, W, 2)

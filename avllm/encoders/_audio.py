@@ -19,8 +19,12 @@ import torchaudio
 from torch import Tensor
 from torch.nn.functional import pad
 
-from avllm.encoders.base import part_name
+from avllm.encoders.base import MOST_TOKENS, check_count, check_values, part_name
 from avllm.tokens import EncoderInput
+
+MOST_SAMPLES = 2**26  # of a window, an hour at 16 kHz
+MOST = {"rate": 1_000_000, "tokens": MOST_TOKENS, "mels": 4_096, "n_fft": 65_536}
+"""The most of each count of a preprocessor that is not one of samples, steps or frames."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,13 @@ class SoundPreprocessor:
     tokens: int
     medium: ClassVar[str] = "audio"
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                check_count(name, value, MOST.get(name, MOST_SAMPLES))
+        check_count("steps", self.steps, self.unit_samples)
+        check_count("the samples of a window", self.reach, MOST_SAMPLES)
+
     @property
     def reach(self) -> int:
         """Samples that one window is given; at least ``unit_samples``."""
@@ -58,9 +69,13 @@ class SoundPreprocessor:
         self._check(media)
         samples = media.x.shape[0]
         count = -(-samples * self.steps // self.unit_samples)  # steps that begin before the end
+        windows = -(-samples // self.unit_samples)
         by_name: dict[str, list[Tensor]] = {}
         for first in range(0, samples, self.unit_samples):
             unit = self.prepare(media.x[first : first + self.reach])
+            if first == 0:
+                values = sum(x.numel() for x in unit.values())
+                check_values(windows * values, f"{windows} windows of sound")
             for name, x in unit.items():
                 by_name.setdefault(name, []).append(x)
         inputs = {name: torch.stack(units) for name, units in by_name.items()}
@@ -144,6 +159,10 @@ class MelPreprocessor(SoundPreprocessor):
     frames: int = 3000
     hop: int = 160
     n_fft: int = 400
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("the samples of all frames", self.frames * self.hop, MOST_SAMPLES)
 
     def prepare(self, x: Tensor) -> dict[str, Tensor]:
         """Return ``input_features`` (mels, frames) of a window's samples."""

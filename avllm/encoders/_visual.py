@@ -14,7 +14,13 @@ from transformers import PretrainedConfig
 
 from avllm.encoders._backbone import Backbone
 from avllm.encoders._regions import Placement, region_extra
-from avllm.encoders.base import part_name
+from avllm.encoders.base import (
+    MOST_SIDE,
+    MOST_TOKENS,
+    check_count,
+    check_values,
+    part_name,
+)
 from avllm.tokens import EncoderInput
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -57,6 +63,9 @@ class VisualPreprocessor:
     medium: ClassVar[str] = "video"
 
     def __post_init__(self) -> None:
+        for side in (*self.size, self.shortest or 1):
+            check_count("a side of the picture", side, MOST_SIDE)
+        check_count("tokens", self.tokens, MOST_TOKENS)
         if self.shortest is not None and self.shortest < max(self.size):
             raise ValueError(
                 f"frames are resized to {self.shortest} pixels; expected at least {max(self.size)} "
@@ -79,6 +88,8 @@ class VisualPreprocessor:
             ValueError: frames of another type or shape.
         """
         check_frames(media.x)
+        steps = media.x.shape[0]
+        check_values(steps * 3 * self.size[0] * self.size[1], f"{steps} frames")
         x = self.resize(media.x.permute(0, 3, 1, 2))
         mask = torch.ones(x.shape[0], self.tokens, dtype=torch.bool)
         placement = self.placement(media.x.shape[1], media.x.shape[2])

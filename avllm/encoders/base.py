@@ -11,11 +11,15 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from avllm.errors import UserError
 from avllm.tokens import EncoderInput, StreamBatch, Tokens
 
 # Frames or windows encoded at a time. More need memory, and are hardly faster on a GPU, slower on a
 # CPU.
 UNITS = 64
+MOST_SIDE = 8_192  # pixels of what a preprocessor resizes to
+MOST_TOKENS = 65_536  # of a step
+MOST_VALUES = 2**32  # that a preprocessor makes of a clip, 17 GB of float32
 
 
 class Preprocessor(Protocol):
@@ -40,6 +44,30 @@ class Preprocessor(Protocol):
         It is saved with the processor, and is part of the feature cache's key.
         """
         ...
+
+
+def check_count(name: str, value: int, most: int) -> None:
+    """Refuse a count of a preprocessor's settings, from which the size of its result follows.
+
+    Raises:
+        ValueError: it is below 1 or above ``most``.
+    """
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} is {value}; expected 1 to {most}")
+
+
+def check_values(values: int, of: str) -> None:
+    """Refuse an input that would take too much memory, before it is made.
+
+    Raises:
+        UserError: ``too_large``, it has more than ``MOST_VALUES``.
+    """
+    if values > MOST_VALUES:
+        raise UserError(
+            f"{of} become {values} numbers; the limit is {MOST_VALUES}. Take a shorter clip, "
+            "fewer frames or a smaller picture",
+            reason="too_large",
+        )
 
 
 def part_name(part: object) -> str:

@@ -15,7 +15,13 @@ from transformers import PretrainedConfig, Siglip2VisionConfig, Siglip2VisionMod
 from avllm.encoders._backbone import Backbone
 from avllm.encoders._regions import Placement, region_extra
 from avllm.encoders._visual import HALF, IDENTITY, RESAMPLE, check_frames, fields_of, normalise
-from avllm.encoders.base import part_name
+from avllm.encoders.base import (
+    MOST_SIDE,
+    MOST_TOKENS,
+    check_count,
+    check_values,
+    part_name,
+)
 from avllm.tokens import EncoderInput
 
 
@@ -39,6 +45,10 @@ class NaFlexPreprocessor:
     std: tuple[float, ...] = HALF
     medium: ClassVar[str] = "video"
 
+    def __post_init__(self) -> None:
+        check_count("the side of a patch", self.patch, MOST_SIDE)
+        check_count("max_patches", self.max_patches, MOST_TOKENS)
+
     def __call__(self, media: Any, duration: float) -> EncoderInput:
         """Return ``pixel_values`` (T, P, 3 * patch * patch), their mask and the grid's shape.
 
@@ -50,14 +60,15 @@ class NaFlexPreprocessor:
             ValueError: frames of another type or shape.
         """
         check_frames(media.x)
-        height, width = media.x.shape[1:3]
+        steps, height, width = media.x.shape[:3]
+        check_values(steps * 3 * self.patch**2 * self.max_patches, f"{steps} frames")
         rows, columns = naflex_grid(height, width, self.patch, self.max_patches)
         size = (rows * self.patch, columns * self.patch)
         mode = RESAMPLE[self.resample]
         x = media.x.permute(0, 3, 1, 2)
         x = tvf.resize(x, list(size), interpolation=mode, antialias=True)
         x = patches(normalise(x, self.scale, self.mean, self.std), self.patch)
-        steps, real = x.shape[:2]
+        real = x.shape[1]
         mask = (torch.arange(self.max_patches) < real).expand(steps, -1)
         inputs = {
             "pixel_values": pad(x, (0, 0, 0, self.max_patches - real)),

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torchaudio
+
+from avllm.config_model import MOST_FRAMES
+from avllm.data.media.errors import MediaError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_BYTES = 8 * 2**30  # decoded frames, or decoded sound, of one clip
+
+
+def check_frames_fit(path: str | Path, steps: int, width: int, height: int) -> None:
+    """Refuse frames that would take too much memory, before any is read.
+
+    Raises:
+        MediaError: undecodable.
+    """
+    size = steps * width * height * 3
+    if size > MAX_BYTES or steps > MOST_FRAMES:
+        seen = f"{steps} frames of {width}x{height} pixels take {size} bytes"
+        limit = f"the limit is {MOST_FRAMES} frames and {MAX_BYTES} bytes"
+        detail = f"{seen}; {limit}; ask for fewer frames or a smaller short_side"
+        raise MediaError(path, "undecodable", detail)
 
 
 class Note(NamedTuple):

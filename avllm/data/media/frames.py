@@ -17,7 +17,6 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from avllm.data.media.clip import MAX_BYTES
 from avllm.data.media.container.tracks import pixel_aspect
 from avllm.data.media.errors import MediaError
 from avllm.data.media.open import OpenMedia
@@ -308,28 +307,17 @@ def _decode(
     decoder = media.video_decoder
     assert decoder is not None
     decoder.flush_buffers()
+    skips = False
+    decoder.skip_frame = "DEFAULT"
     for packet in packets:
         media.deadline.check()
-        decoder.skip_frame = "DEFAULT" if needed is None or packet.pts in needed else "NONREF"
+        is_needed = needed is None or packet.pts in needed
+        if is_needed == skips:  # set when it changes: it takes as long as many a packet
+            skips = not is_needed
+            decoder.skip_frame = "NONREF" if skips else "DEFAULT"
         try:
             yield from decoder.decode(packet)
         except av.error.InvalidDataError:  # it matters only if a needed frame refers to it
             continue
     yield from decoder.decode(None)
     decoder.flush_buffers()
-
-
-def check_memory(media: OpenMedia, steps: int, sampling: Sampling) -> None:
-    """Refuse frames that would take too much memory.
-
-    Raises:
-        MediaError: undecodable.
-    """
-    assert media.video is not None
-    codec = media.video.codec_context
-    width, height = sampling.size(round(codec.width * pixel_aspect(media.video)), codec.height)
-    size = steps * width * height * 3
-    if size > MAX_BYTES:
-        seen = f"{steps} frames of {width}x{height} pixels take {size} bytes"
-        detail = f"{seen}; the limit is {MAX_BYTES}; ask for fewer frames or a smaller short_side"
-        raise MediaError(media.path, "undecodable", detail)

@@ -15,11 +15,20 @@ from typing import Literal
 import torch
 
 from avllm.data.media.backends import BACKENDS, read_with
-from avllm.data.media.clip import Clip, Frames, MediaInfo, Note, RegionBox, Sound
+from avllm.data.media.clip import (
+    Clip,
+    Frames,
+    MediaInfo,
+    Note,
+    RegionBox,
+    Sound,
+    check_frames_fit,
+)
 from avllm.data.media.container.length import interval
 from avllm.data.media.container.reread import reading
+from avllm.data.media.container.tracks import pixel_aspect
 from avllm.data.media.errors import REASONS, MediaError
-from avllm.data.media.frames import check_memory, read_frames
+from avllm.data.media.frames import read_frames
 from avllm.data.media.headers import probe
 from avllm.data.media.open import OpenMedia, is_picture, no_track, open_media, require_file
 from avllm.data.media.pictures.animation import is_animation, read_animation
@@ -170,7 +179,10 @@ def _frames(
     sampling: Sampling,
     backend: str,
 ) -> Frames:
-    check_memory(media, sampling.count(last - first), sampling)
+    assert media.video is not None
+    codec = media.video.codec_context
+    size = sampling.size(round(codec.width * pixel_aspect(media.video)), codec.height)
+    check_frames_fit(media.path, sampling.count(last - first), *size)
     spans = sampling.spans(last - first)
     moments = [first + centre for centre in centres(spans)]
     if backend in ("auto", "pyav"):

@@ -5,8 +5,15 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from avllm.config_model import MOST_FPS, MOST_FRAMES, MOST_SIDE
 from avllm.errors import UserError
 
+MOST = {
+    "num_frames": MOST_FRAMES,
+    "fps": MOST_FPS,
+    "max_frames": MOST_FRAMES,
+    "short_side": MOST_SIDE,
+}
 FULL_HD = 1_080  # pixels of the shorter side; encoders take fewer, and an 8K frame is 100 MB
 
 
@@ -33,10 +40,12 @@ class Sampling:
         if (self.num_frames is None) == (self.fps is None):
             seen = f"num_frames={self.num_frames} and fps={self.fps}"
             raise UserError(f"{seen}: give exactly one of the two", reason="not_one")
-        for name in ("num_frames", "fps", "max_frames", "short_side"):
+        for name, most in MOST.items():
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name}={value}: expected a number above 0", reason="not_positive")
+            if value is not None and value > most:
+                raise UserError(f"{name}={value}: expected at most {most}", reason="too_large")
 
     def count(self, duration: float) -> int:
         """Return the number of steps T of a clip of ``duration`` seconds; 1 without duration."""

@@ -120,6 +120,7 @@ def _read_from(media: OpenMedia, seek_to: float, last: float) -> Window:
     else:
         seek(media, media.video, seek_to)
     stream = media.video
+    base = stream.time_base  # read once, since each access makes a new object
     untimed = is_untimed(media)
     window = Window([], [], complete=False)
     latest = media.exact_ticks(last + TICK, stream)
@@ -131,7 +132,7 @@ def _read_from(media: OpenMedia, seek_to: float, last: float) -> Window:
             window.complete = True
             break
         unknown = packet.pts is None or untimed
-        time = None if unknown else media.second(packet.pts or 0, stream.time_base)
+        time = None if unknown else media.second(packet.pts or 0, base)
         if packet.is_keyframe and media.clock is not None and time is not None and time <= seek_to:
             window = Window([], [], complete=False)  # read from the beginning, in place of seeking
         if window.packets or packet.is_keyframe:

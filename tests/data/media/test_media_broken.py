@@ -210,8 +210,19 @@ def test_huge_dimensions_in_the_header_are_refused(folder: Path) -> None:
         assert reason(lambda call=call: call(folder / "huge.gif")) == "undecodable"
 
 
-def test_more_pixels_than_memory_are_refused(clip: Path) -> None:
-    assert reason(lambda: video(clip, 10**6)) == "undecodable"
+def test_more_frames_than_memory_are_refused(folder: Path) -> None:
+    for options in ({"num_frames": 10**9}, {"fps": 1e6}, {"fps": 1, "max_frames": 10**9}):
+        with pytest.raises(UserError) as error:
+            Sampling(**options)
+        assert error.value.reason == "too_large"
+    long = write_clip(folder / "long.mkv", seconds=20, fps=1)
+    black, white = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), "white")
+    black.save(folder / "long.png", save_all=True, append_images=[white], duration=10_000)
+    often = Sampling(fps=1_000)  # of 20 s
+    for path in (long, folder / "long.png"):
+        refused = reason(lambda path=path: load_video(path, sampling=often, rate=None))
+        assert refused == "undecodable"
+        assert len(load_video(path, sampling=Sampling(fps=2), rate=None).frames.x) == 40
 
 
 def test_a_timeout_ends_the_decoding(clip: Path) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from avllm.data.media.clip import MAX_BYTES, Clip, Frames, MediaInfo
+from avllm.data.media.clip import Clip, Frames, MediaInfo, check_frames_fit
 from avllm.data.media.container.length import check_duration, clip_interval
-from avllm.data.media.errors import BROKEN_PICTURE, Deadline, MediaError
+from avllm.data.media.errors import BROKEN_PICTURE, Deadline
 from avllm.data.media.pictures.still import on_white, open_picture
 from avllm.data.media.sampling import Sampling, centres
 from avllm.data.media.window import TICK
@@ -61,6 +61,9 @@ def read_animation(
     first, last = clip_interval(path, edges[-1], start, end)
     if sampling is None:
         return Clip(None, None, last - first)
+    with open_picture(path) as image:
+        width, height = sampling.size(*image.size)
+    check_frames_fit(path, sampling.count(last - first), width, height)
     spans = sampling.spans(last - first)
     steps_by_frame: dict[int, list[int]] = {}
     for step, centre in enumerate(centres(spans)):
@@ -145,7 +148,6 @@ def _pictures(
             continue
         width, height = sampling.size(*image.size)
         if x is None:
-            check_bytes(path, steps, width, height)
             x = np.empty((steps, height, width, 3), np.uint8)
         picture = Image.fromarray(on_white(image)).resize(
             (width, height), Image.Resampling.BILINEAR
@@ -153,16 +155,3 @@ def _pictures(
         x[steps_by_frame[number]] = np.asarray(picture)
     assert x is not None  # there is a frame at every moment
     return x
-
-
-def check_bytes(path: str | Path, steps: int, width: int, height: int) -> None:
-    """Refuse frames that would take too much memory.
-
-    Raises:
-        MediaError: undecodable.
-    """
-    size = steps * width * height * 3
-    if size > MAX_BYTES:
-        seen = f"{steps} frames of {width}x{height} pixels take {size} bytes"
-        detail = f"{seen}; the limit is {MAX_BYTES}; ask for fewer frames or a smaller short_side"
-        raise MediaError(path, "undecodable", detail)
