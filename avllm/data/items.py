@@ -89,7 +89,7 @@ class Items:
                     reason="no_rows",
                 )
             keys = manifest.rows["media"][rows] if pack else np.zeros(len(rows), np.uint64)
-            order, begin = group(keys, max_packed)
+            order, begin = group(keys, max_packed, manifest.rows["id"][rows])
             begins.append(begin + sum(self.row_counts))
             members.append(self.firsts[number] + rows[order])
             self.sizes.append(len(begin))
@@ -188,12 +188,16 @@ def _mixed(hashes: np.ndarray, seed: int) -> np.ndarray:
     return keys ^ (keys >> np.uint64(31))
 
 
-def group(keys: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
+def group(keys: np.ndarray, largest: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Group equal keys, in the order of their first appearance; each key 0 is a group.
+
+    The members of a group follow from their ids, and not from their order in the file: it would
+    decide which of many rows share a group, and figures would differ in their last digits.
 
     Args:
         keys: ``(N,)``.
         largest: most members of a group; more make several groups.
+        ids: ``(N,)`` hashes, by which the members of a group are sorted.
 
     Returns:
         ``(N,)`` indices into ``keys``, group by group, and the position in it where each group
@@ -204,7 +208,7 @@ def group(keys: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
         return indices, indices
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     leader = np.where(keys == 0, indices, first[inverse])  # (N,) first index with the same key
-    order = np.argsort(leader, kind="stable")  # (N,) equal keys together
+    order = np.lexsort((ids, leader))  # (N,) equal keys together, within them by id
     starts = np.flatnonzero(np.diff(leader[order], prepend=-1))  # where in it a key begins
     lengths = np.diff(starts, append=len(keys))  # members of each key
     rank = indices - np.repeat(starts, lengths)  # (N,) 0, 1, ... among those with the same key

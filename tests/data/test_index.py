@@ -136,15 +136,33 @@ def test_groups_are_those_that_a_dictionary_would_make() -> None:
     rng = np.random.default_rng(0)
     for largest in (1, 3, 32):
         keys = rng.integers(0, 12, 200).astype(np.uint64)
-        stacks: dict[Any, list[list[int]]] = {}
+        ids = rng.permutation(200).astype(np.uint64)
+        places_of: dict[Any, list[int]] = {}
         for place, key in enumerate(keys.tolist()):
-            mine = stacks.setdefault(key or f"alone {place}", [[]])
-            if len(mine[-1]) == largest:
-                mine.append([])
-            mine[-1].append(place)
-        expected = [stack for group in stacks.values() for stack in group]
-        order, begins = group(keys, largest)
+            places_of.setdefault(key or f"alone {place}", []).append(place)
+        expected = []
+        for places in places_of.values():
+            by_id = sorted(places, key=lambda place: ids[place])
+            expected += [by_id[n : n + largest] for n in range(0, len(by_id), largest)]
+        order, begins = group(keys, largest, ids)
         assert [part.tolist() for part in np.split(order, begins[1:])] == expected
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_items_drawn_by_id_do_not_depend_on_the_order_of_the_file(
+    tmp_path: Path, pack: bool
+) -> None:
+    """Which rows about a clip share an item, and their order in it, follow from the ids, too."""
+    rows = [row(number, f"{number % 3}.mp4") for number in range(24)]
+    drawn = []
+    for name, order in (("a", rows), ("b", rows[::-1]), ("c", rows[7:] + rows[:7])):
+        write_manifest(tmp_path / f"{name}.jsonl", order)
+        items = Items([tmp_path / f"{name}.jsonl"], pack=pack, max_packed=3)
+        numbers = items.drawn_by_id(0).tolist()
+        drawn.append([[items.sample(place).id for place in items[n]] for n in numbers])
+    assert len(drawn[0]) == (9 if pack else 24)
+    assert drawn[1] == drawn[0]
+    assert drawn[2] == drawn[0]
 
 
 def test_items_of_several_manifests(tmp_path: Path) -> None:
