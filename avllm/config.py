@@ -60,7 +60,9 @@ class TrainConfig(Section):
         None, gt=0, description="most validation rows read each time, drawn by seed"
     )
     best_by: str = Field(
-        "loss", description="figure of validation that chooses best/: next_token/answers, ..."
+        "loss",
+        description="figure of validation that chooses best/: loss, an objective (its loss) or "
+        "OBJECTIVE/FIGURE, as next_token/answers; a wrong name lists the stage's",
     )
     save_every: Whole | None = Field(
         500, gt=0, description="steps between resume points; null for the end only"

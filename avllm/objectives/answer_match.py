@@ -151,6 +151,7 @@ class AnswerMatch(Objective):
         self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
         self.words = words
         if words:
+            self.figures = ("hits", "hits_by_words")
             # Key and value of one more token, for questions to which no token is similar.
             self.nothing = nn.Parameter(torch.randn(2, width) * width**-0.5)
             self.gate = nn.Linear(width, width)

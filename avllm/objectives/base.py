@@ -33,9 +33,12 @@ class Objective(nn.Module):
     Attributes:
         compares: True where the loss of a part depends on the others of its micro batch (negatives
             in the batch), so that it matters which rows share one.
+        figures: names of the sums of ``forward`` that grow as the model gets better, which
+            ``train.best_by`` may name.
     """
 
     compares: ClassVar[bool] = True
+    figures: Sequence[str] = ("hits",)
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -88,6 +88,7 @@ class DPO(Objective):
     """
 
     compares = False
+    figures = ("accuracy", "margin", "chosen")
 
     def __init__(
         self,

@@ -119,6 +119,7 @@ class NextToken(Objective):
     """
 
     compares = False
+    figures = ("hits", "answers")
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,28 +135,30 @@ class BestByError(UserError):
     """``train.best_by`` names no figure of validation."""
 
 
-def check_best_by(name: str, objectives: Iterable[str], validates: bool) -> None:
-    """Check before training what can be known of a figure's name.
+def check_best_by(name: str, objectives: Mapping[str, Any], validates: bool) -> None:
+    """Check before training that validation will have a figure.
 
     Args:
         name: ``loss``, an objective, or ``objective/figure``.
-        objectives: of the stage.
+        objectives: of the stage, by name.
         validates: whether the stage has validation rows.
 
     Raises:
-        BestByError: no objective has the figure, or nothing is validated.
+        BestByError: validation will have no such figure, or nothing is validated.
     """
-    if name == "loss":
-        return
-    if not validates:
+    names = ["loss"]
+    for key, objective in objectives.items():
+        names += [key, *(f"{key}/{figure}" for figure in objective.figures)]
+    if name not in names:
+        raise BestByError(
+            f"train.best_by is {name!r}; this stage can choose by {', '.join(names)}",
+            reason="unknown_figure",
+        )
+    if name != "loss" and not validates:
         raise BestByError(
             f"train.best_by is {name!r}, but there are no validation rows; expected "
-            "data.validation beside it"
-        )
-    if name.partition("/")[0] not in objectives:
-        raise BestByError(
-            f"train.best_by is {name!r}; expected loss, or one of the objectives "
-            f"{', '.join(objectives)} or a figure of one, such as next_token/answers"
+            "data.validation beside it",
+            reason="no_validation",
         )
 
 

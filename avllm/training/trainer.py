@@ -158,7 +158,7 @@ class Trainer:
         train = config.train
         task = Task(self.parts.model, config.objectives)
         check_rows(config, task, self.dataset.maker)
-        check_best_by(train.best_by, task.shares, self.validation is not None)
+        check_best_by(train.best_by, dict(task.objectives.items()), self.validation is not None)
         self.shares = optim.apply_rules(task, config.trainable)
         # Before training costs anything: the parameters that train have to fit into a checkpoint.
         mark_trained(self.parts.model)

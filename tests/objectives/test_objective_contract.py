@@ -68,6 +68,7 @@ def test_a_sum_over_targets_that_teaches_the_connector(
     assert loss.shape == ()
     assert all(value.shape in ((), (2,)) for value in figures.values())  # a sum, or sum and count
     assert all(value.isfinite().all() for value in figures.values())
+    assert set(objective.figures) <= figures.keys(), "what train.best_by may name"
     loss.backward()
     grads = [p.grad for p in model.connector.parameters() if p.grad is not None]
     assert all(g.isfinite().all() for g in grads)

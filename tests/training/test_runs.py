@@ -460,14 +460,20 @@ def test_best_by_names_a_figure_of_validation(world: World, tmp_path: Path) -> N
     ]
     assert all(0 <= share <= 1 for share in shares)
     assert json.loads((found / "finished.json").read_text())["best_validation"] == max(shares)
-    for name, validation in (
-        ("contrastive/hits", str(world.questions)),
-        ("next_token/answers", []),
+    for name, validation, reason in (
+        ("contrastive/hits", str(world.questions), "unknown_figure"),
+        ("next_token/answer", str(world.questions), "unknown_figure"),
+        ("accuracy", str(world.questions), "unknown_figure"),
+        ("next_token/answers", [], "no_validation"),
     ):
-        with pytest.raises(BestByError):
-            train(
-                settings(world, tmp_path / "not", train__best_by=name, data__validation=validation)
-            )
+        changes = {"train__best_by": name, "data__validation": validation}
+        with pytest.raises(BestByError) as error:
+            train(settings(world, tmp_path / "not", **changes))
+        assert error.value.reason == reason
+        if reason == "unknown_figure":
+            for right in ("loss", "next_token", "next_token/hits", "next_token/answers"):
+                assert right in str(error.value)
+        assert not (tmp_path / "not" / "metrics.jsonl").exists(), "before the first step"
 
 
 def test_losses_fall_and_other_figures_rise() -> None:
