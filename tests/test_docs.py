@@ -376,6 +376,16 @@ def test_every_command_is_documented() -> None:
 # ---- README, pictures, reference ------------------------------------------------------------
 
 
+def test_every_script_has_a_line_in_their_readme() -> None:
+    lines = (ROOT / "scripts" / "README.md").read_text(encoding="utf-8")
+    names = [
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in (ROOT / "scripts").iterdir()
+        if path.name not in ("README.md", "__pycache__")
+    ]
+    assert [name for name in names if f"`{name}`" not in lines] == []
+
+
 def test_the_readme_is_short() -> None:
     assert README.read_text(encoding="utf-8").count("\n") <= 110
 

@@ -198,7 +198,8 @@ class Ids:
         others = [f"{path} line {n}" for path, n in first_lines.items() if path != line.manifest]
         number = first_lines.setdefault(line.manifest, line.number)
         if number != line.number:
-            yield Problem("duplicate_id", f"id {line.id!r} occurs already in line {number}")
+            seen = f"id {line.id!r} occurs already in {line.manifest} line {number}"
+            yield Problem("duplicate_id", seen)
         if others:
             seen = f"id {line.id!r} occurs already in {', '.join(others)}"
             yield Problem("id_in_two_manifests", seen)
