@@ -18,15 +18,8 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from avllm.adapters._blip2 import Blip2Weights, load_blip2
 from avllm.adapters._instruction import Instruction
 from avllm.adapters._qformer_text import QFormerText, Text, joint_mask
-from avllm.adapters.base import (
-    Prompt,
-    StreamAdapter,
-    Windows,
-    gather_steps,
-    time_windows,
-    whole_span,
-    window_grid,
-)
+from avllm.adapters._cut import Cut
+from avllm.adapters.base import Prompt, StreamAdapter
 from avllm.errors import UserError, loading
 from avllm.tokens import Grid, Tokens
 
@@ -85,7 +78,7 @@ class QFormer(StreamAdapter):
         instruction: str | None = None,
     ) -> None:
         super().__init__(widths, llm_dim, stream)
-        _check_windows(stream, per, seconds, context)
+        self.cut = Cut(f"qformer on {stream!r}", per, seconds, context)
         _check_sizes(stream, num_queries, layers, text)
         reads_text = text is not None or instruction is not None
         sizes: dict[str, Any] = {
@@ -105,7 +98,7 @@ class QFormer(StreamAdapter):
             vocab_size=2,  # transformers' Q-Former embeds no words itself
             use_qformer_text_input=reads_text,
         )
-        self.per, self.seconds, self.context, self.init = per, seconds, context, init
+        self.init = init
         std, longest = config.initializer_range, config.max_position_embeddings
         self.query_tokens = nn.Parameter(torch.empty(1, num_queries, dim).normal_(std=std))
         self.qformer = Blip2QFormerModel(config)
@@ -122,52 +115,26 @@ class QFormer(StreamAdapter):
         self.set_out_dim(dim)
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
-        x, keep, span = self._groups(tokens)  # (B, G, M, D), (B, G, M), (B, G, 2)
+        x, keep, span = self.cut.of(tokens)  # (B, G, M, D), (B, G, M), (B, G, 2)
         b, g = keep.shape[:2]
         real = keep.any(-1)  # (B, G)
         question: Text | None = None
         if self.instruction is not None and prompt is not None:
             clip = real.nonzero()[:, 0]  # (G_real,) the clip of each group
             question = self.instruction(prompt).pick(clip)
-        q = self.query_tokens.shape[1]
-        read = self.read(x[real], keep[real], question)[
-            :, :q
-        ]  # (G_real, Q, D'): groups that hold something
+        queries = self.query_tokens.shape[1]
+        # Cut that hold something, (G_real, Q, D'); the others stay zero and masked.
+        read = self.read(x[real], keep[real], question)[:, :queries]
         out = read.new_zeros(b, g, *read.shape[1:])
-        out[real] = read  # the others stay zero and masked
-        if (
-            self._reads_text and torch.is_grad_enabled()
-        ):  # where no text is read, its weights' gradient is zero
-            out = out + 0.0 * sum(
-                p.sum() for p in self._text_parameters() if p.numel()
-            )  # ZeRO-3 leaves empty shells
+        out[real] = read
+        if self._reads_text and torch.is_grad_enabled():
+            # Where no text is read, the gradient of its weights is zero; ZeRO-3's are empty shells.
+            weights = [p.sum() for p in self._text_parameters() if p.numel()]
+            out = out + 0.0 * sum(weights)
         return Tokens(out, real[..., None].expand(b, g, read.shape[1]), span)  # (B, G, Q, D')
 
     def grid(self, grid: Grid) -> Grid:
-        q = self.query_tokens.shape[1]
-        if self.per == "frame":
-            span, real = grid.span, grid.mask.any(-1)
-        elif self.per == "clip":
-            span, real = (
-                whole_span(grid.span[None], grid.mask.any(-1)[None])[0],
-                grid.mask.any()[None],
-            )
-        else:
-            windows, keep = window_grid(grid, float(self.seconds or 0), self.context)
-            span, real = windows.span[0], keep.flatten(1).any(1)
-        return Grid(span, real[:, None].expand(-1, q))
-
-    def _groups(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        if self.per == "frame":
-            return tokens.x, tokens.mask, tokens.span
-        if self.per == "clip":
-            x, mask = tokens.flat()
-            return x.unsqueeze(1), mask.unsqueeze(1), whole_span(tokens.span, tokens.mask.any(-1))
-        windows: Windows = time_windows(
-            tokens.span, tokens.mask.any(-1), float(self.seconds or 0), self.context
-        )
-        x, keep = gather_steps(tokens, windows)  # (B, W, K, P, D)
-        return x.flatten(2, 3), keep.flatten(2, 3), windows.span
+        return self.cut.grid(grid, self.query_tokens.shape[1])
 
     def units(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the queries read at a time: the frames, windows or clips that hold something.
@@ -178,7 +145,7 @@ class QFormer(StreamAdapter):
         Returns:
             ``(K, M, D)`` features, ``(K, M)`` their mask, and ``(K,)`` the clip of each unit.
         """
-        x, keep, _ = self._groups(tokens)
+        x, keep, _ = self.cut.of(tokens)
         real = keep.any(-1)  # (B, G)
         return x[real], keep[real], real.nonzero()[:, 0]
 
@@ -195,9 +162,8 @@ class QFormer(StreamAdapter):
         Returns:
             ``(K, Q + L, D')``: the queries' outputs, then the text's.
         """
-        if not len(
-            x
-        ):  # processes run the same modules there and back, also one that has nothing to read
+        if not len(x):
+            # Processes run the same modules there and back, also one that has nothing to read.
             blank = x.new_zeros(1, 1, x.shape[-1]) + x.sum(), keep.new_ones(1, 1)
             return self.read(*blank, text.blank() if text else None, causal)[:0]
         queries = self.query_tokens.expand(x.shape[0], -1, -1)
@@ -281,29 +247,6 @@ class QFormer(StreamAdapter):
                 f"{odd[:3]}); set dim, layers, heads, cross_every and num_queries to the "
                 "checkpoint's"
             )
-
-
-def _check_windows(stream: str, per: str, seconds: float | None, context: float | None) -> None:
-    """Check what the queries read at a time.
-
-    Raises:
-        ValueError: an unknown unit, or settings of windows that contradict each other.
-    """
-    if per not in ("frame", "window", "clip"):
-        raise ValueError(
-            f"qformer on {stream!r} has per {per!r}; expected 'frame', 'window' or 'clip'"
-        )
-    if (per == "window") != (seconds is not None):
-        raise ValueError(
-            f"qformer on {stream!r} has per {per!r} and seconds {seconds}; a window needs seconds"
-        )
-    if seconds is not None and seconds <= 0:
-        raise ValueError(f"qformer on {stream!r} has seconds {seconds}; expected more than 0")
-    if context is not None and (seconds is None or context < seconds):
-        raise ValueError(
-            f"qformer on {stream!r} has context {context}; expected at least the window's seconds "
-            f"({seconds}), for what lies between narrower ones would not be read"
-        )
 
 
 def _check_sizes(stream: str, num_queries: int, layers: int, text: str | int | None) -> None:

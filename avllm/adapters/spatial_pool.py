@@ -27,24 +27,36 @@ class SpatialPool(StreamAdapter):
         if factor < 1:
             raise ValueError(f"spatial_pool on {stream!r} has factor {factor}; expected 1 or more")
         self.factor = factor
+        self.owner = f"spatial_pool on {stream!r}"
 
     def adapt(self, tokens: Tokens, prompt: Prompt | None = None) -> Tokens:
-        mask = self._squares(tokens.mask)  # (B, T, P', factor**2)
-        x = self._squares(tokens.x.movedim(-1, 0)).movedim(0, -1)  # (B, T, P', factor**2, D)
+        mask = squares(tokens.mask, self.factor, self.owner)  # (B, T, P', factor**2)
+        x = squares(tokens.x.movedim(-1, 0), self.factor, self.owner).movedim(
+            0, -1
+        )  # (B, T, P', factor**2, D)
         return Tokens(masked_mean(x, mask, 3), mask.any(-1), tokens.span)  # (B, T, P', D)
 
     def grid(self, grid: Grid) -> Grid:
-        return Grid(grid.span, self._squares(grid.mask).any(-1))
+        return Grid(grid.span, squares(grid.mask, self.factor, self.owner).any(-1))
 
-    def _squares(self, x: Tensor) -> Tensor:
-        """Group tokens by squares: ``(..., P)`` -> ``(..., P / factor**2, factor**2)``."""
-        side = math.isqrt(x.shape[-1])
-        f = self.factor
-        if side * side != x.shape[-1] or side % f:
-            raise ValueError(
-                f"spatial_pool on {self.stream!r}: {x.shape[-1]} tokens a step; "
-                f"expected a square grid whose side {f} divides"
-            )
-        n = side // f
-        squares = x.reshape(*x.shape[:-1], n, f, n, f).movedim(-3, -2)  # (..., n, n, f, f)
-        return squares.reshape(*x.shape[:-1], n * n, f * f)
+
+def squares(x: Tensor, factor: int, owner: str) -> Tensor:
+    """Group the tokens of a step by squares: ``(..., P)`` -> ``(..., P / factor**2, factor**2)``.
+
+    Args:
+        x: anything with one entry a token of a square grid, row by row.
+        factor: side of a square in tokens.
+        owner: the adapter, for the message.
+
+    Raises:
+        ValueError: the tokens are no square grid whose side the factor divides.
+    """
+    side = math.isqrt(x.shape[-1])
+    if side * side != x.shape[-1] or side % factor:
+        raise ValueError(
+            f"{owner}: {x.shape[-1]} tokens a step; "
+            f"expected a square grid whose side {factor} divides"
+        )
+    n = side // factor
+    grouped = x.reshape(*x.shape[:-1], n, factor, n, factor).movedim(-3, -2)
+    return grouped.reshape(*x.shape[:-1], n * n, factor * factor)

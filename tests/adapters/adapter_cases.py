@@ -15,6 +15,56 @@ from avllm.registry import choices
 
 QFORMER = {"num_queries": 3, "dim": 8, "layers": 2, "heads": 2, "cross_every": 1}
 CASES: dict[str, list[dict[str, Any]]] = {
+    "causal_qformer": [
+        {"seconds": 0.6, "causal_dim": 8, "causal_heads": 2} | QFORMER,
+    ],
+    "clue_aggregator": [
+        {"streams": ["video", "audio"], "num_queries": 3, "dim": 8, "layers": 1, "heads": 2}
+    ],
+    "dynamic_prompt": [{"num_tokens": 3, "seconds": 0.5, "dim": 8, "layers": 2, "heads": 2}],
+    "layer_aggregator": [
+        {"layers": ["video.4"], "heads": 2},
+        {"layers": ["video.4"], "heads": 2, "per": "frame"},
+        {"heads": 3},
+    ],
+    "perceiver": [
+        {"num_queries": 3, "layers": 2, "heads": 2},
+        {"num_queries": 2, "layers": 1, "heads": 2, "dim": 8, "per": "frame"},
+        {"num_queries": 2, "layers": 1, "heads": 3, "per": "window", "seconds": 0.5},
+    ],
+    "pool_mlp": [
+        {"rates": [2, 3]},
+        {"rates": [2], "mode": "stack"},
+        {"rates": [2], "shared": False, "dim": 5, "hidden": 7},
+    ],
+    "region_packer": [
+        {"time": 3, "heads": 2},
+        {"space": 2, "heads": 2},
+        {"time": 2, "space": 2, "heads": 3},
+    ],
+    "shared_space_projector": [
+        {"stream": "audio", "like": "video", "hidden": 5},
+        {"stream": "audio", "like": "video", "mode": "raw"},
+        {"stream": "audio", "like": "video", "normalize": True},
+    ],
+    "slowfast_tokens": [{"frames": 2, "pool": 2}, {"pool": 1}],
+    "stc": [
+        {"group": 2, "depth": 1, "hidden": 4, "dim": 5},
+        {"group": 2, "depth": 2, "padding": 1, "mlp": 1},
+        {"group": 3, "depth": 1, "time": 3, "space": 1},
+    ],
+    "substitute": [{"by": "video.4"}, {"by": "video.4", "keep": 2}],
+    "temporal_encoder": [
+        {"kind": "pool", "num_tokens": 4},
+        {"kind": "transformer", "num_tokens": 4, "heads": 2},
+        {"kind": "st_attn_pool", "num_tokens": 5},
+        {"kind": "ttm", "num_tokens": 5, "memory": 6, "read": 3, "heads": 2},
+    ],
+    "token_merge": [{"most": 5}, {"most": 9, "alike": 0.3}],
+    "universal_projection": [
+        {"streams": ["video", "video.4"], "dim": 8, "layers": 1, "heads": 2},
+        {"streams": ["video", "video.4"], "per": "frame", "heads": 2, "modality_token": False},
+    ],
     "branch": [{"to": "video.copy"}, {"to": ["video.a", "video.b"]}],
     "join": [{"first": "video.4"}],
     "linear": [{"dim": 5}, {"norm": True}],
@@ -34,7 +84,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"per": "clip", "layers": 3, "cross_every": 2}
         | {k: v for k, v in QFORMER.items() if k not in ("layers", "cross_every")},
     ],
-    "sync_concat": [{"streams": ["video", "audio"], "seconds": 0.5}],
+    "sync_concat": [
+        {"streams": ["video", "audio"], "seconds": 0.5},
+        {"streams": ["video", "audio"], "seconds": 0.5, "tokens": "keep"},
+        {"streams": ["video", "audio"], "seconds": 0.5, "tokens": "keep", "absent": "zeros"},
+    ],
     "temporal_pool": [
         {"seconds": 0.5},
         {"tokens": "mean"},
@@ -45,7 +99,13 @@ CASES: dict[str, list[dict[str, Any]]] = {
 }
 
 
-SQUARE = {"spatial_pool"}  # these take square grids of tokens only: all test clips have four a step
+SQUARE = {
+    "region_packer",
+    "slowfast_tokens",
+    "spatial_pool",
+    "stc",
+    "temporal_encoder",
+}  # these take square grids of tokens only: all test clips have four a step
 
 
 def cases() -> list[tuple[str, dict[str, Any]]]:
@@ -65,7 +125,15 @@ def _last_words(options: dict[str, Any]) -> list[str]:
     return [rf"layer\.{last}\.(intermediate|output)\."]
 
 
-LEFT_OUT: dict[str, Callable[[dict[str, Any]], list[str]]] = {"qformer": _last_words}
+def _never_absent(options: dict[str, Any]) -> list[str]:
+    """In all test clips both streams have the same steps, so that no token lacks its neighbour."""
+    return ["absent"] if options.get("tokens") == "keep" else []
+
+
+LEFT_OUT: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "qformer": _last_words,
+    "sync_concat": _never_absent,
+}
 """By adapter, a function of its options: patterns of the parameters that a mode does not use."""
 
 

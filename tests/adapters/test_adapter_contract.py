@@ -99,7 +99,11 @@ def test_the_promised_grid_is_what_comes_out(name: str, options: dict[str, Any])
         assert set(promised) == set(made) == set(adapter.out_widths)
         for key, tokens_out in made.items():
             assert tokens_out.x.shape[-1] == adapter.out_widths[key]
-            assert torch.equal(promised[key].mask, tokens_out.mask[0])
+            # Where content decides, what is promised are the places of which some hold a token.
+            bounded = promised[key].at_most
+            reserved = tokens_out.extra["places"] if bounded else tokens_out.mask
+            assert torch.equal(promised[key].mask, reserved[0])
+            assert not (tokens_out.mask & ~reserved).any()
             where = tokens_out.mask[0].any(-1)
             assert torch.allclose(promised[key].span[where], tokens_out.span[0][where])
 
@@ -193,7 +197,8 @@ def test_side_information_stays_with_its_grid(name: str, options: dict[str, Any]
             assert made.extra.keys() == before.extra.keys()
             assert all(torch.equal(made.extra[n], before.extra[n]) for n in before.extra)
         elif key in given and not adapter.keeps_extra:
-            assert made.extra == {}, "what belongs to another grid"
+            # The places of a bound are the new grid's own.
+            assert set(made.extra) <= {"places"}, "what belongs to another grid"
 
 
 @CASE

@@ -129,6 +129,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "qformer_matching": {"type": "qformer_matching"},
     "qformer_captioning": {"type": "qformer_captioning"},
     "dpo": {"type": "dpo"},
+    "assignment": {"type": "assignment", "words": 20},
+    "consistency": {"type": "consistency", "irrelevant": {"heard": ["video"], "seen": ["audio"]}},
+    "query_diversity": {"type": "query_diversity", "stream": "video", "adapter": 0},
 }
 
 

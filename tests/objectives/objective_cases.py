@@ -49,6 +49,14 @@ def _captions(world: World) -> Path:
 
 
 CASES: dict[str, list[ObjectiveCase]] = {
+    "assignment": [
+        ObjectiveCase("assignment", manifest=_captions, rows=6),
+        ObjectiveCase("assignment", {"marginal": "uniform", "words": 20}, _captions, rows=6),
+    ],
+    "consistency": [
+        ObjectiveCase("consistency", {"irrelevant": {"heard": ["video"], "seen": ["audio"]}}),
+    ],
+    "query_diversity": [ObjectiveCase("query_diversity", {"stream": "video"})],
     "contrastive": [
         ObjectiveCase("contrastive"),
         ObjectiveCase("contrastive", {"pairs": ["video-audio"]}, _captions, rows=6),

@@ -13,6 +13,8 @@ from avllm.times import Time
 CASES: dict[str, list[dict[str, Any]]] = {
     "seconds": [{}, {"decimals": 0}, {"decimals": 3}],
     "percent": [{}, {"mark": ""}],
+    "time_tokens": [{}, {"number": 61, "word": "[t{}]"}],
+    "anchors": [{}, {"number": 61}],
 }
 """Options under which a codec is tested; one without a line is tested with its defaults."""
 ALL = [(name, options) for name in choices("time_codecs") for options in CASES.get(name, [{}])]
@@ -147,3 +149,24 @@ def test_a_mixture_has_weights_that_sum_to_one() -> None:
     for weights in ({}, {"a": 0.5}, {"a": 1.5, "b": -0.5}):
         with pytest.raises(ValueError, match="sum to 1"):
             Mixture(weights)
+
+
+def test_a_time_token_is_the_nearest_of_those_spread_over_the_clip() -> None:
+    codec = made("time_tokens", {"number": 100})
+    assert codec.moment(0.0, 20.0) == ["<time_0>"]
+    assert codec.moment(20.0, 20.0) == ["<time_99>"]
+    assert codec.moment(5.0, 20.0) == ["<time_25>"]  # 99 * 5 / 20 = 24.75
+    assert codec.find("<time_100>", 20.0) == []
+
+
+@pytest.mark.parametrize("moment", [0.0, 3.3, 5.0, 19.99, 20.0])
+def test_the_mean_of_two_anchors_is_the_moment(moment: float) -> None:
+    codec = made("anchors", {"number": 11})
+    (mixture,) = codec.moment(moment, 20.0)
+    assert isinstance(mixture, Mixture)
+    assert len(mixture.weights) <= 2
+    mean = 0.0
+    for word, weight in mixture.weights.items():
+        (mention,) = codec.find(word, 20.0)
+        mean += weight * mention.seconds
+    assert mean == pytest.approx(moment)
