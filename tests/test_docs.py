@@ -358,7 +358,7 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     for name in re.findall(r"(?<![\w./*])([a-z_][\w/]*\.py)\b", text):
         if name not in MADE_UP and "NAME" not in name:
             folders = [ROOT, ROOT / "avllm", ROOT / "data_recipes", page.parent]
-            places = [*(folder / name for folder in folders), *ROOT.glob(f"avllm/*/{name}")]
+            places = [*(folder / name for folder in folders), *ROOT.glob(f"avllm/**/{name}")]
             assert any(place.is_file() for place in places), f"{page.name}: no file {name}"
 
 

@@ -8,7 +8,7 @@ from avllm.adapters.base import gather_steps, time_windows, whole_span, window_g
 from avllm.tokens import Grid, Tokens
 
 
-class Cut:
+class UnitCut:
     """Cut streams into frames, windows or whole clips.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from avllm.adapters._attention import Attention
@@ -91,7 +93,7 @@ class ClueAggregator(Adapter):
             told = self.answers[_key(stream)](media[stream], clues, prompt.mask)
             shape = streams[stream].mask.shape
             x = (media[stream] + told).view(*shape, -1)  # (B, T, P, D')
-            reader = self.readers[_key(stream)]
+            reader = self._reader(stream)
             made[stream] = reader.adapt(Tokens(x, streams[stream].mask, streams[stream].span))
         return made
 
@@ -99,8 +101,11 @@ class ClueAggregator(Adapter):
         made = dict(grids)
         for stream in self.streams:
             if stream in grids:
-                made[stream] = self.readers[_key(stream)].grid(grids[stream])
+                made[stream] = self._reader(stream).grid(grids[stream])
         return made
+
+    def _reader(self, stream: str) -> QFormer:
+        return cast(QFormer, self.readers[_key(stream)])
 
 
 def _key(stream: str) -> str:

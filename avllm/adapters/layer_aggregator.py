@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from avllm.adapters._attention import AttentionBlock
-from avllm.adapters._cut import Cut
+from avllm.adapters._cut import UnitCut
 from avllm.adapters.base import Adapter, Prompt
 from avllm.tokens import Grid, Tokens
 
@@ -47,7 +47,7 @@ class LayerAggregator(Adapter):
             raise ValueError(
                 f"layer_aggregator on {stream!r} has per 'window'; expected 'frame' or 'clip'"
             )
-        self.cut = Cut(f"layer_aggregator on {stream!r}", per)
+        self.cut = UnitCut(f"layer_aggregator on {stream!r}", per)
         dim = self.require(stream)
         read = [self.require(layer) for layer in self.layers] or [dim]
         self.blocks = nn.ModuleList(AttentionBlock(dim, heads, width) for width in read)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from avllm.adapters._attention import AttentionBlock
-from avllm.adapters._cut import Cut
+from avllm.adapters._cut import UnitCut
 from avllm.adapters.base import Prompt, StreamAdapter
 from avllm.tokens import Grid, Tokens
 
@@ -14,7 +14,7 @@ from avllm.tokens import Grid, Tokens
 class Perceiver(StreamAdapter):
     """Read frames, windows or clips with a fixed number of learned queries.
 
-    Unlike a Q-Former's, the queries have no self-attention of their own: in each layer they attend
+    Unlike a Q-Former's, the queries have no separate self-attention: in each layer they attend
     to the media and to themselves at once (Flamingo, appendix A.1.1). BLIP-3-Video (arXiv
     2410.16267) reads each frame so, Flamingo all frames together: put ``position`` before it there.
 
@@ -46,7 +46,7 @@ class Perceiver(StreamAdapter):
                 f"perceiver on {stream!r} has num_queries {num_queries} and layers {layers}; "
                 "expected 1 or more of each"
             )
-        self.cut = Cut(f"perceiver on {stream!r}", per, seconds)
+        self.cut = UnitCut(f"perceiver on {stream!r}", per, seconds)
         dim = dim or self.in_dim
         self.enter = nn.Linear(self.in_dim, dim) if dim != self.in_dim else nn.Identity()
         self.queries = nn.Parameter(torch.empty(num_queries, dim).normal_(std=0.02))

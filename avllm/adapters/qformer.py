@@ -18,7 +18,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from avllm.adapters._blip2 import Blip2Weights, load_blip2
 from avllm.adapters._instruction import Instruction
 from avllm.adapters._qformer_text import QFormerText, Text, joint_mask
-from avllm.adapters._cut import Cut
+from avllm.adapters._cut import UnitCut
 from avllm.adapters.base import Prompt, StreamAdapter
 from avllm.errors import UserError, loading
 from avllm.tokens import Grid, Tokens
@@ -78,7 +78,7 @@ class QFormer(StreamAdapter):
         instruction: str | None = None,
     ) -> None:
         super().__init__(widths, llm_dim, stream)
-        self.cut = Cut(f"qformer on {stream!r}", per, seconds, context)
+        self.cut = UnitCut(f"qformer on {stream!r}", per, seconds, context)
         _check_sizes(stream, num_queries, layers, text)
         reads_text = text is not None or instruction is not None
         sizes: dict[str, Any] = {
@@ -123,7 +123,7 @@ class QFormer(StreamAdapter):
             clip = real.nonzero()[:, 0]  # (G_real,) the clip of each group
             question = self.instruction(prompt).pick(clip)
         queries = self.query_tokens.shape[1]
-        # Cut that hold something, (G_real, Q, D'); the others stay zero and masked.
+        # Units that hold something, (G_real, Q, D'); the others stay zero and masked.
         read = self.read(x[real], keep[real], question)[:, :queries]
         out = read.new_zeros(b, g, *read.shape[1:])
         out[real] = read

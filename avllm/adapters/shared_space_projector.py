@@ -18,7 +18,7 @@ class SharedSpaceProjector(StreamAdapter):
     Args:
         stream: the stream to project.
         like: the stream into whose space it goes, before any adapter has changed that one's width.
-        mode: ``mlp``: two layers. ``raw``: the features as they are, cut or filled with zeros to
+        mode: ``mlp``: two layers. ``raw``: the features unchanged, cut or filled with zeros to
             the width, for comparison.
         hidden: width inside the MLP; None: that of the result.
         normalize: bring the result to length 1, as CLIP's embeddings are.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from avllm.adapters._attention import AttentionBlock
-from avllm.adapters._cut import Cut
+from avllm.adapters._cut import UnitCut
 from avllm.adapters.base import Adapter, Prompt
 from avllm.tokens import Grid, Tokens
 
@@ -48,7 +48,7 @@ class UniversalProjection(Adapter):
         if per == "window":
             raise ValueError("universal_projection has per 'window'; expected 'frame' or 'clip'")
         self.streams = list(streams)
-        self.cut = Cut("universal_projection", per)
+        self.cut = UnitCut("universal_projection", per)
         dim = dim or llm_dim
         self.enter = nn.ModuleDict()
         self.modality = nn.ParameterDict()
