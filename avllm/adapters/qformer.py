@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from avllm.adapters._blip2 import Blip2Weights, load_blip2
+from avllm.adapters._cut import UnitCut
 from avllm.adapters._instruction import Instruction
 from avllm.adapters._qformer_text import QFormerText, Text, joint_mask
-from avllm.adapters._cut import UnitCut
 from avllm.adapters.base import Prompt, StreamAdapter
 from avllm.errors import UserError, loading
 from avllm.tokens import Grid, Tokens
