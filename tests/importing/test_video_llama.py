@@ -22,7 +22,8 @@ from importing.originals import (
     norm,
     qformer,
 )
-from tiny import make_llm
+from tiny import make_data, make_llm
+from tiny_runs import difference, kill_after, run, weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -422,3 +423,46 @@ def test_a_context_that_is_too_long_never_cuts_media(published: Published) -> No
     processor.max_length = whole.input_ids.shape[1] - 1
     with pytest.raises(RowError):
         processor([sample], root=root)
+
+
+@torch.no_grad()
+def test_half_precision_files_stay_in_half_precision(published: Published) -> None:
+    for name in ("vit", "imagebind"):
+        halved = {key: x.half() for key, x in published.states[name].items()}
+        published.states[name] = halved
+    folder = published.run()
+    model, processor = AVLLM.from_pretrained(str(folder)), AVProcessor.from_pretrained(folder)
+    assert {e.backbone.dtype for e in model.encoders.values()} == {torch.float16}
+    captions, _ = make_data(published.folder / "data", 1)
+    batch = processor([json.loads(captions.read_text())], root=captions.parent)
+    for tokens in model.media_tokens(batch).values():
+        assert tokens.x.dtype == torch.float32
+        assert tokens.x.isfinite().all()
+
+
+def stage(published: Published, init: Path, output: str) -> dict[str, Any]:
+    """Settings of a stage that goes on from an imported checkpoint, with sight and sound."""
+    captions, _ = make_data(published.folder / "data", 6)
+    return {
+        "stage": "instruct",
+        "init": str(init),
+        "output": str(published.folder / output),
+        "trainable": [["^connector", 1e-3], [".*", None]],
+        "objectives": [{"type": "next_token"}],
+        "data": {"train": str(captions), "num_workers": 0},
+        "train": {"max_steps": 6, "batch_size": 2, "save_every": 1, "log_every": 1, "trackers": []},
+    }
+
+
+def test_training_goes_on_from_imported_weights_and_resumes(published: Published) -> None:
+    """The original starts its schedule and its data again."""
+    folder = published.run()
+    straight = run(stage(published, folder, "straight"))
+    cut = stage(published, folder, "cut")
+    kill_after(cut, 2)
+    assert difference(weights(run(cut)), weights(straight)) == 0.0
+    chain = json.loads((straight / "manifest.json").read_text())["stages"]
+    assert [record["stage"] for record in chain] == ["import", "instruct"]
+    before, after = weights(folder), weights(straight)
+    assert difference(before, after) > 0
+    assert AVLLM.from_pretrained(str(straight)).encoders["audio"].segments == SEGMENTS
