@@ -1,4 +1,4 @@
-"""Read the Q-Former out of a BLIP-2 checkpoint of transformers, without its encoder and LLM.
+"""Read the Q-Former out of a BLIP-2 or InstructBLIP checkpoint of transformers, and no more.
 
 A BLIP-2 model has 3.7 billion weights, its Q-Former 0.1: only the tensors that are needed are read.
 """
@@ -18,7 +18,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from avllm.weights import check_finite
 
 WITH_TEXT = "Blip2ForImageTextRetrieval"
-ARCHITECTURES = (WITH_TEXT, "Blip2ForConditionalGeneration", "Blip2Model")
+INSTRUCTED = ("InstructBlipForConditionalGeneration", "InstructBlipModel")
+ARCHITECTURES = (WITH_TEXT, "Blip2ForConditionalGeneration", "Blip2Model", *INSTRUCTED)
+MODEL_TYPES = ("blip-2", "instructblip")
 QFORMER = "qformer."
 QUERIES = "query_tokens"
 TEXT = {
@@ -30,6 +32,13 @@ TEXT = {
 }
 """Beginnings of BLIP-2's names, and of those in our text side."""
 
+NORM = "qformer.embeddings.layernorm."
+INSTRUCTION = {
+    "qformer.embeddings.word_embeddings.": "words.",
+    "qformer.embeddings.position_embeddings.": "positions.",
+}
+"""Beginnings of InstructBLIP's names, and of those in our instruction."""
+
 
 @dataclass(frozen=True)
 class Blip2Weights:
@@ -40,16 +49,22 @@ class Blip2Weights:
         query_tokens: ``(1, Q, D)``.
         qformer: its layers, by their names in transformers' Q-Former.
         text: its text side, by our names; empty for a checkpoint without one.
+        instruction: the embeddings of instructions, by our names; of InstructBLIP alone.
     """
 
     heads: int
     query_tokens: Tensor
     qformer: dict[str, Tensor]
     text: dict[str, Tensor] = field(default_factory=dict)
+    instruction: dict[str, Tensor] = field(default_factory=dict)
 
 
 def load_blip2(name: str, with_text: bool) -> Blip2Weights:
-    """Read the Q-Former of a BLIP-2 checkpoint by hub name or folder.
+    """Read the Q-Former of a BLIP-2 or InstructBLIP checkpoint by hub name or folder.
+
+    Args:
+        name: of the checkpoint.
+        with_text: its Q-Former has to have layers that read texts.
 
     Raises:
         ValueError: it is another model, holds no Q-Former, has no text side where one is needed, or
@@ -57,34 +72,47 @@ def load_blip2(name: str, with_text: bool) -> Blip2Weights:
     """
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     kinds = list(config.architectures or [])
-    if config.model_type != "blip-2" or not set(kinds) & set(ARCHITECTURES):
+    if config.model_type not in MODEL_TYPES or not set(kinds) & set(ARCHITECTURES):
         raise ValueError(
             f"qformer init {name!r} is a {', '.join(kinds) or config.model_type}; expected one of "
             f"{', '.join(ARCHITECTURES)}, which have a Q-Former"
         )
-    if with_text and WITH_TEXT not in kinds:
+    if with_text and not set(kinds) & {WITH_TEXT, *INSTRUCTED}:
         raise ValueError(
             f"qformer init {name!r} is a {', '.join(kinds)}, which has no text side; expected a "
-            f"{WITH_TEXT} (Salesforce/blip2-itm-vit-g), or no text option"
+            f"{WITH_TEXT} (Salesforce/blip2-itm-vit-g), InstructBLIP, or no text option"
         )
     qformer: dict[str, Tensor] = {}
     text: dict[str, Tensor] = {}
+    instruction: dict[str, Tensor] = {}
     queries: Tensor | None = None
     for key, tensor in _tensors(name, (QFORMER, QUERIES, *TEXT)):
         if key == QUERIES:
             queries = tensor
+        elif key.startswith(tuple(INSTRUCTION)):
+            instruction[_renamed(key, INSTRUCTION)] = tensor
         elif key.startswith(QFORMER):
-            qformer[key.removeprefix(QFORMER)] = tensor
+            name_here = key.replace(NORM, QFORMER + "layernorm.")
+            qformer[name_here.removeprefix(QFORMER)] = tensor
         else:
-            theirs, _, rest = next((t, t, key[len(t) :]) for t in TEXT if key.startswith(t))
-            text[TEXT[theirs] + rest] = tensor
+            text[_renamed(key, TEXT)] = tensor
     if queries is None or not qformer:
         raise ValueError(
             f"qformer init {name!r} holds {len(qformer)} tensors of a Q-Former and "
             f"{'no ' if queries is None else ''}query tokens; expected both. Copy it again"
         )
-    check_finite([(QUERIES, queries), *qformer.items(), *text.items()], name)
-    return Blip2Weights(config.qformer_config.num_attention_heads, queries, qformer, text)
+    tensors = [(QUERIES, queries), *qformer.items(), *text.items(), *instruction.items()]
+    check_finite(tensors, name)
+    heads = config.qformer_config.num_attention_heads
+    return Blip2Weights(heads, queries, qformer, text, instruction)
+
+
+def _renamed(key: str, names: dict[str, str]) -> str:
+    """Replace the beginning of a name by ours."""
+    for theirs, own in names.items():
+        if key.startswith(theirs):
+            return own + key.removeprefix(theirs)
+    return key
 
 
 def _tensors(name: str, beginnings: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:

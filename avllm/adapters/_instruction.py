@@ -7,14 +7,18 @@ instruction's places are dropped.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import cached_file
 
 from avllm.adapters._qformer_text import Text
 from avllm.adapters.base import Prompt
 from avllm.errors import loading
+
+QFORMER_TOKENIZER = "qformer_tokenizer"
 
 
 class Instruction(nn.Module):
@@ -65,6 +69,31 @@ class Instruction(nn.Module):
         places = torch.arange(mask.shape[1], device=mask.device)
         return Text(self.words(words) + self.positions(places), mask)
 
+    def load_instructblip(self, source: Mapping[str, Tensor]) -> None:
+        """Start from InstructBLIP's embeddings of words and positions.
+
+        The LLM's words are not InstructBLIP's, so that an instruction of the LLM's tokens leaves
+        both.
+
+        Args:
+            source: ``words.weight`` and ``positions.weight``; empty for a checkpoint without them.
+
+        Raises:
+            ValueError: the checkpoint's vocabulary or its longest text is another.
+        """
+        if not source or not self._tokenizer:
+            return
+        own = self.state_dict()
+        for name, x in own.items():
+            seen = tuple(source[name].shape) if name in source else "nothing"
+            if seen != tuple(x.shape):
+                raise ValueError(
+                    f"the checkpoint's instruction has {name} {seen}, this Q-Former's "
+                    f"{tuple(x.shape)}; give instruction the checkpoint's name, which has its "
+                    "tokenizer"
+                )
+        self.load_state_dict(dict(source))
+
     def _tokenize(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
         """Return ids ``(B, A)`` of the own vocabulary and which are real, ``(B, A)`` bool."""
         (tokenizer,) = self._tokenizer
@@ -81,7 +110,19 @@ def _load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     with loading("the tokenizer of qformer's instruction", name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=False, subfolder=_subfolder(name)
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _subfolder(name: str) -> str:
+    """Return the folder of a checkpoint in which InstructBLIP has the Q-Former's tokenizer."""
+    path = cached_file(
+        name,
+        f"{QFORMER_TOKENIZER}/tokenizer_config.json",
+        _raise_exceptions_for_missing_entries=False,
+    )
+    return "" if path is None else QFORMER_TOKENIZER

@@ -41,9 +41,9 @@ class QFormer(StreamAdapter):
         cross_every: every how many layers there is cross-attention (BLIP-2: 2; Video-LLaMA's second
             level: 1).
         dropout: of attention and hidden states.
-        init: a hub name or folder of a transformers BLIP-2 checkpoint whose Q-Former and query
-            tokens to start from; read by :meth:`load_init` only, never while a saved model is
-            rebuilt.
+        init: a hub name or folder of a transformers BLIP-2 or InstructBLIP checkpoint whose
+            Q-Former and query tokens to start from; read by :meth:`load_init` only, never while a
+            saved model is rebuilt.
         text: gives it BLIP-2's text side, for the objectives ``qformer_contrastive``,
             ``qformer_matching`` and ``qformer_captioning``: separate feed-forwards for text,
             embeddings and heads. ``llm``: texts are the LLM's tokens, embedded and written by the
@@ -53,8 +53,8 @@ class QFormer(StreamAdapter):
             ``['connector\.\d+\.(text|.*layer\.\d+\.(intermediate|output))\.', null]``.
         instruction: lets the queries read the question that is asked (InstructBLIP, arXiv
             2305.06500; APT, arXiv 2312.00249): ``llm`` for the LLM's own tokens, or the hub name or
-            folder of a tokenizer (BERT's in InstructBLIP). Rows then train one answer each, and
-            every question makes its own tokens of a clip.
+            folder of a tokenizer (InstructBLIP's checkpoints have BERT's). Rows then train one
+            answer each, and every question makes its own tokens of a clip.
     """
 
     def __init__(
@@ -218,6 +218,8 @@ class QFormer(StreamAdapter):
         if self.text is not None:
             begins = None if self.text.vocabulary is None else text_begins(str(self.init))
             self.text.load_blip2(source.text, begins)
+        if self.instruction is not None:
+            self.instruction.load_instructblip(source.instruction)
 
     def _layers_of(self, source: Blip2Weights) -> dict[str, Tensor]:
         """Return the layers of a checkpoint that this Q-Former has."""
