@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,9 @@ from torch import Tensor
 from avllm.data.cache.disk import CacheError
 from avllm.data.store.append_only import sync
 from avllm.errors import writing
+
+CHECKSUMS = "crc32"
+"""Field of a shard's header: checksums by key, as JSON."""
 
 
 class DamagedShardError(CacheError):
@@ -36,7 +40,8 @@ def write_shard(path: Path, entries: Mapping[str, Mapping[str, Tensor]]) -> None
         for name, tensor in entry.items():
             tensors[f"{key}/{name}"] = tensor
     with whole_file(path) as partial:
-        save_file(tensors, partial, metadata=checksums)
+        # One field: safetensors writes several in any order, and equal shards have equal bytes.
+        save_file(tensors, partial, metadata={CHECKSUMS: json.dumps(checksums)})
 
 
 @contextmanager
@@ -88,7 +93,11 @@ def read_entry(shard: Any, key: str) -> dict[str, Tensor]:
 
 def is_intact(shard: Any, key: str, tensors: Mapping[str, Tensor]) -> bool:
     """Return whether an entry's tensors have the checksum in the header of their open shard."""
-    return bool((shard.metadata() or {}).get(key) == checksum(tensors))
+    try:
+        recorded = json.loads((shard.metadata() or {}).get(CHECKSUMS, "{}"))
+        return bool(recorded.get(key) == checksum(tensors))
+    except (ValueError, AttributeError):  # the header itself is damaged
+        return False
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
