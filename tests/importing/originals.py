@@ -118,6 +118,35 @@ def make_imagebind(width=16, depth=2, out=12, patches=(7, 9), kernel=16) -> Stat
     return make.state
 
 
+def make_stc(seen=12, hidden=8, depth=2, out=32, squeeze=3) -> State:
+    """The tensors of VideoLLaMA2's `mm_projector.bin`: timm's RegNet stages."""
+    make = Maker(4)
+    for stage, first in (("s1", seen), ("s2", hidden)):
+        inside = first
+        for number in range(1, depth + 1):
+            block = f"model.mm_projector.{stage}.b{number}"
+            make.draw(f"{block}.conv1.conv.weight", hidden, inside, 1, 1)
+            make.norm(f"{block}.conv1.bn", hidden)
+            make.draw(f"{block}.conv2.conv.weight", hidden, 1, 3, 3)
+            make.norm(f"{block}.conv2.bn", hidden)
+            between = inside // 4 if inside != seen else squeeze
+            make.draw(f"{block}.se.fc1.weight", between, hidden, 1, 1)
+            make.draw(f"{block}.se.fc1.bias", between)
+            make.draw(f"{block}.se.fc2.weight", hidden, between, 1, 1)
+            make.draw(f"{block}.se.fc2.bias", hidden)
+            make.draw(f"{block}.conv3.conv.weight", hidden, hidden, 1, 1)
+            make.norm(f"{block}.conv3.bn", hidden)
+            if inside != hidden:
+                make.draw(f"{block}.downsample.conv.weight", hidden, inside, 1, 1)
+                make.norm(f"{block}.downsample.bn", hidden)
+            inside = hidden
+    make.draw("model.mm_projector.sampler.0.weight", hidden, hidden, 2, 2, 2)
+    make.draw("model.mm_projector.sampler.0.bias", hidden)
+    make.linear("model.mm_projector.readout.0", hidden, out)
+    make.linear("model.mm_projector.readout.2", out, out)
+    return make.state
+
+
 # ---- functions ------------------------------------------------------------------------------
 
 
@@ -196,3 +225,44 @@ def imagebind(s: State, mel: Tensor, heads: int, stride: int) -> tuple[Tensor, T
         number += 1
     first = norm(s, "modality_heads.audio.0", x, eps)[:, 0]
     return first, 20 * F.normalize(linear(s, "modality_heads.audio.2", first), dim=-1)
+
+
+def channel_norm(s: State, name: str, x: Tensor) -> Tensor:
+    return norm(s, name, x.movedim(1, -1), 1e-5).movedim(-1, 1)
+
+
+def reg_stage(s: State, stage: str, x: Tensor) -> Tensor:
+    """Timm's RegStage with SiLU and norms over channels, (N, C, H, W)."""
+    number = 1
+    while f"{stage}.b{number}.conv1.conv.weight" in s:
+        block = f"{stage}.b{number}"
+        y = F.conv2d(x, s[f"{block}.conv1.conv.weight"])
+        y = F.silu(channel_norm(s, f"{block}.conv1.bn", y))
+        y = F.conv2d(y, s[f"{block}.conv2.conv.weight"], padding=1, groups=y.shape[1])
+        y = F.silu(channel_norm(s, f"{block}.conv2.bn", y))
+        weight = y.mean((2, 3), keepdim=True)
+        weight = F.conv2d(weight, s[f"{block}.se.fc1.weight"], s[f"{block}.se.fc1.bias"])
+        weight = F.conv2d(F.silu(weight), s[f"{block}.se.fc2.weight"], s[f"{block}.se.fc2.bias"])
+        y = F.conv2d(y * weight.sigmoid(), s[f"{block}.conv3.conv.weight"])
+        y = channel_norm(s, f"{block}.conv3.bn", y)
+        if f"{block}.downsample.conv.weight" in s:
+            x = F.conv2d(x, s[f"{block}.downsample.conv.weight"])
+            x = channel_norm(s, f"{block}.downsample.bn", x)
+        x = F.silu(y + x)
+        number += 1
+    return x
+
+
+def stc(s: State, x: Tensor, padding: int) -> Tensor:
+    """VideoLLaMA2's connector, (B, T, N, D) -> (B, N', D')."""
+    prefix = "model.mm_projector"
+    b, t, n, _ = x.shape
+    side = round(n**0.5)
+    x = x.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
+    x = reg_stage(s, f"{prefix}.s1", x).unflatten(0, (b, t)).transpose(1, 2)
+    weight, bias = s[f"{prefix}.sampler.0.weight"], s[f"{prefix}.sampler.0.bias"]
+    x = F.silu(F.conv3d(x, weight, bias, stride=weight.shape[2:], padding=padding))
+    steps = x.shape[2]
+    x = reg_stage(s, f"{prefix}.s2", x.transpose(1, 2).flatten(0, 1))
+    x = x.flatten(2).transpose(1, 2).unflatten(0, (b, steps)).flatten(1, 2)
+    return linear(s, f"{prefix}.readout.2", F.gelu(linear(s, f"{prefix}.readout.0", x)))

@@ -19,7 +19,7 @@ from avllm.log import logger
 from avllm.models.building.placeholders import embedding_width, load_tokenizer
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.checkpoint_format import IMPORT, write_tensors
-from avllm.models.encoders import widths_of
+from avllm.models.encoders import output_widths, widths_of
 from avllm.models.importing.base import BackboneFiles, Converted, Dims, Importer
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
@@ -108,28 +108,36 @@ def _connector_weights(converted: Converted, llm: str, dims: Dims) -> dict[str, 
         UserError: a tensor is missing, left over or of another shape, or the LLM's width is not the
             one that was asked for.
     """
-    encoders = {}
-    with torch.device("meta"):
-        for stream, section in converted.encoders.items():
-            options = {key: value for key, value in section.items() if key != "type"}
-            part = load("encoders", section["type"])
-            encoders[stream] = make(part, converted.backbones[stream].config, **options)
+    widths: dict[str, int] = {}
+    for stream, section in converted.encoders.items():
+        widths |= _widths(stream, section, converted.backbones.get(stream))
     width = embedding_width(_llm_config(llm))
     dims.compare({"llm_hidden": width})
-    weights = converted.weights(widths_of(encoders), width)
+    weights = converted.weights(widths, width)
     for adapter in converted.adapters:
         adapter.file.refuse_rest()
     check_finite(weights.items(), "the published connector")
     return weights
 
 
+def _widths(stream: str, section: dict[str, Any], files: BackboneFiles | None) -> dict[str, int]:
+    """Return the width of each stream of an encoder that is converted, or that is named."""
+    if files is None:
+        return output_widths(stream, section)
+    options = {key: value for key, value in section.items() if key not in ("type", "medium")}
+    with torch.device("meta"):
+        return widths_of({stream: make(load("encoders", section["type"]), files.config, **options)})
+
+
 def _compose(converted: Converted, llm: str, folder: Path) -> tuple[AVLLM, AVProcessor]:
     """Write the backbones, and load the model on them; its connector is random."""
     encoders = {}
     for stream, section in converted.encoders.items():
+        encoders[stream] = dict(section)
+    for stream, files in converted.backbones.items():
         place = folder / BACKBONES / stream
-        _write_backbone(converted.backbones[stream], place)
-        encoders[stream] = {**section, "name": str(place)}
+        _write_backbone(files, place)
+        encoders[stream]["name"] = str(place)
     dtype = DTYPES.get(_llm_config(llm).dtype, "float32")
     description = ModelConfig.model_validate(
         {

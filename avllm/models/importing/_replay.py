@@ -24,10 +24,21 @@ def stream_of_units(name: str, units: Tensor, clips: int, tokens: int) -> Stream
         tokens: P, of a unit.
     """
     steps = len(units) // clips
-    edges = torch.arange(steps + 1, dtype=torch.float32)
-    span = torch.stack([edges[:-1], edges[1:]], 1).expand(clips, -1, -1)  # (B, T, 2)
+    span = _clock(clips, steps, 1.0)
     mask = torch.ones(clips, steps, tokens, dtype=torch.bool)
     return StreamBatch({name: units}, torch.full((clips,), steps), span, mask)
+
+
+def features_of_clips(x: Tensor, seconds: float = 1.0) -> Tokens:
+    """Return features ``(B, T, P, D)`` as tokens with a clock of as many seconds a step."""
+    mask = torch.ones(x.shape[:3], dtype=torch.bool)
+    return Tokens(x, mask, _clock(len(x), x.shape[1], seconds))
+
+
+def _clock(clips: int, steps: int, seconds: float) -> Tensor:
+    """Return steps of equal length that follow one another, ``(B, T, 2)``."""
+    edges = torch.arange(steps + 1, dtype=torch.float32) * seconds
+    return torch.stack([edges[:-1], edges[1:]], 1).expand(clips, -1, -1)
 
 
 def next_token_arrays(

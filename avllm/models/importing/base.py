@@ -103,8 +103,8 @@ class Converted:
     """Hold what an importer makes.
 
     Attributes:
-        encoders: sections of encoders by stream, without their names.
-        backbones: the weights of these encoders, by stream.
+        encoders: sections of encoders by stream; those with weights in ``backbones`` have no name.
+        backbones: the weights of encoders that are converted, by stream.
         adapters: the connector, in order.
         model: further fields of a preset's ``model`` section.
     """
