@@ -18,7 +18,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from avllm import distributed
-from avllm.errors import stop, writing
+from avllm.errors import WriteError, stop, writing
 from avllm.log import logger
 
 LOG = logger(__name__)
@@ -109,7 +109,10 @@ class Report:
         """Stop the bar and draw the loss curve."""
         self.stop()
         if distributed.is_main():
-            plot_loss(self.path, self.path.with_name("loss.png"))
+            try:
+                plot_loss(self.path, self.path.with_name("loss.png"))
+            except WriteError as error:  # a picture ends no run
+                LOG.warning("%s", error)
 
 
 _SHOWN = {

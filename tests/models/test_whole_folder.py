@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from answering import make_checkpoint
 
 from avllm.errors import WriteError
-from avllm.models import whole_folder
+from avllm.models import checkpoint, whole_folder
 from avllm.models.checkpoint_format import MANIFEST
+from avllm.models.loading import digests
 from avllm.models.loading.digests import ALL_FILES, compare_files, write_manifest
+from avllm.models.modeling_avllm import AVLLM
+from avllm.models.processing_avllm import AVProcessor
 from avllm.models.whole_folder import replacing
 
 FILES = ("config.json", "trained.safetensors", "lora/default/adapter_model.safetensors")
@@ -152,3 +157,27 @@ def test_sigkill_leaves_one_of_both(tmp_path: Path) -> None:
         os.kill(writer.pid or 0, signal.SIGKILL)
         writer.join()
         assert len(contents(tmp_path / "best")) == 1
+
+
+def test_save_pretrained_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_checkpoint(tmp_path)
+    before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    model = AVLLM.from_pretrained(str(folder))
+    processor = AVProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        next(model.connector.parameters()).add_(1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_manifest", refuse)
+    monkeypatch.setattr(digests, "write_manifest", refuse)
+    for save in (model.save_pretrained, processor.save_pretrained):
+        with pytest.raises(WriteError, match=folder.name):
+            save(str(folder))
+        after = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        assert after == before
+    monkeypatch.undo()
+    model.save_pretrained(str(folder))
+    assert {file.state for file in compare_files(folder, ALL_FILES)} == {"same"}
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(before)

@@ -22,6 +22,8 @@ from tiny_runs import FORK, difference, losses, rows, run, start, train, weights
 
 from avllm.config import RunConfig
 from avllm.errors import UserError, WriteError
+from avllm.models import checkpoint
+from avllm.models.loading.digests import ALL_FILES, compare_files
 from avllm.training.points.lock import RunInUseError, RunLock
 from avllm.training.points.position import RunPosition
 from avllm.training.points.record import ResumeError
@@ -194,6 +196,31 @@ def save_on_a_full_disk(asked: dict[str, Any]) -> None:
         with pytest.raises(WriteError, match=r"step_4") as raised:
             train(asked)
     assert "\n" not in str(raised.value)
+
+
+def test_a_failure_between_the_files_of_the_best_model_leaves_the_old_one(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"train__validate_every": 2, "data__validation": str(world.captions)}
+    asked = settings(world, tmp_path / "run", train__max_steps=4, **changes)
+    asked |= {"lora": {"r": 2}, "trainable": [["^connector", 1e-3], ["lora_", 1e-3], [".*", None]]}
+    written: list[Path] = []
+
+    def save_sets(llm: Any, folder: Path) -> None:
+        written.append(folder)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        unchanged(llm, folder)
+
+    unchanged = checkpoint.save_sets
+    monkeypatch.setattr(checkpoint, "save_sets", save_sets)
+    with pytest.raises(WriteError, match="best"):
+        train(asked)
+    best = tmp_path / "run" / "best"
+    stages = json.loads((best / "manifest.json").read_text())["stages"]
+    assert stages[-1]["steps"] == 2
+    assert {file.state for file in compare_files(best, ALL_FILES)} == {"same"}
+    assert list((tmp_path / "run").glob(".best*")) == []
 
 
 # ---- what may change on the way ------------------------------------------------------------------

@@ -20,6 +20,7 @@ from avllm.models.checkpoint_format import (
     read_manifest_of,
     sha256_once,
 )
+from avllm.weights import weight_files
 
 SAMPLED_FILES = 256
 """Media files of a manifest whose bytes are compared: all would take hours where there are many."""
@@ -102,6 +103,11 @@ def weights(config: RunConfig) -> dict[str, str | None]:
         digests[config.init] = total.hexdigest()
     for name, revision in _backbones(config):
         digests[name] = _folder_digest(name) if Path(name).is_dir() else _commit(name, revision)
+    for name in _options(config):
+        if Path(name).is_file():
+            digests[name] = sha256_once(Path(name))
+        elif weight_files(name):
+            digests[name] = _folder_digest(name)
     return digests
 
 
@@ -120,6 +126,17 @@ def _backbones(config: RunConfig) -> Iterator[tuple[str, str | None]]:
     for record in records:
         if record.get("name") is not None:
             yield str(record["name"]), record.get("revision")
+
+
+def _options(config: RunConfig) -> Iterator[str]:
+    """Yield the texts among the options of parts: some name weights (``init`` of a Q-Former)."""
+    specs = list(config.objectives)
+    if config.model is not None:
+        specs += [*config.model.connector, config.model.fusion or {}, config.model.selector or {}]
+    if config.extend is not None:
+        specs += config.extend.connector
+    for spec in specs:
+        yield from (value for value in spec.values() if isinstance(value, str))
 
 
 def _folder_digest(name: str) -> str:
