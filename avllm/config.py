@@ -114,6 +114,9 @@ class RunConfig(Section):
     allow_parts: list[str] = Field(
         default_factory=list, description="code that init may name and run, pkg.module:Class each"
     )
+    backbones: dict[str, str] = Field(
+        default_factory=dict, description="folders of init's backbones, {llm: DIR, audio: DIR}"
+    )
     lora: LoraSets = Field(
         default_factory=list, description="sets of adapters that this stage adds to the LLM"
     )

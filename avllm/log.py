@@ -10,6 +10,21 @@ import os
 import sys
 import warnings
 
+LIBRARIES = (
+    "accelerate",
+    "avllm",  # a library's warning about the call that avllm makes
+    "bitsandbytes",
+    "deepspeed",
+    "gradio",
+    "huggingface_hub",
+    "peft",
+    "torch",
+    "torchaudio",
+    "torchvision",
+    "transformers",
+)
+"""Modules whose Python warnings are about the versions that avllm was made with."""
+
 
 def logger(name: str = "avllm") -> logging.Logger:
     """Return a module's logger, below ``avllm``: one call of :func:`set_up` reaches all loggers."""
@@ -47,12 +62,23 @@ def _handler() -> logging.Handler:
 
 
 def hush_libraries() -> None:
-    """Silence loading bars and notices of transformers and DeepSpeed: a person reads the output."""
-    # DeepSpeed offers no level; this filter exists before DeepSpeed makes its logger.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    """Keep what libraries say below an error off stderr: loading bars, notices, FutureWarnings.
+
+    avllm itself says things by its loggers alone, which stay, as do the warnings of users' parts.
+    """
+    for name in LIBRARIES:
+        warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+    # Loggers without a handler print through this one.
+    if logging.lastResort is not None and not logging.lastResort.filters:
+        logging.lastResort.addFilter(_is_ours_or_error)
+    for name in ("DeepSpeed", "huggingface_hub"):  # they have handlers, and no level to be set
+        logging.getLogger(name).addFilter(_is_ours_or_error)
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         set_verbosity_error()
+
+
+def _is_ours_or_error(record: logging.LogRecord) -> bool:
+    return record.name.startswith("avllm") or record.levelno >= logging.ERROR

@@ -58,6 +58,7 @@ def choices(kind: str) -> list[str]:
 def suggest(name: str, names: list[str]) -> str:
     """Write ``did you mean 'x'? known: ...`` for error messages."""
     nearest = get_close_matches(name, names, n=1, cutoff=0.5)
+    nearest += [full for full in sorted(names) if name and full.startswith(name)]  # hop_length
     question = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{question}known: {', '.join(sorted(names)) or 'none'}"
 

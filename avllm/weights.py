@@ -91,6 +91,13 @@ def weight_files(folder: str | Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
 
 
+def whole_name(name: str | None) -> str | None:
+    """Return the whole path of a model's folder; the name of a hub's model unchanged."""
+    if name is None or not Path(name).is_dir():
+        return name
+    return str(Path(name).absolute())
+
+
 @contextmanager
 def no_larger_than(size: Size, what: str) -> Iterator[None]:
     """Stop building modules in a block that would be larger than weight files could fill.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from avllm import Chat
-from avllm.inference.chat import media_kind
+from avllm.inference.asked_files import media_kind
 
 
 def main(checkpoint: str, file: str, *questions: str) -> None:

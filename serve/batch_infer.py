@@ -3,21 +3,25 @@
     python serve/batch_infer.py CHECKPOINT --input requests.jsonl --output answers.jsonl
 
 Requests are samples (one JSON object a line: id and messages; a last answer, if there is one, is
-left out). Answers come in the same order, {"id", "answer"} or {"id", "error"}. Killed and started
-again, the same command continues after the last answer.
+left out). Answers come in the same order, {"id", "answer"} or {"id", "error"}, and each names its
+request by a digest ("request"). Killed and started again, the same command continues after the last
+answer; requests may be added at the end of the file. With --strict the exit code is 1 if a row
+failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from avllm.errors import exit_on_user_error
+from avllm.inference.command_line import add_model_options, load_chat
 
 
 def main() -> None:
-    """Run the command; it succeeds when every row has its line, also if some are errors."""
+    """Run the command; it succeeds when every row has its line, with --strict when none fails."""
     arguments = parser().parse_args()
     from avllm.log import hush_libraries
 
@@ -27,14 +31,7 @@ def main() -> None:
     from avllm.inference.generation import Generation, read_decoding
 
     def load() -> tuple[Any, Any]:
-        from avllm.inference.chat import Chat
-
-        chat = Chat.load(
-            arguments.checkpoint,
-            device=arguments.device,
-            quantize=arguments.quantize,
-            allow_parts=arguments.allow_part,
-        )
+        chat = load_chat(arguments)
         return chat.model, chat.processor
 
     with exit_on_user_error():
@@ -53,13 +50,16 @@ def main() -> None:
             generation,
             batch_size=arguments.batch_size,
             workers=arguments.workers,
-            loaded={"quantize": arguments.quantize},
+            loaded={"quantize": arguments.quantize, "strict": arguments.strict},
         )
-    counts = f"{summary.before} rows were there, {summary.added} added; "
-    counts += f"of all {summary.errors} are errors"
+    counts = f"{summary.before} rows were there, {summary.added} added"
+    print(f"{arguments.output}: {counts}; of all {summary.errors} are errors")
     if summary.errors:
-        counts += "; those are not asked again: give them in another --input"
-    print(f"{arguments.output}: {counts}")
+        failed = f"{summary.errors} of {summary.before + summary.added} rows failed"
+        advice = "they are not asked again: give them in another --input"
+        print(f"{arguments.output}: {failed}; {advice}", file=sys.stderr)
+        if arguments.strict:
+            raise SystemExit(1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,8 +68,8 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_model_options(command_line)
     add = command_line.add_argument
-    add("checkpoint", type=Path, help="folder of a trained model")
     add("--input", type=Path, required=True, help="requests, JSONL")
     add(
         "--output",
@@ -83,11 +83,8 @@ def parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, default=0.0, help="0 = greedy")
     add("--top-p", type=float, default=1.0)
     add("--decoding", help="a decoder, as YAML: '{type: contrastive, alpha: 1}'")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    add("--allow-part", action="append", default=[], help="pkg.module:Class it may name")
     add("--media-root", action="append", default=[], help="rows may name files below it alone")
     add("--allow-url", action="append", default=[], help="rows may name this URL: https://host/")
-    add("--quantize", choices=["4bit", "8bit"], help="load the LLM in 4 or 8 bit")
     return command_line
 
 

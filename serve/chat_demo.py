@@ -23,7 +23,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from avllm.errors import UserError, exit_on_user_error
-from avllm.inference.chat import Chat, media_kind
+from avllm.inference.asked_files import media_kind
+from avllm.inference.chat import Chat
+from avllm.inference.command_line import add_model_options, load_chat
 from avllm.inference.drawing import as_html, escaped, facts, frame_pictures, sound_picture
 from avllm.inference.perceived import Perceived
 from avllm.inference.visits import Visits, growing_answer, hosts_of, readable
@@ -319,12 +321,7 @@ def main() -> None:
     arguments = parser().parse_args()
     hush_libraries()
     with exit_on_user_error():
-        chat = Chat.load(
-            arguments.checkpoint,
-            device=arguments.device,
-            quantize=arguments.quantize,
-            allow_parts=arguments.allow_part,
-        )
+        chat = load_chat(arguments)
     demo = Demo(chat, arguments.checkpoint.resolve().name)
     address = f"{arguments.host}:{arguments.port}"
     try:
@@ -370,8 +367,8 @@ def parser() -> argparse.ArgumentParser:
     command_line = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_model_options(command_line)
     add = command_line.add_argument
-    add("checkpoint", type=Path, help="folder of a trained model")
     add(
         "--host",
         default="127.0.0.1",
@@ -380,9 +377,6 @@ def parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=7860)
     add("--allow-host", action="append", default=[], help="a further name of this server")
     add("--max-file-mb", type=int, default=200, help="largest upload")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    add("--allow-part", action="append", default=[], help="pkg.module:Class it may name")
-    add("--quantize", choices=["4bit", "8bit"], help="load the LLM in 4 or 8 bit")
     return command_line
 
 

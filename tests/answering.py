@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ WHY_NOT = f"no real media in {SHARED.name} beside the repository"
 KIND = {".mp4": "video", ".wav": "audio", ".jpg": "image"}
 
 
-def make_checkpoint(folder: Path) -> Path:
+def make_checkpoint(folder: Path, streams: Sequence[str] = ("video", "audio")) -> Path:
     """Save random backbones with a connector: answers depend on what is seen and heard."""
     from avllm.config_model import ModelConfig
     from avllm.log import hush_libraries
@@ -40,7 +41,10 @@ def make_checkpoint(folder: Path) -> Path:
         folder,
         folder,
     )
-    description = ModelConfig(**world.model)
+    settings = world.model
+    settings["encoders"] = {stream: settings["encoders"][stream] for stream in streams}
+    settings["connector"] = [one for one in settings["connector"] if one["stream"] in streams]
+    description = ModelConfig(**settings)
     tokenizer, ids = load_tokenizer(description)
     model = AVLLM.from_backbones(description, ids)
     save_checkpoint(model, AVProcessor.from_model(model, tokenizer), folder / "checkpoint", [])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from avllm.cli.options import AllowPart, Json
+from avllm.cli.options import AllowPart, Backbone, Json, places_of
 
 ckpt = typer.Typer(help="Look at checkpoints, and import them.", no_args_is_help=True)
 
@@ -27,6 +27,9 @@ def inspect(
     """Show what a checkpoint is made of: stages, backbones with hashes, parameters by part."""
     import json
 
+    from avllm.log import hush_libraries
+
+    hush_libraries()
     from avllm.evaluation.listing import inspect_checkpoint
 
     contents = inspect_checkpoint(folder)
@@ -69,6 +72,7 @@ def verify(
         float,
         typer.Option(min=0.0, help="Largest difference, relative to an array's largest value."),
     ] = 1e-4,
+    backbone: Backbone = None,
     allow_part: AllowPart = None,
     as_json: Json = False,
 ) -> None:
@@ -85,12 +89,14 @@ def verify(
         load=not files_only and golden is None,
         accept=accept,
         allow_parts=allow_part or (),
+        backbones=places_of(backbone),
     )
     arrays = []
     if golden is not None and verification.is_good:
         from avllm.evaluation.golden import compare_golden
 
-        arrays = compare_golden(folder, golden, tol, allow_part or ())
+        places = places_of(backbone)
+        arrays = compare_golden(folder, golden, tol, allow_part or (), places)
     for file in verification.files:
         typer.echo(f"file {file.name}: {file.state}", err=as_json)
     for part, state in verification.backbones.items():

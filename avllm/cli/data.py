@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avllm.cli.options import AllowPart, AllowUrl, Json, MediaRoot, result_console
+from avllm.cli.options import (
+    AllowPart,
+    AllowUrl,
+    Backbone,
+    Json,
+    MediaRoot,
+    output_folder,
+    places_of,
+    result_console,
+)
 from avllm.cli.reading import NO_LIMIT, Decode, chosen_processor, reading_of
 from avllm.errors import UserError
 from avllm.on_ray import Engine, Gpus
@@ -86,6 +95,7 @@ def check(
     from avllm.data.check.run import check as run
     from avllm.data.check.tables import print_report
 
+    output_folder(output)
     processor = chosen_processor(preset, overrides, checkpoint, allow_part)
     reading = reading_of(processor, tokenizer, max_length, timeout, workers, decode)
     report = run(
@@ -127,6 +137,7 @@ def show(
     from avllm.inference.shown import save_pictures
     from avllm.inference.shown import show as look
 
+    output_folder(output)
     processor = chosen_processor(preset, overrides, checkpoint, allow_part)
     if processor is None:
         raise UserError(
@@ -299,6 +310,7 @@ def encode(
             help="Processes that will train; they draw so many rows more. As many as here.",
         ),
     ] = None,
+    backbone: Backbone = None,
     as_json: Json = False,
 ) -> None:
     """Fill a stage's feature cache before it trains (under torchrun: on all processes)."""
@@ -315,6 +327,9 @@ def encode(
     config = load_config(stage, [*(overrides or []), "train.trackers=[]"])
     if workers is not None:
         config.data.num_workers = workers
+    config.backbones |= places_of(backbone)
+    if config.data.cache is not None:
+        output_folder(Path(config.data.cache))
     accelerator = make_accelerator(config, Path(config.output))
     ray_workers = max(1, config.data.num_workers) if engine == "ray" else 0
     filled = summary(encode_stage(config, accelerator, ray_workers, gpus, processes))

@@ -12,22 +12,32 @@ from typing import Annotated
 
 import typer
 
+from avllm.cli.chat import chat
 from avllm.cli.ckpt import ckpt
 from avllm.cli.data import data
 from avllm.cli.options import (
     AllowPart,
     AllowUrl,
+    Backbone,
     Checkpoint,
     Decoding,
     Device,
     Json,
     Limit,
+    LongestAnswer,
     MediaRoot,
     Output,
     Precision,
     Quantize,
+    Sound,
+    Strict,
+    Temperature,
+    TopP,
     Workers,
+    load_chat,
     output_file,
+    output_folder,
+    places_of,
     print_figures,
 )
 from avllm.errors import DEBUG, exit_on_user_error
@@ -66,44 +76,42 @@ def ask(
         list[Path] | None, typer.Option(help="A sound file, or a video whose sound is meant.")
     ] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture.")] = None,
-    sound: Annotated[str, typer.Option(help="The videos' own sound: auto, on or off.")] = "auto",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 = greedy: the same answer each time.")
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of probability that is sampled from.")
-    ] = 1.0,
+    sound: Sound = "auto",
+    max_new_tokens: LongestAnswer = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     decoding: Decoding = None,
     device: Device = "cpu",
     quantize: Quantize = None,
+    backbone: Backbone = None,
     allow_part: AllowPart = None,
+    strict: Strict = False,
 ) -> None:
     """Ask about a clip; the answer streams to the terminal."""
     from avllm.log import hush_libraries
 
     hush_libraries()
-    from avllm.inference.chat import Chat
     from avllm.inference.generation import read_decoding
 
-    chat = Chat.load(checkpoint, device=device, quantize=quantize, allow_parts=allow_part or ())
-    pieces = chat.ask(
-        question,
-        video=video,
-        audio=audio,
-        image=image,
-        sound=sound,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        decoding=read_decoding(decoding),
-    )
+    generation = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "decoding": read_decoding(decoding),
+    }
+    asked = load_chat(checkpoint, device, quantize, backbone, allow_part, strict)
+    pieces = asked.ask(question, video=video, audio=audio, image=image, sound=sound, **generation)
+    for warning in asked.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    before = len(asked.warnings)
     answered = False
     for piece in pieces:
         typer.echo(piece, nl=False)
         sys.stdout.flush()
         answered = True
     typer.echo()
+    for warning in asked.warnings[before:]:
+        typer.echo(f"warning: {warning}", err=True)
     if not answered:
         typer.echo("(the model said nothing)", err=True)
 
@@ -121,7 +129,7 @@ Swap = Annotated[
 ]
 
 
-LongestAnswer = Annotated[
+LongestOfAll = Annotated[
     int | None, typer.Option(min=1, help="Longest answer; follows the references.")
 ]
 Refusal = Annotated[str, typer.Option(help="The answer by which a question is refused.")]
@@ -143,7 +151,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = 128,
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Of --limit, exchanged clips and intervals.")] = 0,
-    max_new_tokens: LongestAnswer = None,
+    max_new_tokens: LongestOfAll = None,
     decoding: Decoding = None,
     refusal: Refusal = "unanswerable",
     num_workers: Workers = 0,
@@ -151,12 +159,14 @@ def evaluate(
     precision: Precision = "fp32",
     device: Device = "cpu",
     quantize: Quantize = None,
+    backbone: Backbone = None,
     media_root: MediaRoot = None,
     allow_url: AllowUrl = None,
     allow_part: AllowPart = None,
     output: Output = None,
     predictions: Annotated[Path | None, typer.Option(help="File for every answer (JSONL).")] = None,
     report: Report = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Score generated answers by kind and source, also with streams removed or exchanged."""
@@ -166,7 +176,10 @@ def evaluate(
     from avllm.evaluation.command import result_console, run_eval
     from avllm.inference.generation import read_decoding
 
-    output = output_file(output)
+    output = output_file(output, manifest)
+    predictions = output_file(predictions, manifest, output)
+    report = output_file(report, manifest, output, predictions)
+    output_folder(cache)
     figures = run_eval(
         checkpoint,
         manifest,
@@ -177,12 +190,14 @@ def evaluate(
         swap=swap or [],
         limit=limit,
         refusal=refusal,
-        predictions=output_file(predictions),
-        report=output_file(report),
+        predictions=predictions,
+        report=report,
         tables=result_console(stderr=as_json),
         device=device,
         quantize=quantize,
+        backbones=places_of(backbone),
         allow_parts=allow_part or (),
+        strict=strict,
         batch_size=batch_size,
         seed=seed,
         max_new_tokens=max_new_tokens,
@@ -204,6 +219,7 @@ def retrieve(
     num_workers: Workers = 0,
     precision: Precision = "fp32",
     device: Device = "cpu",
+    backbone: Backbone = None,
     media_root: MediaRoot = None,
     allow_url: AllowUrl = None,
     allow_part: AllowPart = None,
@@ -216,13 +232,14 @@ def retrieve(
     hush_libraries()
     from avllm.evaluation.command import result_console, run_retrieval
 
-    output = output_file(output)
+    output = output_file(output, manifest)
     figures = run_retrieval(
         checkpoint,
         manifest,
         limit=limit,
         tables=result_console(stderr=as_json),
         device=device,
+        backbones=places_of(backbone),
         allow_parts=allow_part or (),
         batch_size=batch_size,
         seed=seed,
@@ -245,6 +262,9 @@ def parts(
     """List the parts that a model and its training can be made of."""
     import json
 
+    from avllm.log import hush_libraries
+
+    hush_libraries()
     from avllm.evaluation.listing import parts as list_parts
 
     listed = list_parts(kind, name)
@@ -259,5 +279,6 @@ def parts(
         typer.echo(json.dumps({"parts": listed}, default=str))
 
 
+app.command()(chat)
 app.add_typer(ckpt, name="ckpt")
 app.add_typer(data, name="data")

@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from avllm.inference.chat import Chat
+
 
 def _admit_roots(roots: list[Path] | None) -> list[Path] | None:
     """Restrict what rows may name, before the command runs."""
@@ -42,6 +44,25 @@ AllowPart = Annotated[
         help="pkg.module:Class from outside of avllm that the checkpoint may name: it is imported."
     ),
 ]
+Backbone = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PART=FOLDER",
+        help="A backbone that lies elsewhere than the checkpoint says: llm=DIR, audio=DIR, ...",
+    ),
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="Refuse files that the model can use in part only: a video it only hears."
+    ),
+]
+Sound = Annotated[str, typer.Option(help="The videos' own sound: auto, on or off.")]
+LongestAnswer = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 = greedy: the same answer each time.")]
+TopP = Annotated[
+    float, typer.Option(min=0.01, max=1.0, help="Share of probability that is sampled from.")
+]
 Quantize = Annotated[
     Literal["4bit", "8bit"] | None, typer.Option(help="Load the LLM in 4 or 8 bit.")
 ]
@@ -63,15 +84,46 @@ Json = Annotated[
 ]
 
 
-def output_file(path: Path | None) -> Path | None:
-    """Make the folder of a file that will be written, before anything is computed for it."""
-    from avllm.data.store.storage import local_path
+def output_file(path: Path | None, *inputs: Path | None) -> Path | None:
+    """Check a file that will be written, before anything is computed; see ``data.store``."""
+    from avllm.data.store.output_path import output_file as check
 
-    if path is None:
-        return None
-    path = local_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    return None if path is None else check(path, inputs)
+
+
+def output_folder(path: Path | None) -> Path | None:
+    """Check a folder that files will be written to, before anything is computed."""
+    from avllm.data.store.output_path import output_folder as check
+
+    return None if path is None else check(path)
+
+
+def places_of(backbone: list[str] | None) -> dict[str, str]:
+    """Return the folders of backbones that ``--backbone`` names, by part."""
+    from avllm.models.checkpoint_format import read_backbones
+
+    return read_backbones(backbone or ())
+
+
+def load_chat(
+    checkpoint: Path,
+    device: str,
+    quantize: str | None,
+    backbone: list[str] | None,
+    allow_part: list[str] | None,
+    strict: bool,
+) -> Chat:
+    """Load a model by the options of a command."""
+    from avllm.inference.chat import Chat
+
+    return Chat.load(
+        checkpoint,
+        device=device,
+        quantize=quantize,
+        backbones=places_of(backbone),
+        allow_parts=allow_part or (),
+        strict=strict,
+    )
 
 
 def result_console(as_json: bool) -> Console:

@@ -121,6 +121,9 @@ def _plain_reading(
 
 
 def _text_tokens(name: str, max_length: int) -> TokenCounter:
+    from avllm.log import hush_libraries
+
+    hush_libraries()
     from transformers import AutoTokenizer
 
     from avllm.inference.row_tokens import TextTokens

@@ -15,6 +15,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from avllm.encoders.base import Encoder
+from avllm.errors import UserError
+from avllm.registry import suggest
 from avllm.weights import (
     ANY_SIZE,
     check_finite,
@@ -55,6 +57,8 @@ class Backbone(Encoder):
     key_mapping: ClassVar[dict[str, str]] = {}  # key pattern -> replacement, beyond transformers'
     other_keys: ClassVar[tuple[str, ...]] = ()  # keys of other towers and heads: not to be loaded
     features: ClassVar[tuple[str, ...]] = ("patch",)  # values of ``feature`` that the family has
+    # Settings of ``preprocessing`` that the family reads; a file of a checkpoint has many others.
+    preprocessing_keys: ClassVar[tuple[str, ...]] = ()
     feature: str = "patch"
 
     def __init__(
@@ -127,7 +131,7 @@ class Backbone(Encoder):
         if unknown:
             raise ValueError(
                 f"{cls.config_class.__name__} has no field {', '.join(unknown)}; "
-                f"it has {', '.join(sorted(fields))}"
+                f"{suggest(unknown[0], sorted(fields))}"
             )
 
     @classmethod
@@ -137,6 +141,21 @@ class Backbone(Encoder):
             name_or_path, revision=revision, trust_remote_code=False
         )
         return saved
+
+    @classmethod
+    def check_preprocessing(cls, settings: dict[str, Any]) -> None:
+        """Refuse settings of ``preprocessing``, as a person wrote them, that would change nothing.
+
+        Raises:
+            UserError: ``unknown_option``; names the nearest setting that the family reads.
+        """
+        for name in settings:
+            if cls.preprocessing_keys and name not in cls.preprocessing_keys:
+                raise UserError(
+                    f"preprocessing.{name} would change nothing: {cls.__name__} does not read it; "
+                    f"{suggest(name, list(cls.preprocessing_keys))}",
+                    reason="unknown_option",
+                )
 
     @classmethod
     def from_pretrained(

@@ -221,6 +221,16 @@ class VisualBackbone(Backbone):
     prefix: ClassVar[int] = 1  # tokens before the grid
     features: ClassVar[tuple[str, ...]] = FEATURES
     default_feature: ClassVar[str] = "patch"
+    preprocessing_keys = (
+        "do_normalize",
+        "image_mean",
+        "image_std",
+        "resample",
+        "rescale_factor",
+        "size",
+        "crop_size",
+        "do_center_crop",
+    )
     defaults: ClassVar[dict[str, Any]]  # the family's usual preprocessor_config.json
 
     def __init__(

@@ -37,6 +37,7 @@ class AST(Backbone):
     model_class = ASTModel
     other_keys = (r"classifier\.",)
     features = ("patch", "cls", "pooled")
+    preprocessing_keys = ("sampling_rate", "mean", "std", "do_normalize")
 
     def __init__(
         self,

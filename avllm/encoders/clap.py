@@ -45,6 +45,15 @@ class CLAP(Backbone):
         r".*relative_position_index$",
     )
     features = ("patch", "pooled")
+    preprocessing_keys = (
+        "sampling_rate",
+        "hop_length",
+        "max_length_s",
+        "fft_window_size",
+        "frequency_min",
+        "frequency_max",
+        "padding",
+    )
 
     def __init__(
         self,

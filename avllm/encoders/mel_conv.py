@@ -148,6 +148,7 @@ class MelConv(Backbone):
     medium = "audio"
     config_class = MelConvConfig
     model_class = MelConvModel
+    preprocessing_keys = ("sampling_rate", "hop_length", "n_fft")
 
     def __init__(
         self,

@@ -147,6 +147,14 @@ class SigLIP2(Backbone):
     tower = "vision_config"
     other_keys = (r"text_model\.", r"logit_(scale|bias)$")
     features = ("patch", "pooled")
+    preprocessing_keys = (
+        "do_normalize",
+        "image_mean",
+        "image_std",
+        "resample",
+        "rescale_factor",
+        "max_num_patches",
+    )
 
     def __init__(
         self,

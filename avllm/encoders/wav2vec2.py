@@ -40,6 +40,7 @@ class Wav2Vec2(Backbone):
         r"layer_weights$",
         r"(\w+\.)?masked_spec_embed$",  # SpecAugment's filling
     )
+    preprocessing_keys = ("sampling_rate", "return_attention_mask", "do_normalize")
 
     def __init__(
         self,

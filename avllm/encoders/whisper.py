@@ -36,6 +36,7 @@ class Whisper(Backbone):
         r"layer_weights$",
     )
     stride = 2  # of the second convolution, in mel frames
+    preprocessing_keys = ("sampling_rate", "hop_length", "n_fft")
 
     def __init__(
         self,

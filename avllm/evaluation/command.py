@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from avllm.data.manifest import digest
+from avllm.data.schema import MediaPart, Sample, VideoPart
 from avllm.errors import UserError
 from avllm.evaluation.benchmarks.base import Benchmark, benchmark_of
 from avllm.evaluation.conditions import AS_IS, Condition
@@ -24,11 +25,13 @@ from avllm.evaluation.retrieval import recall_table, retrieval
 from avllm.evaluation.runner import evaluate_all
 from avllm.evaluation.settings import Settings
 from avllm.inference.chat import check_device
+from avllm.log import logger
 from avllm.models.checkpoint_format import read_manifest_of
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 from avllm.precision import choose_precision
 
+LOG = logger(__name__)
 WIDE = 140
 """Columns of a table that goes into a file."""
 
@@ -49,7 +52,9 @@ def run_eval(
     tables: Console | None = None,
     device: str = "cpu",
     quantize: str | None = None,
+    backbones: dict[str, str] | None = None,
     allow_parts: Collection[str] = (),
+    strict: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and print a table of each condition.
@@ -67,16 +72,19 @@ def run_eval(
         predictions: file for one JSON object a row and condition.
         report: HTML file for a page with all figures, confusions and wrong answers.
         tables: where the tables are printed; None takes stdout. Progress goes to stderr.
-        device, quantize: how the model is loaded.
+        device, quantize, backbones: how the model is loaded.
         allow_parts: parts from outside of the package that the checkpoint may name.
+        strict: refuse rows with files that the model can use in part only; else they are counted
+            under ``left_out``, by the medium that is not used.
         settings: see :class:`avllm.evaluation.settings.Settings`.
 
     Returns:
         ``{"checkpoint", "manifest" or "benchmark", "settings", "conditions": {name: figures},
-        "environment", "seconds"}``, JSON-able.
+        "left_out", "environment", "seconds"}``, JSON-able.
 
     Raises:
-        UserError: a device, setting, file or stream that does not exist.
+        UserError: a device, setting, file or stream that does not exist; with ``strict`` a row that
+            the model can use in part only.
     """
     conditions = [AS_IS]
     conditions += [Condition(without=stream) for stream in without]  # type: ignore[arg-type]
@@ -87,11 +95,16 @@ def run_eval(
     check_device(device)
     Settings(**settings)
     rows = _chosen(manifest, benchmark, data, options, refusal)
-    rows.samples()
-    model = AVLLM.from_pretrained(
-        str(checkpoint), device=device, quantize=quantize, allow_parts=allow_parts
-    )
+    prompts = [rows.prompt(sample) for sample in rows.samples()]
     processor = AVProcessor.from_pretrained(checkpoint, allow_parts=allow_parts)
+    left_out = rows_left_out(processor, prompts, strict)
+    model = AVLLM.from_pretrained(
+        str(checkpoint),
+        device=device,
+        quantize=quantize,
+        backbones=backbones,
+        allow_parts=allow_parts,
+    )
     results = _evaluate_with_bar(model, processor, rows, conditions, limit, settings)
     console = tables or result_console()
     for result in results.values():
@@ -99,7 +112,7 @@ def run_eval(
     if predictions is not None:
         write_predictions(predictions, results.values())
     by_condition = {name: result.to_dict() for name, result in results.items()}
-    figures: dict[str, Any] = {"conditions": by_condition}
+    figures: dict[str, Any] = {"conditions": by_condition, "left_out": left_out}
     if manifest is not None:
         figures["manifest"] = _file(manifest, limit)
     else:
@@ -110,6 +123,44 @@ def run_eval(
     if report is not None:
         _write_page(Path(report), results, stamped, Pictures(processor, rows.root), rows)
     return stamped
+
+
+def rows_left_out(
+    processor: AVProcessor, prompts: Sequence[Sample], strict: bool
+) -> dict[str, int]:
+    """Count the rows with videos of which the model uses the picture or the sound alone.
+
+    Args:
+        processor: the model's.
+        prompts: the rows.
+        strict: refuse such rows.
+
+    Returns:
+        rows by the medium that is not used, ``{"video": 12}``.
+
+    Raises:
+        UserError: ``no_encoder``: there are such rows, and ``strict``.
+    """
+    counts: dict[str, int] = {}
+    for medium in ("video", "audio"):
+        if processor.streams_of(medium):
+            continue
+        rows = sum(any(_means(part, medium) for part in prompt.media) for prompt in prompts)
+        if not rows:
+            continue
+        counts[medium] = rows
+        text = f"the model has no encoder for {medium}: in {rows} of {len(prompts)} rows the "
+        text += f"{medium} of the videos, where there is one, is left out"
+        if strict:
+            advice = "leave out --strict to ask them all the same"
+            raise UserError(f"{text}; {advice}", reason="no_encoder")
+        LOG.warning("%s", text)
+    return counts
+
+
+def _means(part: MediaPart, medium: str) -> bool:
+    """Return True if a part is a video of which the medium is meant."""
+    return isinstance(part, VideoPart) and (medium == "video" or part.sound == "auto")
 
 
 def _evaluate_with_bar(
@@ -180,6 +231,7 @@ def run_retrieval(
     limit: int | None = None,
     tables: Console | None = None,
     device: str = "cpu",
+    backbones: dict[str, str] | None = None,
     allow_parts: Collection[str] = (),
     **settings: Any,
 ) -> dict[str, Any]:
@@ -191,6 +243,7 @@ def run_retrieval(
         limit: at most so many captions.
         tables: where the table is printed; None takes stdout.
         device: where to compute.
+        backbones: other folders of backbones.
         allow_parts: parts from outside of the package that the checkpoint may name.
         settings: see :func:`avllm.evaluation.retrieval.retrieval`.
 
@@ -200,7 +253,13 @@ def run_retrieval(
     began = time.perf_counter()
     check_device(device)
     recalls = retrieval(
-        checkpoint, manifest, limit=limit, device=device, allow_parts=allow_parts, **settings
+        checkpoint,
+        manifest,
+        limit=limit,
+        device=device,
+        backbones=backbones,
+        allow_parts=allow_parts,
+        **settings,
     )
     (tables or result_console()).print(recall_table(recalls))
     figures = {"manifest": _file(manifest, limit), "retrieval": recalls}

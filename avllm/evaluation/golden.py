@@ -43,7 +43,11 @@ class ArrayComparison:
 
 @torch.no_grad()
 def compare_golden(
-    folder: str | Path, golden: str | Path, tolerance: float, allow_parts: Collection[str] = ()
+    folder: str | Path,
+    golden: str | Path,
+    tolerance: float,
+    allow_parts: Collection[str] = (),
+    backbones: dict[str, str] | None = None,
 ) -> list[ArrayComparison]:
     """Run an imported checkpoint on the inputs of a golden file, and compare its arrays.
 
@@ -52,6 +56,7 @@ def compare_golden(
         golden: ``.npz`` file with the importer's inputs and the original's arrays.
         tolerance: largest relative difference.
         allow_parts: parts from outside of the package that the checkpoint may name.
+        backbones: other folders of backbones.
 
     Raises:
         UserError: the checkpoint was not imported, or the file has no array that it computes.
@@ -59,7 +64,7 @@ def compare_golden(
     folder = Path(folder)
     importer, values = _importer_of(folder)
     arrays = read_arrays(golden)
-    model = AVLLM.from_pretrained(str(folder), allow_parts=allow_parts)
+    model = AVLLM.from_pretrained(str(folder), allow_parts=allow_parts, backbones=backbones)
     computed = importer.replay(model, arrays, values)
     comparisons = []
     for name, expected in arrays.items():

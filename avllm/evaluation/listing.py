@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from avllm.models.checkpoint_format import (
     find_backbone,
     fingerprint,
     part_of,
+    place_of,
     read_manifest_of,
 )
 from avllm.models.loading.files import read_config, reading
@@ -54,8 +55,14 @@ def describe(kind: str, name: str) -> dict[str, Any]:
     return {"kind": kind, "name": name, "about": about, "options": defaults, "doc": doc}
 
 
-def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
+def inspect_checkpoint(
+    folder: str | Path, places: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Describe a checkpoint folder without loading a model.
+
+    Args:
+        folder: the checkpoint.
+        places: other folders of backbones, ``{"llm": FOLDER, "audio": FOLDER}``.
 
     Returns:
         ``{"folder", "stages": [...], "backbones": {part: {name, revision, sha256, found}},
@@ -66,15 +73,16 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
         CheckpointError: there is no manifest, or a file is damaged.
     """
     with reading(folder, "the checkpoint"):
-        return _contents(Path(folder))
+        return _contents(Path(folder), places or {})
 
 
-def _contents(folder: Path) -> dict[str, Any]:
+def _contents(folder: Path, places: Mapping[str, str]) -> dict[str, Any]:
     manifest = read_manifest_of(folder)
     config = read_config(folder)
     backbones = {}
     for part, record in manifest["backbones"].items():
-        backbones[part] = record | {"found": _is_present(record, folder)}
+        given = place_of(part, places)
+        backbones[part] = record | {"found": _is_present(record, given, folder)}
     counts: Counter[str] = Counter()
     for name, size in _tensors(folder / TRAINED):
         counts[part_of(name)] += size
@@ -94,12 +102,12 @@ def _contents(folder: Path) -> dict[str, Any]:
     }
 
 
-def _is_present(record: dict[str, Any], folder: Path) -> bool | None:
+def _is_present(record: dict[str, Any], given: str | None, folder: Path) -> bool | None:
     """Return whether a backbone's folder has the recorded hash; None for a hub name."""
     recorded = record.get("sha256")
     if recorded is None:
         return None
-    return fingerprint(find_backbone(record.get("name"), folder, recorded)) == recorded
+    return fingerprint(given or find_backbone(record, folder)) == recorded
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, int]]:

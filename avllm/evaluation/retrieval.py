@@ -41,6 +41,7 @@ def retrieval(
     device: str = "cpu",
     precision: str = "fp32",
     clips_at_once: int = 256,
+    backbones: dict[str, str] | None = None,
     allow_parts: Collection[str] = (),
 ) -> dict[str, Any]:
     """Search each caption's clip among all clips, and each clip's captions among all captions.
@@ -58,6 +59,7 @@ def retrieval(
         device: where to compute.
         precision: of the encoders: ``fp32``, ``bf16`` for autocast, or ``auto``.
         clips_at_once: clips whose features are held at a time.
+        backbones: other folders of backbones.
         allow_parts: parts from outside of the package that the checkpoint may name.
 
     Returns:
@@ -70,7 +72,9 @@ def retrieval(
     """
     choose_precision(precision, "cpu")  # checks the name before anything is loaded
     samples = draw_rows(distinct(read_manifest(manifest)), limit, seed)
-    model = AVLLM.from_pretrained(str(run), device=device, allow_parts=allow_parts)
+    model = AVLLM.from_pretrained(
+        str(run), device=device, backbones=backbones, allow_parts=allow_parts
+    )
     processor = AVProcessor.from_pretrained(run, allow_parts=allow_parts)
     objective = contrastive_of(model, run, allow_parts).to(device)
     objective.captions_only = False  # a manifest's rows are captions here, whatever their kind

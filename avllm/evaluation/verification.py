@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def verify_checkpoint(
     load: bool = True,
     accept: bool = False,
     allow_parts: Collection[str] = (),
+    backbones: Mapping[str, str] | None = None,
 ) -> Verification:
     """Compare a checkpoint with its manifest, then load it as every command does.
 
@@ -54,6 +55,7 @@ def verify_checkpoint(
             fit, or hold NaN. It is not tried where files differ.
         accept: record the files that are there as the right ones.
         allow_parts: parts from outside of the package that the checkpoint may name.
+        backbones: other folders of backbones, see :func:`avllm.models.checkpoint.load_model`.
 
     Raises:
         CheckpointError: there is no manifest, or it is damaged.
@@ -62,26 +64,27 @@ def verify_checkpoint(
     if accept:
         write_manifest(folder, ALL_FILES)
     files = compare_files(folder, ALL_FILES)
-    backbones: dict[str, str] = {}
+    states: dict[str, str] = {}
     load_error: str | None = None
     if all(file.state == "same" for file in files):
-        backbones, load_error = _verify_contents(folder, load, allow_parts)
-    return Verification(files, backbones, load_error)
+        places = dict(backbones or {})
+        states, load_error = _verify_contents(folder, load, allow_parts, places)
+    return Verification(files, states, load_error)
 
 
 def _verify_contents(
-    folder: Path, load: bool, allow_parts: Collection[str]
+    folder: Path, load: bool, allow_parts: Collection[str], places: dict[str, str]
 ) -> tuple[dict[str, str], str | None]:
     """Return the state of each backbone, and why the checkpoint does not load."""
     words = {None: "not checked", True: "same", False: "changed or missing"}
     backbones: dict[str, str] = {}
     try:
-        for part, record in inspect_checkpoint(folder)["backbones"].items():
+        for part, record in inspect_checkpoint(folder, places)["backbones"].items():
             backbones[part] = words[record["found"]]
         if not load:
             return backbones, None
         AVProcessor.from_pretrained(folder, allow_parts=allow_parts)
-        AVLLM.from_pretrained(str(folder), allow_parts=allow_parts)
+        AVLLM.from_pretrained(str(folder), allow_parts=allow_parts, backbones=places)
     except UserError as error:
         return backbones, str(error)
     return backbones, ""

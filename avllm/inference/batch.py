@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -24,12 +23,15 @@ from rich.progress import (
 from rich.text import Text
 
 from avllm.data.boundary import one_row
-from avllm.data.manifest import ManifestError, digest, parse_row
 from avllm.data.reading import MediaReader
 from avllm.data.row import Row
 from avllm.data.schema import RowError, Sample
-from avllm.inference.generation import Generation, answer_rows
+from avllm.data.store.output_path import output_file
+from avllm.errors import OutageError
+from avllm.inference.generation import Generation, answers_of, generate_ids
 from avllm.inference.journal import Journal, checkpoint_digest
+from avllm.inference.request_file import Request, read_requests
+from avllm.models.rows.media_inputs import left_out
 
 if TYPE_CHECKING:
     from avllm.models.modeling_avllm import AVLLM
@@ -41,21 +43,17 @@ BATCHES_A_CHUNK = 4
 
 
 @dataclass(frozen=True)
-class Request:
-    """One line of the input: its sample, or the error that makes it none."""
-
-    id: str | None
-    sample: Sample | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True)
 class PreparedRequest:
-    """A request whose media were read: a row for the model, or the error that prevents one."""
+    """A request whose media were read: a row for the model, or the error that prevents one.
+
+    Attributes:
+        warnings: media of the row that the model cannot use, each in words.
+    """
 
     id: str | None
     row: Row | None = None
     error: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A row to answer, with its request's place in the chunk."""
+    """A row to answer, with its request's place in the chunk and its warnings."""
 
     place: int
     row: Row
+    warnings: tuple[str, ...]
 
 
 def answer_file(
@@ -98,89 +97,44 @@ def answer_file(
         load: returns the model and its processor; called only when a request is left to answer.
         checkpoint: the folder that they come from; a second run compares its digest.
         requests: JSONL, one sample a line; relative media paths are relative to its folder.
-        output: JSONL, ``{"id", "answer"}`` or ``{"id", "error"}`` in input order.
+        output: JSONL, ``{"id", "answer", "request"}`` or ``{"id", "error", "request"}`` in input
+            order; ``request`` is a digest of the request's line. ``warnings`` are beside an answer
+            that was given without some of the row's media, or whose thoughts did not end.
         generation: greedy when None.
         batch_size: prompts in a batch. Greedy answers do not depend on it, so it may change
             between runs.
         workers: threads that decode ahead.
-        loaded: how ``load`` changes the model (``quantize``, ``dtype``), JSON-able: answers depend
-            on it, so a second run compares it, too.
+        loaded: how ``load`` changes the model (``quantize``, ``dtype``, ``strict``), JSON-able:
+            answers depend on it, so a second run compares it, too.
 
     Raises:
         JournalError: the output belongs to other requests, another checkpoint or other settings.
-        ManifestError: there is no such file of requests.
+        ManifestError: there is no such file of requests, or an id occurs twice in it.
+        OutputPathError: the output cannot be written.
     """
     generation = generation or Generation()
-    total = count_requests(requests)
+    lines = read_requests(requests)
+    output = output_file(output, [requests])
     run = {
-        "format": 1,
-        "requests_sha256": digest(requests),
+        "format": 2,
         "checkpoint_sha256": checkpoint_digest(checkpoint),
         "generation": generation.settings(),
         **(loaded or {}),
     }
-    with Journal(output, run) as journal:
+    with Journal(output, run, lines) as journal:
         before = journal.done
-        if before < total:
+        if before < len(lines):
             model, processor = load()
-            remaining = islice(read_requests(requests), before, None)
+            remaining = (line.request() for line in lines[before:])
             root = Path(requests).parent
             ready = prepare_ahead(processor, remaining, root, workers, 2 * batch_size)
             with _progress_bar() as bar:
-                task = bar.add_task("answers", total=total, completed=before)
+                task = bar.add_task("answers", total=len(lines), completed=before)
                 tick = partial(bar.advance, task)
                 for chunk in groups(ready, batch_size * BATCHES_A_CHUNK):
                     answers = answer_chunk(model, processor, chunk, generation, batch_size, tick)
                     journal.append(answers)
         return Summary(before, journal.done - before, journal.errors())
-
-
-def count_requests(path: str | Path) -> int:
-    """Count the lines that are not blank.
-
-    Raises:
-        ManifestError: no such file, or nothing in it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ManifestError(
-            f"{path} is not a file; expected requests (JSONL, one sample a line)", reason="missing"
-        )
-    with path.open("rb") as file:
-        total = sum(bool(line.strip()) for line in file)
-    if not total:
-        raise ManifestError(
-            f"{path} holds no request; expected one JSON object a line", reason="empty"
-        )
-    return total
-
-
-def read_requests(path: str | Path) -> Iterator[Request]:
-    """Yield the requests in order; the error of a malformed line names file, line and field."""
-    path = Path(path)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                sample = parse_row(line, f"{path.name} line {number}").question()
-            except ManifestError as error:
-                yield Request(_id_of(line), error=str(error))
-            else:
-                yield Request(sample.id, sample)
-
-
-def _id_of(line: bytes) -> str | None:
-    """Return the id of a malformed line, or None when it has none that can be read."""
-    try:
-        row = json.loads(line)
-        identity = row.get("id") if isinstance(row, dict) else None
-        if isinstance(identity, str):
-            identity.encode()  # the answers file is UTF-8, which has no lone surrogates
-            return identity
-    except (ValueError, RecursionError):  # no JSON or no UTF-8; nested too deep
-        pass
-    return None
 
 
 def prepare(processor: AVProcessor, request: Request, root: Path | None) -> PreparedRequest:
@@ -190,13 +144,14 @@ def prepare(processor: AVProcessor, request: Request, root: Path | None) -> Prep
         return PreparedRequest(request.id, error=request.error)
     try:
         with one_row():
-            clips = MediaReader(processor).inputs(sample.media, root, sample.last_question)
-            row = processor.row(sample, clips, answer=False)
+            clips = MediaReader(processor).clips(sample.media, root)
+            inputs = [processor.prepare(clip, sample.last_question) for clip in clips]
+            row = processor.row(sample, inputs, answer=False)
     except RowError as error:
         return PreparedRequest(request.id, error=f"{error.reason}: {error}")
     except (ValueError, OSError) as error:  # MediaError, a folder that may not be read
         return PreparedRequest(request.id, error=str(error))
-    return PreparedRequest(request.id, row)
+    return PreparedRequest(request.id, row, warnings=tuple(left_out(sample.media, clips)))
 
 
 def prepare_ahead(
@@ -206,18 +161,32 @@ def prepare_ahead(
     workers: int,
     ahead: int,
 ) -> Iterator[PreparedRequest]:
-    """Prepare requests in threads, in order, at most ``ahead`` of them before their turn."""
+    """Prepare requests in threads, in order, at most ``ahead`` of them before their turn.
+
+    Raises:
+        OutageError: the servers that hold the files of this row and of the next ones do not answer.
+    """
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode") as pool:
-        waiting: deque[Future[PreparedRequest]] = deque()
+        waiting: deque[tuple[Request, Future[PreparedRequest]]] = deque()
+
+        def first() -> PreparedRequest:
+            request, future = waiting.popleft()
+            try:
+                return future.result()
+            except OutageError:
+                # Servers of the rows after it may answer: then the row's is at fault.
+                wait([later for _, later in waiting])
+                return prepare(processor, request, root)
+
         try:
             for request in requests:
-                waiting.append(pool.submit(prepare, processor, request, root))
+                waiting.append((request, pool.submit(prepare, processor, request, root)))
                 if len(waiting) > ahead:
-                    yield waiting.popleft().result()
+                    yield first()
             while waiting:
-                yield waiting.popleft().result()
+                yield first()
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
 
 
@@ -244,14 +213,19 @@ def answer_chunk(
         if request.row is None:
             answers[place] = {"id": request.id, "error": request.error}
         else:
-            prompts.append(_Prompt(place, request.row))
+            prompts.append(_Prompt(place, request.row, request.warnings))
     tick(len(answers))
 
     prompts.sort(key=lambda prompt: len(prompt.row.input_ids))
     for batch in groups(prompts, batch_size):
-        texts = answer_rows(model, processor, [prompt.row for prompt in batch], generation)
-        for prompt, text in zip(batch, texts, strict=True):
-            answers[prompt.place] = {"id": prompt.row.id, "answer": text}
+        rows = [prompt.row for prompt in batch]
+        ids = generate_ids(model, processor, rows, generation)
+        for prompt, answer in zip(batch, answers_of(processor, rows, ids), strict=True):
+            line: dict[str, Any] = {"id": prompt.row.id, "answer": answer.text}
+            warnings = [*prompt.warnings, *answer.warnings]
+            if warnings:
+                line["warnings"] = warnings
+            answers[prompt.place] = line
         tick(len(batch))
     return [answers[place] for place in range(len(chunk))]
 

@@ -5,7 +5,6 @@ The command line, the demo and the Python API use it.
 
 from __future__ import annotations
 
-import mimetypes
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +15,11 @@ import torch
 from torch import Tensor
 
 from avllm.data.cache.fill import encode
-from avllm.data.media.load import SOUND_MODES, MediaError, is_animation, is_picture, probe
 from avllm.data.reading import MediaReader, Prepared
-from avllm.data.schema import (
-    AudioPart,
-    ContentPart,
-    ImagePart,
-    MediaPart,
-    Message,
-    Sample,
-    TextPart,
-    TimePart,
-    VideoPart,
-)
-from avllm.data.store.storage import check_utf8, name_in_utf8
+from avllm.data.schema import MediaPart, Message, Sample, TextPart, TimePart
+from avllm.data.store.storage import check_utf8
 from avllm.errors import UserError
+from avllm.inference.asked_files import Files, check_sound, media_parts, with_sound
 from avllm.inference.file_state import FileState
 from avllm.inference.generation import Generation
 from avllm.inference.perceived import Perceived, perceive
@@ -43,8 +32,6 @@ if TYPE_CHECKING:
 
 KEEP_MB = 512.0
 """Decoded clips that a chat keeps whose frames are chosen by the question."""
-
-Files = str | Path | Sequence[str | Path] | None
 
 
 @dataclass
@@ -81,12 +68,15 @@ class Chat:
     Attributes:
         messages: the turns so far. A turn is added when its answer is complete or was stopped, not
             when it failed.
+        warnings: about the last answer, in words: tracks of the chat's files that the model cannot
+            use, and thoughts that did not end in an answer.
     """
 
     def __init__(self, model: AVLLM, processor: AVProcessor) -> None:
         self.model = model
         self.processor = processor
         self.messages: list[Message] = []
+        self.warnings: list[str] = []
         self._stop = Event()
         # Where the question selects the frames, each question needs the decoded clip.
         self._reader = MediaReader(processor, keep_mb=KEEP_MB if processor.reads_question else 0)
@@ -98,6 +88,7 @@ class Chat:
         checkpoint: str | Path,
         device: str = "cpu",
         allow_parts: Collection[str] = (),
+        strict: bool = False,
         **options: Any,
     ) -> Chat:
         """Load a checkpoint folder.
@@ -107,6 +98,8 @@ class Chat:
             device: ``cpu``, ``cuda``, ``cuda:1``, ...
             allow_parts: parts from outside of the package that the checkpoint may name,
                 each ``pkg.module:Class``.
+            strict: refuse files that the model can use in part only, such as a video that it only
+                hears; else :attr:`warnings` names what was left out.
             options: ``dtype``, ``quantize`` (``4bit`` or ``8bit``), ``backbones``: see
                 :func:`avllm.models.checkpoint.load_model`.
 
@@ -122,7 +115,9 @@ class Chat:
         model = AVLLM.from_pretrained(
             str(checkpoint), device=device, allow_parts=allow_parts, **options
         )
-        return cls(model, AVProcessor.from_pretrained(checkpoint, allow_parts=allow_parts))
+        processor = AVProcessor.from_pretrained(checkpoint, allow_parts=allow_parts)
+        processor.strict = strict
+        return cls(model, processor)
 
     def ask(
         self,
@@ -153,7 +148,7 @@ class Chat:
             RowError: no encoder for it, or more tokens than fit.
             UserError: a setting out of range, or no question.
         """
-        settings = Generation(**generation)
+        settings = Generation.of(generation)
         parts = media_parts(video, audio, image, sound)
         if isinstance(question, str):
             if not question.strip():
@@ -168,7 +163,11 @@ class Chat:
             )
         else:
             messages = [Message.model_validate(message) for message in question]
-        return self._answer(messages, self._batch(messages), settings)
+        batch = self._batch(messages)
+        self.warnings = []
+        for perceived in self.perceived:
+            self.warnings += perceived.warnings
+        return self._answer(messages, batch, settings)
 
     def _batch(self, messages: list[Message]) -> Any:
         """Return the batch of one prompt; forget media that the messages no longer hold."""
@@ -218,13 +217,13 @@ class Chat:
         tokenizer = self.processor.tokenizer
         duration = self._duration(messages)
         content = self.processor.content
+        generated = ""  # with the LLM's thoughts
         written = ""  # the answer with its times as the LLM writes them
 
         def decode(ids: list[int], whole: bool) -> str:
-            nonlocal written
-            written = self.processor.answer_text(
-                str(tokenizer.decode(ids, skip_special_tokens=True)), whole
-            )
+            nonlocal generated, written
+            generated = str(tokenizer.decode(ids, skip_special_tokens=True))
+            written = self.processor.answer_text(generated, whole)
             return content.say_seconds(written, duration, whole)
 
         pieces: list[str] = []
@@ -235,6 +234,8 @@ class Chat:
         except GeneratorExit:  # the reader closed the iterator: the turn is the text that it got
             self._remember(stop, messages, [TextPart(text="".join(pieces))])
             raise
+        if stop is self._stop:
+            self.warnings += self.processor.chat_text.warnings_about(generated)
         self._remember(stop, messages, content.read(written, duration))
 
     def _duration(self, messages: list[Message]) -> float | None:
@@ -283,8 +284,8 @@ class Chat:
         Raises:
             UserError: ``sound`` is none of the three.
         """
-        _check_sound(sound)
-        self.messages = [_with_sound(message, sound) for message in self.messages]
+        check_sound(sound)
+        self.messages = [with_sound(message, sound) for message in self.messages]
 
     def stop(self) -> None:
         """End the answer that is being generated, from any thread; its text so far is the turn."""
@@ -343,58 +344,3 @@ def check_device(device: str) -> None:
             f"device {device!r} is not usable here; this machine has {' and '.join(usable)}",
             reason="device",
         )
-
-
-def media_kind(path: str | Path) -> str:
-    """Return ``video``, ``audio`` or ``image``, by the content of a file.
-
-    Raises:
-        MediaError: none of them, and the file's name does not end like a picture's.
-    """
-    if is_picture(path) and not is_animation(path):
-        return "image"
-    try:
-        has_video = probe(path).has_video
-    except MediaError:
-        guess = mimetypes.guess_type(path)[0]
-        if guess is not None and guess.startswith("image/"):
-            return "image"  # its error is raised when it is read
-        raise
-    return "video" if has_video else "audio"
-
-
-def media_parts(video: Files, audio: Files, image: Files, sound: str = "auto") -> list[MediaPart]:
-    """Return files as media parts: videos first, then sounds, then pictures.
-
-    Raises:
-        UserError: ``sound`` is none of ``auto``, ``on``, ``off``.
-    """
-    _check_sound(sound)
-    videos = [VideoPart.model_validate({"video": path, "sound": sound}) for path in _paths(video)]
-    sounds = [AudioPart.model_validate({"audio": path}) for path in _paths(audio)]
-    pictures = [ImagePart(image=path) for path in _paths(image)]
-    return [*videos, *sounds, *pictures]
-
-
-def _check_sound(sound: str) -> None:
-    if sound not in SOUND_MODES:
-        raise UserError(
-            f"sound={sound!r}; expected one of {', '.join(SOUND_MODES)}", reason="sound"
-        )
-
-
-def _with_sound(message: Message, sound: str) -> Message:
-    """Return a message whose videos use their sound, or do not."""
-    content: list[ContentPart] = []
-    for part in message.content:
-        if isinstance(part, VideoPart):
-            part = part.model_copy(update={"sound": sound})
-        content.append(part)
-    return message.model_copy(update={"content": content})
-
-
-def _paths(files: Files) -> list[str]:
-    if files is None:
-        return []
-    paths = [files] if isinstance(files, str | Path) else files
-    return [name_in_utf8(path) for path in paths]

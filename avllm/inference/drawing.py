@@ -77,22 +77,10 @@ def as_html(text: str) -> str:
 
 
 def facts(perceived: Perceived) -> str:
-    """Return one line of numbers in Markdown: seconds, frames, sound, tokens."""
-    numbers = [f"**{escaped(Path(perceived.part.path).name)}**"]
-    if perceived.duration:
-        numbers.append(f"{perceived.duration:.2f} s")
-    if perceived.frames is not None:
-        count, height, width = perceived.frames.shape[:3]
-        plural = "" if count == 1 else "s"
-        numbers.append(f"{count} frame{plural} of {width} x {height}")
-    sound = perceived.sound
-    if sound is not None:
-        seconds = len(sound.x) / sound.rate
-        numbers.append(f"{seconds:.2f} s of sound at {sound.rate / 1000:g} kHz")
-    elif perceived.part.type == "video":
-        numbers.append("no sound")
-    numbers += [f"{count} {stream} tokens" for stream, count in perceived.tokens.items()]
-    return " · ".join(numbers)
+    """Return one line in Markdown: seconds, frames, sound, tokens, and what was left out."""
+    name = f"**{escaped(Path(perceived.part.path).name)}**"
+    warnings = [f"⚠️ {escaped(warning)}" for warning in perceived.warnings]
+    return " · ".join([name, *perceived.numbers, *warnings])
 
 
 def frame_pictures(perceived: Perceived) -> list[tuple[Image.Image, str]]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from avllm.config_values import PartSpec
 from avllm.data.row import Row
 from avllm.errors import UserError
-from avllm.registry import build
+from avllm.registry import build, suggest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from avllm.models.modeling_avllm import AVLLM
     from avllm.models.processing_avllm import AVProcessor
 
@@ -51,6 +50,22 @@ class Generation:
         if self.decoding is not None:
             build("decoders", self.decoding)
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Generation:
+        """Return the settings of options by name.
+
+        Raises:
+            UserError: ``unknown_option``; names the nearest setting.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in names:
+                raise UserError(
+                    f"an answer has no setting {name!r}; {suggest(name, names)}",
+                    reason="unknown_option",
+                )
+        return cls(**options)
+
     def settings(self) -> dict[str, Any]:
         """Return every setting that the answer depends on, JSON-able."""
         return asdict(self)
@@ -66,7 +81,7 @@ class Generation:
             "do_sample": self.temperature > 0,
             "repetition_penalty": 1.0,
             "pad_token_id": processor.tokenizer.pad_token_id,
-            "eos_token_id": stop_ids(model, processor.tokenizer),
+            "eos_token_id": stop_ids(model, processor),
         }
         if self.temperature > 0:
             arguments["temperature"] = self.temperature
@@ -113,7 +128,7 @@ def read_decoding(text: str | None) -> dict[str, Any] | None:
     return decoding
 
 
-def stop_ids(model: AVLLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def stop_ids(model: AVLLM, processor: AVProcessor) -> list[int]:
     """Return the ids of the tokens that end an answer.
 
     These are the tokenizer's, the LLM's, and the one that the chat template writes after a turn.
@@ -123,17 +138,15 @@ def stop_ids(model: AVLLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     configured = model.llm.generation_config.eos_token_id  # an id, a list of ids, or None
     if not isinstance(configured, list):
         configured = [configured]
-    ids = {tokenizer.eos_token_id, *configured, _end_of_turn(tokenizer)}
+    ids = {processor.tokenizer.eos_token_id, *configured, _end_of_turn(processor)}
     ids.discard(None)
     return sorted(int(token_id) for token_id in ids)
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def _end_of_turn(processor: AVProcessor) -> int | None:
     """Return the special token that the chat template writes after an answer, or None."""
-    answer = "\u0001"  # a text that occurs in no template
-    turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": answer}]
-    chat = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    after_answer = chat.rpartition(answer)[2]
+    tokenizer = processor.tokenizer
+    after_answer = processor.chat_text.after_answer()
     if not after_answer:
         return None
     token_ids = tokenizer(after_answer, add_special_tokens=False)["input_ids"]
@@ -142,6 +155,14 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     first = int(token_ids[0])
     token = tokenizer.added_tokens_decoder.get(first)
     return first if token is not None and token.special else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The text of an answer, and warnings about it in words."""
+
+    text: str
+    warnings: tuple[str, ...] = ()
 
 
 def answer_rows(
@@ -154,6 +175,23 @@ def answer_rows(
     Returns:
         One answer a row, stripped of surrounding white space.
     """
+    ids = generate_ids(model, processor, rows, generation or Generation())
+    return [answer.text for answer in answers_of(processor, rows, ids)]
+
+
+def generate_ids(
+    model: AVLLM, processor: AVProcessor, rows: Sequence[Row], generation: Generation
+) -> Tensor:
+    """Return the token ids of the answers to R prompts, ``(R, L)``, see :func:`answer_rows`."""
     batch = processor.collate(list(rows), padding_side="left").to(model.device)
-    arguments = (generation or Generation()).arguments(model, processor)
-    return processor.decode(model.generate(batch, **arguments), [row.duration for row in rows])
+    return model.generate(batch, **generation.arguments(model, processor))
+
+
+def answers_of(processor: AVProcessor, rows: Sequence[Row], ids: Tensor) -> list[Answer]:
+    """Return the answers that generated ids ``(R, L)`` write, of R rows."""
+    texts = processor.decode(ids, [row.duration for row in rows])
+    written = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    answers = []
+    for text, whole in zip(texts, written, strict=True):
+        answers.append(Answer(text, processor.chat_text.warnings_about(whole)))
+    return answers

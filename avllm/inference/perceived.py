@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avllm.data.media.load import Clip, Sound
 from avllm.data.schema import MediaPart
+from avllm.models.rows.media_inputs import left_out
 from avllm.tokens import EncoderInput
 
 
@@ -27,6 +28,7 @@ class Perceived:
         spectrogram: ``(mels, time)`` the encoder's input bands without padding, or None when the
             encoder takes the waveform.
         tokens: number of the part's tokens in the LLM's sequence, by stream.
+        warnings: tracks of the file that the model has no encoder for, each in words.
     """
 
     part: MediaPart
@@ -36,6 +38,24 @@ class Perceived:
     sound: Sound | None
     spectrogram: Tensor | None
     tokens: dict[str, int]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def numbers(self) -> list[str]:
+        """Return seconds, frames, sound and tokens in words."""
+        numbers = []
+        if self.duration:
+            numbers.append(f"{self.duration:.2f} s")
+        if self.frames is not None:
+            count, height, width = self.frames.shape[:3]
+            plural = "" if count == 1 else "s"
+            numbers.append(f"{count} frame{plural} of {width} x {height}")
+        if self.sound is not None:
+            seconds = len(self.sound.x) / self.sound.rate
+            numbers.append(f"{seconds:.2f} s of sound at {self.sound.rate / 1000:g} kHz")
+        elif self.part.type == "video":
+            numbers.append("no sound")
+        return numbers + [f"{count} {stream} tokens" for stream, count in self.tokens.items()]
 
 
 def perceive(
@@ -78,6 +98,7 @@ def perceive(
         sound=sound,
         spectrogram=spectrogram,
         tokens={stream: order.count(stream) for stream in sorted(set(order))},
+        warnings=tuple(left_out([part], [clip])),
     )
 
 

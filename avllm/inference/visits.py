@@ -67,7 +67,10 @@ class Visits:
 
 
 def growing_answer(chat: Chat, question: str, options: dict[str, Any]) -> Iterator[str]:
-    """Yield the answer as often as it is drawn, longer each time; an error is put at its end."""
+    """Yield the answer as often as it is drawn, longer each time.
+
+    Warnings about it, or an error, are put at its end.
+    """
     answer = ""
     drawn_at = 0.0
     try:
@@ -76,7 +79,8 @@ def growing_answer(chat: Chat, question: str, options: dict[str, Any]) -> Iterat
             if time.monotonic() - drawn_at > REDRAW:
                 drawn_at = time.monotonic()
                 yield answer
-        yield answer or NOTHING
+        warnings = [f"⚠️ {warning}" for warning in chat.warnings]
+        yield "\n\n".join([answer or NOTHING, *warnings])
     except (ValueError, OSError, RuntimeError, OutageError) as error:  # also out of memory
         yield answer + failed(error, chat)
     finally:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from avllm.adapters.base import Prompt
 from avllm.data.collate import Batch, BatchParts
+from avllm.errors import UserError
 
 
 def prompt_of(batch: Batch, table: nn.Module) -> Prompt:
@@ -17,7 +18,7 @@ def prompt_of(batch: Batch, table: nn.Module) -> Prompt:
         table: the LLM's input embeddings.
 
     Raises:
-        ValueError: two different questions are asked about one copy of a clip.
+        UserError: two different questions are asked about one copy of a clip.
     """
     parts = batch.parts
     part = part_of_clip(parts, batch)  # (B,)
@@ -39,29 +40,30 @@ def part_of_clip(parts: BatchParts, batch: Batch) -> Tensor:
     Several parts may refer to a clip if they ask the same question, with different answers.
 
     Raises:
-        ValueError: they ask different questions.
+        UserError: ``two_questions``: they ask different questions.
     """
     first_of_set: dict[int, int] = {}
     has_clips = (parts.set_clips.sizes() > 0).tolist()  # by set
     for number, clip_set in enumerate(parts.clip_set.tolist()):
         first = first_of_set.setdefault(clip_set, number)
         if has_clips[clip_set] and parts.items[first].question != parts.items[number].question:
-            raise ValueError(_two_questions(parts, first, number))
+            raise _two_questions(parts, first, number)
     part = [-1] * len(batch.clip_row)
     clip_sets = parts.set_clips.owner.tolist()
     clips = parts.set_clips.at.tolist()
     for clip_set, clip in zip(clip_sets, clips, strict=True):
         number = first_of_set[clip_set]
         if part[clip] >= 0 and parts.items[part[clip]].question != parts.items[number].question:
-            raise ValueError(_two_questions(parts, part[clip], number))
+            raise _two_questions(parts, part[clip], number)
         part[clip] = number
     return torch.tensor(part, dtype=torch.long, device=parts.row.device)
 
 
-def _two_questions(parts: BatchParts, one: int, other: int) -> str:
+def _two_questions(parts: BatchParts, one: int, other: int) -> UserError:
     first, second = parts.items[one], parts.items[other]
-    return (
+    return UserError(
         f"row {second.id!r} asks {second.question!r} about a clip of which row {first.id!r} asks "
         f"{first.question!r}; the connector reads the question, so each needs a copy of the clip: "
-        "rows: {type: each_turn}, not pack: media"
+        "rows: {type: each_turn}, not pack: media",
+        reason="two_questions",
     )

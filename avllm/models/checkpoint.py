@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from avllm.models.checkpoint_format import (
     LORA,
     TRAINED,
     CheckpointError,
+    backbone_places,
+    backbone_records,
     backbones,
     find_backbone,
     fingerprint,
@@ -168,14 +171,15 @@ def load_model(
         device: where the model is put.
         dtype: of the LLM; None for the one that it was trained with.
         quantize: ``4bit`` or ``8bit`` for the LLM; None for what it was trained with.
-        backbones: other folders of backbones, ``{"llm": FOLDER, "encoders.audio": FOLDER}``.
+        backbones: other folders of backbones, ``{"llm": FOLDER, "audio": FOLDER}``, an encoder by
+            its stream.
         allow_parts: parts from outside of the package, ``pkg.module:Class``, that the checkpoint
             may name; loading it imports their modules.
 
     Raises:
         ForeignPartError: the checkpoint names another part from outside of the package.
-        CheckpointError: missing or unexpected weights, or a backbone with another hash than the
-            recorded one.
+        CheckpointError: missing or unexpected weights, or a backbone that is not found, or has
+            another hash than the recorded one.
     """
     folder = Path(folder)
     check_files(folder, ALL_FILES)
@@ -232,36 +236,58 @@ def _trained_size(folder: Path) -> Size:
 
 
 def _move_backbones(config: AVConfig, folder: Path, places: dict[str, str]) -> None:
+    """Write into the config where each backbone lies, and compare it with the recorded hash."""
     recorded = read_manifest_of(folder)["backbones"]
-    records = {"llm": config.llm, **{f"encoders.{s}": r for s, r in config.encoders.items()}}
-    unknown = sorted(set(places) - set(records))
-    if unknown:
-        raise CheckpointError(
-            f"{folder} has no backbone {', '.join(unknown)}; it has {', '.join(records)}"
-        )
+    records = backbone_records(config)
+    given = {}
+    for part, place in places.items():
+        name = part if part in records else f"encoders.{part}"
+        if name not in records:
+            raise CheckpointError(
+                f"{folder} has no backbone {part}; it has {', '.join(records)}", reason="backbone"
+            )
+        if not Path(place).exists():
+            raise CheckpointError(
+                f"the {name} backbone is to be in {place}, which is not there", reason="backbone"
+            )
+        given[name] = os.path.abspath(place)
     for part, record in records.items():
-        expected = recorded.get(part, {}).get("sha256")
-        record["name"] = places.get(part, find_backbone(record.get("name"), folder, expected))
-        if part in config.trained:
-            continue
-        if part not in places and expected is None and Path(str(record["name"])).exists():
-            raise CheckpointError(
-                f"{folder}: the manifest has no hash of the {part} backbone, and "
-                f"{record['name']!r} is a folder here, which may hold any weights. Say "
-                f"that it is the one: backbones={{{part!r}: {record['name']!r}}}",
-                reason="no_digests",
-            )
-        seen = fingerprint(record["name"])
-        if expected and seen is None:
-            raise CheckpointError(
-                f"{folder}: the {part} backbone was {record['name']!r}, which is not there any "
-                f"more; say where it is: backbones={{{part!r}: FOLDER}}"
-            )
-        if expected and seen != expected:
-            raise CheckpointError(
-                f"{folder}: the {part} backbone in {record['name']!r} has hash {str(seen)[:12]}, "
-                f"not {expected[:12]}; the connector was trained on other weights"
-            )
+        entry = recorded.get(part, {}) | {"name": record.get("name")}
+        record["name"] = given.get(part) or find_backbone(entry, folder)
+        if part not in config.trained:
+            _check_backbone(part, record["name"], entry, folder, is_given=part in given)
+
+
+def _check_backbone(
+    part: str, name: str | None, entry: dict[str, Any], folder: Path, *, is_given: bool
+) -> None:
+    """Compare a backbone with what the manifest has about it.
+
+    Raises:
+        CheckpointError: it is not there, is another one, or the manifest has no hash of it.
+    """
+    advice = f"say where it is: --backbone {part}=FOLDER (in Python backbones={{{part!r}: FOLDER}})"
+    expected = entry.get("sha256")
+    if not is_given and expected is None and Path(str(name)).exists():
+        raise CheckpointError(
+            f"{folder}: the manifest has no hash of the {part} backbone, and {name!r} is a folder "
+            f"here, which may hold any weights. If it is the one, {advice}",
+            reason="no_digests",
+        )
+    seen = fingerprint(name)
+    if expected and seen is None:
+        places = ", ".join(str(place) for place in backbone_places(entry, folder))
+        raise CheckpointError(
+            f"{folder}: the {part} backbone was {entry['name']!r}, which is not there any "
+            f"more; looked for in {places}; {advice}",
+            reason="backbone",
+        )
+    if expected and seen != expected:
+        raise CheckpointError(
+            f"{folder}: the {part} backbone in {name!r} has hash {str(seen)[:12]}, not "
+            f"{expected[:12]}; the connector was trained on other weights",
+            reason="backbone",
+        )
 
 
 def _load_llm(config: AVConfig, settings: LLMConfig, size: Size) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,44 +115,95 @@ def read_manifest_of(folder: str | Path) -> dict[str, Any]:
 def backbones(config: AVConfig, folder: str | Path) -> dict[str, dict[str, Any]]:
     """Return name, revision and hash of each frozen backbone; a checkpoint does not copy them.
 
+    The place is the backbone as seen from the checkpoint, None for a hub's.
+
     Args:
         config: the model's.
         folder: the checkpoint; an imported one has backbones in it, which it names from there.
     """
-    records = {"llm": config.llm, **{f"encoders.{s}": r for s, r in config.encoders.items()}}
     manifest = {}
-    for part, record in records.items():
+    for part, record in backbone_records(config).items():
+        name = record.get("name")
         if part not in config.trained:
-            name = record.get("name")
-            is_inside = name is not None and (Path(folder) / name).exists()
+            path = None if name is None else _local(name, folder)
             manifest[part] = {
                 "name": name,
                 "revision": record.get("revision"),
-                "sha256": fingerprint(str(Path(folder) / name) if is_inside else name),
+                "sha256": fingerprint(name if path is None else str(path)),
+                "place": None if path is None else os.path.relpath(path, Path(folder).resolve()),
             }
     return manifest
 
 
-def find_backbone(name: str | None, folder: str | Path, expected: str | None) -> str | None:
-    """Return the folder or file of a backbone that a checkpoint names by a relative path.
+def _local(name: str, folder: str | Path) -> Path | None:
+    """Return the folder or file of a backbone, in the checkpoint or elsewhere; None for a hub's."""
+    for path in (Path(folder, name), Path(name)):
+        if path.exists():
+            return path.resolve()
+    return None
 
-    The path is tried from the working directory, from the checkpoint and from each folder above it,
-    so that the checkpoint can be read from anywhere. A name without a recorded hash is a hub's.
+
+def backbone_records(config: AVConfig) -> dict[str, dict[str, Any]]:
+    """Return the LLM's and the encoders' records by part: ``llm``, ``encoders.audio``, ..."""
+    return {"llm": config.llm, **{f"encoders.{s}": r for s, r in config.encoders.items()}}
+
+
+def find_backbone(record: Mapping[str, Any], folder: str | Path) -> str | None:
+    """Return the folder or file of a backbone, or its name where it is on the hub or nowhere.
+
+    The working directory makes no difference. Of several places, the first one with the recorded
+    hash is right; if none has it, the first.
 
     Args:
-        name: the backbone's name in the checkpoint.
+        record: of the checkpoint's manifest.
         folder: the checkpoint.
-        expected: the backbone's hash; None if none is recorded.
     """
-    if name is None or expected is None or Path(name).is_absolute():
-        return name
-    above = [parent / name for parent in Path(folder).resolve().parents]
-    candidates = [Path(name), Path(folder) / name, *above]
-    places = [str(path) for path in candidates if path.exists()]
+    places = [str(path) for path in backbone_places(record, folder) if path.exists()]
     for place in places:
-        if fingerprint(place) == expected:
+        if fingerprint(place) == record.get("sha256"):
             return place
-    return places[0] if places else name
+    return places[0] if places else record.get("name")
+
+
+def backbone_places(record: Mapping[str, Any], folder: str | Path) -> list[Path]:
+    """Return the places in which a backbone is looked for; none for a hub's.
+
+    They are the one where it was, the one that lies to the checkpoint as it did, and, for a name
+    that is no whole path, that name from the checkpoint and from each folder above it.
+    """
+    name = record.get("name")
+    if name is None or record.get("sha256") is None:
+        return []
+    folder = Path(folder).resolve()
+    places = [Path(name)] if Path(name).is_absolute() else []
+    if isinstance(record.get("place"), str):
+        places.append(Path(os.path.normpath(folder / record["place"])))
+    if not Path(name).is_absolute():
+        places += [above / name for above in (folder, *folder.parents)]
+    return list(dict.fromkeys(places))
+
+
+def place_of(part: str, places: Mapping[str, str]) -> str | None:
+    """Return the place that is given for a backbone, by its part or its stream; None for none."""
+    return places.get(part) or places.get(part.removeprefix("encoders."))
+
+
+def read_backbones(texts: Iterable[str]) -> dict[str, str]:
+    """Return the places of backbones that a command's ``--backbone PART=FOLDER`` options name.
+
+    Raises:
+        UserError: an option of another form.
+    """
+    places = {}
+    for text in texts:
+        part, equals, place = text.partition("=")
+        if not (part and equals and place):
+            raise UserError(
+                f"--backbone is {text!r}; expected PART=FOLDER: llm=/models/llm, audio=/models/x",
+                reason="backbone",
+            )
+        places[part] = place
+    return places
 
 
 _hashes: dict[tuple[str, int, int, int], str] = {}

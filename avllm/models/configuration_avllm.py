@@ -9,6 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from avllm.config_model import ModelConfig
 from avllm.streams import medium_of
+from avllm.weights import whole_name
 
 
 class AVConfig(PretrainedConfig):
@@ -98,7 +99,7 @@ class AVConfig(PretrainedConfig):
         """
         today = datetime.date.today().isoformat()
         return cls(
-            llm=llm | {"date": llm.get("date") or today},
+            llm=llm | {"date": llm.get("date") or today, "name": whole_name(llm["name"])},
             encoders=dict(encoders),
             connector=description.connector,
             layout=description.layout,

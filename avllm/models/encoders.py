@@ -14,7 +14,7 @@ from avllm.errors import UserError, loading
 from avllm.models.connector import stream_names
 from avllm.registry import check_options, load, make
 from avllm.streams import medium_of
-from avllm.weights import Size, no_larger_than
+from avllm.weights import Size, no_larger_than, whole_name
 
 _COMMON_KEYS = ("medium", "type", "name", "config", "revision", "dtype")
 """Keys of an encoder's section that are no options of its class."""
@@ -76,6 +76,8 @@ def check_encoder(stream: str, spec: dict[str, Any]) -> tuple[Any, dict[str, Any
             f"a stream is called {stream!r}, which torch keeps for itself; choose another name"
         )
     check_options(part, options, f"encoder {spec['type']!r}")
+    if issubclass(part, Backbone):
+        part.check_preprocessing(options.get("preprocessing") or {})
     if ("name" in spec) == ("config" in spec):
         raise UserError(
             f"encoder {spec['type']!r} of {stream}: give a name (hub or folder) or a config "
@@ -103,7 +105,7 @@ def load_encoder(stream: str, spec: dict[str, Any]) -> tuple[Encoder, dict[str, 
     record = {
         "medium": medium_of(stream, spec),
         "type": spec["type"],
-        "name": spec.get("name"),
+        "name": whole_name(spec.get("name")),
         "revision": spec.get("revision"),
         "dtype": spec.get("dtype"),
         "config": encoder.backbone_config.to_dict(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,21 @@ from avllm.data.selectors.base import Selector
 from avllm.data.soft import Soft
 from avllm.fusions.base import consumed_streams
 from avllm.layouts.base import Layout
+from avllm.log import logger
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector
 from avllm.models.encoders import widths_of
 from avllm.models.loading.files import read_processor, reading, refuse_unknown
 from avllm.models.merge import is_placeholder
 from avllm.models.rows.chat_text import ChatText, check_media_text
-from avllm.models.rows.content import Content, check_regions, in_seconds
+from avllm.models.rows.content import Content, check_regions
 from avllm.models.rows.media_inputs import (
     blank_inputs,
     check_decoded,
     check_encoders,
+    left_out,
     prepare_streams,
 )
-from avllm.models.rows.rendered import MARK
 from avllm.models.rows.row_parts import check_answers, check_length, row_of
 from avllm.models.rows.stream_order import StreamOrder, check_layout
 from avllm.models.whole_folder import save_processor
@@ -49,6 +51,8 @@ from avllm.models.words import add_to_tokenizer, check_tokenizer
 from avllm.registry import build
 from avllm.tokens import EncoderInput, duration_of
 from avllm.weights import no_larger_than
+
+LOG = logger(__name__)
 
 
 class AVProcessor(ProcessorMixin):
@@ -64,6 +68,9 @@ class AVProcessor(ProcessorMixin):
         llm_dim: width of the LLM's embeddings.
         max_length: longest row in tokens.
         timeout: seconds after which decoding one file is given up.
+
+    Attributes:
+        strict: refuse files that the model can use in part only: a video that it only hears.
 
     Raises:
         UserError: a text around media does not hold ``{media}`` once, or the layout names a stream
@@ -89,6 +96,7 @@ class AVProcessor(ProcessorMixin):
         self.llm_dim = llm_dim
         self.max_length = max_length
         self.timeout = timeout
+        self.strict = False
         check_media_text(config)
         with torch.device("meta"):  # it counts tokens and needs no weights
             self.connector = Connector(config.connector, widths, llm_dim)
@@ -113,8 +121,6 @@ class AVProcessor(ProcessorMixin):
             UserError: the tokenizer has one of them already.
         """
         return add_to_tokenizer(self.tokenizer, words)
-
-    # ---- building ----------------------------------------------------------------------------
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: PreTrainedTokenizerBase) -> AVProcessor:
@@ -206,10 +212,11 @@ class AVProcessor(ProcessorMixin):
         reader = MediaReader(self)
         rows = []
         for sample in map(Sample.model_validate, samples):
-            clips = reader.inputs(
-                sample.media, None if root is None else Path(root), sample.last_question
-            )
-            rows.append(self.row(sample, clips, answer))
+            clips = reader.clips(sample.media, None if root is None else Path(root))
+            for warning in left_out(sample.media, clips):
+                LOG.warning("row %s: %s", sample.id, warning)
+            inputs = [self.prepare(clip, sample.last_question) for clip in clips]
+            rows.append(self.row(sample, inputs, answer))
         return self.collate(rows, "right" if answer else "left")
 
     def apply_chat_template(  # type: ignore[override]
@@ -239,11 +246,7 @@ class AVProcessor(ProcessorMixin):
             return self([sample], answer=not add_generation_prompt)
         if add_generation_prompt:
             sample = sample.question()
-        messages = in_seconds(sample.messages)
-        text = self.chat_text.render(messages, answer=not add_generation_prompt).text
-        for part in sample.media:
-            text = text.replace(MARK, f"<|{part.type}|>", 1)
-        return self.chat_text.show(text)
+        return self.chat_text.write(sample, answer=not add_generation_prompt)
 
     # ---- media -------------------------------------------------------------------------------
 
@@ -252,7 +255,7 @@ class AVProcessor(ProcessorMixin):
 
         Raises:
             MediaError: a file cannot be decoded.
-            RowError: the model has no encoder for a part.
+            RowError: the model has no encoder for a part, or with ``strict`` for a track of it.
         """
         rates = sorted({self.preprocessors[s].rate for s in self.streams_of("audio")}, reverse=True)
         sees = bool(self.streams_of("video"))
@@ -265,7 +268,7 @@ class AVProcessor(ProcessorMixin):
             more_rates=rates[1:],
             timeout=self.timeout,
         )
-        check_decoded(clips)
+        check_decoded(parts, clips, self.strict)
         return clips
 
     @property
@@ -340,7 +343,7 @@ class AVProcessor(ProcessorMixin):
         if runs is None:
             runs = [self.order(clip, variant) for clip in clips]
         tokens = self.chat_text.tokenize(chat, runs)
-        check_length(tokens, self.max_length)
+        check_length(tokens, self.max_length, is_prompt=not answer)
         is_media = is_placeholder(tokens.ids, self.config.media_token_ids)
         row = row_of(
             sample, chat, tokens, list(clips), is_media, last_only=last_only, is_prompt=not answer
@@ -348,8 +351,6 @@ class AVProcessor(ProcessorMixin):
         soft = Soft.of(self.content.mixtures(tokens.ids, written.words))
         last = seconds[-1] if seconds else None
         return replace(row, variant=variant, soft=soft, duration=last)
-
-    # ---- batches -----------------------------------------------------------------------------
 
     def collate(self, rows: list[Row], padding_side: str = "right", blanks: bool = False) -> Batch:
         """Collate rows to a batch.
@@ -359,14 +360,13 @@ class AVProcessor(ProcessorMixin):
             padding_side: ``left`` for generation.
             blanks: give absent streams a masked unit, for training on several processes.
         """
-        given = self.blanks() if blanks else None
+        given = self.blanks if blanks else None
         return collate(rows, int(self.tokenizer.pad_token_id), padding_side, given)
 
+    @cached_property
     def blanks(self) -> dict[str, EncoderInput]:
-        """Return a black frame and a moment of silence, on which modules run without training."""
-        if not hasattr(self, "_blanks"):
-            self._blanks = blank_inputs(self.preprocessors)
-        return self._blanks
+        """A black frame and a moment of silence, on which modules run without training."""
+        return blank_inputs(self.preprocessors)
 
     def decode(self, ids: Tensor, durations: Sequence[float | None] | None = None) -> list[str]:
         """Turn generated ids ``(R, L)`` into answers, with times in seconds.

@@ -12,11 +12,13 @@ a short name::
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from avllm.registry import suggest
 from avllm.text_models.base import TextModel, TextModelError
 from avllm.text_models.local import HFModel
 from avllm.text_models.rules import RuleModel
@@ -64,11 +66,18 @@ def _build(settings: Mapping[str, Any], name: str) -> TextModel:
             f"{name}: type is {kind!r}; expected one of {', '.join(KINDS)}", reason="unknown_kind"
         )
     options = {key: value for key, value in settings.items() if key != "type"}
+    accepted = list(inspect.signature(KINDS[kind]).parameters)
+    for option in options:
+        if option not in accepted:
+            raise TextModelError(
+                f"{name}: {kind} has no option {option!r}; {suggest(option, accepted)}",
+                reason="bad_options",
+            )
     try:
         model = KINDS[kind](**options)
     except TextModelError:
         raise
-    # An option that the model does not have, rules that are no pairs, ...
+    # A missing option, rules that are no pairs, ...
     except (TypeError, ValueError, IndexError, re.error) as error:
         raise TextModelError(f"{name}: {error}", reason="bad_options") from error
     if not isinstance(model.batch_size, int) or model.batch_size < 1:

@@ -7,6 +7,7 @@ import argparse
 from avllm.config import Stage, load_config
 from avllm.config_errors import ConfigError
 from avllm.errors import exit_on_user_error
+from avllm.log import hush_libraries
 from avllm.training.trainer import run_stage
 
 
@@ -25,6 +26,7 @@ def run_script(stage: Stage, about: str) -> None:
         "overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100 output=runs/x"
     )
     args = parser.parse_args()
+    hush_libraries()
     with exit_on_user_error():
         config = load_config(args.preset, args.overrides)
         if config.stage != stage:

@@ -153,7 +153,9 @@ def build_parts(config: RunConfig) -> Parts:
     chain = lineage(config)
     check_settings(config)
     if config.init is not None:
-        model = AVLLM.from_pretrained(config.init, allow_parts=config.allow_parts)
+        model = AVLLM.from_pretrained(
+            config.init, allow_parts=config.allow_parts, backbones=config.backbones
+        )
         processor = AVProcessor.from_pretrained(config.init, allow_parts=config.allow_parts)
         processor.config = model.config
         if config.extend is not None:

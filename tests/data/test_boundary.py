@@ -17,7 +17,7 @@ from avllm.data.row import Row
 from avllm.data.row_makers.base import Make, RowMaker
 from avllm.data.schema import RowError, Sample
 from avllm.errors import UserError
-from avllm.inference.batch import read_requests
+from avllm.inference.request_file import read_requests
 from avllm.training.start import build_parts
 
 LONG_NAME = "x" * 300 + ".mp4"
@@ -92,7 +92,7 @@ def test_a_request_that_no_parser_reads_is_an_error(tmp_path: Path) -> None:
     ]
     requests = tmp_path / "requests.jsonl"
     requests.write_text("\n".join(lines))
-    read = list(read_requests(requests))
+    read = [line.request() for line in read_requests(requests)]
     assert [(request.id, request.sample is None) for request in read] == [
         ("good", False),
         (None, True),

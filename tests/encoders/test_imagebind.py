@@ -56,7 +56,7 @@ def test_a_saved_folder_is_the_same_encoder(file: Path, tmp_path: Path) -> None:
 def test_a_published_file_has_a_hash(file: Path) -> None:
     before = fingerprint(str(file))
     assert before is not None
-    assert find_backbone(file.name, file.parent, before) == str(file)
+    assert find_backbone({"name": file.name, "sha256": before}, file.parent) == str(file)
     torch.save({"x": torch.ones(1)}, file)
     assert fingerprint(str(file)) != before
 

@@ -13,7 +13,8 @@ from PIL import Image
 from avllm.data.media.load import MediaError, load_video
 from avllm.data.schema import RowError, Sample
 from avllm.errors import UserError
-from avllm.inference.chat import Chat, media_kind
+from avllm.inference.asked_files import media_kind
+from avllm.inference.chat import Chat
 from avllm.inference.generation import Generation, answer_rows, stop_ids
 from avllm.inference.stream import stream_text
 
@@ -213,7 +214,7 @@ def test_look_reads_without_asking(chat: Chat, clips: list[Path], tmp_path: Path
 
 def test_what_ends_a_turn_ends_the_answer(chat: Chat) -> None:
     tokenizer = chat.processor.tokenizer
-    assert stop_ids(chat.model, tokenizer) == [tokenizer.eos_token_id]
+    assert stop_ids(chat.model, chat.processor) == [tokenizer.eos_token_id]
     known = tokenizer.chat_template
     try:  # ChatML on a base model: its end-of-sequence token is not what ends a turn
         tokenizer.add_special_tokens(
@@ -222,6 +223,6 @@ def test_what_ends_a_turn_ends_the_answer(chat: Chat) -> None:
         template = "{{ m['role'] + ' ' + m['content'] + '<|im_end|>\n' }}"
         tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
         wanted = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
-        assert set(stop_ids(chat.model, tokenizer)) == wanted
+        assert set(stop_ids(chat.model, chat.processor)) == wanted
     finally:
         tokenizer.chat_template = known

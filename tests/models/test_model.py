@@ -512,7 +512,7 @@ def test_a_checkpoint_is_read_from_any_folder_and_moves_with_its_backbones(
     AVLLM.from_pretrained("there/runs/stage")
     assert inspect_checkpoint("there/runs/stage")["backbones"]["llm"]["found"] is True
     (tmp_path / "there" / "runs" / "llm").rename(tmp_path / "there" / "runs" / "gone")
-    with pytest.raises(CheckpointError, match="'runs/llm', which is not there any more"):
+    with pytest.raises(CheckpointError, match="llm', which is not there any more; looked for in /"):
         AVLLM.from_pretrained("there/runs/stage")
 
 
@@ -528,7 +528,8 @@ def test_a_folder_of_a_backbones_name_is_not_taken_for_it(
     monkeypatch.chdir(tmp_path / "elsewhere")
     found = AVLLM.from_pretrained("../here/stage")
     assert Path(str(found.config.llm["name"])).resolve() == tmp_path / "here" / "llm"
-    assert find_backbone("llm", tmp_path / "here" / "stage", None) == "llm"
+    hub = {"name": "llm", "sha256": None, "place": None}
+    assert find_backbone(hub, tmp_path / "here" / "stage") == "llm"
 
 
 def test_a_damaged_manifest_is_named(world: World, tmp_path: Path) -> None:

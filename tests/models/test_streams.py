@@ -98,7 +98,7 @@ def test_a_model_of_two_ears_answers_and_comes_back(
     batch = processor(rows, world.captions.parent, answer=True)
     assert {"<|speech|>", "<|events|>", "<|video|>"} <= set(processor.tokenizer.get_vocab())
     assert set(batch.streams) == {"speech", "events", "video"}
-    assert set(processor.blanks()) == {"speech", "events", "video"}
+    assert set(processor.blanks) == {"speech", "events", "video"}
     save_checkpoint(model, processor, tmp_path / "checkpoint", [])
     chat = Chat.load(tmp_path / "checkpoint")
     with torch.no_grad():

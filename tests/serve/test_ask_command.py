@@ -144,4 +144,5 @@ def test_real_media(
         batch_size=5,
     )
     found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    assert found == [{"id": p.name, "answer": a} for p, a in zip(REAL_MEDIA, asked, strict=True)]
+    answers = [{"id": line["id"], "answer": line["answer"]} for line in found]
+    assert answers == [{"id": p.name, "answer": a} for p, a in zip(REAL_MEDIA, asked, strict=True)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
 from tiny import row, text, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,3 +82,27 @@ def test_a_wrong_call_is_one_line(tmp_path: Path) -> None:
     assert "error: " in done.stderr
     assert "no.jsonl" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_failed_rows_are_counted_and_with_strict_fail(
+    strict: bool,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    missing = {"type": "video", "video": "no.mp4"}
+    rows = [row("a", [text("what ?")], "x"), row("b", [missing, text("what ?")], "x")]
+    requests = write_rows(tmp_path / "requests.jsonl", rows)
+    spec = importlib.util.spec_from_file_location("batch_infer", ROOT / "serve/batch_infer.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    arguments = command(checkpoint, requests, tmp_path / "answers.jsonl")[1:]
+    arguments += ["--strict"] if strict else []
+    for _ in range(2):  # also where nothing is left to answer
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) if strict else nullcontext() as end:
+            script.main()
+        assert not strict or end.value.code == 1
+        assert "1 of 2 rows failed" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torchaudio
 
@@ -100,6 +100,8 @@ class Clip:
         duration: seconds.
         more_sounds: the same sound at further rates, for audio encoders with different rates.
         notes: what reading it had to do that is worth a warning.
+        unread: ``video`` or ``audio``, where the file has it and the row means it, but no encoder
+            of the model takes it in.
     """
 
     frames: Frames | None
@@ -107,6 +109,7 @@ class Clip:
     duration: float
     more_sounds: tuple[Sound, ...] = ()
     notes: tuple[Note, ...] = ()
+    unread: tuple[Literal["video", "audio"], ...] = ()
 
     @property
     def size(self) -> int:

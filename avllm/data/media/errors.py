@@ -22,6 +22,7 @@ REASONS = (
     "empty_interval",
     "forbidden",
     "too_large",
+    "unreachable",
 )
 
 # Raised by Pillow over damaged bytes, beside DecompressionBombError.

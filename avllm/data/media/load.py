@@ -108,6 +108,7 @@ def load_video(
         sampling=sampling,
         rates=rates,
         required=sound == "on",
+        is_meant=sound != "off",
         backend=backend,
     )
     with open_media(path, timeout, threads, track) as media:
@@ -122,6 +123,7 @@ def _read_video(
     sampling: Sampling | None,
     rates: Sequence[int],
     required: bool,
+    is_meant: bool,
     backend: str,
 ) -> Clip:
     if media.video is None and sampling is not None:
@@ -132,7 +134,26 @@ def _read_video(
     if sampling is not None:
         clip_frames = _frames(media, first, last, sampling, backend)
     sounds, notes = _sounds(media, first, last, rates, required)
-    return Clip(clip_frames, sounds[0] if sounds else None, last - first, sounds[1:], notes)
+    return Clip(
+        clip_frames,
+        sounds[0] if sounds else None,
+        last - first,
+        sounds[1:],
+        notes,
+        _unread(media, sampling, rates, is_meant),
+    )
+
+
+def _unread(
+    media: OpenMedia, sampling: Sampling | None, rates: Sequence[int], is_meant: bool
+) -> tuple[Literal["video", "audio"], ...]:
+    """Return the tracks that the file has and that were not asked for; sound if it is meant."""
+    unread: list[Literal["video", "audio"]] = []
+    if sampling is None and media.video is not None:
+        unread.append("video")
+    if not rates and is_meant and media.audio is not None:
+        unread.append("audio")
+    return tuple(unread)
 
 
 def load_audio(

@@ -122,10 +122,11 @@ def _read(
 def _tracks_of(clip: Clip, part: MediaPart) -> Clip:
     """Return the tracks that a part needs of the clip that was read for all parts."""
     if isinstance(part, AudioPart):
-        return replace(clip, frames=None)
+        return replace(clip, frames=None, unread=())
     if part.regions and clip.frames is not None:
         boxes = tuple(RegionBox(region.id, region.box, region.time) for region in part.regions)
         clip = replace(clip, frames=replace(clip.frames, regions=boxes))
     if isinstance(part, VideoPart) and part.sound == "off":
-        return replace(clip, sound=None, more_sounds=())
+        unread = tuple(medium for medium in clip.unread if medium != "audio")
+        return replace(clip, sound=None, more_sounds=(), unread=unread)
     return clip

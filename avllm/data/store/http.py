@@ -30,12 +30,14 @@ MOST_REDIRECTS = 5
 TRIES = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 _BUSY = (408, 425, 429)
+_Address = tuple[str, int]
+_answered: dict[str, _Address] = {}  # servers that gave files in this process, the last at the end
 
 
 class FetchError(UserError):
     """A file that a server does not give within bounds.
 
-    Reasons: ``too_large``, ``timeout``, ``forbidden``.
+    Reasons: ``too_large``, ``timeout``, ``forbidden``, ``unreachable``.
     """
 
     def __init__(self, detail: str, reason: str) -> None:
@@ -69,8 +71,9 @@ def fetch(url: str, start: int = 0, size: int | None = None) -> bytes:
 
     Raises:
         FileNotFoundError: the server has no such file. AccessError: a row may not name it, or what
-            it redirects to. FetchError: it is too large or comes too slowly. OutageError: the
-            server does not answer after several tries.
+            it redirects to. FetchError: it is too large, comes too slowly, or its server does not
+            answer while others do. OutageError: no server answers after several tries, or none
+            is known.
     """
     headers = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
     for attempt in range(TRIES):
@@ -83,7 +86,7 @@ def fetch(url: str, start: int = 0, size: int | None = None) -> bytes:
                 return body[skipped:]
         except (OutageError, http.client.HTTPException, ConnectionError) as error:
             if attempt + 1 == TRIES:
-                raise OutageError(f"{url}: {error or type(error).__name__}") from error
+                raise _no_answer(url, error) from error
             time.sleep(0.5 * 2**attempt)
     raise AssertionError("unreachable")
 
@@ -104,9 +107,30 @@ def size_of_url(url: str) -> int | None:
             return None
         except (OutageError, http.client.HTTPException, ConnectionError) as error:
             if attempt + 1 == TRIES:
-                raise OutageError(f"{url}: {error or type(error).__name__}") from error
+                raise _no_answer(url, error) from error
             time.sleep(0.5 * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def _no_answer(url: str, error: BaseException) -> FetchError | OutageError:
+    """Return the error about a server that does not answer.
+
+    It is the row's fault if the server never gave a file and another one can be reached now. A
+    server that gave files is expected to be back, and without network none can be reached.
+    """
+    server = urlsplit(url).netloc
+    detail = f"{url}: {error or type(error).__name__}"
+    if server not in _answered and any(map(_is_reached, list(_answered.values())[-3:])):
+        return FetchError(f"{detail}; other servers answer: give another copy", "unreachable")
+    return OutageError(detail)
+
+
+def _is_reached(address: _Address) -> bool:
+    try:
+        socket.create_connection(address, CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -117,12 +141,16 @@ def _asked(method: str, url: str, headers: dict[str, str]) -> Iterator[_Answer]:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https"):
             raise AccessError(f"{url} is no http address; a redirect may lead to no other")
-        connection = _connect(parts)
+        address = public_address(parts)
+        connection = _connect(parts, address)
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request(method, target, headers={"User-Agent": "avllm", **headers})
             response = connection.getresponse()
             if response.status not in _REDIRECTS:
+                if response.status < 500 and response.status not in _BUSY:
+                    _answered.pop(parts.netloc, None)
+                    _answered[parts.netloc] = address
                 _check_status(url, response.status)
                 yield _Answer(url, response, time.monotonic() + MOST_SECONDS)
                 return
@@ -134,9 +162,8 @@ def _asked(method: str, url: str, headers: dict[str, str]) -> Iterator[_Answer]:
     raise FetchError(f"{url}: more than {MOST_REDIRECTS} redirects; it is no file", "forbidden")
 
 
-def _connect(url: SplitResult) -> Any:
+def _connect(url: SplitResult, address: _Address) -> Any:
     """Return a connection that will go to the address that was checked."""
-    address = public_address(url)
     is_safe = url.scheme == "https"
     kind: Any = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
     connection = kind(url.hostname, address[1], timeout=CONNECT_SECONDS)

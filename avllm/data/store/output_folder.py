@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from avllm.data.store.output_path import output_folder
 from avllm.data.store.storage import file_system, url_of, without_file_scheme
 
 
@@ -22,6 +23,7 @@ class OutputFolder:
         path: a local folder is created when it is missing.
 
     Raises:
+        OutputPathError: the folder cannot be made or written to.
         StoreError: the URL cannot be opened from this machine.
     """
 
@@ -29,7 +31,7 @@ class OutputFolder:
         self.url = url_of(path)
         self.path = without_file_scheme(path)
         if self.url is None:
-            self.path.mkdir(parents=True, exist_ok=True)
+            output_folder(self.path)
         else:
             self._store, self._root = file_system(self.url)
 

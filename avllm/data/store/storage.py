@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from avllm.data.store.access import check_file, check_url
-from avllm.data.store.http import fetch, size_of_url
-from avllm.errors import UserError
+from avllm.data.store.http import MOST_BYTES, FetchError, fetch, size_of_url
+from avllm.data.store.limits import ANSWER_SECONDS, NoAnswer, seconds_for, within
+from avllm.errors import OutageError, UserError
 
 MEMBER = re.compile(r"(?P<shard>.+\.tar)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>[^/]+)")
 # One slash after the colon is enough: pathlib leaves one of two.
@@ -252,10 +253,24 @@ def _fetch(byte_range: ByteRange) -> bytes:
         return fetch(byte_range.file, byte_range.offset, byte_range.size)
     check_url(byte_range.file)
     files, name = file_system(byte_range.file)
+    url = byte_range.file
     if byte_range.size is None:
-        return files.cat_file(name)
-    last = byte_range.offset + byte_range.size
-    return files.cat_file(name, start=byte_range.offset, end=last)
+        info = _remote_info(url)
+        if info is None:
+            raise FileNotFoundError(f"{url} does not exist")
+        size = int(info["size"] or 0)
+        last = None
+    else:
+        size = byte_range.size
+        last = byte_range.offset + size
+    if size > MOST_BYTES:
+        raise FetchError(f"{url} has {size:,} bytes; at most {MOST_BYTES:,} are read", "too_large")
+    seconds = seconds_for(size)
+    try:
+        return within(seconds, url, lambda: files.cat_file(name, start=byte_range.offset, end=last))
+    except NoAnswer as error:
+        detail = f"{url}: {size} bytes did not come in {seconds:.0f} s; give a faster copy"
+        raise FetchError(detail, "timeout") from error
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -285,12 +300,17 @@ def _remote_info(url: str) -> dict[str, Any] | None:
     """Return a store's description of a file; None when there is no such file.
 
     Any other failure is raised: a store that does not answer is no missing file.
+
+    Raises:
+        OutageError: it does not answer.
     """
     files, name = file_system(url)
     try:
-        info = files.info(name)
+        info = within(ANSWER_SECONDS, url, lambda: files.info(name))
     except FileNotFoundError:
         return None
+    except NoAnswer as error:
+        raise OutageError(str(error)) from error
     return info if info["type"] == "file" else None
 
 

@@ -13,10 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from avllm.data.schema import RowError
 from avllm.errors import UserError
-from avllm.models.rows.template import render_chat
+from avllm.models.rows.template import render_chat, variables_of
+from avllm.registry import suggest
 
 THINKING = ("enable_thinking", "thinking")
 """Arguments by which templates let the LLM think aloud before it answers."""
+
+GIVEN = {"messages", "bos_token", "eos_token", "pad_token", "strftime_now", "raise_exception"}
+"""Names that every template is given."""
 
 NOW = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 
@@ -101,14 +105,18 @@ class ChatTemplate:
         return self._sources[source]
 
     def _check_arguments(self) -> None:
+        if not self.arguments:
+            return
         taken = inspect.signature(self.tokenizer.apply_chat_template).parameters
+        variables = variables_of(self.source)
         for name in self.arguments:
             if name in taken or name == "messages":
                 raise UserError(
                     f"model.llm.chat_template_kwargs.{name} is set by avllm itself; leave it out"
                 )
-            if not re.search(rf"\b{re.escape(name)}\b", self.source):
+            if name not in variables:
                 raise UserError(
                     f"model.llm.chat_template_kwargs.{name}: the LLM's chat template reads no "
-                    f"{name!r}; correct the name, or leave it out"
+                    f"{name!r}; {suggest(name, sorted(variables - taken.keys() - GIVEN))}",
+                    reason="unknown_option",
                 )

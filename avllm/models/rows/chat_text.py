@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from avllm.data.schema import Message, RowError, TextPart
+from avllm.data.schema import Message, RowError, Sample, TextPart
 from avllm.errors import UserError
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.rows.chat_template import THINKING, ChatTemplate
 from avllm.models.rows.chat_tokens import ChatTokens, Tokenized
+from avllm.models.rows.content import in_seconds
 from avllm.models.rows.control_text import ControlTokens
 from avllm.models.rows.rendered import MARK, PROBE, Range, Rendered, Turn
 from avllm.models.rows.template import check_template
+from avllm.models.rows.thoughts import ThoughtMarks
 
 MOST_CHATS = 4096  # that are remembered
 DEFAULT_TEMPLATE = (
@@ -27,6 +30,8 @@ DEFAULT_TEMPLATE = (
     "{% else %}{{ 'ASSISTANT: ' + m['content'] + eos_token + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
 )
+
+THOUGHTS_OPEN = "there is no answer: the model's thoughts did not end; raise max_new_tokens"
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,6 @@ class ChatText:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: AVConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self._thoughts_end: str | None = None
         self._chats: dict[tuple[Any, ...], Rendered] = {}
         if tokenizer.chat_template is None:
             tokenizer.chat_template = DEFAULT_TEMPLATE
@@ -132,6 +136,13 @@ class ChatText:
             self._chats[key] = self._render(contents, answer)
         return self._chats[key]
 
+    def write(self, sample: Sample, answer: bool) -> str:
+        """Write a chat for people, with ``<|video|>`` in the place of a video, and so on."""
+        text = self.render(in_seconds(sample.messages), answer).text
+        for part in sample.media:
+            text = text.replace(MARK, f"<|{part.type}|>", 1)
+        return self.control.show(text)
+
     def rewrites_turns(self) -> bool:
         """Return True if an answer is written otherwise when more turns follow it.
 
@@ -142,10 +153,6 @@ class ChatText:
             return self._render(turns, answer=True).turns[0].trained is None
         except RowError:
             return False
-
-    def show(self, text: str) -> str:
-        """Return rendered text with the control tokens that people wrote in their own form."""
-        return self.control.show(text)
 
     def tokenize(self, chat: Rendered, runs: Sequence[list[str]]) -> Tokenized:
         """Turn a rendered chat into token ids: see :meth:`ChatTokens.tokenize`."""
@@ -158,15 +165,33 @@ class ChatText:
             text: the decoded tokens.
             whole: False while more is generated: the answer may be still to come.
         """
-        if not self.template.thinks:
-            return text
-        if self._thoughts_end is None:
-            opening = self._before_answer([Flat("user", "A", (), "A")]).split()
-            self._thoughts_end = opening[-1]
-        before, end, answer = text.rpartition(self._thoughts_end)
-        if end:
-            return answer
-        return text if whole else ""
+        marks = self.thought_marks
+        return text if marks is None else marks.cut(text, whole)
+
+    def warnings_about(self, text: str) -> tuple[str, ...]:
+        """Return, in words, why generated text (with its thoughts) holds no answer."""
+        if self.thought_marks is None or not self.thought_marks.are_open(text):
+            return ()
+        return (THOUGHTS_OPEN,)
+
+    @cached_property
+    def thought_marks(self) -> ThoughtMarks | None:
+        """Return the words around the LLM's thoughts, by its template; None if it has none."""
+        turns = [Flat("user", "A", (), "A")]
+        try:
+            opening = self._before_answer(turns)
+            generation = self._template(turns, generation=True)
+        except RowError:  # the template refuses this chat
+            return None
+        return ThoughtMarks.of(opening, generation, self.template.thinks)
+
+    def after_answer(self) -> str:
+        """Return what the template writes after an answer; nothing if it refuses the chat."""
+        turns = [Flat("user", "A", (), "A"), Flat("assistant", PROBE, (), "")]
+        try:
+            return self._template(turns, generation=False).rpartition(PROBE)[2]
+        except RowError:
+            return ""
 
     def _flatten(self, message: Message) -> Flat:
         text, ranges, words = "", [], ""

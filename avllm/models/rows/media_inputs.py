@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,8 +37,13 @@ def check_encoders(parts: Sequence[MediaPart], sees: bool, hears: bool) -> None:
             raise _no_encoder("video whose sound is to be heard", "audio")
 
 
-def check_decoded(clips: Sequence[Clip]) -> None:
+def check_decoded(parts: Sequence[MediaPart], clips: Sequence[Clip], strict: bool = False) -> None:
     """Refuse clips of which no encoder of the model takes in anything.
+
+    Args:
+        parts: a row's media.
+        clips: decoded, in the same order.
+        strict: refuse also those of which a track is left out.
 
     Raises:
         RowError: ``no_encoder``.
@@ -45,6 +51,27 @@ def check_decoded(clips: Sequence[Clip]) -> None:
     for clip in clips:
         if clip.frames is None and clip.sound is None:
             raise _no_encoder("video without sound", "visual")
+    warnings = left_out(parts, clips)
+    if strict and warnings:
+        raise RowError("no_encoder", warnings[0])
+
+
+def left_out(parts: Sequence[MediaPart], clips: Sequence[Clip]) -> list[str]:
+    """Name the tracks of a row's files that the model has no encoder for, each in words.
+
+    Args:
+        parts: the row's media.
+        clips: decoded, in the same order.
+    """
+    warnings = []
+    for part, clip in zip(parts, clips, strict=True):
+        for medium in clip.unread:
+            encoder = "visual" if medium == "video" else "audio"
+            warnings.append(
+                f"the {medium} of {Path(part.path).name} was left out: the model has no {encoder} "
+                "encoder"
+            )
+    return list(dict.fromkeys(warnings))
 
 
 def _no_encoder(media: str, encoder: str) -> RowError:

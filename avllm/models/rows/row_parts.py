@@ -28,18 +28,24 @@ def check_answers(sample: Sample) -> None:
             )
 
 
-def check_length(tokens: Tokenized, longest: int) -> None:
+def check_length(tokens: Tokenized, longest: int, *, is_prompt: bool) -> None:
     """Refuse a row of more tokens than the longest row may have.
 
     Raises:
         RowError: ``too_long``.
     """
     if len(tokens.ids) > longest:
+        advice = (
+            "answers are never cut. Raise data.max_length, take a shorter clip, fewer frames or "
+            "queries"
+        )
+        if is_prompt:
+            advice = (
+                "questions are never cut. Give shorter or fewer files and texts, or fewer turns "
+                "(in Python, processor.max_length may be raised)"
+            )
         raise RowError(
-            "too_long",
-            f"{len(tokens.ids)} tokens; the longest row is {longest} and answers are never cut. "
-            "Raise data.max_length (max_length of the processor), take a shorter clip, fewer "
-            "frames or queries",
+            "too_long", f"{len(tokens.ids)} tokens; the longest row is {longest} and {advice}"
         )
 
 

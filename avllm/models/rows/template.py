@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import SandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -75,6 +76,12 @@ def _check_source(text: str) -> None:
                 f"{operation.lineno}, which may never end; use another template",
                 reason="power",
             )
+
+
+def variables_of(template: str) -> set[str]:
+    """Return the names whose values a chat template is given when it is rendered."""
+    tree = _compile_jinja_template("").environment.parse(template)
+    return find_undeclared_variables(tree)
 
 
 def _is_large(product: nodes.Expr) -> bool:

@@ -17,6 +17,7 @@ from avllm.models.checkpoint_format import (
     find_backbone,
     fingerprint,
     is_checkpoint,
+    place_of,
     read_manifest_of,
     sha256_once,
 )
@@ -120,8 +121,9 @@ def _backbones(config: RunConfig) -> Iterator[tuple[str, str | None]]:
     if config.extend is not None:
         records += config.extend.encoders.values()
     if config.init is not None and is_checkpoint(config.init):
-        for record in read_manifest_of(config.init)["backbones"].values():
-            name = find_backbone(record.get("name"), config.init, record.get("sha256"))
+        for part, record in read_manifest_of(config.init)["backbones"].items():
+            given = place_of(part, config.backbones)
+            name = given or find_backbone(record, config.init)
             records.append({"name": name, "revision": record.get("revision")})
     for record in records:
         if record.get("name") is not None:

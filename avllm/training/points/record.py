@@ -21,6 +21,7 @@ LOG = logger(__name__)
 RECORD = "run.json"
 FREE_KEYS = {
     "output",
+    "backbones",
     "train.log_every",
     "train.trackers",
     "train.keep",
@@ -162,9 +163,11 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
         name = f"{prefix}{key}"
         old = before.get(key)
         new = now.get(key)
+        if name in FREE_KEYS:
+            continue
         if isinstance(old, dict) and isinstance(new, dict):
             changes += differences(old, new, name + ".")
-        elif old != new and name not in FREE_KEYS:
+        elif old != new:
             is_unknown = prefix == WEIGHTS and None in (old, new)
             if not is_unknown:
                 changes.append(Change(name, old, new))

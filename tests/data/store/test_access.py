@@ -104,7 +104,8 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restore the settings after each test; use small limits."""
+    """Restore the settings after each test; use small limits; forget servers that answered."""
+    monkeypatch.setattr(http, "_answered", {})
     monkeypatch.setenv(access.ROOTS, "")
     monkeypatch.setenv(access.URLS, "")
     monkeypatch.setattr(http, "MOST_BYTES", 2**20)

@@ -12,7 +12,7 @@ from data.media.media_files import RATE, clicks, reason, write_audio
 from avllm.data.media.load import load_audio, load_image, probe
 from avllm.data.schema import AudioPart, resolve
 from avllm.data.store.storage import name_in_utf8
-from avllm.inference.chat import media_parts
+from avllm.inference.asked_files import media_parts
 
 
 def seconds(name: str | Path) -> float:
