@@ -25,6 +25,8 @@ from avllm.cli.options import (
     Strict,
     Temperature,
     TopP,
+    decoder_of,
+    hush,
     load_chat,
 )
 from avllm.errors import OutageError, Stopped, UserError
@@ -57,16 +59,12 @@ def chat(
     strict: Strict = False,
 ) -> None:
     """Chat about clips: /video PATH, then questions. Answers are on stdout, all else on stderr."""
-    from avllm.log import hush_libraries
-
-    hush_libraries()
-    from avllm.inference.generation import read_decoding
-
+    hush()
     generation = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
-        "decoding": read_decoding(decoding),
+        "decoding": decoder_of(decoding),
     }
     loaded = load_chat(checkpoint, device, quantize, backbone, allow_part, strict)
     is_person = sys.stdin.isatty()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from avllm.cli.options import AllowPart, Backbone, Json, places_of
+from avllm.cli.options import AllowPart, Backbone, Json, hush, places_of
 
 ckpt = typer.Typer(help="Look at checkpoints, and import them.", no_args_is_help=True)
 
@@ -27,9 +27,7 @@ def inspect(
     """Show what a checkpoint is made of: stages, backbones with hashes, parameters by part."""
     import json
 
-    from avllm.log import hush_libraries
-
-    hush_libraries()
+    hush()
     from avllm.evaluation.listing import inspect_checkpoint
 
     contents = inspect_checkpoint(folder)
@@ -79,9 +77,7 @@ def verify(
     """Compare a checkpoint with its manifest, then load it; exit with 1 if anything is wrong."""
     import json
 
-    from avllm.log import hush_libraries
-
-    hush_libraries()
+    hush()
     from avllm.evaluation.verification import verify_checkpoint
 
     verification = verify_checkpoint(

@@ -34,9 +34,10 @@ from avllm.cli.options import (
     Temperature,
     TopP,
     Workers,
+    decoder_of,
+    hush,
     load_chat,
     output_file,
-    output_folder,
     places_of,
     print_figures,
 )
@@ -88,16 +89,12 @@ def ask(
     strict: Strict = False,
 ) -> None:
     """Ask about a clip; the answer streams to the terminal."""
-    from avllm.log import hush_libraries
-
-    hush_libraries()
-    from avllm.inference.generation import read_decoding
-
+    hush()
     generation = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
-        "decoding": read_decoding(decoding),
+        "decoding": decoder_of(decoding),
     }
     asked = load_chat(checkpoint, device, quantize, backbone, allow_part, strict)
     pieces = asked.ask(question, video=video, audio=audio, image=image, sound=sound, **generation)
@@ -170,16 +167,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score generated answers by kind and source, also with streams removed or exchanged."""
-    from avllm.log import hush_libraries
-
-    hush_libraries()
+    hush()
     from avllm.evaluation.command import result_console, run_eval
-    from avllm.inference.generation import read_decoding
 
-    output = output_file(output, manifest)
-    predictions = output_file(predictions, manifest, output)
-    report = output_file(report, manifest, output, predictions)
-    output_folder(cache)
+    output = output_file(output, manifest, predictions, report)
     figures = run_eval(
         checkpoint,
         manifest,
@@ -201,7 +192,7 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
         max_new_tokens=max_new_tokens,
-        decoding=read_decoding(decoding),
+        decoding=decoder_of(decoding),
         num_workers=num_workers,
         cache=cache,
         precision=precision,
@@ -227,9 +218,7 @@ def retrieve(
     as_json: Json = False,
 ) -> None:
     """Search clips by caption and captions by clip after stage 1: recall at 1, 5 and 10."""
-    from avllm.log import hush_libraries
-
-    hush_libraries()
+    hush()
     from avllm.evaluation.command import result_console, run_retrieval
 
     output = output_file(output, manifest)
@@ -262,9 +251,7 @@ def parts(
     """List the parts that a model and its training can be made of."""
     import json
 
-    from avllm.log import hush_libraries
-
-    hush_libraries()
+    hush()
     from avllm.evaluation.listing import parts as list_parts
 
     listed = list_parts(kind, name)

@@ -105,6 +105,20 @@ def places_of(backbone: list[str] | None) -> dict[str, str]:
     return read_backbones(backbone or ())
 
 
+def hush() -> None:
+    """Keep libraries' notices off stderr; called before they are imported."""
+    from avllm.log import hush_libraries
+
+    hush_libraries()
+
+
+def decoder_of(decoding: str | None) -> dict[str, Any] | None:
+    """Return the decoder that ``--decoding`` names."""
+    from avllm.inference.generation import read_decoding
+
+    return read_decoding(decoding)
+
+
 def load_chat(
     checkpoint: Path,
     device: str,

@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from avllm.data.manifest import digest
 from avllm.data.schema import MediaPart, Sample, VideoPart
+from avllm.data.store.output_path import output_file, output_folder
 from avllm.errors import UserError
 from avllm.evaluation.benchmarks.base import Benchmark, benchmark_of
 from avllm.evaluation.conditions import AS_IS, Condition
@@ -93,7 +94,11 @@ def run_eval(
     began = time.perf_counter()
     # Mistakes in the arguments are reported before a model is loaded, which takes long.
     check_device(device)
-    Settings(**settings)
+    if Settings(**settings).cache is not None:
+        output_folder(settings["cache"])
+    for path, others in ((predictions, [manifest, report]), (report, [manifest])):
+        if path is not None:
+            output_file(path, others)
     rows = _chosen(manifest, benchmark, data, options, refusal)
     prompts = [rows.prompt(sample) for sample in rows.samples()]
     processor = AVProcessor.from_pretrained(checkpoint, allow_parts=allow_parts)

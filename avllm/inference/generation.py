@@ -158,7 +158,7 @@ def _end_of_turn(processor: AVProcessor) -> int | None:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GeneratedAnswer:
     """The text of an answer, and warnings about it in words."""
 
     text: str
@@ -187,11 +187,11 @@ def generate_ids(
     return model.generate(batch, **generation.arguments(model, processor))
 
 
-def answers_of(processor: AVProcessor, rows: Sequence[Row], ids: Tensor) -> list[Answer]:
+def answers_of(processor: AVProcessor, rows: Sequence[Row], ids: Tensor) -> list[GeneratedAnswer]:
     """Return the answers that generated ids ``(R, L)`` write, of R rows."""
     texts = processor.decode(ids, [row.duration for row in rows])
     written = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
     answers = []
     for text, whole in zip(texts, written, strict=True):
-        answers.append(Answer(text, processor.chat_text.warnings_about(whole)))
+        answers.append(GeneratedAnswer(text, processor.chat_text.warnings_about(whole)))
     return answers
