@@ -247,6 +247,7 @@ class ImageBind(Backbone):
     config_class = ImageBindConfig
     model_class = ImageBindAudioModel
     features = ("cls", "pooled")
+    preprocessing_keys = ("sampling_rate", "mean", "std")
 
     def __init__(
         self,

@@ -94,11 +94,7 @@ def run_eval(
     began = time.perf_counter()
     # Mistakes in the arguments are reported before a model is loaded, which takes long.
     check_device(device)
-    if Settings(**settings).cache is not None:
-        output_folder(settings["cache"])
-    for path, others in ((predictions, [manifest, report]), (report, [manifest])):
-        if path is not None:
-            output_file(path, others)
+    _check_outputs(Settings(**settings).cache, predictions, report, manifest)
     rows = _chosen(manifest, benchmark, data, options, refusal)
     prompts = [rows.prompt(sample) for sample in rows.samples()]
     processor = AVProcessor.from_pretrained(checkpoint, allow_parts=allow_parts)
@@ -128,6 +124,25 @@ def run_eval(
     if report is not None:
         _write_page(Path(report), results, stamped, Pictures(processor, rows.root), rows)
     return stamped
+
+
+def _check_outputs(
+    cache: str | Path | None,
+    predictions: str | Path | None,
+    report: str | Path | None,
+    manifest: str | Path | None,
+) -> None:
+    """Check the paths that an evaluation writes to.
+
+    Raises:
+        OutputPathError: one of them cannot be written, or is the manifest or another one.
+    """
+    if cache is not None:
+        output_folder(cache)
+    if predictions is not None:
+        output_file(predictions, [manifest, report])
+    if report is not None:
+        output_file(report, [manifest])
 
 
 def rows_left_out(
