@@ -14,9 +14,10 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from avllm.config_data import DataConfig
-from avllm.config_errors import ConfigError, explain
-from avllm.config_model import ExtendConfig, LoraSets, ModelConfig
-from avllm.config_values import Number, PartSpec, Section, Whole
+from avllm.config_errors import ConfigError, PresetPlaces, explain
+from avllm.config_model import ExtendConfig, ModelConfig
+from avllm.config_peft import LoraConfig, LoraSets, PeftConfig, PeftSets
+from avllm.config_values import Number, ObjectiveSpec, Section, Whole
 from avllm.yaml_files import apply_override, read_mapping
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
@@ -118,17 +119,34 @@ class RunConfig(Section):
         default_factory=dict, description="folders of init's backbones, {llm: DIR, audio: DIR}"
     )
     lora: LoraSets = Field(
-        default_factory=list, description="sets of adapters that this stage adds to the LLM"
+        default_factory=list, description="sets of LoRA that this stage adds to the LLM"
+    )
+    peft: PeftSets = Field(
+        default_factory=list, description="sets of another method of PEFT, instead of lora"
     )
     trainable: list[Rule] = Field(
         min_length=1, description="[regex, learning rate or null]; the first match wins"
     )
-    objectives: list[PartSpec] = Field(
+    objectives: list[ObjectiveSpec] = Field(
         min_length=1, description="losses that are added up, each with its weight"
     )
     data: DataConfig = Field(description="rows, and the way in which they are read")
     train: TrainConfig = Field(description="length, speed and figures of the training")
     seed: Whole = Field(0, description="of new weights, the order of the rows and all draws")
+
+    @property
+    def sets(self) -> list[LoraConfig | PeftConfig]:
+        """The sets of adapters that the stage adds to the LLM."""
+        return [*self.lora, *self.peft]
+
+    @model_validator(mode="after")
+    def _adds_one_method(self) -> RunConfig:
+        methods = sorted({one.type for one in self.peft} | {"lora" for _ in self.lora})
+        if len(methods) > 1:
+            raise ValueError(
+                f"lora and peft add {' and '.join(methods)}; PEFT puts one method on an LLM"
+            )
+        return self
 
     @model_validator(mode="after")
     def _begins_at_one_model(self) -> RunConfig:
@@ -176,9 +194,14 @@ class RunConfig(Section):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a preset and apply ``section.key=value`` overrides (values are YAML).
 
+    Keys, types of values and the names of parts are checked, which costs no heavy import. The
+    options of parts, the rules of ``trainable``, manifests and ``init`` are checked when the stage
+    starts, before a model is loaded (:func:`avllm.training.start.check_settings`). Relative paths
+    in a preset are relative to the folder in which the command runs.
+
     Raises:
         ConfigError: the file is missing, no YAML, or a key or a value is wrong; the message names
-            the right key.
+            file and line, and the right key.
     """
     overrides = overrides or []
     settings = read_mapping(Path(path), "a preset", ConfigError)
@@ -193,8 +216,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        given = {override.partition("=")[0] for override in overrides}
-        raise ConfigError(f"{path}: {explain(error, given, RunConfig)}") from error
+        places = PresetPlaces(path, overrides)
+        raise ConfigError(explain(error, places, RunConfig)) from error
 
 
 def dump_config(config: BaseModel, path: str | Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from avllm.config_values import Number, PartSpec, Section, Whole, as_list
+from avllm.config_values import Number, RowMakerSpec, Section, Whole, as_list
 
 
 def _begins_at_zero(weights: dict[int, float]) -> dict[int, float]:
@@ -107,7 +107,7 @@ class DataConfig(Section):
 
     train: Sources = Field(description="manifests to train on, with their weights")
     validation: Sources = Field(default_factory=list, description="manifests to validate on")
-    rows: PartSpec = Field(
+    rows: RowMakerSpec = Field(
         default_factory=lambda: {"type": "whole"},
         description="row maker: decides which rows a sample becomes",
     )

@@ -2,34 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from avllm.errors import UserError
-from avllm.registry import suggest
+from avllm.registry import CHOSEN_IN, kinds, suggest
+from avllm.yaml_files import lines_of, nearest
 
 
 class ConfigError(UserError):
     """A setting that does not exist, or a value that it cannot have."""
 
 
-def explain(error: ValidationError, given: set[str], settings: type[BaseModel]) -> str:
-    """Say which key is wrong, how, and what would be right.
+class PresetPlaces:
+    """Find the place of a setting: a line of a preset, or the command line.
+
+    Args:
+        path: the preset.
+        overrides: ``section.key=value`` of the command line.
+    """
+
+    def __init__(self, path: str | Path, overrides: Sequence[str]) -> None:
+        self.path = path
+        self.given = {override.partition("=")[0] for override in overrides}
+        self.lines: dict[str, int] | None = None
+
+    def label(self, key: str, message: str) -> str:
+        """Write a message about a setting with its place."""
+        if nearest(key, self.given):
+            return f"{self.path}: {message} [given on the command line]"
+        if self.lines is None:
+            self.lines = lines_of(Path(self.path))
+        holder = nearest(key, self.lines)
+        line = f" line {self.lines[holder]}" if holder else ""
+        return f"{self.path}{line}: {message}"
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Name the place in errors of the block that are about a setting.
+
+        Raises:
+            UserError: the block's.
+        """
+        try:
+            yield
+        except UserError as error:
+            if error.setting:
+                error.args = (self.label(error.setting, str(error)),)
+            raise
+
+
+def explain(error: ValidationError, places: PresetPlaces, settings: type[BaseModel]) -> str:
+    """Say which key is wrong, where it lies, how it is wrong, and what would be right.
 
     Args:
         error: raised when ``settings`` were validated.
-        given: the keys that the command line has set.
+        places: of the settings.
         settings: the model of all settings.
     """
     lines = []
     for item in error.errors():
-        key = _as_written(item["loc"], given)
-        line = _describe(item, key, settings)
-        if key in given:
-            line += " [given on the command line]"
-        lines.append(line)
+        key = _as_written(item["loc"], places.given)
+        lines.append(places.label(key, _describe(item, key, settings)))
     return "; ".join(lines)
 
 
@@ -53,6 +91,9 @@ def _as_written(place: tuple[int | str, ...], given: set[str]) -> str:
 def _right_key(place: tuple[int | str, ...], settings: type[BaseModel]) -> str:
     """Suggest the right key: one of that name elsewhere, or the nearest beside it."""
     name = str(place[-1])
+    kind = name if name in kinds() else f"{name}s"
+    if kind in kinds():
+        return f"{kind} are chosen in {CHOSEN_IN[kind]}"
     if name in ("lr", "learning_rate"):
         return "learning rates belong to trainable: [[regex, rate or null], ...]"
     elsewhere = [path for path in _paths(settings) if path.rpartition(".")[2] == name]

@@ -1,62 +1,23 @@
-"""Settings of a model: LLM, encoders, connector, and the LoRA sets that a stage adds."""
+"""Settings of a model: LLM, encoders, connector."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from avllm.config_values import Number, PartSpec, Section, Whole, as_list
+from avllm.config_values import (
+    AdapterSpec,
+    EncoderSpec,
+    FusionSpec,
+    LayoutSpec,
+    Number,
+    Section,
+    SelectorSpec,
+    TimeCodecSpec,
+    Whole,
+)
 from avllm.streams import check_stream
-
-
-class LoraConfig(Section):
-    """A named set of low-rank adapters on the LLM (arXiv 2106.09685), through PEFT."""
-
-    name: str = Field(
-        "default",
-        pattern=r"^[A-Za-z]\w*$",
-        description="parameters are called lora_A.<name>.weight",
-    )
-    copy_of: str | None = Field(
-        None,
-        description="set to begin as a copy of, and to replace among the active ones",
-    )
-    active: bool = Field(True, description="takes part unless the code activates other sets")
-    r: Whole = Field(16, gt=0, description="rank")
-    alpha: Number = Field(32, description="the update is scaled by alpha / r")
-    dropout: Number = Field(0.0, ge=0, lt=1, description="share of inputs set to 0 in training")
-    targets: str | list[str] = Field(
-        "all-linear",
-        description="linear layers of the LLM by the end of their names, or all-linear",
-    )
-
-    @model_validator(mode="after")
-    def _has_the_size_of_its_source(self) -> LoraConfig:
-        fields = type(self).model_fields
-        sizes = ("r", "alpha", "targets")
-        given = [name for name in sizes if getattr(self, name) != fields[name].default]
-        if self.copy_of is not None and given:
-            raise ValueError(
-                f"{', '.join(given)} given beside copy_of; a copy has those of {self.copy_of!r}. "
-                "Leave them out"
-            )
-        return self
-
-
-def _sets_of(value: Any) -> Any:
-    return [] if value is None else as_list(value)
-
-
-def _named_apart(sets: list[LoraConfig]) -> list[LoraConfig]:
-    names = [lora.name for lora in sets]
-    if len(set(names)) < len(names):
-        raise ValueError(f"sets are named {names}; expected a name each")
-    return sets
-
-
-LoraSets = Annotated[list[LoraConfig], BeforeValidator(_sets_of), AfterValidator(_named_apart)]
-"""One set of LoRA adapters, a list of them, or none."""
 
 
 class LLMConfig(Section):
@@ -128,7 +89,7 @@ def check_encoders(encoders: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
     return encoders
 
 
-Encoders = Annotated[dict[str, PartSpec], AfterValidator(check_encoders)]
+Encoders = Annotated[dict[str, EncoderSpec], AfterValidator(check_encoders)]
 """By stream; one that is not called ``video`` or ``audio`` names its ``medium``."""
 
 
@@ -139,25 +100,25 @@ class ModelConfig(Section):
     encoders: Encoders = Field(
         min_length=1, description="by stream: video, audio, or a name with its medium"
     )
-    connector: list[PartSpec] = Field(
+    connector: list[AdapterSpec] = Field(
         min_length=1, description="adapters between encoders and LLM, in their order"
     )
-    layout: PartSpec = Field(
+    layout: LayoutSpec = Field(
         default_factory=lambda: {"type": "concat"},
         description="order of the streams' tokens in the LLM's sequence",
     )
-    time_codec: PartSpec = Field(
+    time_codec: TimeCodecSpec = Field(
         default_factory=lambda: {"type": "seconds"},
         description="form in which the LLM reads and writes times",
     )
-    fusion: PartSpec | None = Field(
+    fusion: FusionSpec | None = Field(
         None, description="lets streams act inside the LLM, beside its sequence"
     )
     sampling: SamplingConfig = Field(
         default_factory=lambda: SamplingConfig.model_validate({"num_frames": 8}),
         description="choice of a video's frames",
     )
-    selector: PartSpec | None = Field(
+    selector: SelectorSpec | None = Field(
         None, description="chooses frames by the question, before they are encoded"
     )
     system: str | None = Field(None, description="system prompt put before chats that bring none")
@@ -171,8 +132,8 @@ class ExtendConfig(Section):
     """The parts that a stage adds to the model it starts from, whose weights stay the same."""
 
     encoders: Encoders = Field(default_factory=dict, description="encoders of new streams")
-    connector: list[PartSpec] = Field(
+    connector: list[AdapterSpec] = Field(
         min_length=1,
         description="adapters, after those of the model, or each at its `place` in the longer list",
     )
-    layout: PartSpec | None = Field(None, description="replaces the model's")
+    layout: LayoutSpec | None = Field(None, description="replaces the model's")

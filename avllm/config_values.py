@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import core_schema
+
+from avllm.registry import choices, unknown_part
 
 EXPONENTIAL = re.compile(r"[+-]?[\d.]+[eE][+-]?\d+")
 NAMES = ("type", "name", "text")  # options of parts whose texts are never numbers
@@ -43,6 +47,45 @@ def _numbers(value: Any) -> Any:
 
 PartSpec = Annotated[dict[str, Any], BeforeValidator(_numbers)]
 """``{"type": name, **options}``. The part itself checks its options, which are its arguments."""
+
+
+@dataclass(frozen=True)
+class PartOf:
+    """Mark a part's section with its kind, and refuse a type that no file of the kind has.
+
+    The options are checked later, against the part itself, which has to be imported for it.
+
+    Attributes:
+        kind: one of :func:`avllm.registry.kinds`.
+    """
+
+    kind: str
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def check(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Return the section.
+
+        Raises:
+            ValueError: names the nearest type that exists.
+        """
+        name = spec.get("type")
+        if isinstance(name, str) and ":" not in name and name not in choices(self.kind):
+            raise ValueError(unknown_part(self.kind, name))
+        return spec
+
+
+EncoderSpec = Annotated[PartSpec, PartOf("encoders")]
+AdapterSpec = Annotated[PartSpec, PartOf("adapters")]
+LayoutSpec = Annotated[PartSpec, PartOf("layouts")]
+TimeCodecSpec = Annotated[PartSpec, PartOf("time_codecs")]
+FusionSpec = Annotated[PartSpec, PartOf("fusions")]
+SelectorSpec = Annotated[PartSpec, PartOf("selectors")]
+RowMakerSpec = Annotated[PartSpec, PartOf("row_makers")]
+ObjectiveSpec = Annotated[PartSpec, PartOf("objectives")]
 
 
 def as_list(value: Any) -> Any:

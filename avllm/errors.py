@@ -24,7 +24,10 @@ class UserError(ValueError):
     Attributes:
         reason: one word for the kind of error, compared by programs and tests; "" if there is only
             one kind.
+        setting: the dotted key of the setting that is wrong; "" where it is not known.
     """
+
+    setting = ""
 
     def __init__(self, *args: object, reason: str = "") -> None:
         super().__init__(*args)
@@ -84,19 +87,49 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 @contextmanager
-def loading(what: str, name: str) -> Iterator[None]:
+def about_setting(key: str) -> Iterator[None]:
+    """Name the setting that errors of a block are about, unless their text names it already.
+
+    Args:
+        key: dotted, ``model.connector.0``.
+
+    Raises:
+        UserError: the block's, with its ``setting``.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not error.setting:
+            error.setting = key
+            if key not in str(error):
+                error.args = (f"{key}: {error}",)
+        raise
+
+
+def looked_in(path: str | Path) -> str:
+    """Return where a relative path was looked for, as an addition to a message; else ""."""
+    if os.path.isabs(path) or "://" in str(path):
+        return ""
+    return f" (looked in {Path.cwd()})"
+
+
+@contextmanager
+def loading(what: str, name: str, setting: str = "") -> Iterator[None]:
     """Name what is loaded in the errors of a library, whose own messages seldom say it.
 
     Args:
         what: the thing that is loaded, in the user's words ("the LLM's tokenizer").
         name: a folder, or a name on the hub.
+        setting: the setting that names it.
 
     Raises:
         UserError: it cannot be loaded.
     """
     if os.path.isabs(name) and not Path(name).exists():
         expected = "expected a folder with a model, or a name on the hub"
-        raise UserError(f"{what}: {name} is not here; {expected}", reason="missing")
+        missing = UserError(f"{what}: {name} is not here; {expected}", reason="missing")
+        missing.setting = setting
+        raise missing
     try:
         yield
     except UserError:
@@ -104,8 +137,11 @@ def loading(what: str, name: str) -> Iterator[None]:
     except ImportError:
         raise
     except Exception as error:  # libraries raise a dozen classes for a damaged file
-        message = f"{what} {name!r} cannot be loaded: {one_line(error)}"
-        raise UserError(message, reason="loading") from error
+        absent = "" if Path(name).exists() else f"; no folder of this name{looked_in(name)}"
+        message = f"{what} {name!r} cannot be loaded: {one_line(error)}{absent}"
+        failed = UserError(message, reason="loading")
+        failed.setting = setting
+        raise failed from error
 
 
 _FAULTS_OF_CODE = (ImportError, TypeError, LookupError, AttributeError, AssertionError)

@@ -33,13 +33,26 @@ _KINDS = {
     "benchmarks": ("evaluation/benchmarks", "Benchmark"),
     "importers": ("models/importing", "Importer"),
 }
+CHOSEN_IN = {
+    "encoders": "model.encoders",
+    "adapters": "model.connector",
+    "layouts": "model.layout",
+    "time_codecs": "model.time_codec",
+    "fusions": "model.fusion",
+    "selectors": "model.selector",
+    "row_makers": "data.rows",
+    "decoders": "--decoding of `avllm ask`, `avllm eval` and serve/batch_infer.py",
+    "objectives": "objectives",
+    "benchmarks": "--benchmark of `avllm eval`",
+}
+"""The setting, or the option of a command, that names a part of each kind."""
 
 
 class UnknownPartError(UserError):
     """An unknown part, or an unknown or missing option; the message names those that exist.
 
-    Reasons: ``no_type``, ``unknown_part``, ``no_module``, ``wrong_class``, ``unknown_option``,
-    ``missing_option``.
+    Reasons: ``no_type``, ``unknown_part``, ``no_module``, ``no_class``, ``wrong_class``,
+    ``unknown_option``, ``missing_option``, ``signature``.
     """
 
 
@@ -63,6 +76,11 @@ def suggest(name: str, names: list[str]) -> str:
     return f"{question}known: {', '.join(sorted(names)) or 'none'}"
 
 
+def unknown_part(kind: str, name: str) -> str:
+    """Write that no part of a kind has this name, and which is the nearest."""
+    return f"unknown {kind[:-1]} {name!r}; {suggest(name, choices(kind))}"
+
+
 def load(kind: str, name: str) -> Any:
     """Import the class of a part.
 
@@ -77,13 +95,9 @@ def load(kind: str, name: str) -> Any:
     package = "avllm." + folder.replace("/", ".")
     base = getattr(import_module(package + ".base"), base_name)
     if ":" in name:
-        return _load_by_path(name, base)
+        return load_class(name, base)
     if name not in choices(kind):
-        suggestion = suggest(name, choices(kind))
-        raise UnknownPartError(
-            f"unknown {kind[:-1]} {name!r}; {suggestion}",
-            reason="unknown_part",
-        )
+        raise UnknownPartError(unknown_part(kind, name), reason="unknown_part")
     module = import_module(f"{package}.{name}")
     parts = [value for value in vars(module).values() if _is_part(value, module.__name__, base)]
     if len(parts) != 1:
@@ -95,11 +109,15 @@ def load(kind: str, name: str) -> Any:
     return parts[0]
 
 
-def _load_by_path(name: str, base: type) -> type:
-    """Import the class ``pkg.module:Class``; refuse one that is no subclass of ``base``."""
+def load_class(name: str, base: type) -> type:
+    """Import the class ``pkg.module:Class``.
+
+    Raises:
+        UnknownPartError: no such module or class, or it is no subclass of ``base``.
+    """
     module_name, _, class_name = name.partition(":")
     try:
-        part = getattr(import_module(module_name), class_name, None)
+        module = import_module(module_name)
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module exists, and imports another that does not
@@ -107,11 +125,17 @@ def _load_by_path(name: str, base: type) -> type:
             f"{name!r}: no module {error.name!r} is found; is it on PYTHONPATH?",
             reason="no_module",
         ) from error
-    if not (inspect.isclass(part) and issubclass(part, base)):
+    expected = f"expected a subclass of {base.__module__}.{base.__name__}"
+    part = getattr(module, class_name, None)
+    if part is None:
+        fitting = [key for key, value in vars(module).items() if _is_part(value, module_name, base)]
         raise UnknownPartError(
-            f"{name!r} is {part!r}; expected a subclass of {base.__module__}.{base.__name__}",
-            reason="wrong_class",
+            f"{name!r}: the module {module_name} ({module.__file__}) has no {class_name!r}; "
+            f"{expected}; {suggest(class_name, fitting)}",
+            reason="no_class",
         )
+    if not (inspect.isclass(part) and issubclass(part, base)):
+        raise UnknownPartError(f"{name!r} is {part!r}; {expected}", reason="wrong_class")
     return part
 
 
@@ -160,11 +184,7 @@ def check_options(part: type, given: Mapping[str, Any], where: str) -> None:
     parameters = options(part)
     for name in given:
         if name not in parameters:
-            suggestion = suggest(name, list(parameters))
-            raise UnknownPartError(
-                f"{where} has no option {name!r}; {suggestion}",
-                reason="unknown_option",
-            )
+            raise _unknown_option(part, name, list(parameters), where)
     missing = []
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in given:
@@ -175,6 +195,20 @@ def check_options(part: type, given: Mapping[str, Any], where: str) -> None:
             reason="missing_option",
         )
     _check_values(option_types(part), given, where)
+
+
+def _unknown_option(part: type, name: str, names: list[str], where: str) -> UnknownPartError:
+    """Return the error of an option that a part does not have, or not by keyword."""
+    if name in inspect.signature(part.__init__).parameters:  # type: ignore[misc]
+        return UnknownPartError(
+            f"{where}: {name!r} is no option, since {part.__name__}.__init__ takes it by position "
+            f"too; options are keyword-only: write them after a `*`, as in "
+            f"def __init__(self, ..., *, {name})",
+            reason="signature",
+        )
+    return UnknownPartError(
+        f"{where} has no option {name!r}; {suggest(name, names)}", reason="unknown_option"
+    )
 
 
 def _check_values(types: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
@@ -262,8 +296,19 @@ def make(part: type, *args: Any, **given: Any) -> Any:
     """Call a part's constructor.
 
     Raises:
+        UnknownPartError: the constructor does not take what parts of the kind are given.
         UserError: the constructor raised a ValueError, which is about one of its options.
     """
+    signature = inspect.signature(part)
+    try:
+        signature.bind(*args, **given)
+    except TypeError as error:
+        raise UnknownPartError(
+            f"{part.__module__}.{part.__name__}{signature} does not take the {len(args)} arguments "
+            f"that it is given by position and {', '.join(given) or 'nothing'} by keyword "
+            f"({error}); take the positional arguments of its base class, and options after a `*`",
+            reason="signature",
+        ) from error
     try:
         return part(*args, **given)
     except ValueError as error:

@@ -18,13 +18,15 @@ FLOORS = {
         ["__init__", "registry", "errors", "precision", "config", "tokens", "times", "distributed"],
         0,
     ),
-    **dict.fromkeys(["config_data", "config_errors", "config_model", "config_values"], 0),
+    **dict.fromkeys(
+        ["config_data", "config_errors", "config_model", "config_peft", "config_values"], 0
+    ),
     **dict.fromkeys(["log", "weights", "yaml_files", "on_ray", "streams", "published"], 0),
     **dict.fromkeys(
         ["data", "encoders", "adapters", "layouts", "fusions", "decoders", "time_codecs"], 1
     ),
     **dict.fromkeys(["models", "objectives", "recipes"], 2),
-    **dict.fromkeys(["training", "inference", "text_models"], 3),
+    **dict.fromkeys(["training", "inference", "text_models", "reference"], 3),
     **dict.fromkeys(["evaluation", "cli", "__main__"], 4),
 }
 SCRIPTS = ("train", "serve", "data_recipes", "scripts")

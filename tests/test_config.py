@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ import yaml
 from pydantic import BaseModel
 
 from avllm.config import RunConfig, dump_config, load_config
-from avllm.config_errors import ConfigError, sections_in
+from avllm.config_errors import ConfigError, PresetPlaces, sections_in
+from avllm.data.index import Manifest
+from avllm.data.manifest import ManifestError
+from avllm.errors import UserError, about_setting
 
 PRESET = """
 stage: align
@@ -84,6 +89,65 @@ def test_numbers_without_a_dot_are_numbers(preset: Path) -> None:
 def test_an_unknown_key_names_the_right_one(preset: Path, override: str, names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         read(preset, override)
+
+
+@pytest.mark.parametrize(
+    "override, place",
+    [
+        ("model.decoder=x", "decoders are chosen in --decoding"),
+        ("model.adapters=[]", "adapters are chosen in model.connector"),
+        ("encoders.video=x", "encoders are chosen in model.encoders"),
+        ("model.lora={}", "it is lora"),
+    ],
+)
+def test_a_kind_of_part_in_the_wrong_place_gets_its_place(
+    preset: Path, override: str, place: str
+) -> None:
+    with pytest.raises(ConfigError, match=place):
+        read(preset, override)
+
+
+def test_an_error_names_the_line_of_the_preset(preset: Path) -> None:
+    """Also of a setting that a stage refuses later, and of several at once."""
+    lines = PRESET.splitlines()
+    text = PRESET.replace("max_steps: 10", "max_step: 10").replace("longest: 1e4", "longest: []")
+    preset.write_text(text.replace("type: mlp", "type: mpl"))
+    with pytest.raises(ConfigError) as refused:
+        read(preset)
+    adapter = lines.index("    - {type: mlp, stream: video}") + 1
+    steps = lines.index("  max_steps: 10") + 1
+    said = str(refused.value)
+    assert f"{preset} line {adapter}: model.connector.0: unknown adapter 'mpl'" in said
+    assert f"{preset} line {steps}: unknown key train.max_step" in said
+    places = PresetPlaces(preset, ["seed=1"])
+    with pytest.raises(UserError) as raised, places.named(), about_setting("model.connector.1"):
+        raise UserError("of no use")
+    assert str(raised.value) == f"{preset} line {adapter + 1}: model.connector.1: of no use"
+    assert places.label("seed", "no") == f"{preset}: no [given on the command line]"
+
+
+def test_a_preset_that_is_not_there_names_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"looked in {tmp_path}"):
+        load_config("absent.yaml")
+    with pytest.raises(ManifestError, match=f"looked in {tmp_path}"):
+        Manifest("absent.jsonl")
+
+
+def test_a_misspelt_setting_or_part_is_refused_before_anything_heavy_is_imported(
+    preset: Path,
+) -> None:
+    code = (
+        "import sys; from avllm.training.stage_script import read_presets\n"
+        f"for word in ['train.max_step=1', 'objectives.0.type=next_tokn']:\n"
+        f"    try: read_presets([{str(preset)!r}, word])\n"
+        "    except ValueError as error: print('did you mean' in str(error))\n"
+        "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:3] == ["True", "True", "[]"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,13 +131,46 @@ def test_own_module_that_is_not_found() -> None:
     assert refused.value.reason == "no_module"
 
 
-@pytest.mark.parametrize("name", ["Stranger", "Absent"])
-def test_own_class_of_another_kind(own: str, name: str) -> None:
-    with pytest.raises(
-        UnknownPartError, match=f"{own}:{name}.*avllm.adapters.base.Adapter"
-    ) as refused:
+@pytest.mark.parametrize(
+    "name, reason, named",
+    [("Stranger", "wrong_class", "Stranger"), ("Doubld", "no_class", r"\.py.*'Doubled'")],
+)
+def test_own_class_of_another_kind_or_none(own: str, name: str, reason: str, named: str) -> None:
+    expected = "avllm.adapters.base.Adapter"
+    with pytest.raises(UnknownPartError, match=f"{own}:{name}.*{expected}") as refused:
         load("adapters", f"{own}:{name}")
-    assert refused.value.reason == "wrong_class"
+    assert refused.value.reason == reason
+    assert re.search(named, str(refused.value))
+
+
+SIGNATURES = """
+from avllm.decoders.base import Decoder
+from avllm.adapters.linear import Linear
+
+
+class ByPosition(Decoder):
+    def __init__(self, strength=1.0):
+        self.strength = strength
+
+
+class NoArguments(Linear):
+    def __init__(self, *, stream: str):
+        super().__init__({}, 1, stream=stream)
+"""
+
+
+def test_a_constructor_of_another_form_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_signatures.py").write_text(SIGNATURES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UnknownPartError, match=r"'strength'.*\*, strength") as refused:
+        build("decoders", {"type": "odd_signatures:ByPosition", "strength": 2.0})
+    assert refused.value.reason == "signature"
+    spec = {"type": "odd_signatures:NoArguments", "stream": "video"}
+    with pytest.raises(UnknownPartError, match="NoArguments.*2 arguments") as refused:
+        build("adapters", spec, {"video": 4}, 8)
+    assert refused.value.reason == "signature"
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,9 @@ def check(
     max_length: MaxLength = None,
     workers: Workers = CPUS,
     timeout: Timeout = 60.0,
+    licences: Annotated[
+        bool, typer.Option("--licences", help="Warn of rows that name no licence.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 when there are errors.")
     ] = False,
@@ -104,6 +107,7 @@ def check(
         against=against or [],
         tokens=reading.tokens,
         output=output,
+        licences=licences,
     )
     print_report(result_console(as_json), report, output, counted=reading.tokens is not None)
     if as_json:
@@ -317,22 +321,25 @@ def encode(
     import json
 
     from avllm.config import load_config
+    from avllm.config_errors import PresetPlaces
     from avllm.log import hush_libraries, set_up
 
+    overrides = [*(overrides or []), "train.trackers=[]"]
+    config = load_config(stage, overrides)  # before anything heavy is imported
     hush_libraries()
     set_up()
     from avllm.training.accelerator import make_accelerator
     from avllm.training.features import encode_stage, summary
 
-    config = load_config(stage, [*(overrides or []), "train.trackers=[]"])
     if workers is not None:
         config.data.num_workers = workers
     config.backbones |= places_of(backbone)
     if config.data.cache is not None:
         output_folder(Path(config.data.cache))
-    accelerator = make_accelerator(config, Path(config.output))
     ray_workers = max(1, config.data.num_workers) if engine == "ray" else 0
-    filled = summary(encode_stage(config, accelerator, ray_workers, gpus, processes))
+    with PresetPlaces(stage, overrides).named():
+        accelerator = make_accelerator(config, Path(config.output))
+        filled = summary(encode_stage(config, accelerator, ray_workers, gpus, processes))
     if not accelerator.is_main_process:
         return
     typer.echo(

@@ -15,6 +15,7 @@ import typer
 from avllm.cli.chat import chat
 from avllm.cli.ckpt import ckpt
 from avllm.cli.data import data
+from avllm.cli.explain import config, parts
 from avllm.cli.options import (
     AllowPart,
     AllowUrl,
@@ -45,7 +46,7 @@ from avllm.errors import DEBUG, exit_on_user_error
 
 app = typer.Typer(
     name="avllm",
-    help="Make a language model see and hear: ask, evaluate, look at data, parts and checkpoints.",
+    help="Make a language model see and hear: train, ask, evaluate; look at settings, data, parts.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -239,33 +240,32 @@ def retrieve(
 
 
 @app.command()
-def parts(
-    kind: Annotated[
-        str | None, typer.Argument(help="adapters, decoders, encoders, fusions, layouts, ...")
+def train(
+    presets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PRESET... [KEY=VALUE...]",
+            help="Presets, or folders of them, whose files train in the order of their names. "
+            "key=value changes every stage, STAGE.key=value one.",
+        ),
+    ],
+    only: Annotated[
+        list[str] | None, typer.Option(help="Train this stage alone; may be repeated.")
     ] = None,
-    name: Annotated[
-        str | None, typer.Argument(help="One part: its documentation and options.")
-    ] = None,
-    as_json: Json = False,
 ) -> None:
-    """List the parts that a model and its training can be made of."""
-    import json
+    """Train the stages of presets, one after the other; finished ones are passed over.
 
-    hush()
-    from avllm.evaluation.listing import parts as list_parts
+    It is one process. For several, launch the script of each stage, train/stage1_align.py and so
+    on, with accelerate or torchrun.
+    """
+    from avllm.training.stage_script import read_presets
 
-    listed = list_parts(kind, name)
-    for part in listed:
-        if name is None:
-            typer.echo(f"{part['kind']:<11} {part['name']:<20} {part['about']}", err=as_json)
-        else:
-            typer.echo(f"{part['kind']} {part['name']}\n\n{part['doc']}\n\noptions:", err=as_json)
-            for option, default in part["options"].items():
-                typer.echo(f"  {option}: {default}", err=as_json)
-    if as_json:
-        typer.echo(json.dumps({"parts": listed}, default=str))
+    for preset in read_presets(presets, only or ()):
+        typer.echo(str(preset.train()))
 
 
 app.command()(chat)
+app.command()(config)
+app.command()(parts)
 app.add_typer(ckpt, name="ckpt")
 app.add_typer(data, name="data")

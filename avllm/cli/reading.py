@@ -42,7 +42,11 @@ def chosen_processor(
         )
     if preset is None and checkpoint is None:
         return None
-    from avllm.log import hush_libraries
+    from avllm.config import load_config
+    from avllm.config_errors import PresetPlaces
+
+    config = load_config(preset, overrides) if preset is not None else None
+    from avllm.log import hush_libraries  # heavy: it comes after the preset's own errors
 
     hush_libraries()
     if checkpoint is not None:
@@ -50,10 +54,11 @@ def chosen_processor(
 
         return AVProcessor.from_pretrained(checkpoint, allow_parts=allow_part or ())
     assert preset is not None
-    from avllm.config import load_config
+    assert config is not None
     from avllm.models.building.described import stage_processor
 
-    return stage_processor(load_config(preset, overrides))
+    with PresetPlaces(preset, overrides or []).named():
+        return stage_processor(config)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from rich.progress import track
 from avllm.data.manifest import ManifestError, digest, parse_row
 from avllm.data.schema import Sample
 from avllm.data.store.storage import cache_folder, local_copy, parent_of
+from avllm.errors import looked_in
 from avllm.log import logger
 
 LOG = logger(__name__)
@@ -137,7 +138,8 @@ def index_of(path: Path, name: str | None = None) -> np.ndarray:
     name = name or str(path)
     if not path.is_file():
         raise ManifestError(
-            f"{name} is not a file; expected a manifest (JSONL, one sample a line)",
+            f"{name} is not a file; expected a manifest (JSONL, one sample a line)"
+            f"{looked_in(name)}",
             reason="missing",
         )
     stored = _stored_index(path)

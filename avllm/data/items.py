@@ -16,7 +16,7 @@ import numpy as np
 from avllm import distributed
 from avllm.data.index import Manifest, hash_of
 from avllm.data.schema import Sample
-from avllm.errors import UserError
+from avllm.errors import UserError, looked_in
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,8 @@ def read_quarantine(paths: Sequence[str | Path]) -> dict[str, str]:
     for path in map(Path, paths):
         if not path.is_file():
             raise QuarantineError(
-                f"{path} is not a file; "
-                "expected a quarantine list (id, tab, reason; one row a line)",
+                f"{path} is not a file; expected a quarantine list (id, tab, reason; one row a "
+                f"line){looked_in(path)}",
                 reason="missing",
             )
         # Not splitlines: an id may hold U+2028 or U+0085. utf-8-sig: an editor may write a BOM.

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from avllm.data.schema import PARTS, PLAIN, Sample
 from avllm.data.store.storage import local_copy, local_path, sha256
-from avllm.errors import UserError
+from avllm.errors import UserError, looked_in
 
 IN_ONE_LINE = re.compile(r" at line 1 column (\d+)$")
 """The end of a JSON error's message: the line of the manifest is another, and is named before."""
@@ -112,7 +112,8 @@ def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     local_file = local_copy(path)
     if not local_file.is_file():
         raise ManifestError(
-            f"{path} is not a file; expected a manifest (JSONL, one sample a line)",
+            f"{path} is not a file; expected a manifest (JSONL, one sample a line)"
+            f"{looked_in(path)}",
             reason="missing",
         )
     with local_file.open("rb") as file:

@@ -52,7 +52,7 @@ class TextPart(_Strict):
     """A piece of text."""
 
     type: Literal["text"] = "text"
-    text: str
+    text: str = Field(description="the text")
 
 
 class Region(_Strict):
@@ -62,8 +62,8 @@ class Region(_Strict):
     its upper left.
     """
 
-    id: str = Field(min_length=1)
-    box: tuple[Share, Share, Share, Share]
+    id: str = Field(min_length=1, description="the name by which text refers to it")
+    box: tuple[Share, Share, Share, Share] = Field(description="left, top, right, bottom")
     time: float | None = Field(
         None, ge=0, description="second of the clip at which it is there; None: all of it"
     )
@@ -80,9 +80,11 @@ class VideoPart(_Sounding):
     """A video file, or an interval of it; ``sound`` says whether its sound track is used."""
 
     type: Literal["video"] = "video"
-    video: str = Field(min_length=1)
-    sound: Literal["auto", "on", "off"] = "auto"
-    regions: tuple[Region, ...] | None = None
+    video: str = Field(min_length=1, description="the file, a URL, or a member of a shard")
+    sound: Literal["auto", "on", "off"] = Field(
+        "auto", description="is its sound heard; auto: if it has any, on: it must have some"
+    )
+    regions: tuple[Region, ...] | None = Field(None, description="boxes that text may refer to")
 
     @property
     def path(self) -> str:
@@ -94,7 +96,7 @@ class AudioPart(_Sounding):
     """A sound file, or the sound of a video file."""
 
     type: Literal["audio"] = "audio"
-    audio: str = Field(min_length=1)
+    audio: str = Field(min_length=1, description="the file, a URL, or a member of a shard")
 
     @property
     def path(self) -> str:
@@ -106,8 +108,8 @@ class ImagePart(_Strict):
     """A picture."""
 
     type: Literal["image"] = "image"
-    image: str = Field(min_length=1)
-    regions: tuple[Region, ...] | None = None
+    image: str = Field(min_length=1, description="the file, a URL, or a member of a shard")
+    regions: tuple[Region, ...] | None = Field(None, description="boxes that text may refer to")
 
     @property
     def path(self) -> str:
@@ -209,8 +211,10 @@ class _PlainText:
 class Message(_Strict):
     """One turn: a role and content parts; a plain string stands for one text part."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[list[ContentPart], _PlainText]
+    role: Literal["system", "user", "assistant"] = Field(description="whose turn it is")
+    content: Annotated[list[ContentPart], _PlainText] = Field(
+        description="parts in their order; a plain text is one text part"
+    )
 
     @property
     def text(self) -> str:
@@ -221,9 +225,11 @@ class Message(_Strict):
 class Sample(_Strict):
     """One row: an id, messages, and fields for evaluation and bookkeeping."""
 
-    id: str = Field(min_length=1)
-    messages: list[Message] = Field(min_length=1)
-    source: str = "unknown"
+    id: str = Field(min_length=1, description="names the row in messages and lists; unique")
+    messages: list[Message] = Field(
+        min_length=1, description="turns; one that ends with a user's is a request"
+    )
+    source: str = Field("unknown", description="the dataset; counts and mixtures name it")
     kind: str | None = Field(None, description="kind of question, for results by kind")
     choices: list[str] | None = Field(None, description="closed set of answers")
     answers: list[str] | None = Field(None, description="further accepted answers")
@@ -234,8 +240,8 @@ class Sample(_Strict):
         None,
         description="the answer is this time; scored by absolute error",
     )
-    licence: str | None = None
-    meta: dict[str, Any] = Field(default_factory=dict)
+    licence: str | None = Field(None, description="of the row; kept, training does not read it")
+    meta: dict[str, Any] = Field(default_factory=dict, description="anything else; kept")
 
     @field_validator("messages")
     @classmethod

@@ -1,8 +1,7 @@
-"""List the parts with their options, and the contents of a checkpoint folder."""
+"""List the contents of a checkpoint folder."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,37 +21,6 @@ from avllm.models.checkpoint_format import (
     read_manifest_of,
 )
 from avllm.models.loading.files import read_config, reading
-from avllm.registry import UnknownPartError, choices, kinds, load, options, suggest
-
-
-def parts(kind: str | None = None, name: str | None = None) -> list[dict[str, Any]]:
-    """Describe the parts of a kind (or of all), or one part.
-
-    Returns:
-        ``[{"kind", "name", "about", "options": {option: default or "required"}, "doc"}]``.
-
-    Raises:
-        UnknownPartError: no such kind or part; the nearest is named.
-    """
-    if kind is not None and kind not in kinds():
-        raise UnknownPartError(f"unknown kind of parts {kind!r}; {suggest(kind, kinds())}")
-    described = []
-    for listed in [kind] if kind else kinds():
-        names = choices(listed) if name is None else [name]
-        described += [describe(listed, part) for part in names]
-    return described
-
-
-def describe(kind: str, name: str) -> dict[str, Any]:
-    """Return a part's name, docstring and the docstring's first line, and options with defaults."""
-    part = load(kind, name)
-    doc = inspect.getdoc(part) or ""
-    defaults = {}
-    for option, parameter in options(part).items():
-        is_required = parameter.default is inspect.Parameter.empty
-        defaults[option] = "required" if is_required else parameter.default
-    about = doc.partition("\n")[0]
-    return {"kind": kind, "name": name, "about": about, "options": defaults, "doc": doc}
 
 
 def inspect_checkpoint(

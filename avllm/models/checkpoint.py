@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from avllm.config_model import LLMConfig
+from avllm.models.building.adapter_config import set_of
 from avllm.models.checkpoint_format import (
     LORA,
     TRAINED,
@@ -39,7 +40,7 @@ from avllm.models.loading.digests import (
 )
 from avllm.models.loading.files import read_config, reading
 from avllm.models.loading.foreign_parts import check_parts
-from avllm.models.lora import activate, load_sets, save_sets, set_names, set_of
+from avllm.models.lora import activate, load_sets, save_sets, set_names
 from avllm.models.whole_folder import replacing
 from avllm.weights import Size, check_finite, no_larger_than, size_of
 
@@ -52,7 +53,7 @@ def mark_trained(model: Any) -> None:
     """
     parts = set(model.config.trained)
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_" not in name:
+        if parameter.requires_grad and set_of(name) is None:
             parts.add(part_of(name))
     if "llm" in parts and is_quantised(model.llm):
         raise CheckpointError(
@@ -70,7 +71,7 @@ def trained_state(model: Any) -> dict[str, Tensor]:
     parts = set(model.config.trained)
     state = {}
     for name, tensor in model.state_dict().items():
-        if part_of(name) in parts and "lora_" not in name:
+        if part_of(name) in parts and set_of(name) is None:
             bare = name.replace("llm.base_model.model.", "llm.").replace(".base_layer.", ".")
             state[bare] = tensor
     return state

@@ -26,7 +26,8 @@ class AVConfig(PretrainedConfig):
         sampling: how frames are chosen (:class:`~avllm.config_model.SamplingConfig`).
         selector: ``{"type", **options}`` of the part that chooses frames by the question, or None.
         media_token_ids: the placeholder's token id of each stream that reaches the LLM.
-        lora: ``{set: {"r", "alpha", "dropout", "targets", "active"}}`` of the LoRA sets on the LLM.
+        lora: ``{set: {"r", "alpha", "dropout", "targets", "active"}}`` of the LoRA sets on the LLM,
+            or ``{set: {"type", "targets", "active"}}`` of another method of PEFT, with options.
         trained: parts whose weights were trained (``connector``, ``encoders.audio``, ``llm``): a
             checkpoint holds them whole.
         system: system prompt for chats that bring none.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from avllm.adapters.base import Adapter, Prompt
@@ -29,10 +30,7 @@ class Connector(nn.ModuleList):
     def __init__(self, specs: list[dict[str, Any]], widths: dict[str, int], llm_dim: int) -> None:
         super().__init__()
         for place, spec in enumerate(specs):
-            try:
-                adapter: Adapter = build("adapters", spec, widths, llm_dim)
-            except UserError as error:
-                raise UserError(f"connector[{place}] ({spec.get('type')}): {error}") from error
+            adapter = _build(place, spec, widths, llm_dim)
             self.append(adapter)
             widths = adapter.out_widths
         wrong = {name: width for name, width in widths.items() if width != llm_dim}
@@ -43,6 +41,7 @@ class Connector(nn.ModuleList):
             )
         self.widths = widths
         self.out_streams = list(widths)
+        self._unproven = {place for place, adapter in enumerate(self) if _is_foreign(adapter)}
 
     @property
     def adapters(self) -> list[Adapter]:
@@ -70,8 +69,12 @@ class Connector(nn.ModuleList):
     ) -> list[dict[str, Tokens]]:
         """Return the inputs of adapter 0, 1, ..., and the output of the last adapter."""
         steps = [streams]
-        for adapter in self:
-            streams = adapter(streams, prompt)
+        for place, adapter in enumerate(self.adapters):
+            made = adapter(streams, prompt)
+            if place in self._unproven and _has_tokens(streams):
+                check_grid(place, adapter, streams, made)
+                self._unproven.remove(place)
+            streams = made
             steps.append(streams)
         return steps
 
@@ -93,6 +96,83 @@ class Connector(nn.ModuleList):
                     )
             grids = made
         return grids
+
+
+def _build(place: int, spec: dict[str, Any], widths: dict[str, int], llm_dim: int) -> Adapter:
+    try:
+        adapter: Adapter = build("adapters", spec, widths, llm_dim)
+    except UserError as error:
+        message = f"connector[{place}] ({spec.get('type')}): {error}"
+        placed = UserError(message, reason=error.reason)
+        placed.setting = f"model.connector.{place}"
+        raise placed from error
+    return adapter
+
+
+def _is_foreign(adapter: Adapter) -> bool:
+    """Return whether an adapter is from outside of the package, whose tests hold for its own."""
+    return not type(adapter).__module__.startswith("avllm.")
+
+
+def check_grid(
+    place: int, adapter: Adapter, streams: Mapping[str, Tokens], made: Mapping[str, Tokens]
+) -> None:
+    """Compare what an adapter made of a clip of a batch with what its grid says without weights.
+
+    Args:
+        place: of the adapter in the connector.
+        adapter: the adapter.
+        streams: its input.
+        made: its output.
+
+    Raises:
+        UserError: ``grid`` or ``width``: the two disagree, so that a loader would count other
+            tokens than the model makes.
+    """
+    where = f"connector[{place}] ({type(adapter).__module__}:{type(adapter).__name__})"
+    clip = _first_clip(streams)
+    grids = {name: _grid_of(tokens, clip) for name, tokens in streams.items()}
+    grids = {name: grid for name, grid in grids.items() if grid.places}
+    for name, grid in adapter.output_grid(grids).items():
+        if name not in made:
+            raise UserError(
+                f"{where}: output_grid names the stream {name!r}, and forward makes "
+                f"{', '.join(made)}; both have to name the same",
+                reason="grid",
+            )
+        laid_out = made[name].extra.get("places", made[name].mask)[clip]
+        seen = int(laid_out.sum())
+        if seen != grid.places:
+            raise UserError(
+                f"{where}: grid counts {grid.places} tokens of stream {name!r} for a clip of which "
+                f"adapt makes {seen} (T x P = {tuple(laid_out.shape)}); both have to drop, pool "
+                "and mask the same steps",
+                reason="grid",
+            )
+        width = made[name].x.shape[-1]
+        if width != adapter.out_widths.get(name, width):
+            raise UserError(
+                f"{where}: stream {name!r} is {width} wide, and out_widths says "
+                f"{adapter.out_widths[name]}; declare it with set_out_dim",
+                reason="width",
+            )
+
+
+def _has_tokens(streams: Mapping[str, Tokens]) -> bool:
+    return any(bool(tokens.mask.any()) for tokens in streams.values())
+
+
+def _first_clip(streams: Mapping[str, Tokens]) -> int:
+    """Return the first clip of a batch that has a token; one has to."""
+    present = torch.stack([tokens.present() for tokens in streams.values()]).any(0)  # (B,)
+    return int(present.int().argmax())
+
+
+def _grid_of(tokens: Tokens, clip: int) -> Grid:
+    """Return clock and mask of one clip of a batch, without the padding after its last step."""
+    real_steps = tokens.mask[clip].any(-1).nonzero()  # (K, 1)
+    steps = int(real_steps[-1]) + 1 if len(real_steps) else 0
+    return Grid(tokens.span[clip, :steps].cpu(), tokens.mask[clip, :steps].cpu())
 
 
 def bind_adapters(model: Any) -> None:

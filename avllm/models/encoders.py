@@ -10,7 +10,7 @@ from torch.nn import ModuleDict
 
 from avllm.encoders._backbone import Backbone
 from avllm.encoders.base import Encoder
-from avllm.errors import UserError, loading
+from avllm.errors import UserError, about_setting, loading
 from avllm.models.connector import stream_names
 from avllm.registry import check_options, load, make
 from avllm.streams import medium_of
@@ -98,10 +98,11 @@ def load_encoder(stream: str, spec: dict[str, Any]) -> tuple[Encoder, dict[str, 
     """
     part, options = check_encoder(stream, spec)
     encoder: Any
-    if "config" in spec:
-        encoder = make(part, spec["config"], **options)
-    else:
-        encoder = pretrained_encoder(stream, spec, options)
+    with about_setting(f"model.encoders.{stream}"):
+        if "config" in spec:
+            encoder = make(part, spec["config"], **options)
+        else:
+            encoder = pretrained_encoder(stream, spec, options)
     record = {
         "medium": medium_of(stream, spec),
         "type": spec["type"],
@@ -124,7 +125,7 @@ def output_widths(stream: str, spec: dict[str, Any]) -> dict[str, int]:
     if not issubclass(part, Backbone):
         encoder, _ = load_encoder(stream, spec)
         return widths_of({stream: encoder})
-    with torch.device("meta"):
+    with torch.device("meta"), about_setting(f"model.encoders.{stream}"):
         if "config" in spec:
             encoder = make(part, spec["config"], **options)
         else:

@@ -28,7 +28,7 @@ def load_llm(settings: LLMConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     """
     dtype = getattr(torch, settings.dtype)
     check_model_folder(settings.name)
-    with loading("the LLM", settings.name):
+    with loading("the LLM", settings.name, "model.llm.name"):
         _try_size(settings)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             settings.name,

@@ -1,4 +1,4 @@
-"""Named sets of low-rank adapters on the LLM (Hu et al. 2021, arXiv 2106.09685), in PEFT's layers.
+"""Named sets of adapters on the LLM, in PEFT's layers: LoRA (Hu et al. 2021, arXiv 2106.09685), ...
 
 A set is what PEFT calls an adapter; its parameters are named ``...lora_A.<set>.weight``. Which sets
 are active is an attribute of each layer. It is set here directly: PEFT's ``set_adapter`` and
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from avllm.config_model import LoraConfig
+from avllm.config_peft import LoraConfig, PeftConfig
 from avllm.errors import UserError, one_line
+from avllm.models.building.adapter_config import file_key, peft_config, record_of, set_of
 from avllm.models.checkpoint_format import CheckpointError, write_tensors
-from avllm.weights import check_finite
+from avllm.weights import WeightError, check_finite, no_larger_than, size_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 _NO_EFFECT = {
@@ -36,13 +36,7 @@ _NO_EFFECT = {
     "revision",
 }
 """Entries of PEFT's file that say where an adapter comes from, and change no answer."""
-_LORA_NAME = re.compile(r"(\.lora_[A-Za-z_]+)\.(\w+)(?=\.|$)")
-
-
-def set_of(parameter: str) -> str | None:
-    """Return the LoRA set that a parameter belongs to by its name, or None."""
-    match = _LORA_NAME.search(parameter)
-    return match.group(2) if match else None
+_DROPOUTS = ("lora_dropout", "vera_dropout")
 
 
 def set_names(llm: nn.Module) -> list[str]:
@@ -124,22 +118,23 @@ def eval_frozen_sets(llm: nn.Module) -> None:
     """Switch off the dropout of sets in which nothing trains."""
     trained = {set_of(name) for name, p in llm.named_parameters() if p.requires_grad}
     for layer in _layers(llm):
-        for name, dropout in layer.lora_dropout.items():
-            if name not in trained:
-                dropout.eval()
+        for kind in _DROPOUTS:
+            for name, dropout in getattr(layer, kind, {}).items():
+                if name not in trained:
+                    dropout.eval()
 
 
 # ---- adding, merging -----------------------------------------------------------------------------
 
 
-def add_set(llm: Any, settings: LoraConfig) -> Any:
+def add_set(llm: Any, settings: LoraConfig | PeftConfig) -> Any:
     """Put a set on the LLM and return the LLM, wrapped by PEFT if it was not; the new set trains.
 
     The sets that were active stay so, the new one is not active yet (the first one is).
 
     Raises:
-        UserError: the LLM has a set of this name, no layers of the names in ``targets``, or no set
-            to copy.
+        UserError: the LLM has a set of this name or of another method, no layers of the names in
+            ``targets``, or no set to copy; or PEFT does not take an option.
     """
     if settings.copy_of is not None:
         if settings.copy_of not in set_names(llm):
@@ -150,33 +145,21 @@ def add_set(llm: Any, settings: LoraConfig) -> Any:
                 reason="no_source",
             )
         config = copy.deepcopy(llm.peft_config[settings.copy_of])
-        config.lora_dropout = settings.dropout
+        if isinstance(settings, LoraConfig):
+            config.lora_dropout = settings.dropout
     else:
-        config = _peft_config(settings.model_dump())
+        config = peft_config(record_of(settings))
     try:
         llm = _wrap(llm, settings.name, config)
     except UserError:
         raise
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise UserError(
-            f"lora set {settings.name!r}: lora.targets is {settings.targets!r}: {error}"
+            f"lora set {settings.name!r}: lora.targets is {settings.targets!r}: {one_line(error)}"
         ) from error
     if settings.copy_of is not None:
         _copy_set(llm, settings.copy_of, settings.name)
     return llm
-
-
-def _peft_config(recorded: Mapping[str, Any]) -> Any:
-    """Make PEFT's config of a set, by its record in config.json or in a preset."""
-    import peft
-
-    return peft.LoraConfig(
-        r=recorded["r"],
-        lora_alpha=recorded["alpha"],
-        lora_dropout=recorded["dropout"],
-        target_modules=recorded["targets"],
-        task_type=peft.TaskType.CAUSAL_LM,
-    )
 
 
 def _wrap(llm: Any, name: str, config: Any) -> Any:
@@ -191,6 +174,14 @@ def _wrap(llm: Any, name: str, config: Any) -> Any:
         )
     if not hasattr(llm, "peft_config"):
         return peft.get_peft_model(llm, config, adapter_name=name)
+    others = {str(other.peft_type.value) for other in llm.peft_config.values()}
+    if others != {str(config.peft_type.value)}:
+        raise UserError(
+            f"the LLM has sets of {' and '.join(others)}, and set {name!r} is of "
+            f"{config.peft_type.value}; PEFT puts one method on an LLM. Merge the earlier ones "
+            "first (AVLLM.merge_lora), or add a set of the same method",
+            reason="other_method",
+        )
     trains = {key: p.requires_grad for key, p in llm.named_parameters()}
     active = active_sets(llm)
     llm.add_adapter(name, config)
@@ -221,8 +212,9 @@ def set_state(llm: nn.Module, name: str) -> dict[str, Tensor]:
     """Return a set's tensors under the names of PEFT's files, which leave out the set's."""
     state = {}
     for key, tensor in llm.state_dict().items():
-        if set_of(key) == name:
-            state[_LORA_NAME.sub(r"\1", key)] = tensor
+        name_in_file = file_key(key)
+        if set_of(key) == name and name_in_file is not None:
+            state[name_in_file] = tensor
     return state
 
 
@@ -272,11 +264,16 @@ def _load_set(llm: Any, folder: Path, name: str, record: Mapping[str, Any]) -> A
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         message = f"{folder} is damaged ({one_line(error)}); copy the checkpoint again"
         raise CheckpointError(message, reason="damaged") from error
-    _check_rank(folder, saved, record["r"])
+    if "type" not in record:
+        _check_rank(folder, saved, {record["r"], *record.get("rank_pattern", {}).values()})
     check_finite(saved.items(), folder / WEIGHTS_FILE)
+    size = size_of([folder / WEIGHTS_FILE])
     try:
-        llm = _wrap(llm, name, _peft_config(record))
-    except ValueError as error:
+        with no_larger_than(size, f"{folder}: config.json"):
+            llm = _wrap(llm, name, peft_config(record))
+    except WeightError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         message = f"{folder / CONFIG_FILE} does not fit the LLM: {one_line(error)}"
         raise CheckpointError(message, reason="lora_config") from error
     _check_peft_file(folder, content, llm.peft_config[name])
@@ -298,13 +295,13 @@ def _load_set(llm: Any, folder: Path, name: str, record: Mapping[str, Any]) -> A
     return llm
 
 
-def _check_rank(folder: Path, saved: Mapping[str, Tensor], rank: int) -> None:
-    """Refuse a file without adapters of the recorded rank, before layers of that rank are made."""
-    ranks = {tensor.shape[0] for key, tensor in saved.items() if ".lora_A." in key}
-    if ranks != {rank}:
+def _check_rank(folder: Path, saved: Mapping[str, Tensor], recorded: set[int]) -> None:
+    """Refuse a file without adapters of the recorded ranks, before layers of them are made."""
+    ranks = {tensor.shape[0] for key, tensor in saved.items() if key.endswith("lora_A.weight")}
+    if not ranks or not ranks <= recorded:
         raise CheckpointError(
             f"{folder / WEIGHTS_FILE} has adapters of rank {sorted(ranks) or 'none'}; config.json "
-            f"says {rank}. Copy the checkpoint again",
+            f"says {sorted(recorded)}. Copy the checkpoint again",
             reason="lora_weights",
         )
 
@@ -322,10 +319,11 @@ def _check_peft_file(folder: Path, content: Any, config: Any) -> None:
         default = expected.get(key)
         if key in content and _plain(content[key]) != _plain(default):
             odd.append(f"{key} {content[key]!r} instead of {default!r}")
-    if odd or "lora_alpha" not in content:
+    missing = [key for key in ("peft_type", "lora_alpha") if key in expected and key not in content]
+    if odd or missing:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} differs from config.json: "
-            f"{', '.join(odd[:3]) or 'it has no lora_alpha'}; copy the checkpoint again",
+            f"{', '.join(odd[:3]) or f'it has no {missing[0]}'}; copy the checkpoint again",
             reason="lora_config",
         )
 

@@ -23,12 +23,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from avllm.adapters.base import Prompt, in_variant
-from avllm.config_model import LoraConfig, ModelConfig
+from avllm.config_model import ModelConfig
+from avllm.config_peft import LoraConfig, PeftConfig
 from avllm.data.collate import Batch
 from avllm.encoders.base import Encoder
 from avllm.errors import UserError
 from avllm.fusions.base import Fusion, build_fusion, consumed_streams
 from avllm.models.asked import prompt_of
+from avllm.models.building.adapter_config import add_record, set_of, settings_of
 from avllm.models.configuration_avllm import AVConfig
 from avllm.models.connector import Connector, bind_adapters, check_placeholders
 from avllm.models.encoders import build_encoders, load_encoder, widths_of
@@ -84,8 +86,8 @@ class AVLLM(LLMCalls, PreTrainedModel):
             self.connector.out_streams, config.media_token_ids, consumed_streams(config.fusion)
         )
         if not hasattr(self.llm, "peft_config"):
-            for name, settings in config.lora.items():
-                self.llm = add_set(self.llm, LoraConfig(name=name, **settings))
+            for name, record in config.lora.items():
+                self.llm = add_set(self.llm, settings_of(name, record))
             activate(self.llm, config.active_lora)
         self.words: AddedWords | None = None
         if config.words:
@@ -139,11 +141,11 @@ class AVLLM(LLMCalls, PreTrainedModel):
         """Freeze encoders and LLM, except for LoRA; a stage's rules are applied after this."""
         self.encoders.requires_grad_(False)
         for name, parameter in self.llm.named_parameters():
-            parameter.requires_grad_("lora_" in name and parameter.is_floating_point())
+            parameter.requires_grad_(set_of(name) is not None and parameter.is_floating_point())
         return self
 
-    def add_lora(self, settings: LoraConfig) -> AVLLM:
-        """Put a named set of low-rank adapters on the LLM.
+    def add_lora(self, settings: LoraConfig | PeftConfig) -> AVLLM:
+        """Put a named set of adapters on the LLM, of LoRA or of another method of PEFT.
 
         A copy replaces its source among the active sets.
 
@@ -151,12 +153,7 @@ class AVLLM(LLMCalls, PreTrainedModel):
             UserError: the LLM has a set of this name, or the settings do not fit it.
         """
         self.llm = add_set(self.llm, settings)
-        recorded = settings.model_dump(exclude={"name", "copy_of"})
-        if settings.copy_of is not None:
-            source = self.config.lora[settings.copy_of]
-            recorded |= {key: source[key] for key in ("r", "alpha", "targets")}
-            source["active"] = source["active"] and not settings.active
-        self.config.lora[settings.name] = recorded
+        add_record(self.config.lora, settings)
         activate(self.llm, self.config.active_lora)
         self.attach_words()
         return self

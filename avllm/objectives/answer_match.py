@@ -126,6 +126,8 @@ class AnswerMatch(Objective):
         temperature: at the start; learned.
     """
 
+    gathers = False
+
     def __init__(
         self,
         model: Any,

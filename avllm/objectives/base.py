@@ -33,11 +33,14 @@ class Objective(nn.Module):
     Attributes:
         compares: True where the loss of a part depends on the others of its micro batch (negatives
             in the batch), so that it matters which rows share one.
+        gathers: True where the others are those of all processes; False where they are those of
+            the same process, among them those about the same clip.
         figures: names of the sums of ``forward`` that grow as the model gets better, which
             ``train.best_by`` may name.
     """
 
     compares: ClassVar[bool] = True
+    gathers: ClassVar[bool] = True
     figures: Sequence[str] = ("hits",)
 
     def __init__(self, model: nn.Module) -> None:

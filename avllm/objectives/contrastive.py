@@ -118,6 +118,7 @@ class Contrastive(Objective):
         captions_only: leave out questions (parts with a ``kind``), whose answers say little of
             their clip.
         temperature: at the start; learned, and clamped to ``[min_temperature, 1]``.
+        min_temperature: the lowest that it may learn.
         momentum: of an exponential moving average of connector and projections (ALBEF: Li et al.
             2021, arXiv 2107.07651; 0.995 there), whose similarities are part of the targets; none
             where not given. It costs a second pass through the connector, without gradients.

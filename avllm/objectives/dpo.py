@@ -212,7 +212,7 @@ class DPO(Objective):
 
 def _lora_set(parameter: str) -> str | None:
     """Return the LoRA set of a parameter, ``...lora_A.NAME.weight``; None for others."""
-    match = re.search(r"\.lora_\w+\.([^.]+)", parameter)
+    match = re.search(r"\.(?:lora|ia3|hada|lokr|vera)_\w+\.([^.]+)", parameter)
     return match[1] if match else None
 
 

@@ -23,9 +23,11 @@ class QFormerCaptioning(QFormerTerm):
     """Sum the next-token cross-entropy on each part's text; the weight is the number of tokens.
 
     Args:
-        model: an AVLLM. stream, tokenizer, max_length, captions_only: as in the objective
-            ``qformer_contrastive``.
+        model: an AVLLM.
+        stream, tokenizer, max_length, captions_only: as in the objective ``qformer_contrastive``.
     """
+
+    compares = False
 
     def weight(self, batch: Batch) -> float:
         """Count the tokens of the chosen parts' texts."""

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, KwargsHandler, ProjectConfiguration
+from accelerate.tracking import GeneralTracker, get_available_trackers
+from accelerate.utils import (
+    InitProcessGroupKwargs,
+    KwargsHandler,
+    LoggerType,
+    ProjectConfiguration,
+)
 
 from avllm import distributed
 from avllm.config import RunConfig
 from avllm.config_errors import ConfigError
-from avllm.errors import UserError
+from avllm.errors import UserError, about_setting, one_line
 from avllm.precision import Precision, choose_precision
+from avllm.registry import load_class, make, suggest
+from avllm.training.points.record import FREE_KEYS, LENGTHS
+from avllm.yaml_files import nearest
 
 
 def precision_of(accelerator: Accelerator) -> Precision:
@@ -28,11 +39,13 @@ def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
     """Make an Accelerator for the launcher of this process, with DeepSpeed's settings filled in.
 
     Raises:
-        ConfigError: a tracker of ``train.trackers`` cannot be imported.
+        ConfigError: a tracker of ``train.trackers`` is unknown or not installed.
         UserError: processes that the launcher started did not form one group.
     """
     train = config.train
-    check_trackers(train.trackers)
+    with about_setting("train.trackers"):
+        check_trackers(train.trackers)
+        trackers = [_tracker(name, run) for name in train.trackers]
     # A stage that ran before in this process may have had another precision.
     AcceleratorState._reset_state()
     on_cpu = not torch.accelerator.is_available()
@@ -50,7 +63,7 @@ def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
         kwargs_handlers=handlers or None,
         mixed_precision={"fp32": "no", "bf16": "bf16"}[precision],
         gradient_accumulation_steps=train.accumulate,
-        log_with=train.trackers or None,
+        log_with=trackers or None,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
     )
     check_processes(accelerator)
@@ -62,16 +75,105 @@ def check_trackers(names: Sequence[str]) -> None:
     """Refuse trackers that are not installed, which accelerate leaves out in silence.
 
     Raises:
-        ConfigError: a tracker cannot be imported.
+        ConfigError: ``unknown_tracker`` or ``not_installed``.
     """
-    installed = {str(tracker) for tracker in get_available_trackers()}
-    absent = ", ".join(sorted(set(names) - installed - {"all"}))
-    if absent:
-        present = ", ".join(sorted(installed))
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    known = [str(kind) for kind in LoggerType]
+    for name in names:
+        if ":" in name or name in ("all", *installed):
+            continue
+        if name not in known:
+            raise ConfigError(
+                f"there is no tracker {name!r}; {suggest(name, known)}, or pkg.module:Class",
+                reason="unknown_tracker",
+            )
         raise ConfigError(
-            f"train.trackers: {absent} cannot be imported; there is "
-            f"{present}. Install it, or leave it out"
+            f"tracker {name} is not installed: pip install {name}; installed are "
+            f"{', '.join(installed)}",
+            reason="not_installed",
         )
+
+
+def _tracker(name: str, run: Path) -> str | GeneralTracker:
+    """Return accelerate's name of a tracker, or make the tracker of ``pkg.module:Class``.
+
+    Its constructor is given the run's folder.
+    """
+    if ":" not in name:
+        return name
+    tracker: GeneralTracker = make(load_class(name, GeneralTracker), run)
+    return tracker
+
+
+@contextmanager
+def tracked_run(accelerator: Accelerator, config: RunConfig) -> Iterator[None]:
+    """Start the trackers, with the run's name and settings, and end them after the block.
+
+    They start before a model is loaded: a program that needs a login says so at once.
+
+    Raises:
+        ConfigError: ``tracker``: one cannot start.
+    """
+    name = run_name(config)
+    try:
+        accelerator.init_trackers(
+            "avllm",
+            init_kwargs={
+                "wandb": {"name": name},
+                "trackio": {"name": name},
+                "swanlab": {"experiment_name": name},
+                "mlflow": {"run_name": name},
+                "clearml": {"task_name": name},
+                "aim": {"experiment": name},
+                "dvclive": {"dir": str(Path(config.output) / "dvclive")},
+            },
+        )
+        for tracker in accelerator.trackers:
+            tracker.store_init_configuration(hyper_parameters(config, tracker.name))
+    except Exception as error:  # each program has its classes of errors
+        raise ConfigError(
+            f"train.trackers {config.train.trackers}: one cannot start ({one_line(error)}). Log in "
+            "or set its key, choose its offline mode (WANDB_MODE=offline, SWANLAB_MODE=local, "
+            "...), or leave it out: train.trackers=[]",
+            reason="tracker",
+        ) from error
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers = []
+
+
+def run_name(config: RunConfig) -> str:
+    """Return the name of a run in trackers: the last two folders of its output."""
+    return "-".join(Path(config.output).absolute().parts[-2:])
+
+
+def hyper_parameters(config: RunConfig, tracker: str) -> dict[str, str | int | float | bool]:
+    """Return the settings as trackers take them: dotted keys, texts and numbers.
+
+    Settings that change no number are left out. MLflow refuses a parameter with another value than
+    before, so it does not get those that may grow when a run goes on.
+    """
+    left_out = FREE_KEYS | set(LENGTHS if tracker == "mlflow" else ())
+    values = dict(_flat(config.model_dump(mode="json"), ""))
+    return {key: value for key, value in values.items() if not nearest(key, left_out)}
+
+
+def _flat(value: Any, key: str) -> Iterator[tuple[str, str | int | float | bool]]:
+    """Yield the leaves of nested settings by their dotted keys."""
+    items: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        items = list(enumerate(value))
+    elif isinstance(value, str | int | float | bool):
+        yield key, value
+    else:
+        yield key, json.dumps(value)
+    for name, item in items:
+        yield from _flat(item, f"{key}.{name}" if key else str(name))
 
 
 def check_processes(accelerator: Accelerator) -> None:

@@ -134,6 +134,8 @@ def step_means(
 class BestByError(UserError):
     """``train.best_by`` names no figure of validation."""
 
+    setting = "train.best_by"
+
 
 def check_best_by(name: str, objectives: Mapping[str, Any], validates: bool) -> None:
     """Check before training that validation will have a figure.

@@ -13,6 +13,7 @@ import torch
 from avllm import distributed
 from avllm.config import RunConfig
 from avllm.data.manifest import digest
+from avllm.models.building.adapter_config import set_of
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.loading.digests import ALL_FILES
 from avllm.models.whole_folder import replacing
@@ -67,7 +68,7 @@ def whole_parameters(model: Any, task: Task, sharding: Sharding) -> AbstractCont
     trained = tuple(model.config.trained)
     parameters: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if name.startswith(trained) or "lora_" in name:
+        if name.startswith(trained) or set_of(name) is not None:
             parameters.append(parameter)
     parameters += task.objectives.parameters()
     if sharding == "fsdp":

@@ -15,7 +15,7 @@ from torch import nn
 
 from avllm.config_errors import ConfigError
 from avllm.errors import UserError
-from avllm.models.lora import set_of
+from avllm.models.building.adapter_config import SET_NAME, set_of
 from avllm.training.muon import Muon
 
 Rules = Sequence[tuple[str, float | None]]
@@ -23,6 +23,8 @@ Rules = Sequence[tuple[str, float | None]]
 
 class RuleError(UserError):
     """The rules of ``trainable`` do not fit the parameters."""
+
+    setting = "trainable"
 
 
 @dataclass
@@ -126,14 +128,48 @@ def check_lora_trains(shares: Sequence[Share], names: Sequence[str], active: Seq
         raise RuleError(
             f"a rule of `trainable` trains the LoRA set {unused[0]!r}, which is not active: it "
             f"gets no gradient, and weight decay would change it; name the set that trains, as in "
-            f"['lora_[AB].{active[0] if active else 'NAME'}', 1e-4]"
+            f"['lora_.*\\.{active[0] if active else 'NAME'}', 1e-4]"
         )
     idle = [name for name in names if name not in trained]
     if idle:
+        prefix = _prefix_of(shares, idle[0])
         raise RuleError(
-            f"lora is given, but no rule of `trainable` trains its set {idle[0]!r}; add "
-            f"['lora_', 1e-4], or ['lora_[AB].{idle[0]}', 1e-4] for this set alone, in front"
+            f"lora or peft is given, but no rule of `trainable` trains its set {idle[0]!r}; add "
+            f"['{prefix}', 1e-4], or ['{prefix}.*\\.{idle[0]}', 1e-4] for this set alone, in front"
         )
+
+
+def _prefix_of(shares: Sequence[Share], name: str) -> str:
+    """Return the beginning of the names of a set's tensors: ``lora_``, ``ia3_``, ..."""
+    for share in shares:
+        for parameter in share.names:
+            match = SET_NAME.search(parameter)
+            if match and match.group(2) == name:
+                return match.group(1).lstrip(".").partition("_")[0] + "_"
+    return "lora_"
+
+
+def check_objectives_train(shares: Sequence[Share], objectives: Iterable[str]) -> None:
+    """Make sure that no objective keeps the random weights that it starts with.
+
+    Args:
+        shares: what trains. objectives: by name, as in ``objectives.NAME.``.
+
+    Raises:
+        RuleError: ``frozen_objective``: an objective has parameters, and every one is frozen.
+    """
+    for objective in objectives:
+        rates = set()
+        for share in shares:
+            if any(name.startswith(f"objectives.{objective}.") for name in share.names):
+                rates.add(share.lr)
+        if rates == {None}:
+            raise RuleError(
+                f"the rules of `trainable` freeze objective {objective}, whose weights are random "
+                f"at the start; add ['^objectives\\.{objective}\\.', 1e-4] in front of the rule "
+                "that freezes the rest",
+                reason="frozen_objective",
+            )
 
 
 def rule_table(task: nn.Module, shares: Sequence[Share]) -> Table:

@@ -8,14 +8,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 from avllm import distributed
 from avllm.errors import WriteError, stop, writing
@@ -75,7 +78,9 @@ class Report:
         self.path = run / "metrics.jsonl"
         self.accelerator = accelerator
         self.steps = steps
-        self.bar = _bar() if distributed.is_main() and sys.stderr.isatty() else None
+        self.bar: Progress | None = None
+        if distributed.is_main() and sys.stderr.isatty():
+            self.bar = progress_bar(Console(stderr=True))
         if distributed.is_main():
             keep_until(self.path, start)
         if self.bar is not None:
@@ -93,8 +98,8 @@ class Report:
             return
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
-        self.accelerator.log(figures, step=step)
-        text = "  ".join(_show(k, v) for k, v in figures.items() if k in _SHOWN)
+        self.accelerator.log(tracked(figures), step=step)
+        text = "  ".join(_show(key, value) for key, value in figures.items() if _is_shown(key))
         if self.bar is not None:
             self.bar.update(self.job, figures=text)
         else:
@@ -125,17 +130,54 @@ _SHOWN = {
 }
 
 
+FIGURES_OF_A_RUN = {"loss", "lr", "grad_norm", "left_out", *_SHOWN, "seconds"}
+"""Figures that belong to no objective."""
+
+
+def _is_shown(key: str) -> bool:
+    """Return whether a figure is printed: a loss, a speed, or an objective's figure in training."""
+    return key in _SHOWN or ("/" in key and not key.startswith("validation/"))
+
+
 def _show(key: str, value: float) -> str:
-    return _SHOWN[key].format(value)
+    if key in _SHOWN:
+        return _SHOWN[key].format(value)
+    return f"{key} {value:.3f}"
 
 
-def _bar() -> Progress:
-    columns = (
-        TextColumn("{task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
+def tracked(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return figures by the names that trackers get.
+
+    An objective's loss is ``contrastive/loss`` there, beside its figures ``contrastive/hits``:
+    MLflow's file store writes a file for each name, and ``contrastive`` cannot be a folder too.
+    """
+    names = {}
+    for name, value in figures.items():
+        folder = name.removeprefix("validation/")
+        is_loss = "/" not in folder and folder not in FIGURES_OF_A_RUN
+        names[f"{name}/loss" if is_loss else name] = value
+    return names
+
+
+def progress_bar(console: Console) -> Progress:
+    """Return the bar of a run: steps, bar, figures, time left.
+
+    In a narrow terminal the figures are cut off, then the bar gets shorter; the rest stays.
+    """
+    return Progress(
+        TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=12, table_column=Column(no_wrap=True)),
+        _Figures(table_column=Column(no_wrap=False)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        console=console,
     )
-    return Progress(*columns, TimeRemainingColumn())
+
+
+class _Figures(ProgressColumn):
+    """Show a run's figures on one line, cut off where there is no room."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
 
 
 def keep_until(path: Path, step: int) -> None:

@@ -25,9 +25,10 @@ from avllm.data.row_makers.base import RowMaker
 from avllm.data.row_makers.each_turn import EachTurn
 from avllm.data.row_makers.whole import Whole
 from avllm.data.store.storage import url_of
-from avllm.errors import UserError
+from avllm.errors import UserError, about_setting, looked_in
 from avllm.log import logger
 from avllm.models.attention import PackingError, check_packing
+from avllm.models.building.adapter_config import peft_config, record_of
 from avllm.models.building.extend import extend_model
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint_format import IMPORT, is_checkpoint, read_manifest_of
@@ -90,8 +91,8 @@ def lineage(config: RunConfig) -> list[dict[str, Any]]:
         return []
     if not is_checkpoint(config.init):
         raise LineageError(
-            f"init: {config.init} is no checkpoint; expected the folder of a finished "
-            f"{expected} run"
+            f"init: {config.init} is no checkpoint{looked_in(config.init)}; expected the folder "
+            f"of a finished {expected} run"
         )
     chain = read_manifest_of(config.init)["stages"]
     last = chain[-1]["stage"] if chain else "no stage"
@@ -112,36 +113,48 @@ def check_settings(config: RunConfig) -> None:
         UserError: an objective's weight is not a number.
     """
     for number, spec in enumerate(config.objectives):
-        weight = spec.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise UserError(f"objectives.{number}.weight is {weight!r}; expected a number")
-        check("objectives", _without(spec, "weight"))
+        with about_setting(f"objectives.{number}"):
+            weight = spec.get("weight", 1.0)
+            if isinstance(weight, bool) or not isinstance(weight, int | float):
+                raise UserError(f"objectives.{number}.weight is {weight!r}; expected a number")
+            check("objectives", _without(spec, "weight"))
     if config.model is not None:
         _check_model(config.model)
-    check("row_makers", config.data.rows)
+    _check_part("data.rows", "row_makers", config.data.rows)
     if config.extend is not None:
-        for stream, spec in config.extend.encoders.items():
-            check_encoder(stream, spec)
-        for spec in config.extend.connector:
-            check("adapters", _without(spec, "place"))
-        check("layouts", config.extend.layout or {"type": "concat"})
+        _check_encoders("extend", config.extend.encoders)
+        for number, spec in enumerate(config.extend.connector):
+            _check_part(f"extend.connector.{number}", "adapters", _without(spec, "place"))
+        _check_part("extend.layout", "layouts", config.extend.layout)
     with distributed.main_first():
-        for source in [*config.data.train, *config.data.validation]:
-            Manifest(source.manifest)
+        for name in ("train", "validation"):
+            for number, source in enumerate(getattr(config.data, name)):
+                with about_setting(f"data.{name}.{number}"):
+                    Manifest(source.manifest)
 
 
 def _check_model(config: ModelConfig) -> None:
     """Check the types and options of a model's parts."""
-    for stream, spec in config.encoders.items():
-        check_encoder(stream, spec)
-    for spec in config.connector:
-        check("adapters", spec)
-    check("layouts", config.layout)
-    check("time_codecs", config.time_codec)
-    if config.fusion is not None:
-        check("fusions", config.fusion)
-    if config.selector is not None:
-        check("selectors", config.selector)
+    _check_encoders("model", config.encoders)
+    for number, spec in enumerate(config.connector):
+        _check_part(f"model.connector.{number}", "adapters", spec)
+    _check_part("model.layout", "layouts", config.layout)
+    _check_part("model.time_codec", "time_codecs", config.time_codec)
+    _check_part("model.fusion", "fusions", config.fusion)
+    _check_part("model.selector", "selectors", config.selector)
+
+
+def _check_part(key: str, kind: str, spec: dict[str, Any] | None) -> None:
+    """Check the type and options of a part, if there is one."""
+    if spec is not None:
+        with about_setting(key):
+            check(kind, spec)
+
+
+def _check_encoders(section: str, encoders: Mapping[str, dict[str, Any]]) -> None:
+    for stream, spec in encoders.items():
+        with about_setting(f"{section}.encoders.{stream}"):
+            check_encoder(stream, spec)
 
 
 def _without(spec: dict[str, Any], option: str) -> dict[str, Any]:
@@ -150,13 +163,18 @@ def _without(spec: dict[str, Any], option: str) -> dict[str, Any]:
 
 def build_parts(config: RunConfig) -> Parts:
     """Build a stage's model and processor by its ``model`` section, or load those of ``init``."""
-    chain = lineage(config)
+    with about_setting("init"):
+        chain = lineage(config)
     check_settings(config)
+    for settings in config.peft:
+        with about_setting("peft"):
+            peft_config(record_of(settings))
     if config.init is not None:
-        model = AVLLM.from_pretrained(
-            config.init, allow_parts=config.allow_parts, backbones=config.backbones
-        )
-        processor = AVProcessor.from_pretrained(config.init, allow_parts=config.allow_parts)
+        with about_setting("init"):
+            model = AVLLM.from_pretrained(
+                config.init, allow_parts=config.allow_parts, backbones=config.backbones
+            )
+            processor = AVProcessor.from_pretrained(config.init, allow_parts=config.allow_parts)
         processor.config = model.config
         if config.extend is not None:
             processor = extend_model(model, processor, config.extend)
@@ -166,8 +184,9 @@ def build_parts(config: RunConfig) -> Parts:
         words = load_words(tokenizer, config.model)
         model = AVLLM.from_backbones(config.model, media_token_ids, words)
         processor = AVProcessor.from_model(model, tokenizer)
-    for settings in config.lora:
-        model.add_lora(settings)
+    for settings in config.sets:
+        with about_setting("lora" if config.lora else "peft"):
+            model.add_lora(settings)
     processor.max_length = config.data.max_length
     processor.timeout = config.data.timeout
     return Parts(model, processor, chain)
@@ -306,6 +325,31 @@ def check_rows(config: RunConfig, task: Task, maker: RowMaker) -> None:
             f"{', '.join(comparing)} compares the rows of a micro batch with each other; use it "
             "with objectives that count tokens only (next_token)"
         )
+
+
+def check_comparisons(config: RunConfig, task: Task, items: int, processes: int) -> None:
+    """Refuse a batch in which an objective has nothing to compare a part with.
+
+    Args:
+        config: the stage.
+        task: its objectives.
+        items: of the training data: rows, or groups of rows about the same media.
+        processes: that train together.
+
+    Raises:
+        UserError: ``nothing_to_compare``.
+    """
+    for name, objective in task.objectives.items():
+        if not objective.compares or (config.data.shares_media and not objective.gathers):
+            continue
+        rows = config.train.batch_size * (processes if objective.gathers else 1)
+        if min(rows, items) < 2:
+            raise UserError(
+                f"objective {name} compares the rows of a micro batch with each other, and there "
+                f"is one: train.batch_size is {config.train.batch_size}, in {processes} "
+                f"process(es), of {items} rows. Raise train.batch_size; train.accumulate adds none",
+                reason="nothing_to_compare",
+            )
 
 
 def padding(

@@ -26,7 +26,7 @@ from avllm.errors import Stopped, UserError
 from avllm.log import logger, set_up
 from avllm.models.checkpoint import mark_trained
 from avllm.training import optim
-from avllm.training.accelerator import make_accelerator, precision_of
+from avllm.training.accelerator import make_accelerator, precision_of, tracked_run
 from avllm.training.accounting import (
     StepCounts,
     add_to_sums,
@@ -55,6 +55,7 @@ from avllm.training.start import (
     Parts,
     build_datasets,
     build_parts,
+    check_comparisons,
     check_rows,
     name_unclear,
     padding,
@@ -94,8 +95,9 @@ def run_stage(config: RunConfig) -> Path:
     with RunLock(run):
         start = begin(config, run, precision_of(accelerator))
         if not start.is_finished:
-            set_seed(config.seed)
-            _train(Trainer(build_parts(start.config), accelerator, start))
+            with tracked_run(accelerator, start.config):
+                set_seed(config.seed)
+                _train(Trainer(build_parts(start.config), accelerator, start))
             if not group_is_the_callers:
                 accelerator.end_training()
     return run
@@ -110,8 +112,6 @@ def _train(trainer: Trainer) -> None:
         raise
     finally:
         trainer.report.stop()
-    for tracker in trainer.accelerator.trackers:
-        tracker.finish()
 
 
 class Trainer:
@@ -158,11 +158,13 @@ class Trainer:
         train = config.train
         task = Task(self.parts.model, config.objectives)
         check_rows(config, task, self.dataset.maker)
+        check_comparisons(config, task, len(self.dataset.items), distributed.world_size())
         check_best_by(train.best_by, dict(task.objectives.items()), self.validation is not None)
         self.shares = optim.apply_rules(task, config.trainable)
+        optim.check_objectives_train(self.shares, task.objectives)
         # Before training costs anything: the parameters that train have to fit into a checkpoint.
         mark_trained(self.parts.model)
-        added = [settings.name for settings in config.lora]
+        added = [settings.name for settings in config.sets]
         optim.check_lora_trains(self.shares, added, self.parts.model.config.active_lora)
         if train.gradient_checkpointing:
             self.parts.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -215,8 +217,6 @@ class Trainer:
         self.skipped.set_aside(self.quarantined)
         self.report = Report(self.run, self.accelerator, self.steps, self.position.step)
         self.clock = Clock()
-        if self.config.train.trackers:
-            self.accelerator.init_trackers("avllm")
 
     def train(self, stop: StopRequest) -> None:
         """Run the steps that are left, or until a stop; validate, save and export."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avllm.config_model import LoraConfig
+from avllm.config_peft import LoraConfig
 from avllm.data.collate import Batch, collate
 from avllm.data.packing import fill_sequences
 from avllm.data.row import IGNORE, Row

@@ -267,6 +267,20 @@ def test_rows_are_counted_by_what_they_are(clip: Path, tmp_path: Path) -> None:
     assert modality(Sample.model_validate(row("x", two, "y"))) == "2 image"
 
 
+def test_the_seconds_of_a_file_that_many_rows_show_count_once(clip: Path, tmp_path: Path) -> None:
+    part = {"start": 0.25, "end": 0.75}
+    rows = [about(clip, str(number), kind="ab"[number % 2]) for number in range(4)]
+    for number in (2, 3):
+        rows[number]["messages"][0]["content"][0].update(part)
+    found = stats([write_rows(tmp_path / "m.jsonl", rows)], options=ExamineOptions("headers"))
+    assert found.total.rows == 4
+    assert found.total.seconds == pytest.approx(1.5, abs=0.1)
+    for total in found.by["kind"].values():  # each kind shows the file and the part of it
+        assert total.seconds == pytest.approx(1.5, abs=0.1)
+    (of_manifest,) = found.by["manifest"].values()
+    assert of_manifest.seconds == found.total.seconds
+
+
 def test_the_commands(preset: Path, clip: Path, tmp_path: Path) -> None:
     manifest = write_rows(
         tmp_path / "m.jsonl", [about(clip, "good"), about(tmp_path / "gone.mp4", "gone")]

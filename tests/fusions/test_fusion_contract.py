@@ -12,7 +12,7 @@ import torch
 from fusions.fused import cases, compose, make_rows, questions
 from tiny import World
 
-from avllm.config_model import LoraConfig
+from avllm.config_peft import LoraConfig
 from avllm.data.packing import fill_sequences, share_media
 from avllm.data.schema import Sample
 from avllm.evaluation.answering import answer_rows

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from avllm.config_model import LoraConfig
+from avllm.config_peft import LoraConfig
 from avllm.errors import UserError
 from avllm.inference.chat import Chat
 from avllm.models.checkpoint import save_checkpoint

@@ -9,7 +9,8 @@ import torch
 from tiny import World, make_world
 from torch import Tensor
 
-from avllm.config_model import LoraConfig, ModelConfig
+from avllm.config_model import ModelConfig
+from avllm.config_peft import LoraConfig
 from avllm.data.schema import Sample
 from avllm.errors import UserError
 from avllm.models.building.placeholders import load_tokenizer

@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from tiny import World, make_world
 from torch import Tensor
 
-from avllm.config_model import LoraConfig, ModelConfig
+from avllm.config_model import ModelConfig
+from avllm.config_peft import LoraConfig
 from avllm.errors import UserError
+from avllm.models.building.adapter_config import set_of
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.checkpoint_format import CheckpointError
 from avllm.models.loading.digests import ALL_FILES, write_manifest
-from avllm.models.lora import active_sets, set_of
+from avllm.models.lora import active_sets
 from avllm.models.modeling_avllm import AVLLM
 
 IDS = torch.tensor([[1, 5, 6, 7, 8, 9]])

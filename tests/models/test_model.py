@@ -11,7 +11,8 @@ import torch
 from tiny import RATE, World, make_tokenizer, make_world
 from transformers import AutoProcessor
 
-from avllm.config_model import LoraConfig, ModelConfig
+from avllm.config_model import ModelConfig
+from avllm.config_peft import LoraConfig
 from avllm.data.media.load import Clip, Sound
 from avllm.data.row import IGNORE
 from avllm.data.schema import RowError, Sample

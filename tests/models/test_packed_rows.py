@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from avllm.config_model import LoraConfig
+from avllm.config_peft import LoraConfig
 from avllm.data.collate import Batch, collate
 from avllm.data.packing import fill_sequences, share_media
 from avllm.data.row import IGNORE, Row

@@ -12,7 +12,8 @@ import pytest
 import torch
 from tiny import World, make_world
 
-from avllm.config_model import LoraConfig, ModelConfig
+from avllm.config_model import ModelConfig
+from avllm.config_peft import LoraConfig
 from avllm.data.schema import Sample
 from avllm.errors import UserError
 from avllm.models.building.placeholders import load_tokenizer

@@ -14,7 +14,8 @@ from tiny import World, make_world, row, settings, text, write_rows
 from tiny_runs import difference, kill_after, rows, run, train, weights
 from torch import Tensor
 
-from avllm.config_model import LoraConfig, ModelConfig
+from avllm.config_model import ModelConfig
+from avllm.config_peft import LoraConfig
 from avllm.data.collate import Batch
 from avllm.data.dataset import SampleDataset
 from avllm.data.packing import fill_sequences, share_media

@@ -87,7 +87,7 @@ def started(script: str, *arguments: str) -> int:
         (
             "stage2_caption.py",
             "train.trackers=[abacus]",
-            "train.trackers: abacus cannot be imported",
+            "there is no tracker 'abacus'",
         ),
     ],
 )

@@ -101,11 +101,9 @@ def listable(identity: str) -> bool:
 
 
 def text_problems(sample: Sample) -> Iterator[Problem]:
-    """Yield what is odd about a row's id, licence and text."""
+    """Yield what is odd about a row's id and text."""
     if not listable(sample.id):
         yield Problem("unlisted_id", f"id {sample.id!r}")
-    if not sample.licence:
-        yield Problem("no_licence", f"source {sample.source}")
     yield from _choice_problems(sample)
     last = len(sample.messages) - 1
     for number, message in enumerate(sample.messages):

@@ -79,6 +79,7 @@ def check(
     against: Sequence[Path] = (),
     tokens: TokenCounter | None = None,
     output: Path | None = None,
+    licences: bool = False,
 ) -> CheckReport:
     """Check manifests and their files.
 
@@ -90,6 +91,7 @@ def check(
         output: folder for ``check.json``, ``check.html``, ``findings.jsonl`` (all findings),
             ``quarantine.txt`` (id, tab, reasons: the rows with errors that a list can name) and
             ``journal.jsonl``, with which an interrupted check continues.
+        licences: warn of rows that name no licence.
 
     Raises:
         ManifestError: a manifest is no file, or was changed meanwhile. StoreError: the output is a
@@ -106,7 +108,7 @@ def check(
     test_uses = gather(test.adding(lines(against)))
     files = Files(options or ExamineOptions(), None if output is None else output / "journal.jsonl")
     files.examine(uses)
-    judge = Judge(files, uses, ids, test, test_uses, tokens)
+    judge = Judge(files, uses, ids, test, test_uses, tokens, licences)
     report = CheckReport(files=len(files), reused=files.reused)
     _judge_rows(judge, manifests, report, output)
     _add_figures(report, files)
@@ -171,6 +173,7 @@ class Judge:
         test: rows that must not occur.
         test_uses: how test rows use their files.
         tokens: counts a row's tokens, or None.
+        licences: warn of rows that name none.
     """
 
     def __init__(
@@ -181,6 +184,7 @@ class Judge:
         test: TestRows,
         test_uses: Uses,
         tokens: TokenCounter | None,
+        licences: bool,
     ) -> None:
         self.files = files
         self.uses = uses
@@ -188,6 +192,7 @@ class Judge:
         self.test = test
         self.test_paths = test_uses.keys()
         self.tokens = tokens
+        self.licences = licences
         all_paths = {**uses, **test_uses}
         self.hashes = same_bytes(all_paths, files.options.workers, files.journal)
         self.test_path_by_hash: dict[str, str] = {}
@@ -214,6 +219,8 @@ class Judge:
         if line.sample is None:
             return [*findings, _fault(line, line.reason)]
         row_problems = [*text_problems(line.sample), *self.test.problems(line.sample)]
+        if self.licences and not line.sample.licence:
+            row_problems.append(Problem("no_licence", f"source {line.sample.source}"))
         findings += [_finding(line, problem) for problem in row_problems]
         tokens_of_media: list[dict[str, int]] = []
         durations: list[float | None] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from avllm.data.manifest import ManifestError
 from avllm.data.media.load import MediaError
 from avllm.data.schema import RowError, Sample, VideoPart
 
+Interval = tuple[str, float | None, float | None]
+"""A file, and the seconds at which a row's part of it begins and ends."""
+
 
 @dataclass
 class RowTotals:
@@ -27,7 +30,7 @@ class RowTotals:
     Attributes:
         rows: how many.
         words: of the answers.
-        seconds: of media.
+        seconds: of media; an interval of a file counts once, however many rows show it.
         unknown: media parts whose length is not known.
         sound: videos with a sound track, of the opened files whose sound is not switched off.
         no_sound: videos without one.
@@ -60,6 +63,7 @@ class Stats:
         malformed: lines that are no rows.
         refused: rows that have no tokens, by reason (of ``REASONS``).
         media_files: distinct files.
+        counted: the intervals of files whose seconds each group has already.
     """
 
     total: RowTotals = field(default_factory=RowTotals)
@@ -67,6 +71,32 @@ class Stats:
     malformed: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     media_files: int = 0
+    counted: dict[str, set[Interval]] = field(default_factory=dict)
+
+    def add(
+        self, row: RowTotals, media: Mapping[Interval, float], names: Mapping[str, str]
+    ) -> None:
+        """Add a row.
+
+        Args:
+            row: its totals, without seconds.
+            media: seconds by the interval that the row shows.
+            names: by group (``source``, ``kind``, ...), the name under which it is counted.
+        """
+        self._add_to(self.total, "", row, media)
+        for group, name in names.items():
+            totals = self.by.setdefault(group, {}).setdefault(name, RowTotals())
+            self._add_to(totals, f"{group}\t{name}", row, media)
+
+    def _add_to(
+        self, totals: RowTotals, key: str, row: RowTotals, media: Mapping[Interval, float]
+    ) -> None:
+        totals.add(row)
+        counted = self.counted.setdefault(key, set())
+        for interval, seconds in media.items():
+            if interval not in counted:
+                totals.seconds += seconds
+        counted.update(media)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the totals, JSON-able."""
@@ -123,10 +153,12 @@ def stats(
         sample = line.sample
         media: list[dict[str, Any]] = []
         durations: list[float | None] = []
+        seconds: dict[Interval, float] = {}
         for path, use in media_of(line):
             use_result = _result_of(files, uses, path, use)
             media.append(use_result)
             durations.append(duration_of_use(use, use_result))
+            seconds[path, use.start, use.end] = use_result.get("seconds") or 0.0
         row = _totals_of_row(sample, media)
         if tokens is not None:
             try:
@@ -135,7 +167,13 @@ def stats(
             except (MediaError, RowError) as error:
                 row.refused = 1
                 result.refused[error.reason] += 1
-        _add_row(result, row, sample, line.manifest)
+        groups = {
+            "manifest": str(line.manifest),
+            "source": sample.source,
+            "kind": sample.kind or "(none)",
+            "modality": modality(sample),
+        }
+        result.add(row, seconds, groups)
     return result
 
 
@@ -145,18 +183,6 @@ def _rows(manifests: Sequence[Path]) -> Iterator[Line]:
         if line.reason == "empty_manifest":
             raise ManifestError(line.error, reason="empty")
         yield line
-
-
-def _add_row(result: Stats, row: RowTotals, sample: Sample, manifest: Path) -> None:
-    result.total.add(row)
-    groups = {
-        "manifest": str(manifest),
-        "source": sample.source,
-        "kind": sample.kind or "(none)",
-        "modality": modality(sample),
-    }
-    for group, name in groups.items():
-        result.by.setdefault(group, {}).setdefault(name, RowTotals()).add(row)
 
 
 def _result_of(files: Files | None, uses: Uses, path: str, use: Use) -> dict[str, Any]:
@@ -170,13 +196,10 @@ def _result_of(files: Files | None, uses: Uses, path: str, use: Use) -> dict[str
 
 
 def _totals_of_row(sample: Sample, media: list[dict[str, Any]]) -> RowTotals:
-    """Return the totals of one row, without its tokens."""
+    """Return the totals of one row, without its tokens and seconds."""
     row = RowTotals(rows=1, words=len((sample.answer or "").split()))
     for part, use in zip(sample.media, media, strict=True):
-        seconds = use.get("seconds")
-        if seconds is not None:
-            row.seconds += seconds
-        elif part.type != "image":
+        if use.get("seconds") is None and part.type != "image":
             row.unknown += 1
         if isinstance(part, VideoPart) and part.sound != "off" and "problems" in use:
             mute = any(reason in ("no_sound_track", "no_audio") for reason, _ in use["problems"])

@@ -33,7 +33,7 @@ def placeholder_streams(description: ModelConfig) -> list[str]:
     widths: dict[str, int] = {}
     for stream, spec in sorted(description.encoders.items()):
         widths |= output_widths(stream, spec)
-    with loading("the LLM's config", description.llm.name):
+    with loading("the LLM's config", description.llm.name, "model.llm.name"):
         llm = AutoConfig.from_pretrained(
             description.llm.name, revision=description.llm.revision, trust_remote_code=False
         )
@@ -62,7 +62,7 @@ def load_tokenizer(description: ModelConfig) -> tuple[PreTrainedTokenizerBase, d
     Raises:
         UserError: the tokenizer cannot be loaded or has no end-of-sequence token.
     """
-    with loading("the LLM's tokenizer", description.llm.name):
+    with loading("the LLM's tokenizer", description.llm.name, "model.llm.name"):
         tokenizer = AutoTokenizer.from_pretrained(
             description.llm.name, revision=description.llm.revision, trust_remote_code=False
         )

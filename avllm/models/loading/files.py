@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import PROCESSOR_NAME
 
 from avllm.config_model import SamplingConfig
+from avllm.config_peft import METHODS
 from avllm.encoders.base import preprocessor_from_settings
 from avllm.errors import UserError, one_line
 from avllm.models.checkpoint_format import MANIFEST, OLD_PROCESSOR_NAME, TRAINED, CheckpointError
@@ -56,12 +57,25 @@ class _Encoder(_StrictRecord):
     options: dict[str, Any]
 
 
-class _Lora(_StrictRecord):
-    r: int = Field(gt=0)
-    alpha: float
-    dropout: float = Field(ge=0, lt=1)
+class _AdapterSet(BaseModel):
+    """A set of LoRA has a rank, one of another method of PEFT a type; the rest is checked later."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    type: str | None = None
+    r: int | None = Field(None, gt=0)
+    alpha: float | None = None
+    dropout: float | None = Field(None, ge=0, lt=1)
     targets: str | list[str]
     active: bool
+
+    @model_validator(mode="after")
+    def _is_of_a_method(self) -> _AdapterSet:
+        lacking = self.type is None and None in (self.r, self.alpha, self.dropout)
+        if lacking or self.type not in (None, *METHODS):
+            raise ValueError(
+                f"expected r, alpha and dropout of LoRA, or a type of {', '.join(METHODS)}"
+            )
+        return self
 
 
 class _ConfigFile(BaseModel):
@@ -76,7 +90,7 @@ class _ConfigFile(BaseModel):
     sampling: dict[str, Any]
     selector: _Part | None = None
     media_token_ids: dict[str, int]
-    lora: dict[str, _Lora] = Field(default_factory=dict)
+    lora: dict[str, _AdapterSet] = Field(default_factory=dict)
     trained: list[str]
     system: str | None = None
     media_text: dict[str, str] = Field(default_factory=dict)

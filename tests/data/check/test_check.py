@@ -124,7 +124,8 @@ def test_rows_have_their_reasons(tmp_path: Path) -> None:
     with first.open("a") as file:
         file.write("{no json\n\n")
     second = write_rows(tmp_path / "second.jsonl", [words("good", source="elsewhere")])
-    report = check([first, second], output=tmp_path / "out")
+    assert "no_licence" not in check([first, second]).to_dict()["reasons"]
+    report = check([first, second], output=tmp_path / "out", licences=True)
     assert reasons(report) == {
         "good": {"id_in_two_manifests"},
         "twice": {"duplicate_id"},
@@ -459,7 +460,7 @@ def test_the_page_is_self_contained(clip: Path, tmp_path: Path) -> None:
         about(tmp_path / "cut.mp4", "cut"),
         words("words"),
     ]
-    check([write_rows(tmp_path / "m.jsonl", rows)], output=tmp_path / "out")
+    check([write_rows(tmp_path / "m.jsonl", rows)], output=tmp_path / "out", licences=True)
     page = (tmp_path / "out/check.html").read_text()
     assert not re.search(r"(src|href)=.?https?:", page)
     assert "<b>odd</b>" not in page
