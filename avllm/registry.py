@@ -44,6 +44,7 @@ CHOSEN_IN = {
     "decoders": "--decoding of `avllm ask`, `avllm eval` and serve/batch_infer.py",
     "objectives": "objectives",
     "benchmarks": "--benchmark of `avllm eval`",
+    "importers": "`avllm ckpt import`",
 }
 """The setting, or the option of a command, that names a part of each kind."""
 

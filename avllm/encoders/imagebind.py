@@ -45,7 +45,8 @@ class ImageBindConfig(PretrainedConfig):
         projection_dim: width of the joint embedding.
         num_mel_bins, frames: of a segment's spectrogram.
         patch_size, patch_stride: of the convolution that makes patches of it.
-        layer_norm_eps: of the blocks and the head. stem_norm_eps: of the patches' norm.
+        layer_norm_eps: of the blocks and the head.
+        stem_norm_eps: of the patches' norm.
         scale: length of an embedding.
     """
 

@@ -24,7 +24,7 @@ from avllm.registry import (
 )
 
 PAPER = re.compile(r"arXiv[: ]+\d{4}\.\d{4,5}|https?://[^\s)>\"]+[^\s)>\".,;]")
-AS_IN = re.compile(r"as in the objective `(\w+)`\.?")
+AS_IN = re.compile(r"as in (?:the objective )?`(?P<part>\w+)`(?P<rest>.*)")
 ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")
 ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*): (?P<text>.*)")
 REQUIRED = "required"
@@ -181,7 +181,8 @@ def _meanings(part: type) -> dict[str, str]:
         for name, text in arguments_of(doc).items():
             elsewhere = AS_IN.fullmatch(text)
             if elsewhere:
-                text = _meanings(load("objectives", elsewhere[1]))[name]
+                there = _meanings(load("objectives", elsewhere["part"]))[name]
+                text = there.rstrip(".") + elsewhere["rest"]
             if not text.startswith("see "):  # the base class, which follows, explains it
                 meanings.setdefault(name, text)
     return meanings
@@ -242,13 +243,16 @@ def _example(kind: str, part: Any, name: str, listed: tuple[PartOption, ...]) ->
         spec["name"] = "HUB_NAME_OR_FOLDER"
     for option in listed:
         if option.default == REQUIRED:
-            spec[option.name] = _sample_value(option)
+            spec[option.name] = _sample_value(option.name, option.type)
         elif option.default != "null":
             spec[option.name] = yaml.safe_load(option.default)
     if kind == "decoders":
         return f"avllm ask CHECKPOINT QUESTION --video clip.mp4 --decoding '{yaml_text(spec)}'"
     if kind == "benchmarks":
         return f"avllm eval CHECKPOINT --benchmark {name} --data FOLDER"
+    if kind == "importers":
+        files = " ".join(f"--{option.name} FILE" for option in listed)
+        return f"avllm ckpt import {name} {files} --llm FOLDER --output FOLDER"
     holders = CHOSEN_IN[kind].split(".")
     value: Any = spec
     if kind == "encoders":
@@ -260,10 +264,20 @@ def _example(kind: str, part: Any, name: str, listed: tuple[PartOption, ...]) ->
     return yaml.safe_dump(value, default_flow_style=None, width=10_000, sort_keys=False).strip()
 
 
-def _sample_value(option: PartOption) -> Any:
-    """Return a value of a required option's type."""
-    if option.type.startswith("list"):
+def _sample_value(name: str, words: str) -> Any:
+    """Return a value of a required option.
+
+    Args:
+        name: of the option.
+        words: its type, see :func:`~avllm.reference.types.say_type`.
+    """
+    if words.startswith("mapping of "):
+        key, _, value = words.removeprefix("mapping of ").partition(" to ")
+        return {_sample_value("stream", key): _sample_value(name, value)}
+    if words.startswith("list of text"):
         return ["video", "audio"]
-    if option.type.startswith(("whole", "number")):
+    if words.startswith("list of "):
+        return [_sample_value(name, words.removeprefix("list of "))]
+    if words.startswith(("whole number", "number")):
         return 1
-    return "video" if "stream" in option.name else option.name.upper()
+    return "video" if "stream" in name else name.upper()

@@ -15,7 +15,7 @@ from avllm.models.encoders import check_encoder
 from avllm.reference.page import page
 from avllm.reference.parts import arguments_of, describe, parts
 from avllm.reference.settings import Setting, find_setting, preset_settings, row_fields
-from avllm.registry import UnknownPartError, check, choices, kinds
+from avllm.registry import CHOSEN_IN, UnknownPartError, check, choices, kinds
 
 ROOT = Path(__file__).resolve().parents[2]
 INVOKE = CliRunner().invoke
@@ -126,8 +126,8 @@ def test_every_option_of_every_part_is_explained(kind: str, name: str) -> None:
 @pytest.mark.parametrize("kind, name", PARTS, ids=[f"{kind}-{name}" for kind, name in PARTS])
 def test_the_example_of_a_part_is_accepted(kind: str, name: str) -> None:
     part = describe(kind, name)
-    if kind == "benchmarks":
-        assert f"--benchmark {name}" in part.example
+    if kind in ("benchmarks", "importers"):
+        assert name in part.example.split()
         return
     if kind == "decoders":
         check(kind, yaml.safe_load(part.example.partition("--decoding ")[2].strip("'")))
@@ -140,6 +140,10 @@ def test_the_example_of_a_part_is_accepted(kind: str, name: str) -> None:
         check_encoder(medium, spec)
     else:
         check(kind, spec)
+
+
+def test_every_kind_of_part_is_chosen_somewhere() -> None:
+    assert CHOSEN_IN.keys() == set(kinds())
 
 
 def test_an_unknown_kind_of_parts_gets_the_nearest() -> None:

@@ -121,9 +121,7 @@ def test_other_data_are_refused_on_resume_and_a_failed_start_is_forgotten(
 
 
 def test_a_run_that_cannot_train_says_so(world: World, tmp_path: Path) -> None:
-    with pytest.raises(
-        Exception, match="no rule of `trainable` trains its set 'default'"
-    ):
+    with pytest.raises(Exception, match="no rule of `trainable` trains its set 'default'"):
         train(stage(world, tmp_path, "frozen", lora=LORA))
     with pytest.raises(UserError, match=r"lora.targets is \['nothing'\]: Target modules"):
         train(
