@@ -89,6 +89,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"streams": ["video", "audio"], "seconds": 0.5, "tokens": "keep"},
         {"streams": ["video", "audio"], "seconds": 0.5, "tokens": "keep", "absent": "zeros"},
     ],
+    "step_concat": [
+        {"streams": ["video", "audio"]},
+        {"streams": ["audio", "video"], "norm": False},
+        {"streams": ["video"]},
+    ],
     "temporal_pool": [
         {"seconds": 0.5},
         {"tokens": "mean"},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from avllm.config_model import ModelConfig
+from avllm.config_model import LoraConfig, ModelConfig
 from avllm.data.store.storage import sha256
 from avllm.errors import UserError, loading, one_line
 from avllm.log import logger
@@ -20,9 +21,16 @@ from avllm.models.building.placeholders import embedding_width, load_tokenizer
 from avllm.models.checkpoint import save_checkpoint
 from avllm.models.checkpoint_format import IMPORT, write_tensors
 from avllm.models.encoders import output_widths, widths_of
-from avllm.models.importing.base import BackboneFiles, Converted, Dims, Importer
+from avllm.models.importing.base import (
+    AdapterSource,
+    BackboneFiles,
+    Converted,
+    Dims,
+    Importer,
+)
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
+from avllm.models.whole_folder import PARTIAL
 from avllm.registry import check_options, load, make
 from avllm.weights import check_finite
 
@@ -57,23 +65,10 @@ def import_checkpoint(
         UserError: a file or a tensor is missing, left over or of another shape, sizes contradict
             each other, or the output exists.
     """
-    output = Path(output)
-    if output.exists():
-        raise UserError(
-            f"{output} exists already; expected a new folder. Remove it, or choose another",
-            reason="exists",
-        )
     part = load("importers", name)
     check_options(part, files, f"importer {name!r}")
     importer: Importer = make(part, **files)
     numbers = Dims(importer.defaults, _read_dims(dims))
-    converted = importer.convert(numbers, allow)
-    weights = _connector_weights(converted, str(llm), numbers)
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model, processor = _compose(converted, str(llm), partial)
-    _fill_connector(model, weights)
     record = {
         "stage": IMPORT,
         "importer": name,
@@ -81,11 +76,40 @@ def import_checkpoint(
         "settings": {"files": dict(files), "dims": numbers.values, "allow": list(allow)},
         "data": {str(path): sha256(path) for path in importer.sources},
     }
-    for stream in converted.backbones:
-        model.config.encoders[stream]["name"] = f"{BACKBONES}/{stream}"
-    save_checkpoint(model, processor, partial, [record])
-    partial.rename(output)
-    return output
+    with _new_folder(Path(output)) as partial:
+        converted = importer.convert(numbers, allow)
+        weights = _connector_weights(converted, str(llm), numbers)
+        model, processor = _compose(converted, str(llm), partial)
+        _fill_connector(model, weights)
+        if converted.lora is not None:
+            _add_lora(model, converted.lora)
+        for stream in converted.backbones:
+            model.config.encoders[stream]["name"] = f"{BACKBONES}/{stream}"
+        save_checkpoint(model, processor, partial, [record])
+    return Path(output)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder that gets its name when the block ends, and goes if the block fails.
+
+    Raises:
+        UserError: ``exists``.
+    """
+    if folder.exists():
+        raise UserError(
+            f"{folder} exists already; expected a new folder. Remove it, or choose another",
+            reason="exists",
+        )
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    partial.rename(folder)
 
 
 def _read_dims(path: str | Path | None) -> dict[str, Any]:
@@ -115,7 +139,8 @@ def _connector_weights(converted: Converted, llm: str, dims: Dims) -> dict[str, 
     dims.compare({"llm_hidden": width})
     weights = converted.weights(widths, width)
     for adapter in converted.adapters:
-        adapter.file.refuse_rest()
+        if converted.lora is None or adapter.file is not converted.lora.file:
+            adapter.file.refuse_rest()
     check_finite(weights.items(), "the published connector")
     return weights
 
@@ -157,6 +182,22 @@ def _fill_connector(model: AVLLM, weights: Mapping[str, Tensor]) -> None:
     left = model.connector.load_state_dict(dict(weights), strict=False).missing_keys
     for name in left:
         LOG.warning("connector.%s is in no file and stays random", name)
+
+
+def _add_lora(model: AVLLM, source: AdapterSource) -> None:
+    """Put a LoRA set on the LLM, with the published weights.
+
+    Raises:
+        PublishedError: a tensor is missing, left over or of another shape.
+    """
+    model.add_lora(LoraConfig(**source.spec))
+    own = {name: x for name, x in model.llm.named_parameters() if "lora_" in name}
+    taken = source.file.take(own, source.published)
+    source.file.refuse_rest()
+    check_finite(taken.items(), source.file.path)
+    with torch.no_grad():
+        for name, x in taken.items():
+            own[name].copy_(x)
 
 
 def _llm_config(llm: str) -> PretrainedConfig:

@@ -85,12 +85,12 @@ class BackboneFiles:
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """Say which tensors an adapter takes.
+    """Say which tensors an adapter of the connector, or a LoRA set of the LLM, takes.
 
     Attributes:
-        spec: ``{"type", **options}`` of the adapter.
+        spec: ``{"type", **options}`` of the adapter; of LoRA the fields of ``LoraConfig``.
         file: where its tensors are.
-        published: turns the adapter's name of a tensor into the published one.
+        published: turns our name of a tensor, in the adapter or the LLM, into the published one.
     """
 
     spec: dict[str, Any]
@@ -106,12 +106,14 @@ class Converted:
         encoders: sections of encoders by stream; those with weights in ``backbones`` have no name.
         backbones: the weights of encoders that are converted, by stream.
         adapters: the connector, in order.
+        lora: the LLM's adapters, if it has any.
         model: further fields of a preset's ``model`` section.
     """
 
     encoders: dict[str, dict[str, Any]] = field(default_factory=dict)
     backbones: dict[str, BackboneFiles] = field(default_factory=dict)
     adapters: list[AdapterSource] = field(default_factory=list)
+    lora: AdapterSource | None = None
     model: dict[str, Any] = field(default_factory=dict)
 
     @property
