@@ -91,7 +91,7 @@ def _others(folder: Path, patterns: Sequence[str]) -> set[str]:
 def _is_alone(folder: Path) -> bool:
     """Return True where a folder can be exchanged: there are no folders in it but a checkpoint's.
 
-    A folder that others are mounted on, or in a place that cannot be written to, cannot.
+    A mounted folder, the working directory, and one in a folder that cannot be written to cannot.
     """
     if not folder.exists():
         return True
@@ -99,7 +99,8 @@ def _is_alone(folder: Path) -> bool:
     entries = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     holds_others = any(path.name not in own_folders for path in entries)
     is_fixed = os.path.ismount(folder) or not os.access(folder.parent, os.W_OK)
-    return not holds_others and not is_fixed
+    is_worked_in = Path.cwd().is_relative_to(folder)
+    return not holds_others and not is_fixed and not is_worked_in
 
 
 def _link(source: Path, target: Path) -> None:
@@ -121,6 +122,7 @@ def _exchange(new: Path, old: Path) -> None:
     if not old.exists():
         new.rename(old)
     else:
+        shutil.copymode(old, new)
         try:
             _exchange_at_once(new, old)
         except OSError:  # not every system and file system can

@@ -90,6 +90,13 @@ def test_without_an_exchange_two_renames_do(
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
+def test_the_working_directory_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "best", "old")
+    monkeypatch.chdir(tmp_path / "best")
+    write(Path(), "new")
+    assert contents(Path()) == contents(tmp_path / "best") == {"new"}
+
+
 class Killed(BaseException):
     """Ends a process at a certain call of the system, without any clean-up of ours."""
 

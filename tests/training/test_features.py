@@ -62,6 +62,17 @@ def test_encoded_beforehand_a_run_makes_nothing_and_says_the_same(
     assert all(0 <= r["padding"] < 1 for r in rows(first))
 
 
+def test_a_bit_that_changes_in_the_cache_changes_no_weight(world: World, tmp_path: Path) -> None:
+    cached = settings(world, tmp_path / "first", data__cache=str(tmp_path / "cache"))
+    first = run(cached)
+    (shard,) = (tmp_path / "cache").glob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-len(content) // 4] ^= 1  # far behind the header
+    shard.write_bytes(content)
+    second = run(cached | {"output": str(tmp_path / "second")})
+    assert difference(weights(second), weights(first)) == 0.0
+
+
 def test_a_run_says_what_its_cache_saves(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,7 +226,11 @@ def _claim(cache: FeatureCache, needed: Iterable[str]) -> None:
 
 
 def _drop_damaged(cache: FeatureCache, needed: Iterable[str], threads: int) -> None:
-    """Compare entries with their checksums; those that differ will be made again."""
+    """Compare entries with their checksums; what lies in damaged shards will be made again.
+
+    Also the entries beside a damaged one: encoded in the batch in which they were, they have the
+    same bits as before.
+    """
     keys_by_shard: dict[str, list[str]] = {}
     for key in needed:
         if key in cache.index:
@@ -238,9 +242,9 @@ def _drop_damaged(cache: FeatureCache, needed: Iterable[str], threads: int) -> N
         return
     if distributed.is_main():
         LOG.warning(
-            "the features of %d clips in %s differ from their checksums, and are made again: %s",
-            len(damaged),
+            "features in %s differ from their checksums; shards made again (%d clips): %s",
             cache.folder,
+            len(damaged),
             ", ".join(sorted({shard for shard, _ in damaged})),
         )
         if os.access(cache.folder, os.W_OK):
@@ -252,7 +256,7 @@ def _drop_damaged(cache: FeatureCache, needed: Iterable[str], threads: int) -> N
 def _check(
     cache: FeatureCache, keys_by_shard: dict[str, list[str]], threads: int
 ) -> list[tuple[str, str]]:
-    """Return shard and key of the damaged entries in this process's share of the shards."""
+    """Return shard and key of the entries in damaged shards, of this process's share of shards."""
     shards: list[str] = []
     size = 0
     for shard in sorted(keys_by_shard)[distributed.rank() :: distributed.world_size()]:
@@ -262,8 +266,9 @@ def _check(
     damaged: list[tuple[str, str]] = []
     with ThreadPoolExecutor(max(1, threads)) as pool:
         keys = (keys_by_shard[shard] for shard in shards)
-        for shard, of_shard in zip(shards, pool.map(cache.check, shards, keys), strict=True):
-            damaged += [(shard, key) for key in sorted(of_shard)]
+        for shard, is_good in zip(shards, pool.map(cache.check, shards, keys), strict=True):
+            if not is_good:
+                damaged += [(shard, key) for key in keys_by_shard[shard]]
     return damaged
 
 

@@ -137,36 +137,43 @@ class FeatureCache:
             for key in self._entries[path.name]:
                 self.index.setdefault(key, path.name)  # two runs may have encoded the same clip
 
-    def check(self, shard: str, keys: Iterable[str]) -> set[str]:
-        """Compare entries of a shard with their checksums; return the keys of damaged ones."""
-        damaged: set[str] = set()
+    def check(self, shard: str, keys: Iterable[str]) -> bool:
+        """Compare entries of a shard with their checksums; return whether all are intact."""
         try:
             opened = open_shard(self.folder / shard)
         except (DamagedShardError, FileNotFoundError):
-            return set(keys)
+            return False
         for key in keys:
-            if is_intact(opened, key, read_entry(opened, key)):
-                self._checked.add(key)
-            else:
-                damaged.add(key)
-        return damaged
+            if not is_intact(opened, key, read_entry(opened, key)):
+                return False
+            self._checked.add(key)
+        return True
 
     def remove(self, damaged: Iterable[tuple[str, str]]) -> None:
-        """Take entries, given by shard and key, out of the folder; those beside them stay."""
+        """Take entries, by shard and key, out of the folder; intact ones beside them stay."""
         keys_by_shard: dict[str, set[str]] = {}
         for shard, key in damaged:
             keys_by_shard.setdefault(shard, set()).add(key)
         for name, keys in keys_by_shard.items():
             path = self.folder / name
-            intact = self._entries[name] - keys
-            if intact:
-                opened = open_shard(path)
-                other = self.folder / shard_name(intact)
+            others = self._intact(path, self._entries[name] - keys)
+            if others:
+                other = self.folder / shard_name(others)
                 if cost_file(path).is_file():
                     cost_file(path).replace(cost_file(other))
-                write_shard(other, {key: read_entry(opened, key) for key in sorted(intact)})
+                write_shard(other, others)
             cost_file(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _intact(path: Path, keys: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of those of a shard's entries that have their checksums."""
+        try:
+            shard = open_shard(path)
+        except (DamagedShardError, FileNotFoundError):
+            return {}
+        entries = {key: read_entry(shard, key) for key in sorted(keys)}
+        return {key: entry for key, entry in entries.items() if is_intact(shard, key, entry)}
 
     def forget(self, damaged: Iterable[tuple[str, str]]) -> None:
         """Read the index again, without entries that are given by shard and key."""

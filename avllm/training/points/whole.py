@@ -120,8 +120,8 @@ def newest_whole(run: Path) -> ResumePoint | None:
         except ResumeError as error:
             faults.append(str(error))
             continue
-        for fault in faults:
-            LOG.warning("%s; going on from %s", fault, folder.name)
+        if faults and distributed.is_main():
+            LOG.warning("%s; going on from %s", "; ".join(faults), folder.name)
         return point
     if faults:
         raise ResumeError(
