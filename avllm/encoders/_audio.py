@@ -23,7 +23,13 @@ from avllm.encoders.base import MOST_TOKENS, check_count, check_values, part_nam
 from avllm.tokens import EncoderInput
 
 MOST_SAMPLES = 2**26  # of a window, an hour at 16 kHz
-MOST = {"rate": 1_000_000, "tokens": MOST_TOKENS, "mels": 4_096, "n_fft": 65_536}
+MOST = {
+    "rate": 1_000_000,
+    "tokens": MOST_TOKENS,
+    "mels": 4_096,
+    "n_fft": 65_536,
+    "segments": 4_096,
+}
 """The most of each count of a preprocessor that is not one of samples, steps or frames."""
 
 

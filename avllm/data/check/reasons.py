@@ -101,6 +101,11 @@ REASONS: dict[str, Reason] = {
         "the timestamps begin again or jump ahead within the file, as after `cat a.ts b.ts`",
         "none, if its parts belong together; else cut it there",
     ),
+    "second_file": Reason(
+        "warning",
+        "another file follows in the file, as after `cat a.wav b.wav`, and is not read",
+        "none, if the first is meant; else join them with a program for media",
+    ),
     "interlaced": Reason(
         "warning",
         "the picture is interlaced; one of its two fields is seen",

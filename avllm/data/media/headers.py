@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avllm.data.media.clip import MediaInfo, Note
+from avllm.data.media.container.joined import second_file
 from avllm.data.media.container.length import file_duration, stream_end
 from avllm.data.media.container.reread import reading
 from avllm.data.media.container.tracks import pixel_aspect, sound_tracks
@@ -51,11 +52,15 @@ def _describe(media: OpenMedia) -> MediaInfo:
     if media.clock is not None:
         seen = f"times begin again or jump ahead {len(media.clock.stretches) - 1} times"
         notes.append(Note("clock_restarts", f"{seen}; the parts are played one after the other"))
+    container = media.container.format.name
+    second = second_file(media.path, container)
+    if second is not None:
+        notes.append(Note("second_file", f"it begins at byte {second}, and is not read"))
     return MediaInfo(
         duration=duration,
         has_video=media.video is not None,
         has_audio=media.audio is not None,
-        container=media.container.format.name,
+        container=container,
         notes=tuple(notes),
         **fields,
     )

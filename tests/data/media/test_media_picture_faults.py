@@ -295,6 +295,48 @@ def test_a_file_that_begins_before_zero_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "codec", "sound_codec"),
+    [
+        ("a.flv", "libx264", "aac"),
+        ("a.mp4", "libx264", "aac"),
+        ("a.mov", "libx264", "pcm_s16le"),
+        ("a.avi", "mpeg4", "libmp3lame"),
+        ("a.wav", None, "pcm_s16le"),
+        ("a.flac", None, "flac"),
+    ],
+)
+def test_a_second_file_after_the_first_is_named(
+    tmp_path: Path, name: str, codec: str | None, sound_codec: str
+) -> None:
+    parts = []
+    for number in range(2):
+        part = tmp_path / f"{number}{name}"
+        sound = clicks(1.51, 44_100, [0.5])
+        if codec is None:
+            write_audio(part, sound, 44_100, sound_codec)
+        else:
+            options = {"sound": sound, "rate": 44_100, "sound_codec": sound_codec}
+            write_clip(part, seconds=1.52, codec=codec, **options)
+        parts.append(part)
+    assert reasons(probe(parts[0])) == []
+    info = probe(joined(tmp_path / name, *parts))
+    (note,) = info.notes
+    assert note.reason == "second_file"
+    assert str(parts[0].stat().st_size) in note.detail
+
+
+def test_sound_in_joined_ogg_files_is_played_one_after_the_other(tmp_path: Path) -> None:
+    for codec in ("flac", "libopus"):
+        parts = []
+        for number, (seconds, click) in enumerate([(2, 0.5), (3, 1.5)]):
+            part = tmp_path / f"{codec}{number}.ogg"
+            parts.append(write_audio(part, clicks(seconds, 48_000, [click]), 48_000, codec))
+        clip = load_audio(joined(tmp_path / f"{codec}.ogg", *parts), rate=RATE)
+        assert clip.duration == pytest.approx(5.0, abs=0.02)
+        assert click_times(clip) == pytest.approx([0.5, 3.5], abs=0.02)
+
+
+@pytest.mark.parametrize(
     ("name", "sound_codec"), [("a.mkv", "pcm_s16le"), ("a.mp4", "aac"), ("a.mov", "pcm_s16le")]
 )
 def test_sound_that_begins_before_zero_moves_neither_sound_nor_picture(
