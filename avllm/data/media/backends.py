@@ -77,7 +77,7 @@ def read_with(
     if not decord_is_right(media, window) or mirrored(display_matrix(first)):
         return read_frames(media, moments, end, sampling)
     # decord's timestamps are wrong where a track does not begin at 0; the packets' are right.
-    seconds = [second for second, _ in window.displayed()]
+    seconds = [second for second, _ in window.displayed]
     indices = [max(0, bisect.bisect_right(seconds, moment + TICK) - 1) for moment in moments]
     size = sampling.size(*displayed_size(first, 1.0))
     return _decord(media, len(seconds), indices, size, threads)

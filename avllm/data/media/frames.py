@@ -184,7 +184,7 @@ def _no_frame(media: OpenMedia, window: Window) -> MediaError:
 
 def _fill(media: OpenMedia, window: Window, targets: list[Target], canvas: Canvas) -> None:
     """Put the frame of each target on the canvas, decoding few packets where times allow it."""
-    displayed = window.displayed()
+    displayed = window.displayed
     if window.timed and displayed:
         seconds = [time for time, _ in displayed]
         steps_by_packet: dict[int, list[int]] = {}
@@ -285,7 +285,7 @@ def _put_near(
     canvas: Canvas,
 ) -> None:
     """Store a frame, unless the packets say that a later one belongs there and was not decoded."""
-    seconds = [second for second, _ in window.displayed()]
+    seconds = [second for second, _ in window.displayed]
     position = bisect.bisect_right(seconds, target.moment + TICK) - 1
     gap = longest_gap(seconds, media)
     if position >= 0 and seconds[position] - time > TAIL_FRAMES * gap:
@@ -312,7 +312,7 @@ def _decode(
     for packet in packets:
         media.deadline.check()
         is_needed = needed is None or packet.pts in needed
-        if is_needed == skips:  # set when it changes: it takes as long as many a packet
+        if is_needed == skips:  # to set it takes longer than all else that is done for a packet
             skips = not is_needed
             decoder.skip_frame = "NONREF" if skips else "DEFAULT"
         try:

@@ -70,6 +70,7 @@ class PlacedSound:
         pieces: mixed sound.
         waiting: frames of one kind that follow each other, not mixed yet.
         waiting_from: index of their first sample.
+        waiting_kind: sample format and number of channels of theirs.
         expected: index at which the next frame begins if nothing is missing.
         channel: the channel that is taken; None = the mean of all.
         power: of all channels and of their mean.
@@ -81,6 +82,7 @@ class PlacedSound:
     pieces: list[SoundPiece] = field(default_factory=list)
     waiting: list[AudioFrame] = field(default_factory=list)
     waiting_from: int = 0
+    waiting_kind: tuple[str, int] | None = None
     expected: int | None = None
     channel: int | None = None
     power: ChannelPower = field(default_factory=ChannelPower)
@@ -96,10 +98,12 @@ class PlacedSound:
         self.expected = index + frame.samples
         if self.expected <= self.first or index >= self.last:
             return
-        alike = follows and bool(self.waiting) and kind_of(frame) == kind_of(self.waiting[-1])
+        kind = kind_of(frame)
+        alike = follows and bool(self.waiting) and kind == self.waiting_kind
         if not alike or len(self.waiting) == MIXED_AT_ONCE:
             self.mix()
             self.waiting_from = index
+            self.waiting_kind = kind
         self.waiting.append(frame)
 
     def mix(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from avllm.data.media.container.length import stream_end
@@ -35,8 +36,12 @@ class Window:
     times: list[float | None]
     complete: bool
 
+    @cached_property
     def displayed(self) -> list[tuple[float, int]]:
-        """Return sorted (second, packet index) of the packets that appear on the screen."""
+        """Return sorted (second, packet index) of the packets that appear on the screen.
+
+        It is read when the window is complete.
+        """
         displayed = []
         for index, (time, packet) in enumerate(zip(self.times, self.packets, strict=True)):
             if time is not None and not packet.is_discard and not packet.is_corrupt:
@@ -98,7 +103,7 @@ def _starts_before(window: Window, first: float) -> bool:
     """Return whether the first key frame is displayed at second ``first`` or earlier."""
     if not window.timed:
         return False
-    for time, index in window.displayed():
+    for time, index in window.displayed:
         if window.packets[index].is_keyframe:
             return time <= first + TICK
     return False
@@ -145,7 +150,7 @@ def check_tail(media: OpenMedia, window: Window, end: float) -> None:
     """Raise ``truncated`` when the picture ends well before both ``end`` and the stream's end."""
     assert media.video is not None
     stream_ends_at = stream_end(media, media.video)
-    displayed = window.displayed()
+    displayed = window.displayed
     if not window.packets:
         raise MediaError(media.path, "truncated", f"no video packet up to {end:.3f} s")
     if stream_ends_at is None or not displayed:

@@ -26,7 +26,7 @@ def colours_of(frame: VideoFrame) -> list[np.ndarray]:
     # Each plane as (lines, bytes of a line), padding at the end of a line included.
     planes = []
     for plane in frame.planes:
-        content = np.frombuffer(memoryview(plane), np.uint8)
+        content = np.frombuffer(plane, np.uint8)
         planes.append(content.reshape(-1, plane.line_size))
     if frame.format.name == "rgb24":
         pixels = planes[0][:height, : 3 * width].reshape(height, width, 3)
