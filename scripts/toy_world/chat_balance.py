@@ -48,6 +48,11 @@ def add_later_turns(report: dict[str, dict], questions: dict[str, list[chats.Row
                 guesses[kind].append(guess(earlier, of_kind))
         if are_enough(after):
             guesses[REFUSAL].append(refusal_guess(earlier, after))
+    refused = {
+        split: [pair for pair in pairs[split] if answer_of(pair[0]) == REFUSAL] for split in pairs
+    }
+    if are_enough(refused):
+        guesses[REFUSAL].append(refusal_guess("any, which was refused,", refused))
     for kind, of_kind in guesses.items():
         report[kind]["earlier"] = max(of_kind, key=excess)
 
@@ -76,14 +81,17 @@ def answer_guess(earlier: str, pairs: Pairs) -> dict[str, Any]:
 
 
 def refusal_guess(earlier: str, pairs: Pairs) -> dict[str, Any]:
-    """Return the guess by the earlier answer and the later kind whether the later one is refused.
+    """Return the guess by the earlier answer and both kinds whether the later one is refused.
 
     Chance never refuses, or always.
     """
     keys = {}
     truths = {}
     for split, of_split in pairs.items():
-        keys[split] = [(answer_of(before), row["meta"]["asked"]) for before, row in of_split]
+        keys[split] = [
+            (before["meta"]["asked"], answer_of(before), row["meta"]["asked"])
+            for before, row in of_split
+        ]
         truths[split] = [str(answer_of(row) == REFUSAL) for _, row in of_split]
     guessed = majority_guess(keys["train"], truths["train"], keys["test"])
     refused = truths["test"].count("True") / len(guessed)

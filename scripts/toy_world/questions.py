@@ -111,7 +111,7 @@ REPEATS = {
     "both.silent": 2,
     "when.thing": 2,
 }
-UNANSWERABLE_SHARE = 0.09  # of the answerable rows of each kind
+UNANSWERABLE_SHARE = 0.09  # of the answerable rows of each kind; half of it outside of training
 
 
 def answers_of(clip: dict) -> list[tuple[str, str, str | None, tuple]]:
@@ -268,7 +268,8 @@ def question_rows(clips: list[dict], split: str, seed: int) -> list[dict]:
         repeats = REPEATS.get(kind, 1) if split == "train" else 1
         worded = word(balanced, repeats, rng)
         rows += worded
-        rows += refusals(kind, round(UNANSWERABLE_SHARE * len(worded)), clips, rng)
+        share = UNANSWERABLE_SHARE if split == "train" else UNANSWERABLE_SHARE / 2
+        rows += refusals(kind, round(share * len(worded)), clips, rng)
     rng = np.random.default_rng([seed, SPLITS.index(split), 5])
     rows = [rows[i] for i in rng.permutation(len(rows))]
     rows.sort(key=lambda r: r["clip"])
