@@ -144,7 +144,15 @@ def loading(what: str, name: str, setting: str = "") -> Iterator[None]:
         raise failed from error
 
 
-_FAULTS_OF_CODE = (ImportError, TypeError, LookupError, AttributeError, AssertionError)
+_NOT_ABOUT_FILES = (
+    UserError,
+    OutageError,
+    ImportError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)
 
 
 @contextmanager
@@ -156,7 +164,7 @@ def writing(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, OutageError, *_FAULTS_OF_CODE):
+    except _NOT_ABOUT_FILES:
         raise
     except Exception as error:  # safetensors, tokenizers and torch raise classes beside OSError
         message = f"{path} cannot be written ({one_line(error)}; {_free_space(path)})"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from avllm.errors import DEBUG, UserError, exit_on_user_error, loading
+from avllm.errors import DEBUG, UserError, WriteError, exit_on_user_error, loading, writing
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,25 @@ def test_what_a_library_says_of_a_name_gets_the_name(tmp_path: Path) -> None:
         assert refused.value.reason == "loading"
     with pytest.raises(ImportError), loading("the LLM", str(tmp_path)):
         raise ImportError("a package is missing")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+        RuntimeError("[enforce fail at inline_container.cc:664] .\nunexpected pos 64 vs 0"),
+        Exception("No space left on device (os error 28)"),  # tokenizers
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named(error: Exception, tmp_path: Path) -> None:
+    path = tmp_path / "not_made" / "trainable.pt"
+    with pytest.raises(WriteError) as raised, writing(path):
+        raise error
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert "GB are free" in str(raised.value)
+    with pytest.raises(TypeError), writing(path):
+        raise TypeError("a bug")

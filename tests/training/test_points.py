@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import World, make_world, settings
-from tiny_runs import FORK, difference, losses, rows, run, start, train, weights
+from tiny_runs import FORK, difference, losses, rows, run, start, together, train, weights
 
 from avllm.config import RunConfig
 from avllm.errors import UserError, WriteError
@@ -26,7 +26,7 @@ from avllm.models import checkpoint
 from avllm.models.loading.digests import ALL_FILES, compare_files
 from avllm.training.points.lock import RunInUseError, RunLock
 from avllm.training.points.position import RunPosition
-from avllm.training.points.record import ResumeError
+from avllm.training.points.record import ResumeError, read_record
 from avllm.training.points.store import ResumePoints
 from avllm.training.points.whole import SEAL, newest_whole, points_of, seal
 
@@ -96,6 +96,22 @@ def _refused(folder: Path) -> None:
         pass
 
 
+def refused_in_a_group(folder: Path) -> None:
+    """Start as one of several processes that find each other, on a folder that is in use."""
+    torch.distributed.init_process_group("gloo")
+    with pytest.raises(RunInUseError), RunLock(folder):
+        pass
+
+
+def test_every_process_of_a_run_is_refused(tmp_path: Path) -> None:
+    held = FORK.Event()
+    holder = start(hold, tmp_path, held, False)
+    assert held.wait(60)
+    together(refused_in_a_group, tmp_path, ranks=2)
+    holder.kill()
+    holder.join()
+
+
 def test_a_file_system_without_locks_costs_a_warning(
     tmp_path: Path, messages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +157,7 @@ def test_a_damaged_point_is_named_and_the_one_before_taken(
     file: str, damage: Any, tmp_path: Path, messages: Any
 ) -> None:
     first, second = make_points(tmp_path)
+    (tmp_path / "checkpoints" / "step_9_of_mine").mkdir()
     point = newest_whole(tmp_path)
     assert point is not None
     assert (point.folder, point.position.step, point.record) == (second, 4, {"seed": 0})
@@ -277,6 +294,14 @@ def test_the_settings_of_the_point_count(world: World, tmp_path: Path) -> None:
     assert raised.value.reason == "settings"
     free = {"data__num_workers": 1, "train__keep": 5, "train__log_every": 2}
     train(settings(world, tmp_path / "run", train__max_steps=1, **free))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"train": 3}', "[" * 100_000])
+def test_a_damaged_record_of_a_finished_run_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ResumeError, match=r"run\.json is damaged") as raised:
+        read_record(tmp_path)
+    assert raised.value.reason == "damaged"
 
 
 # ---- longer --------------------------------------------------------------------------------------

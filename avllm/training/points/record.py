@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from avllm import distributed
 from avllm.config import RunConfig
-from avllm.errors import UserError
+from avllm.errors import UserError, one_line
 from avllm.log import logger
 from avllm.training.points.inputs import inputs, weights
 
@@ -94,13 +94,18 @@ def read_record(run: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        sections = [record["train"], record["data"], record["inputs"], record["model"] or {}]
+        seen = "" if all(isinstance(section, dict) for section in sections) else "of another form"
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        seen = one_line(error)
+    if seen:
         raise ResumeError(
-            f"{path} is damaged ({error}); expected the settings of the run. Delete it: a run that "
-            "has resume points goes on without it",
+            f"{path} is damaged ({seen}); expected the settings of the run. Copy it back from "
+            "elsewhere, or delete it if the settings are the same",
             reason="damaged",
-        ) from error
+        )
+    return dict(record)
 
 
 def compare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from avllm.training.points.record import ResumeError
 
 LOG = logger(__name__)
 POINTS = "checkpoints"
+_NAME = re.compile(r"step_\d+")
 SEAL = "point.json"
 """Position and record of the run, checksums of the point's other files, and one of itself."""
 
@@ -39,7 +41,8 @@ class ResumePoint:
 
 def points_of(run: Path) -> list[Path]:
     """Return the folders of a run's resume points, oldest first."""
-    return sorted((run / POINTS).glob("step_*"), key=step_of)
+    folders = (path for path in (run / POINTS).glob("step_*") if path.is_dir())
+    return sorted((path for path in folders if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def latest(run: Path) -> Path | None:
@@ -69,7 +72,7 @@ def seal(folder: Path, position: RunPosition, record: dict[str, Any]) -> None:
         content = {
             "position": asdict(position),
             "run": record,
-            "settings_sha256": digest_of(record),
+            "run_sha256": digest_of(record),
             "files": files,
         }
         sealed = {"content": content, "sha256": digest_of(content)}
