@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ SAMPLED_FILES = 256
 """Media files of a manifest whose bytes are compared: all would take hours where there are many."""
 ENDS = 64 * 1024
 """Bytes at the beginning and at the end of a media file that are read."""
+HASHED_AT_ONCE = 8
 SETTINGS_OF_BACKBONES = ("*.json", "*.jinja", "*.txt", "*.model")
 """Files of a backbone's folder beside its weights: config, tokenizer, preprocessor."""
 
@@ -98,6 +100,10 @@ def weights(config: RunConfig) -> dict[str, str | None]:
     For a name on the hub it is the commit in the hub's cache; None before the first download.
     """
     digests: dict[str, str | None] = {}
+    models = [name for name, _ in _backbones(config)]
+    files = [path for name in [*models, *_options(config)] for path in weight_files(name)]
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        list(pool.map(sha256_once, files))  # remembered; one by one, large models take minutes
     if config.init is not None:
         folders = [Path(config.init), *sorted((Path(config.init) / LORA).glob("*"))]
         total = hashlib.sha256("".join(str(fingerprint(str(f))) for f in folders).encode())
