@@ -17,7 +17,7 @@ from avllm.models.configuration_avllm import AVConfig
 from avllm.models.rows.chat_template import THINKING, ChatTemplate
 from avllm.models.rows.chat_tokens import ChatTokens, Tokenized
 from avllm.models.rows.content import in_seconds
-from avllm.models.rows.control_text import ControlTokens
+from avllm.models.rows.control_text import ControlTokens, match_exactly
 from avllm.models.rows.rendered import MARK, PROBE, Range, Rendered, Turn
 from avllm.models.rows.template import check_template
 from avllm.models.rows.thoughts import ThoughtMarks
@@ -80,6 +80,7 @@ class ChatText:
         if tokenizer.chat_template is None:
             tokenizer.chat_template = DEFAULT_TEMPLATE
         check_template(tokenizer)
+        match_exactly(tokenizer)
         llm = config.llm
         self.template = ChatTemplate(tokenizer, llm.get("chat_template_kwargs"), llm.get("date"))
         self.control = ControlTokens(tokenizer, self.template.source, self._some_turns())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 FIRST_SUBSTITUTE = 0x100000  # private use, plane 16: in no script and in no icon font
@@ -54,6 +55,35 @@ class ControlTokens:
         """Return the control tokens in the text of a turn, in order."""
         pattern = self._answered if role == "assistant" else self._asked
         return pattern.findall(text)
+
+
+def match_exactly(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the control tokens of a tokenizer that ignores case match their own spelling alone.
+
+    Such a tokenizer may compare its special tokens after it has lower-cased the text: ``<|end|>``
+    would be ``<|END|>``, which is hidden under that spelling alone.
+    """
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if normalizer is None:
+        return
+    loose = []
+    for token in tokenizer.added_tokens_decoder.values():
+        upper = normalizer.normalize_str(token.content.upper())
+        ignores_case = upper == normalizer.normalize_str(token.content.lower())
+        if token.special and token.normalized and ignores_case:
+            loose.append(token)
+    for token in loose:
+        exact = AddedToken(
+            token.content,
+            special=True,
+            normalized=False,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            single_word=token.single_word,
+        )
+        tokenizer.add_tokens([exact], special_tokens=True)  # it keeps its id
+    if loose:  # the tokenizer in memory would go on writing them in lower case
+        tokenizer._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
 
 
 def _any_of(words: Iterable[str]) -> re.Pattern[str]:
