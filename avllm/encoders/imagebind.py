@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from avllm.encoders._audio import FbankPreprocessor
 from avllm.encoders._backbone import Backbone
+from avllm.encoders.base import check_values
 from avllm.published import Published
 from avllm.tokens import EncoderInput
 from avllm.weights import check_finite
@@ -205,6 +206,7 @@ class SegmentPreprocessor(FbankPreprocessor):
         if self.segments is None:
             return super().__call__(media, duration)
         self._check(media)
+        check_values(self.segments * self.mels * self.frames, f"{self.segments} segments of sound")
         samples = media.x.shape[0]
         room = max(0, samples - self.unit_samples)
         mels: list[Tensor] = []

@@ -24,11 +24,14 @@ class Maker:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.random = torch.Generator().manual_seed(self.seed)
+        self.random = torch.Generator().manual_seed(self.seed)  # on the CPU
         self.state: State = {}
 
     def draw(self, name: str, *shape: int, std: float = 0.2) -> None:
-        self.state[name] = std * torch.randn(*shape, generator=self.random)
+        if torch.get_default_device().type == "meta":  # shapes alone
+            self.state[name] = torch.empty(shape)
+        else:
+            self.state[name] = std * torch.randn(*shape, generator=self.random)
 
     def norm(self, name: str, width: int) -> None:
         self.draw(f"{name}.weight", width)

@@ -31,6 +31,8 @@ from typer.testing import CliRunner
 from avllm.cli.main import app
 from avllm.data.schema import RowError, Sample
 from avllm.errors import UserError
+from avllm.models.importing.base import Dims
+from avllm.models.importing.video_llama import VideoLlama
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 from avllm.published import PublishedError
@@ -238,6 +240,44 @@ def test_the_originals_own_numbers(tmp_path: Path) -> None:
     assert code == 0
 
 
+def test_the_released_sizes_are_the_defaults(tmp_path: Path) -> None:
+    """Tensors without memory, as large as the published ones; 40 blocks, of which 39 count."""
+    clip: dict[str, Any] = {"width": 768, "hidden": 3072}
+    two = {"layers": 2, "every": 1, **clip}
+    with torch.device("meta"):
+        vision, sound, blip2 = Maker(5), Maker(6), Maker(7)
+        vision.draw("video_frame_position_embedding.weight", 32, 768)
+        vision.linear("llama_proj", 768, 4096)
+        sound.draw("audio_position_embedding.weight", 8, 1024)
+        sound.linear("audio_llama_proj", 768, 4096)
+        blip2.norm("ln_vision", 1408)
+        blip2.linear("t5_proj", 768, 4096)
+        files = {
+            "vl": vision.state
+            | make_qformer("video_Qformer.bert.", "video_query_tokens", 32, 768, **two),
+            "al": sound.state
+            | make_qformer("audio_Qformer.bert.", "audio_query_tokens", 8, 1024, **two),
+            "imagebind": make_imagebind(width=768, depth=12, out=1024, patches=(12, 19)),
+            "vit": make_eva(width=1408, depth=39, hidden=6144, side=16),
+            "qformer": blip2.state
+            | make_qformer("Qformer.bert.", "query_tokens", 32, 1408, layers=12, **clip),
+        }
+    scale = "modality_postprocessors.audio.1.log_logit_scale"
+    files["imagebind"][scale] = torch.tensor(20.0).log()
+    for name, state in files.items():
+        torch.save(state, tmp_path / f"{name}.pth")
+    importer = VideoLlama(**{name: str(tmp_path / f"{name}.pth") for name in REAL_NAMES})
+    converted = importer.convert(Dims(VideoLlama.defaults, {}), ())
+    weights = converted.weights({"video": 1408, "audio": 1024}, 4096)
+    for adapter in converted.adapters:
+        adapter.file.refuse_rest()
+    assert weights["2.query_tokens"].shape == (1, 32, 768)
+    video, audio = (converted.backbones[stream].config for stream in ("video", "audio"))
+    assert (video.num_hidden_layers, video.image_size, video.num_attention_heads) == (39, 224, 16)
+    assert (audio.num_hidden_layers, audio.frames, audio.num_attention_heads) == (12, 204, 12)
+    assert audio.scale == pytest.approx(20)
+
+
 # ---- branches -------------------------------------------------------------------------------
 
 
@@ -339,6 +379,23 @@ def test_a_file_that_runs_code_is_refused(published: Published) -> None:
         result = CliRunner().invoke(app, [*command, "--output", str(published.folder / "second")])
         assert isinstance(result.exception, PublishedError)
         assert result.exception.reason == "damaged"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "folder"])
+def test_a_damaged_file_is_one_line(published: Published, damage: str) -> None:
+    published.write()
+    path = published.path("al")
+    content = path.read_bytes()
+    published.write = lambda: None  # type: ignore[method-assign]
+    if damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes({"cut": content[:5000], "empty": b"", "text": b"not a file\n"}[damage])
+    with pytest.raises(PublishedError, match=r"al\.pth") as error:
+        published.run()
+    assert error.value.reason == ("missing" if damage == "folder" else "damaged")
+    assert "\n" not in str(error.value)
 
 
 def test_options_that_do_not_exist_are_refused(published: Published) -> None:

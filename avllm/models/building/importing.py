@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from avllm.config_model import LoraConfig, ModelConfig
+from avllm.config_model import ModelConfig
+from avllm.config_peft import LoraConfig
 from avllm.data.store.storage import sha256
 from avllm.errors import UserError, loading, one_line
 from avllm.log import logger
@@ -69,13 +70,6 @@ def import_checkpoint(
     check_options(part, files, f"importer {name!r}")
     importer: Importer = make(part, **files)
     numbers = Dims(importer.defaults, _read_dims(dims))
-    record = {
-        "stage": IMPORT,
-        "importer": name,
-        "steps": 0,
-        "settings": {"files": dict(files), "dims": numbers.values, "allow": list(allow)},
-        "data": {str(path): sha256(path) for path in importer.sources},
-    }
     with _new_folder(Path(output)) as partial:
         converted = importer.convert(numbers, allow)
         weights = _connector_weights(converted, str(llm), numbers)
@@ -85,6 +79,13 @@ def import_checkpoint(
             _add_lora(model, converted.lora)
         for stream in converted.backbones:
             model.config.encoders[stream]["name"] = f"{BACKBONES}/{stream}"
+        record = {
+            "stage": IMPORT,
+            "importer": name,
+            "steps": 0,
+            "settings": {"files": dict(files), "dims": numbers.values, "allow": list(allow)},
+            "data": {str(path): sha256(path) for path in importer.sources},
+        }
         save_checkpoint(model, processor, partial, [record])
     return Path(output)
 
