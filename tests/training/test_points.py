@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from answering import make_checkpoint
 from tiny import World, make_world, settings
 from tiny_runs import FORK, difference, losses, rows, run, start, together, train, weights
 
@@ -243,17 +243,22 @@ def test_a_failure_between_the_files_of_the_best_model_leaves_the_old_one(
 # ---- what may change on the way ------------------------------------------------------------------
 
 
-def test_other_weights_of_a_backbone_are_refused(world: World, tmp_path: Path) -> None:
-    llm = Path(shutil.copytree(world.llm, tmp_path / "llm"))
+def test_other_weights_of_a_backbone_are_refused_wherever_they_are(
+    world: World, tmp_path: Path
+) -> None:
+    before = make_checkpoint(tmp_path)
+    llm = Path(shutil.copytree(before.parent / "backbones" / "llm", tmp_path / "llm"))
     asked = settings(world, tmp_path / "run", train__max_steps=1)
-    asked["model"] = asked["model"] | {"llm": {"name": str(llm)}}
+    del asked["model"]
+    asked["init"] = str(before)
     folder = run(asked)
     (folder / "finished.json").unlink()
-    path = llm / "model.safetensors"
-    state = load_file(path)
-    name = sorted(state)[0]
-    save_file(state | {name: state[name] + 1}, path, metadata={"format": "pt"})
-    with pytest.raises(ResumeError, match=str(llm)) as raised:
+    asked["backbones"] = {"llm": str(llm)}
+    train(asked)  # moved, but the same
+    (folder / "finished.json").unlink()
+    with (llm / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(ResumeError, match=r"inputs\.weights\.llm") as raised:
         train(asked)
     assert raised.value.reason == "weights"
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from avllm.config import RunConfig
 from avllm.data.index import Manifest
@@ -95,21 +95,25 @@ def media_digest(path: Path) -> str | None:
 
 
 def weights(config: RunConfig) -> dict[str, str | None]:
-    """Return the digests of the stage and the backbones that a run begins with, by name.
+    """Return the digests of the stage and the backbones that a run begins with, by part.
 
     For a name on the hub it is the commit in the hub's cache; None before the first download.
     """
     digests: dict[str, str | None] = {}
-    models = [name for name, _ in _backbones(config)]
-    files = [path for name in [*models, *_options(config)] for path in weight_files(name)]
+    backbones = list(_backbones(config))
+    names = [backbone.name for backbone in backbones]
+    files = [path for name in [*names, *_options(config)] for path in weight_files(name)]
     with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
         list(pool.map(sha256_once, files))  # remembered; one by one, large models take minutes
     if config.init is not None:
         folders = [Path(config.init), *sorted((Path(config.init) / LORA).glob("*"))]
         total = hashlib.sha256("".join(str(fingerprint(str(f))) for f in folders).encode())
-        digests[config.init] = total.hexdigest()
-    for name, revision in _backbones(config):
-        digests[name] = _folder_digest(name) if Path(name).is_dir() else _commit(name, revision)
+        digests["init"] = total.hexdigest()
+    for backbone in backbones:
+        if Path(backbone.name).is_dir():
+            digests[backbone.part] = _folder_digest(backbone.name)
+        else:
+            digests[backbone.part] = _commit(backbone.name, backbone.revision)
     for name in _options(config):
         if Path(name).is_file():
             digests[name] = sha256_once(Path(name))
@@ -118,22 +122,29 @@ def weights(config: RunConfig) -> dict[str, str | None]:
     return digests
 
 
-def _backbones(config: RunConfig) -> Iterator[tuple[str, str | None]]:
-    """Yield name and revision of each pretrained model that a run loads."""
-    records: list[dict[str, Any]] = []
-    if config.model is not None:
-        records.append(config.model.llm.model_dump())
-        records += config.model.encoders.values()
-    if config.extend is not None:
-        records += config.extend.encoders.values()
+class _Backbone(NamedTuple):
+    """A pretrained model that a run loads: ``llm`` or ``encoders.NAME``, a folder or hub name."""
+
+    part: str
+    name: str
+    revision: str | None
+
+
+def _backbones(config: RunConfig) -> Iterator[_Backbone]:
+    """Yield the pretrained models that a run loads."""
+    records: dict[str, dict[str, Any]] = {}
     if config.init is not None and is_checkpoint(config.init):
         for part, record in read_manifest_of(config.init)["backbones"].items():
-            given = place_of(part, config.backbones)
-            name = given or find_backbone(record, config.init)
-            records.append({"name": name, "revision": record.get("revision")})
-    for record in records:
+            name = place_of(part, config.backbones) or find_backbone(record, config.init)
+            records[part] = record | {"name": name}
+    if config.model is not None:
+        records["llm"] = config.model.llm.model_dump()
+        records |= {f"encoders.{name}": spec for name, spec in config.model.encoders.items()}
+    if config.extend is not None:
+        records |= {f"encoders.{name}": spec for name, spec in config.extend.encoders.items()}
+    for part, record in records.items():
         if record.get("name") is not None:
-            yield str(record["name"]), record.get("revision")
+            yield _Backbone(part, str(record["name"]), record.get("revision"))
 
 
 def _options(config: RunConfig) -> Iterator[str]:
