@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from avllm.cli.options import AllowPart, Backbone, Json, hush, places_of
+from avllm.cli.options import AllowPart, Backbone, Json, hush, output_folder, places_of
 
 ckpt = typer.Typer(help="Look at checkpoints, and import them.", no_args_is_help=True)
 
@@ -137,11 +137,10 @@ def import_published(
 
     The importer's files are further options: `avllm ckpt import video_llama --vl VL.pth ...`.
     """
-    from avllm.log import hush_libraries
-
-    hush_libraries()
+    hush()
     from avllm.models.building.importing import import_checkpoint
 
+    output_folder(output.parent)
     files = file_options(context.args)
     folder = import_checkpoint(
         importer, files, llm=llm, output=output, dims=dims, allow=allow or ()

@@ -6,6 +6,7 @@ from its keys and values. The answers are those that ``model.generate`` gives to
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,9 +17,12 @@ from torch import Tensor
 from avllm.data.collate import gather_stream
 from avllm.data.packing import shared_length
 from avllm.data.row import Row
-from avllm.inference.generation import Generation
+from avllm.inference.generation import Generation, answers_of
+from avllm.log import logger
 from avllm.models.llm_calls import CachedRows, cache_is_selectable
 from avllm.tokens import Tokens
+
+LOG = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def answer_rows(
     arguments = generation.arguments(model, processor)
     can_share = cache_is_selectable(model.llm) and not model.connector.conditioned
     answers = [""] * len(rows)
+    warnings: Counter[str] = Counter()
     for groups in batches(group_rows(rows), batch_size):
         if can_share and decoding is None:
             ids = _generate_shared(model, processor, groups, arguments)
@@ -69,10 +74,13 @@ def answer_rows(
             batch = processor.collate(whole, padding_side="left")
             ids = model.generate(batch.to(model.device), **arguments)
         places = [place for group in groups for place in group.places]
-        durations = [rows[place].duration for place in places]
-        for place, text in zip(places, processor.decode(ids, durations), strict=True):
-            answers[place] = text
+        written = answers_of(processor, [rows[place] for place in places], ids)
+        for place, answer in zip(places, written, strict=True):
+            answers[place] = answer.text
+            warnings.update(answer.warnings)
         progress(len(places))
+    for warning, count in warnings.items():
+        LOG.warning("in %d of %d answers: %s", count, len(rows), warning)
     return answers
 
 

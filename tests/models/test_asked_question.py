@@ -18,6 +18,7 @@ from avllm.data.reading import MediaReader
 from avllm.data.row import Row
 from avllm.data.row_makers.each_turn import EachTurn
 from avllm.data.schema import Sample
+from avllm.errors import UserError
 from avllm.inference.chat import Chat
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.modeling_avllm import AVLLM
@@ -161,8 +162,9 @@ def test_a_mutant_that_reads_the_first_question_is_seen(
         llm, processor.collate(rows_of(processor, talk(world, FIRST, SECOND, answered=2), True)[1:])
     )
     assert len(row.parts) == 2
-    with pytest.raises(ValueError, match="each_turn"):  # one copy of the clip, two questions
+    with pytest.raises(UserError, match="each_turn") as refused:  # one clip, two questions
         media(llm, processor.collate([row]))
+    assert refused.value.reason == "two_questions"
     monkeypatch.setattr(avllm.models.asked, "part_of_clip", lambda parts, batch: batch.clip_row * 0)
     wrong = media(llm, processor.collate([row]))
     assert any(float((wrong[name] - x).abs().max()) > 1e-3 for name, x in right.items())

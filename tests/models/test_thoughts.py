@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny import World, make_world, row, text
 from avllm.config_model import ModelConfig
 from avllm.data.schema import RowError, Sample
 from avllm.errors import UserError
+from avllm.evaluation.answering import answer_rows as answer_all
 from avllm.inference.batch import answer_samples
 from avllm.inference.chat import Chat
 from avllm.inference.generation import Generation, stop_ids
@@ -41,7 +43,9 @@ def chat_of(world: World, folder: Path, template: str, **arguments: Any) -> Chat
     return Chat(model, AVProcessor.from_model(model, tokenizer))
 
 
-def test_open_thoughts_are_an_empty_answer_with_its_reason(world: World, tmp_path: Path) -> None:
+def test_open_thoughts_are_an_empty_answer_with_its_reason(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     chat = chat_of(world, tmp_path, ALWAYS_THOUGHTS, enable_thinking=True)
     assert "".join(chat.ask("what ?", max_new_tokens=6)) == ""
     (warning,) = chat.warnings
@@ -50,6 +54,10 @@ def test_open_thoughts_are_an_empty_answer_with_its_reason(world: World, tmp_pat
     short = Generation(max_new_tokens=6)
     (line,) = answer_samples(chat.model, chat.processor, samples, generation=short)
     assert line == {"id": "a", "answer": "", "warnings": [warning]}
+    rows = [chat.processor.row(sample, [], answer=False) for sample in samples * 2]
+    logging.getLogger("avllm").propagate = True
+    assert answer_all(chat.model, chat.processor, rows, batch_size=2, max_new_tokens=6) == ["", ""]
+    assert "in 2 of 2 answers" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ class NoAnswer(Exception):
     """A call did not end in time."""
 
 
-def seconds_for(size: int) -> float:
-    """Return the most seconds that so many bytes may take, as for http."""
+def seconds_for(size: int | None) -> float:
+    """Return the most seconds that so many bytes may take, as for http; None = not known."""
+    if size is None:
+        return MOST_SECONDS
     return min(MOST_SECONDS, GRACE_SECONDS + size / LEAST_RATE)
 
 

@@ -258,18 +258,18 @@ def _fetch(byte_range: ByteRange) -> bytes:
         info = _remote_info(url)
         if info is None:
             raise FileNotFoundError(f"{url} does not exist")
-        size = int(info["size"] or 0)
+        size = info["size"]  # None where the store does not say it
         last = None
     else:
         size = byte_range.size
         last = byte_range.offset + size
-    if size > MOST_BYTES:
+    if size is not None and size > MOST_BYTES:
         raise FetchError(f"{url} has {size:,} bytes; at most {MOST_BYTES:,} are read", "too_large")
     seconds = seconds_for(size)
     try:
         return within(seconds, url, lambda: files.cat_file(name, start=byte_range.offset, end=last))
     except NoAnswer as error:
-        detail = f"{url}: {size} bytes did not come in {seconds:.0f} s; give a faster copy"
+        detail = f"{url}: its bytes did not come in {seconds:.0f} s; give a faster copy"
         raise FetchError(detail, "timeout") from error
 
 

@@ -63,6 +63,7 @@ def test_what_is_read_only_is_named(tmp_path: Path) -> None:
         "data check {rows} --checkpoint no-model --output {rows}",
         "data show {rows} --checkpoint no-model --output {rows}",
         "data pack {rows} --output {rows}",
+        "ckpt import video_llama --llm no-model --output {rows}/checkpoint",
     ],
 )
 def test_commands_check_their_outputs_first(command: str, tmp_path: Path) -> None:

@@ -84,3 +84,4 @@ def test_time_grows_with_size_up_to_a_bound() -> None:
     assert limits.seconds_for(0) == pytest.approx(0.2)
     assert limits.seconds_for(10**6) == pytest.approx(50.2)
     assert limits.seconds_for(2**40) == limits.MOST_SECONDS
+    assert limits.seconds_for(None) == limits.MOST_SECONDS
