@@ -113,8 +113,8 @@ REASONS: dict[str, Reason] = {
     ),
     "high_dynamic_range": Reason(
         "warning",
-        "the picture is HDR, and no encoder expects its colours",
-        "convert it to SDR (BT.709)",
+        "the picture is HDR, and mapped to the standard range by a plain curve",
+        "none; or convert it to SDR (BT.709) with a better one",
     ),
     "animation": Reason(
         "warning",

@@ -28,6 +28,7 @@ from avllm.data.media.pictures.display import (
     is_transparent,
     mirrored,
 )
+from avllm.data.media.pictures.tone import is_high_dynamic_range
 from avllm.data.media.sampling import Sampling
 from avllm.data.media.window import TICK, Window, read_window
 from avllm.data.store.storage import byte_range_of, open_bytes
@@ -84,11 +85,12 @@ def read_with(
 
 
 def is_plain(media: OpenMedia, first: VideoFrame) -> bool:
-    """Return whether pixels are square, progressive and opaque, and times rise."""
+    """Return whether pixels are square, progressive, opaque and not HDR, and times rise."""
     assert media.video is not None
     square = pixel_aspect(media.video) == 1.0
     opaque = not is_transparent(first.format.name)
-    return square and opaque and not first.interlaced_frame and media.clock is None
+    standard = not (first.interlaced_frame or is_high_dynamic_range(first))
+    return square and opaque and standard and media.clock is None
 
 
 def decord_is_right(media: OpenMedia, window: Window) -> bool:

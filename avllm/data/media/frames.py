@@ -27,6 +27,7 @@ from avllm.data.media.pictures.display import (
     is_transparent,
     orient,
 )
+from avllm.data.media.pictures.tone import is_high_dynamic_range, tone_mapped
 from avllm.data.media.window import (
     TAIL_FRAMES,
     TICK,
@@ -89,7 +90,7 @@ class Canvas:
             # would stay in memory until the garbage is collected.
             self.matrix = display_matrix(frame)
             self.turn = turn
-        colours = [orient(colour, self.matrix) for colour in colours_of(self._resized(frame))]
+        colours = [orient(colour, self.matrix) for colour in self._colours(frame)]
         if self.planes is None:
             self.planes = np.empty((self.steps, 3, *colours[0].shape), np.uint8)
         height, width = self.planes.shape[2:]
@@ -101,15 +102,22 @@ class Canvas:
             for channel, colour in enumerate(colours):
                 self.planes[step, channel] = colour
 
-    def _resized(self, frame: VideoFrame) -> VideoFrame:
-        # To planes: libswscale scales to packed RGB half as fast, with half the chroma, and darker.
+    def _colours(self, frame: VideoFrame) -> list[np.ndarray]:
+        """Return red, green and blue ``(H, W)`` of the frame, resized."""
         if frame.interlaced_frame:
             frame = self.upper_field(frame)
+        if is_high_dynamic_range(frame):
+            deep = self._resized(frame, "gbrp16le")
+            return tone_mapped(deep, int(frame.color_trc))
+        # To planes: libswscale scales to packed RGB half as fast, with half the chroma, and darker.
         pixels = "gbrp"
         if is_transparent(frame.format.name):
             pixels = "gbrap"
         elif (self.width, self.height) == (frame.width, frame.height):
             pixels = "rgb24"
+        return colours_of(self._resized(frame, pixels))
+
+    def _resized(self, frame: VideoFrame, pixels: str) -> VideoFrame:
         return self.reformatter.reformat(
             frame,
             self.width,

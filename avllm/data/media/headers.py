@@ -14,13 +14,11 @@ from avllm.data.media.frames import first_frame
 from avllm.data.media.open import OpenMedia, no_track, open_media, require_file
 from avllm.data.media.pictures.animation import is_animation, probe_animation
 from avllm.data.media.pictures.display import display_matrix, displayed_size, rotation
+from avllm.data.media.pictures.tone import HDR_TRANSFERS
 from avllm.data.media.window import read_window
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
-
-# Transfer functions of high dynamic range, as ITU-T H.273 numbers them.
-HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
 
 
 def probe(path: str | Path, timeout: float = 60.0, track: int | None = None) -> MediaInfo:
@@ -92,7 +90,8 @@ def _picture_notes(frame: VideoFrame) -> list[Note]:
         notes.append(Note("interlaced", "every second line of each frame is read"))
     transfer = HDR_TRANSFERS.get(int(frame.color_trc))
     if transfer is not None:
-        notes.append(Note("high_dynamic_range", f"its transfer function is {transfer}"))
+        seen = f"its transfer function is {transfer}; it is mapped to the standard range"
+        notes.append(Note("high_dynamic_range", seen))
     return notes
 
 

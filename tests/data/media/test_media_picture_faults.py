@@ -36,6 +36,7 @@ from avllm.data.media.load import (
     load_video,
     probe,
 )
+from avllm.data.media.pictures import tone
 from avllm.data.media.whole import decode_whole
 from avllm.encoders._visual import VisualPreprocessor
 
@@ -467,12 +468,45 @@ def test_transparent_parts_of_a_video_are_white(tmp_path: Path, name: str) -> No
         assert (x[:, :, : half - 4, 1:] < 40).all()
 
 
-@pytest.mark.parametrize("transfer", [16, 18])
-def test_high_dynamic_range_is_named(tmp_path: Path, transfer: int) -> None:
-    options = {"x265-params": f"log-level=none:transfer={transfer}:colorprim=9:colormatrix=9"}
-    grey = [np.full((64, 64, 3), 100, np.uint8)] * 3
-    path = write_pictures(tmp_path / "a.mp4", grey, "libx265", "yuv420p10le", options=options)
+@pytest.mark.parametrize("backend", ["auto", "decord"])
+@pytest.mark.parametrize(
+    ("transfer", "nits_of_value"),
+    [
+        # BT.2100: PQ is absolute; HLG on a display of 1,000 nits, of which 75% are 203.
+        (16, {0.0: 0, 0.25: 5.0, 0.5: 92, 0.58: 203, 0.75: 983}),
+        (18, {0.0: 0, 0.25: 9.4, 0.5: 50.7, 0.75: 203, 1.0: 1000}),
+    ],
+)
+def test_high_dynamic_range_is_named_and_mapped_to_the_standard_one(
+    tmp_path: Path, transfer: int, nits_of_value: dict[float, float], backend: str
+) -> None:
+    params = f"log-level=none:lossless=1:transfer={transfer}:colorprim=9:colormatrix=9"
+    greys = [np.full((64, 64, 3), round(255 * value), np.uint8) for value in nits_of_value]
+    path = write_pictures(
+        tmp_path / "a.mp4", greys, "libx265", "yuv420p10le", options={"x265-params": params}
+    )
     assert reasons(probe(path)) == ["high_dynamic_range"]
+    shown = video(path, len(greys), backend=backend).frames.x.float().mean((1, 2))  # (T, 3)
+    assert (shown.max(1).values - shown.min(1).values).max() <= 3, "grey stays grey"
+    for nits, value in zip(nits_of_value.values(), shown.mean(1).tolist(), strict=True):
+        light = nits / 203
+        if light > 0.5:
+            light = 0.5 + 0.5 * (1 - np.exp(-(light - 0.5) / 0.5))
+        srgb = 12.92 * light if light <= 0.0031308 else 1.055 * light ** (1 / 2.4) - 0.055
+        assert value == pytest.approx(255 * srgb, abs=6)
+
+
+def test_colours_of_high_dynamic_range_keep_their_hue() -> None:
+    light = np.array([[[2.0, 0.1, 0.1]]], np.float32).transpose(2, 0, 1)  # bright BT.2020 red
+    frame = av.VideoFrame(16, 2, "gbrp16le")
+    values = np.interp(light[:, 0, 0], tone._light(tone.PQ), np.arange(tone.LEVELS))
+    for plane, number in zip(frame.planes, (1, 2, 0), strict=True):
+        plane.update(np.full(plane.buffer_size // 2, values[number], np.uint16))
+    red, green, blue = (int(x[0, 0]) for x in tone.tone_mapped(frame, tone.PQ))
+    assert red >= 250
+    assert green == 0, "it is more saturated than any red of BT.709"
+    # In BT.709 red is 3.25 and blue 0.065 of white: both are scaled by what rolls red off to 1.
+    assert blue == pytest.approx(255 * (1.055 * (0.065 / 3.25) ** (1 / 2.4) - 0.055), abs=3)
 
 
 # ---------------------------------------------------------------- animations
