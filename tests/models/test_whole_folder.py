@@ -146,6 +146,32 @@ def test_a_kill_at_any_call_leaves_one_of_both(tmp_path: Path) -> None:
     assert seen >= {("old", False), ("new", False), ("new", True)}
 
 
+def test_a_kill_in_a_run_folder_leaves_no_mixture(tmp_path: Path) -> None:
+    seen = set()
+    for number in range(100):
+        run = tmp_path / str(number) / "run"
+        (run / "checkpoints").mkdir(parents=True)
+        write(run, "old")
+        with pytest.MonkeyPatch.context() as patch:
+            fail_at(number, patch)
+            try:
+                write(run, "new")
+                ended = True
+            except Killed:
+                ended = False
+        if (run / MANIFEST).exists():
+            (content,) = contents(run)
+            seen.add(content)
+        else:  # no checkpoint: nothing loads it
+            seen.add("none")
+        if ended:
+            break
+        write(run, "new")
+        assert contents(run) == {"new"}
+        assert not list(run.glob(".*"))
+    assert seen == {"old", "none", "new"}
+
+
 def write_for_ever(folder: Path, ready: Any) -> None:
     for number in range(100_000):
         write(folder, str(number))
