@@ -45,7 +45,6 @@ def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
     train = config.train
     with about_setting("train.trackers"):
         check_trackers(train.trackers)
-        trackers = [_tracker(name, run) for name in train.trackers]
     # A stage that ran before in this process may have had another precision.
     AcceleratorState._reset_state()
     on_cpu = not torch.accelerator.is_available()
@@ -63,7 +62,7 @@ def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
         kwargs_handlers=handlers or None,
         mixed_precision={"fp32": "no", "bf16": "bf16"}[precision],
         gradient_accumulation_steps=train.accumulate,
-        log_with=trackers or None,
+        log_with=[name for name in train.trackers if ":" not in name] or None,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
     )
     check_processes(accelerator)
@@ -76,11 +75,15 @@ def check_trackers(names: Sequence[str]) -> None:
 
     Raises:
         ConfigError: ``unknown_tracker`` or ``not_installed``.
+        UnknownPartError: ``pkg.module:Class`` names no tracker.
     """
     installed = [str(tracker) for tracker in get_available_trackers()]
     known = [str(kind) for kind in LoggerType]
     for name in names:
-        if ":" in name or name in ("all", *installed):
+        if name in ("all", *installed):
+            continue
+        if ":" in name:
+            load_class(name, GeneralTracker)
             continue
         if name not in known:
             raise ConfigError(
@@ -94,55 +97,53 @@ def check_trackers(names: Sequence[str]) -> None:
         )
 
 
-def _tracker(name: str, run: Path) -> str | GeneralTracker:
-    """Return accelerate's name of a tracker, or make the tracker of ``pkg.module:Class``.
-
-    Its constructor is given the run's folder.
-    """
-    if ":" not in name:
-        return name
-    tracker: GeneralTracker = make(load_class(name, GeneralTracker), run)
-    return tracker
-
-
 @contextmanager
 def tracked_run(accelerator: Accelerator, config: RunConfig) -> Iterator[None]:
     """Start the trackers, with the run's name and settings, and end them after the block.
 
-    They start before a model is loaded: a program that needs a login says so at once.
+    They start before a model is loaded: a program that needs a login says so at once. Only the main
+    process has trackers.
 
     Raises:
         ConfigError: ``tracker``: one cannot start.
     """
-    name = run_name(config)
-    try:
-        accelerator.init_trackers(
-            "avllm",
-            init_kwargs={
-                "wandb": {"name": name},
-                "trackio": {"name": name},
-                "swanlab": {"experiment_name": name},
-                "mlflow": {"run_name": name},
-                "clearml": {"task_name": name},
-                "aim": {"experiment": name},
-                "dvclive": {"dir": str(Path(config.output) / "dvclive")},
-            },
-        )
-        for tracker in accelerator.trackers:
-            tracker.store_init_configuration(hyper_parameters(config, tracker.name))
-    except Exception as error:  # each program has its classes of errors
-        raise ConfigError(
-            f"train.trackers {config.train.trackers}: one cannot start ({one_line(error)}). Log in "
-            "or set its key, choose its offline mode (WANDB_MODE=offline, SWANLAB_MODE=local, "
-            "...), or leave it out: train.trackers=[]",
-            reason="tracker",
-        ) from error
+    if distributed.is_main():
+        try:
+            _start_trackers(accelerator, config)
+        except Exception as error:  # each program has its classes of errors
+            raise ConfigError(
+                f"train.trackers {config.train.trackers}: one cannot start ({one_line(error)}). "
+                "Log in or set its key, choose its offline mode (WANDB_MODE=offline, "
+                "SWANLAB_MODE=local, ...), or leave it out: train.trackers=[]",
+                reason="tracker",
+            ) from error
     try:
         yield
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
         accelerator.trackers = []
+
+
+def _start_trackers(accelerator: Accelerator, config: RunConfig) -> None:
+    """Start accelerate's trackers by name, and classes of users, which get the run's folder."""
+    classes = [load_class(name, GeneralTracker) for name in config.train.trackers if ":" in name]
+    accelerator.log_with += [make(tracker, Path(config.output)) for tracker in classes]
+    name = run_name(config)
+    accelerator.init_trackers(
+        "avllm",
+        init_kwargs={
+            "wandb": {"name": name},
+            "trackio": {"name": name},
+            "swanlab": {"experiment_name": name},
+            "mlflow": {"run_name": name},
+            "clearml": {"task_name": name},
+            "aim": {"experiment": name},
+            "dvclive": {"dir": str(Path(config.output) / "dvclive")},
+        },
+    )
+    for tracker in accelerator.trackers:
+        tracker.store_init_configuration(hyper_parameters(config, tracker.name))
 
 
 def run_name(config: RunConfig) -> str:

@@ -9,7 +9,7 @@ import pytest
 from accelerate.tracking import GeneralTracker, get_available_trackers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import World, make_world, settings
-from tiny_runs import train
+from tiny_runs import run, train
 
 from avllm.config import RunConfig
 from avllm.config_errors import ConfigError
@@ -82,6 +82,13 @@ def test_settings_and_figures_of_objectives_reach_trackers_and_log(
     assert json.loads(logged[0])["contrastive/hits"] == steps[0]["contrastive/hits"]
     events = EventAccumulator(str(tmp_path / "run" / "logs" / "avllm")).Reload()
     assert [event.step for event in events.Scalars("contrastive/hits")] == [1, 2]
+
+
+def test_several_processes_have_one_tracker(world: World, tmp_path: Path) -> None:
+    names = [f"{__name__}:Lines"]
+    run(settings(world, tmp_path / "run", train__trackers=names, train__max_steps=1), ranks=2)
+    lines = (tmp_path / "run" / "tracked.jsonl").read_text().splitlines()
+    assert len(lines) == 3  # settings, a step, the end
 
 
 def test_settings_are_numbers_and_texts_that_stay_the_same_on_the_way(
