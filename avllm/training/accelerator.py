@@ -111,12 +111,14 @@ def tracked_run(accelerator: Accelerator, config: RunConfig) -> Iterator[None]:
         try:
             _start_trackers(accelerator, config)
         except Exception as error:  # each program has its classes of errors
-            raise ConfigError(
+            refused = ConfigError(
                 f"train.trackers {config.train.trackers}: one cannot start ({one_line(error)}). "
                 "Log in or set its key, choose its offline mode (WANDB_MODE=offline, "
                 "SWANLAB_MODE=local, ...), or leave it out: train.trackers=[]",
                 reason="tracker",
-            ) from error
+            )
+            refused.setting = "train.trackers"
+            raise refused from error
     try:
         yield
     finally:

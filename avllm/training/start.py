@@ -327,29 +327,39 @@ def check_rows(config: RunConfig, task: Task, maker: RowMaker) -> None:
         )
 
 
-def check_comparisons(config: RunConfig, task: Task, items: int, processes: int) -> None:
-    """Refuse a batch in which an objective has nothing to compare a part with.
+def check_comparisons(config: RunConfig, task: Task, sizes: Sequence[int], processes: int) -> None:
+    """Refuse a stage in which an objective has nothing to compare a part with.
 
     Args:
         config: the stage.
         task: its objectives.
-        items: of the training data: rows, or groups of rows about the same media.
+        sizes: items of each training manifest: rows, or groups of rows about the same media.
         processes: that train together.
 
     Raises:
         UserError: ``nothing_to_compare``.
     """
+    drawn = _rows_to_draw_from(config.data, sizes)
     for name, objective in task.objectives.items():
         if not objective.compares or (config.data.shares_media and not objective.gathers):
             continue
         rows = config.train.batch_size * (processes if objective.gathers else 1)
-        if min(rows, items) < 2:
+        if min(rows, drawn) < 2:
             raise UserError(
                 f"objective {name} compares the rows of a micro batch with each other, and there "
-                f"is one: train.batch_size is {config.train.batch_size}, in {processes} "
-                f"process(es), of {items} rows. Raise train.batch_size; train.accumulate adds none",
+                f"is one: train.batch_size is {config.train.batch_size}, there are {processes} "
+                f"processes, and data.train holds {drawn} rows that may share a batch. Raise "
+                "train.batch_size (train.accumulate adds none), or add rows",
                 reason="nothing_to_compare",
             )
+
+
+def _rows_to_draw_from(data: DataConfig, sizes: Sequence[int]) -> int:
+    """Return how many different items a micro batch may hold at most."""
+    capped = []
+    for source, size in zip(data.train, sizes, strict=True):
+        capped.append(min(size, source.max_rows or size))
+    return min(capped) if data.batches == "one_source" else sum(capped)
 
 
 def padding(

@@ -158,7 +158,7 @@ class Trainer:
         train = config.train
         task = Task(self.parts.model, config.objectives)
         check_rows(config, task, self.dataset.maker)
-        check_comparisons(config, task, len(self.dataset.items), distributed.world_size())
+        check_comparisons(config, task, self.dataset.items.sizes, distributed.world_size())
         check_best_by(train.best_by, dict(task.objectives.items()), self.validation is not None)
         self.shares = optim.apply_rules(task, config.trainable)
         optim.check_objectives_train(self.shares, task.objectives)

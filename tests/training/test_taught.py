@@ -34,27 +34,22 @@ def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         {"train__batch_size": 1, "train__accumulate": 4},
         {"objectives": MATCH, "train__batch_size": 1},
-        {"data__train": [{"manifest": "CAPTIONS", "max_rows": 1}]},
+        {"data__train": [{"manifest": "captions", "max_rows": 1}]},
+        {
+            "data__train": ["questions", {"manifest": "captions", "max_rows": 1}],
+            "data__batches": "one_source",
+        },
     ],
 )
 def test_an_objective_that_compares_needs_something_to_compare(
-    world: World, tmp_path: Path, changes: dict[str, Any]
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    asked = settings(world, tmp_path / "run", "align", **changes)
-    if "data__train" in changes:
-        asked["data"]["train"] = _one_row(world, tmp_path)
+    for name, path in (("captions", world.captions), ("questions", world.questions)):
+        (tmp_path / name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as refused:
-        train(asked)
+        train(settings(world, tmp_path / "run", "align", **changes))
     assert refused.value.reason == "nothing_to_compare"
-
-
-def _one_row(world: World, folder: Path) -> str:
-    """Write the first caption into a manifest that names its clip in full."""
-    line = world.captions.read_text().splitlines()[0]
-    name = '"video": "'
-    path = folder / "one.jsonl"
-    path.write_text(line.replace(name, f"{name}{world.captions.parent}/") + "\n")
-    return str(path)
 
 
 def test_processes_pack_and_objectives_decide_what_is_compared(
@@ -64,7 +59,7 @@ def test_processes_pack_and_objectives_decide_what_is_compared(
         asked = settings(world, tmp_path, "align", objectives=objectives, data__pack=pack)
         asked["train"]["batch_size"] = 1
         config = RunConfig.model_validate(asked)
-        check_comparisons(config, Task(model, config.objectives), 100, processes)
+        check_comparisons(config, Task(model, config.objectives), [100], processes)
 
     model = build_parts(RunConfig.model_validate(settings(world, tmp_path, "align"))).model
     contrastive = [{"type": "contrastive", "dim": 8}]
