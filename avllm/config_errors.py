@@ -39,7 +39,9 @@ class PresetPlaces:
             self.lines = lines_of(Path(self.path))
         holder = nearest(key, self.lines)
         line = f" line {self.lines[holder]}" if holder else ""
-        return f"{self.path}{line}: {message}"
+        inner = sorted(given for given in self.given if given.startswith(f"{key}."))
+        also = f" [{', '.join(inner)} given on the command line]" if inner else ""
+        return f"{self.path}{line}: {message}{also}"
 
     @contextmanager
     def named(self) -> Iterator[None]:

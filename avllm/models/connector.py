@@ -35,10 +35,12 @@ class Connector(nn.ModuleList):
             widths = adapter.out_widths
         wrong = {name: width for name, width in widths.items() if width != llm_dim}
         if wrong:
-            raise UserError(
+            unfit = UserError(
                 f"the connector ends with widths {wrong}; the LLM's is {llm_dim}. "
                 "End each stream with a projection (linear, mlp) or consume it"
             )
+            unfit.setting = "model.connector"
+            raise unfit
         self.widths = widths
         self.out_streams = list(widths)
         self._unproven = {place for place, adapter in enumerate(self) if _is_foreign(adapter)}
@@ -205,11 +207,13 @@ def check_placeholders(
     reached = {*token_ids, *consumed}
     lost = sorted(stream for stream in streams if stream not in reached)
     if lost:
-        raise UserError(
+        unreached = UserError(
             f"the connector ends with streams {lost}, for which the tokenizer has no placeholder; "
             f"it has {sorted(token_ids)}. Consume them in an adapter or in model.fusion, or end "
             "with the encoders' streams"
         )
+        unreached.setting = "model.connector"
+        raise unreached
 
 
 def stream_names(stream: str, layer_names: list[str]) -> list[str]:

@@ -315,16 +315,19 @@ def check_rows(config: RunConfig, task: Task, maker: RowMaker) -> None:
         PackingError: for the model or an objective they do not.
         LLMError: the LLM reads embeddings otherwise than token ids.
     """
-    check_llm(task.model)
+    with about_setting("model.llm"):
+        check_llm(task.model)
     if config.data.pack or maker.shares_sequences:
-        check_packing(task.model, shares_media=config.data.shares_media)
+        with about_setting("data.pack"):
+            check_packing(task.model, shares_media=config.data.shares_media)
     comparing = [name for name, objective in task.objectives.items() if objective.compares]
     if config.train.max_tokens and comparing:
-        raise PackingError(
-            "train.max_tokens puts rows of similar length into one micro batch, and objective "
-            f"{', '.join(comparing)} compares the rows of a micro batch with each other; use it "
-            "with objectives that count tokens only (next_token)"
-        )
+        with about_setting("train.max_tokens"):
+            raise PackingError(
+                "train.max_tokens puts rows of similar length into one micro batch, and objective "
+                f"{', '.join(comparing)} compares the rows of a micro batch with each other; use "
+                "it with objectives that count tokens only (next_token)"
+            )
 
 
 def check_comparisons(config: RunConfig, task: Task, sizes: Sequence[int], processes: int) -> None:

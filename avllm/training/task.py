@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from avllm.errors import about_setting
 from avllm.models.checkpoint_format import (
     MANIFEST,
     CheckpointError,
@@ -47,7 +48,8 @@ class Task(nn.Module):
             share = float(options.pop("weight", 1.0))
             key = _free_name(str(spec.get("type", "")).rpartition(":")[2], self.shares)
             self.shares[key] = share
-            self.objectives[key] = build("objectives", options, model)
+            with about_setting(f"objectives.{len(self.objectives)}"):
+                self.objectives[key] = build("objectives", options, model)
 
     @property
     def config(self) -> Any:

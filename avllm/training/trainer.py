@@ -22,7 +22,7 @@ from avllm.data.items import Bad
 from avllm.data.loader import Collate, Cut, MicroBatch, MicroBatches, build_loader, end_workers
 from avllm.data.mixture import order_of, steps_of
 from avllm.data.store.append_only import write_whole
-from avllm.errors import Stopped, UserError
+from avllm.errors import Stopped, UserError, about_setting
 from avllm.log import logger, set_up
 from avllm.models.checkpoint import mark_trained
 from avllm.training import optim
@@ -137,7 +137,8 @@ class Trainer:
         data = self.config.data
         train = self.config.train
         processes = distributed.world_size()
-        self.dataset, self.validation = build_datasets(self.config, self.parts)
+        with about_setting("data"):
+            self.dataset, self.validation = build_datasets(self.config, self.parts)
         self.cut = Cut(train.batch_size, train.accumulate, processes, distributed.rank())
         self.order = order_of(self.config, self.dataset.items, processes)
         self.steps = steps_of(self.config, self.order, processes)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import World, make_world, settings, write_preset
@@ -141,3 +144,37 @@ def test_what_shows_while_the_model_is_made_is_one_line_too(
     assert started("stage2_caption.py", str(preset), override) == 1
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in said
+    assert said.startswith(f"error: {preset}")
+    assert said.endswith("given on the command line]")
+
+
+@pytest.mark.parametrize(
+    "changes, key, message",
+    [
+        ({"objectives": [{"type": "contrastive", "pairs": ["smell-text"]}]}, "objectives", "smell"),
+        ({"trainable": [["^connector", 1e-3]]}, "trainable", "no rule of `trainable` matches"),
+        ({"data__quarantine": ["absent.txt"]}, "data", "absent.txt is not a file"),
+        ({"train__trackers": ["abacus"]}, "trackers", "no tracker 'abacus'"),
+        ({"train__best_by": "next_token/hits"}, "best_by", "data.validation"),
+        ({"model__connector": [{"type": "mlp", "stream": "video"}]}, "connector", "ends with"),
+        ({"data__train": ["absent.jsonl"]}, "train", "absent.jsonl is not a file"),
+    ],
+)
+def test_a_mistake_in_a_preset_names_its_line(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    key: str,
+    message: str,
+) -> None:
+    asked = copy.deepcopy(settings(world, tmp_path / "run", **changes))
+    preset = write_preset(tmp_path / "preset.yaml", asked)
+    lines = preset.read_text().splitlines()
+    assert started("stage2_caption.py", str(preset)) == 1
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in said
+    named = re.match(rf"error: {preset} line (\d+): ", said)
+    assert named is not None, said
+    near = "\n".join(lines[max(0, int(named[1]) - 2) : int(named[1])])
+    assert f"{key}:" in near
