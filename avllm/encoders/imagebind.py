@@ -379,8 +379,8 @@ def published_config(file: Published, **unseen: Any) -> ImageBindConfig:
     )
 
 
-def take_audio(file: Published, model: ImageBindAudioModel) -> dict[str, Tensor]:
-    """Return the audio branch of a published ImageBind by the model's names.
+def take_audio(file: Published, model: nn.Module) -> dict[str, Tensor]:
+    """Return the audio branch of a published ImageBind by the names of our model.
 
     Raises:
         PublishedError: a tensor is missing, left over or of another shape.
