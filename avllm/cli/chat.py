@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from avllm.cli.options import (
     Strict,
     Temperature,
     TopP,
+    check_sound,
     decoder_of,
     hush,
     load_chat,
@@ -60,6 +61,7 @@ def chat(
 ) -> None:
     """Chat about clips: /video PATH, then questions. Answers are on stdout, all else on stderr."""
     hush()
+    check_sound(sound)
     generation = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -68,7 +70,7 @@ def chat(
     }
     loaded = load_chat(checkpoint, device, quantize, backbone, allow_part, strict)
     is_person = sys.stdin.isatty()
-    talk = TerminalChat(loaded, sound, generation)
+    talk = TerminalChat(loaded, sound, generation, is_person)
     if is_person:
         say("/help shows the commands; Ctrl-D ends")
     for line in typed_lines() if is_person else piped_lines():
@@ -85,16 +87,18 @@ class TerminalChat:
         chat: answers them.
         sound: whether the videos' own sound is used.
         generation: settings of each answer.
+        is_person: the lines are typed: Ctrl-C ends an answer or a command, and not the chat.
 
     Attributes:
         files: those that the next question is about, by kind.
         failed: a line could not be read or answered.
     """
 
-    def __init__(self, chat: Chat, sound: str, generation: dict[str, Any]) -> None:
+    def __init__(self, chat: Chat, sound: str, generation: dict[str, Any], is_person: bool) -> None:
         self.chat = chat
         self.sound = sound
         self.generation = generation
+        self.is_person = is_person
         self.files: dict[str, list[str]] = {}
         self.failed = False
 
@@ -105,9 +109,11 @@ class TerminalChat:
             return False
         try:
             self._follow(command, rest.strip(), line.strip())
-        except Stopped:
+        except (Stopped, BrokenPipeError):
             raise
         except KeyboardInterrupt:
+            if not self.is_person:
+                raise
             say("stopped")
         except (UserError, OutageError, OSError) as error:
             say(f"error: {error}")
@@ -148,7 +154,7 @@ class TerminalChat:
     def _ask(self, question: str) -> None:
         """Print the answer while it is generated; Ctrl-C ends it."""
         answered = False
-        with stopping(self.chat) as stopped:
+        with stopping(self.chat) if self.is_person else nullcontext([]) as stopped:
             pieces = self.chat.ask(question, **self.files, sound=self.sound, **self.generation)
             about_files = len(self.chat.warnings)  # said when they were added
             for piece in pieces:

@@ -35,6 +35,7 @@ from avllm.cli.options import (
     Temperature,
     TopP,
     Workers,
+    check_sound,
     decoder_of,
     hush,
     load_chat,
@@ -91,6 +92,7 @@ def ask(
 ) -> None:
     """Ask about a clip; the answer streams to the terminal."""
     hush()
+    check_sound(sound)
     generation = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

@@ -112,6 +112,13 @@ def hush() -> None:
     hush_libraries()
 
 
+def check_sound(sound: str) -> None:
+    """Refuse a word of ``--sound`` before a model is loaded."""
+    from avllm.inference.asked_files import check_sound as check
+
+    check(sound)
+
+
 def decoder_of(decoding: str | None) -> dict[str, Any] | None:
     """Return the decoder that ``--decoding`` names."""
     from avllm.inference.generation import read_decoding

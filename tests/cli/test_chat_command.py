@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from answering import make_checkpoint
 from tiny import COLOURS, write_clip
+from typer.testing import CliRunner
 
 from avllm.cli.chat import COMMANDS, complete
+from avllm.cli.main import app
+from avllm.errors import UserError
 from avllm.inference.chat import Chat
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,3 +141,10 @@ def test_tab_completes_commands_and_paths(clips: list[Path]) -> None:
     folder = clips[0].parent
     assert complete(f"/video {folder}/a re", 0) == f"/video {clips[0]}"
     assert complete(f"/video {folder.parent}/{folder.name}", 0) == f"/video {folder}/"
+
+
+def test_a_word_of_an_option_is_checked_first() -> None:
+    for arguments in (["chat", "no-model"], ["ask", "no-model", "what ?"]):
+        error = CliRunner().invoke(app, [*arguments, "--sound", "loud"]).exception
+        assert isinstance(error, UserError)
+        assert error.reason == "sound"

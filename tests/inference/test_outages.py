@@ -62,6 +62,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(access.ROOTS, "")
     monkeypatch.setenv(access.URLS, "")
     monkeypatch.setattr(http, "_answered", {})
+    monkeypatch.setattr(http, "_dead", {})
     monkeypatch.setattr(time, "sleep", lambda seconds, wait=time.sleep: wait(min(seconds, 0.01)))
 
 

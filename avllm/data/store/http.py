@@ -32,6 +32,8 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _BUSY = (408, 425, 429)
 _Address = tuple[str, int]
 _answered: dict[str, _Address] = {}  # servers that gave files in this process, the last at the end
+_dead: dict[str, float] = {}  # until when servers are tried once alone, since others answer
+DEAD_SECONDS = 60.0
 
 
 class FetchError(UserError):
@@ -76,7 +78,7 @@ def fetch(url: str, start: int = 0, size: int | None = None) -> bytes:
             is known.
     """
     headers = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
-    for attempt in range(TRIES):
+    for attempt in _tries(url):
         try:
             with _asked("GET", url, headers) as answer:
                 is_part = answer.response.status == 206
@@ -97,7 +99,7 @@ def size_of_url(url: str) -> int | None:
     Raises:
         as :func:`fetch`.
     """
-    for attempt in range(TRIES):
+    for attempt in _tries(url):
         try:
             with _asked("HEAD", url, {}) as answer:
                 if answer.size is not None:
@@ -121,8 +123,15 @@ def _no_answer(url: str, error: BaseException) -> FetchError | OutageError:
     server = urlsplit(url).netloc
     detail = f"{url}: {error or type(error).__name__}"
     if server not in _answered and any(map(_is_reached, list(_answered.values())[-3:])):
+        _dead[server] = time.monotonic() + DEAD_SECONDS
         return FetchError(f"{detail}; other servers answer: give another copy", "unreachable")
     return OutageError(detail)
+
+
+def _tries(url: str) -> range:
+    """Return the numbers of the tries: one where the server was just found dead."""
+    is_dead = time.monotonic() < _dead.get(urlsplit(url).netloc, 0.0)
+    return range(TRIES - 1 if is_dead else 0, TRIES)
 
 
 def _is_reached(address: _Address) -> bool:
