@@ -122,7 +122,8 @@ class RunConfig(Section):
         default_factory=list, description="sets of LoRA that this stage adds to the LLM"
     )
     peft: PeftSets = Field(
-        default_factory=list, description="sets of another method of PEFT, instead of lora"
+        default_factory=list,
+        description="sets of another method of PEFT, instead of lora, with its options",
     )
     trainable: list[Rule] = Field(
         min_length=1, description="[regex, learning rate or null]; the first match wins"

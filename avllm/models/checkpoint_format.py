@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from avllm.data.store.storage import sha256
-from avllm.errors import UserError, one_line, writing
+from avllm.errors import UserError, looked_in, one_line, writing
 from avllm.models.configuration_avllm import AVConfig
 from avllm.weights import weight_files
 
@@ -91,7 +91,8 @@ def read_manifest_of(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {MANIFEST}; expected the folder of a finished avllm run",
+            f"{folder} has no {MANIFEST}; expected the folder of a finished avllm run"
+            f"{looked_in(folder)}",
             reason="missing",
         )
     try:

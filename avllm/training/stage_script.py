@@ -145,7 +145,7 @@ def _check_chain(presets: Sequence[Preset]) -> None:
     outputs: list[Path] = []
     for preset in presets:
         init = preset.config.init
-        if init is not None and Path(init) not in outputs and not Path(init).exists():
+        if init is not None and not Path(init).exists() and not _is_within(init, outputs):
             places = PresetPlaces(preset.path, preset.overrides)
             raise ConfigError(
                 places.label(
@@ -154,4 +154,10 @@ def _check_chain(presets: Sequence[Preset]) -> None:
                     f"writes it; they write {', '.join(map(str, outputs)) or 'nothing'}",
                 )
             )
-        outputs.append(Path(preset.config.output))
+        outputs.append(Path(preset.config.output).absolute())
+
+
+def _is_within(folder: str, outputs: Sequence[Path]) -> bool:
+    """Return whether a folder is one of the outputs, or within one, as ``best/`` is."""
+    path = Path(folder).absolute()
+    return any(path.is_relative_to(output) for output in outputs)

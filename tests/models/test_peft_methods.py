@@ -194,6 +194,19 @@ def test_peft_s_names_are_understood() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["dora", "ia3", "vera"])
+def test_a_copy_says_the_same_and_takes_its_sources_place(world: World, name: str) -> None:
+    model = adapted(world, SETS[name])
+    said = logits(model)
+    copy: dict[str, Any] = {"name": "prefer", "copy_of": "default"}
+    kind = record_of(SETS[name]).get("type")
+    model.add_lora(PeftConfig(type=kind, **copy) if kind else LoraConfig(**copy))
+    assert model.config.active_lora == ["prefer"]
+    assert torch.equal(logits(model), said)
+    with model.lora(("default",)):
+        assert torch.equal(logits(model), said)
+
+
 def test_one_method_at_a_time(world: World) -> None:
     model = adapted(world, LoraConfig(r=2))
     with pytest.raises(UserError) as refused:

@@ -77,6 +77,17 @@ def test_what_no_stage_can_follow_is_refused_before_the_first_trains(
         read_presets([str(presets), *words], only)
 
 
+def test_a_stage_may_start_from_the_best_of_the_one_before(
+    presets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [str(presets), "align.output=one", f"caption.init={tmp_path / 'one' / 'best'}"]
+    assert [preset.config.init for preset in read_presets(words)] == [
+        None,
+        str(tmp_path / "one" / "best"),
+    ]
+
+
 def test_a_folder_without_presets_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=str(tmp_path)):
         read_presets([str(tmp_path)])
