@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from avllm.cli.main import app
 from avllm.config import RunConfig
+from avllm.data.store.output_path import OutputPathError
 from avllm.models.checkpoint_format import CheckpointError
 from avllm.training.start import build_parts
 
@@ -38,6 +39,8 @@ def test_commands_of_training_take_their_folders(tmp_path: Path) -> None:
 
     preset = str(write_preset(tmp_path / "second.yaml", second))
     manifest = str(world.captions)
+    bad = CliRunner().invoke(app, ["data", "encode", preset, f"data.cache={manifest}"])
+    assert isinstance(bad.exception, OutputPathError)  # and not about the backbones
     for command in (["data", "encode", preset], ["retrieve", second["init"], manifest]):
         result = CliRunner().invoke(app, [*command, *options])
         assert result.exit_code == 0, f"{result.output}{result.exception!r}"
