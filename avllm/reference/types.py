@@ -28,23 +28,29 @@ PLAIN = {
 
 def say_type(annotation: Any) -> str:
     """Return an annotation in words: ``list of text``, ``number or null``, ``section``."""
+    if get_origin(annotation) is not None:
+        return _say_generic(annotation)
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return "section"
+    return PLAIN.get(annotation) or getattr(annotation, "__name__", str(annotation))
+
+
+def _say_generic(annotation: Any) -> str:
+    """Return a type with arguments in words."""
     origin = get_origin(annotation)
     arguments = get_args(annotation)
     if origin is Annotated:
         return _say_annotated(arguments)
     if origin is Literal:
         return "one of " + ", ".join(yaml_text(value) for value in arguments)
+    inner = [say_type(argument) for argument in arguments]
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(say_type(argument) for argument in arguments))
+        return " or ".join(dict.fromkeys(inner))
     if origin is dict:
-        return f"mapping of {say_type(arguments[0])} to {say_type(arguments[1])}"
+        return f"mapping of {inner[0]} to {inner[1]}"
     if origin is tuple and arguments[-1] is not Ellipsis:
-        return f"[{', '.join(say_type(argument) for argument in arguments)}]"
-    if origin is not None and arguments:
-        return f"list of {say_type(arguments[0])}"
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return "section"
-    return PLAIN.get(annotation) or getattr(annotation, "__name__", str(annotation))
+        return f"[{', '.join(inner)}]"
+    return f"list of {inner[0]}"
 
 
 def _say_annotated(arguments: Sequence[Any]) -> str:
