@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import IO
 
 from avllm.data.media.container.placeholders import is_placeholder
-from avllm.data.store.storage import open_bytes, size_of
+from avllm.data.store.storage import open_bytes, size_of, url_of
 
 FLAC_BEGINS = b"fLaC\x00\x00\x00\x22"  # with the head of the block that comes first
 AT_ONCE = 1 << 20  # bytes that are searched at a time
+SEARCHED = 64 << 20  # bytes of a FLAC file; larger ones are not read for it, nor remote ones
 
 
 def second_file(path: str | Path, container: str) -> int | None:
@@ -32,7 +33,7 @@ def second_file(path: str | Path, container: str) -> int | None:
             return _second_box(file, size)
         if container == "flv":
             return _after_tags(file, size)
-        if container == "flac":
+        if container == "flac" and size <= SEARCHED and url_of(path) is None:
             return _second_flac(file)
     return None
 
