@@ -25,7 +25,8 @@ class PublishedError(UserError):
     """A published weight file that is not what its importer expects.
 
     Reasons: ``missing`` (no such file), ``damaged``, ``weights`` (tensors are missing, left over or
-    of another shape), ``pattern`` (a pattern that is no regular expression).
+    of another shape), ``settings`` (it has none), ``pattern`` (a pattern that is no regular
+    expression).
     """
 
 
@@ -41,22 +42,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         PublishedError: ``missing`` or ``damaged``.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise PublishedError(
-            f"{path} is not here; expected a file of published weights", reason="missing"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        is_mappable = zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
-    except Exception as error:  # torch raises a dozen classes for a damaged file
-        raise PublishedError(
-            f"{path} cannot be read ({one_line(error)}); expected tensors as torch.save or "
-            "safetensors write them. Copy it again",
-            reason="damaged",
-        ) from error
+    content = _read(Path(path))
     tensors = _tensors_of(content)
     if not tensors:
         raise PublishedError(
@@ -65,6 +51,46 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             reason="damaged",
         )
     return tensors
+
+
+def read_settings(path: str | Path, name: str) -> dict[str, Any]:
+    """Read the settings that a file of ``torch.save`` holds beside its tensors.
+
+    Args:
+        path: the file.
+        name: under which they lie, such as ``cfg``.
+
+    Raises:
+        PublishedError: ``missing``, ``damaged``, or ``settings``: there are none.
+    """
+    content = _read(Path(path))
+    settings = content.get(name) if isinstance(content, Mapping) else None
+    if not isinstance(settings, Mapping):
+        raise PublishedError(
+            f"{path} has no settings under {name!r}; expected the file as its authors publish it. "
+            "Is it another model's?",
+            reason="settings",
+        )
+    return {str(key): value for key, value in settings.items()}
+
+
+def _read(path: Path) -> Any:
+    """Return the content of a weight file, of which no code is run."""
+    if not path.is_file():
+        raise PublishedError(
+            f"{path} is not here; expected a file of published weights", reason="missing"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        is_mappable = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
+    except Exception as error:  # torch raises a dozen classes for a damaged file
+        raise PublishedError(
+            f"{path} cannot be read ({one_line(error)}); expected tensors as torch.save or "
+            "safetensors write them. Copy it again",
+            reason="damaged",
+        ) from error
 
 
 def _tensors_of(content: Any) -> dict[str, Tensor]:

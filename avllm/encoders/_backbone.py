@@ -27,6 +27,11 @@ from avllm.weights import (
 )
 
 logger = logging.getLogger(__name__)
+SECTIONS = {
+    "video": ("image_processor", "video_processor"),
+    "audio": ("feature_extractor",),
+}
+"""Where a file that holds the settings of several processors has those of a medium."""
 
 
 class Backbone(Encoder):
@@ -60,6 +65,10 @@ class Backbone(Encoder):
     # Settings of ``preprocessing`` that the family reads; a file of a checkpoint has many others.
     preprocessing_keys: ClassVar[tuple[str, ...]] = ()
     feature: str = "patch"
+    preprocessing_files: ClassVar[tuple[str, ...]] = (
+        "preprocessor_config.json",
+        "processor_config.json",
+    )
 
     def __init__(
         self,
@@ -188,7 +197,7 @@ class Backbone(Encoder):
         files = weight_files(name_or_path)
         config = cls.read_config(cls.saved_config(name_or_path, revision))
         if "preprocessing" not in options:
-            options["preprocessing"] = read_preprocessing(name_or_path, revision)
+            options["preprocessing"] = cls.read_preprocessing(name_or_path, revision)
         # A hub name has no files here; its config and its weights are of one commit.
         size = size_of(files) if files else ANY_SIZE
         # Without memory, since the loaded backbone replaces this one. It checks layers and options.
@@ -224,6 +233,33 @@ class Backbone(Encoder):
                 f"wrong shape {_some(wrong)}; unexpected {_some(unknown)}. "
                 f"Is it of the {cls.__name__} family?"
             )
+
+    @classmethod
+    def read_preprocessing(
+        cls, name_or_path: str, revision: str | None = None
+    ) -> dict[str, Any] | None:
+        """Return the checkpoint's own preprocessing; None (logged) without a file of it."""
+        for file in cls.preprocessing_files:
+            path = cached_file(
+                name_or_path,
+                file,
+                revision=revision,
+                _raise_exceptions_for_missing_entries=False,
+            )
+            if path is None:
+                continue
+            with open(path, encoding="utf-8") as opened:
+                settings: dict[str, Any] = json.load(opened)
+            for section in SECTIONS[cls.medium]:
+                if section in settings:
+                    return dict(settings[section])
+            return settings
+        logger.warning(
+            "%s has no %s; the family's usual preprocessing is used",
+            name_or_path,
+            cls.preprocessing_files[0],
+        )
+        return None
 
     def _name_layers(self) -> list[str]:
         first = -self.depth - 1
@@ -309,24 +345,3 @@ def _ignoring_weights(
 def _some(keys: list[str], most: int = 5) -> str:
     shown = ", ".join(keys[:most]) or "nothing"
     return shown if len(keys) <= most else f"{shown} and {len(keys) - most} more"
-
-
-def read_preprocessing(name_or_path: str, revision: str | None = None) -> dict[str, Any] | None:
-    """Return the preprocessing that a checkpoint was trained with; None (logged) without a file."""
-    for file in ("preprocessor_config.json", "processor_config.json"):
-        path = cached_file(
-            name_or_path,
-            file,
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-        )
-        if path is None:
-            continue
-        with open(path, encoding="utf-8") as opened:
-            settings = json.load(opened)
-        return settings.get("image_processor") or settings.get("feature_extractor") or settings
-    logger.warning(
-        "%s has no preprocessor_config.json; the family's usual preprocessing is used",
-        name_or_path,
-    )
-    return None

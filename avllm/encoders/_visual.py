@@ -87,15 +87,26 @@ class VisualPreprocessor:
         Raises:
             ValueError: frames of another type or shape.
         """
-        check_frames(media.x)
-        steps = media.x.shape[0]
-        check_values(steps * 3 * self.size[0] * self.size[1], f"{steps} frames")
-        x = self.resize(media.x.permute(0, 3, 1, 2))
-        mask = torch.ones(x.shape[0], self.tokens, dtype=torch.bool)
+        return self.arrange(self.pixels(media.x), media.span, media)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Resize, crop and normalise: uint8 (T, H, W, 3) -> float32 (T, 3, h, w).
+
+        Raises:
+            ValueError: frames of another type or shape.
+        """
+        check_frames(x)
+        frames = x.shape[0]
+        check_values(frames * 3 * self.size[0] * self.size[1], f"{frames} frames")
+        resized = self.resize(x.permute(0, 3, 1, 2))
+        return normalise(resized, self.scale, self.mean, self.std)
+
+    def arrange(self, pixels: Tensor, span: Tensor, media: Any) -> EncoderInput:
+        """Return the input of steps whose spans ``(T, 2)`` are given, with the media's regions."""
+        mask = torch.ones(len(span), self.tokens, dtype=torch.bool)
         placement = self.placement(media.x.shape[1], media.x.shape[2])
-        extra = region_extra(media.regions, media.span, placement)
-        pixels = normalise(x, self.scale, self.mean, self.std)
-        return EncoderInput({"pixel_values": pixels}, media.span, mask, extra=extra)
+        extra = region_extra(media.regions, span, placement)
+        return EncoderInput({"pixel_values": pixels}, span, mask, extra=extra)
 
     def placement(self, height: int, width: int) -> Placement:
         """Return the place of a picture of this size in the encoder's input."""
@@ -207,8 +218,9 @@ class VisualBackbone(Backbone):
         feature: tokens of a frame: ``patch`` (the grid, row by row), ``cls`` (one), ``all`` (class
             and register tokens, then the grid) or ``pooled`` (the backbone's pooled vector, one;
             last layer only).
-        image_size: side in pixels to which frames are resized; None takes the checkpoint's. Where
-            it is not that of the position embedding, the embedding is interpolated.
+        image_size: side in pixels, or [height, width], to which frames are resized; None takes the
+            checkpoint's. Where it is not that of the position embedding, the embedding is
+            interpolated.
         side: average the grid onto ``side`` x ``side`` tokens; None keeps the backbone's grid.
             ``patch`` only.
 
@@ -239,7 +251,7 @@ class VisualBackbone(Backbone):
         *,
         layers: list[int] | None = None,
         feature: str | None = None,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         side: int | None = None,
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
@@ -309,19 +321,23 @@ class VisualBackbone(Backbone):
 
     def preprocessor(self) -> VisualPreprocessor:
         """Return the checkpoint's preprocessing, or the family's where it brings none."""
+        return VisualPreprocessor(**self.picture_fields())
+
+    def picture_fields(self) -> dict[str, Any]:
+        """Return the fields of a :class:`VisualPreprocessor`, by the checkpoint and the config."""
         settings = {**self.defaults, **(self.preprocessing or {})}
         mean, std = IDENTITY
         if settings.get("do_normalize", True):
             mean = tuple(settings["image_mean"])
             std = tuple(settings["image_std"])
-        return VisualPreprocessor(
-            tokens=self.tokens(),
-            resample=int(settings["resample"]),
-            scale=float(settings.get("rescale_factor", 1 / 255)),
-            mean=mean,
-            std=std,
+        return {
+            "tokens": self.tokens(),
+            "resample": int(settings["resample"]),
+            "scale": float(settings.get("rescale_factor", 1 / 255)),
+            "mean": mean,
+            "std": std,
             **checkpoint_resize(settings, self.image_size),
-        )
+        }
 
     def arrange(self, x: Tensor, out: Any) -> Tensor:
         """Choose the tokens of a layer: ``(U, N, D)`` -> ``(U, 1, P, D)``."""

@@ -99,10 +99,12 @@ class Encoder(nn.Module):
 
     Attributes:
         medium: ``video`` or ``audio``.
+        units_at_once: the most units in a call of `forward`.
         out_dim: D of the main stream. layer_names: names of the layers that `forward` gives.
     """
 
     medium: ClassVar[str]
+    units_at_once: int = UNITS
     out_dim: int
     layer_names: list[str]
 
@@ -129,13 +131,20 @@ class Encoder(nn.Module):
                 name: Tokens(x.to(dtype), batch.mask, batch.span, batch.extra)
                 for name, x in batch.features.items()
             }
-        units = next(iter(batch.inputs.values())).shape[0]
         by_layer: dict[str, list[Tensor]] = {}
-        for first in range(0, max(units, 1), UNITS):
-            inputs = {name: x[first : first + UNITS] for name, x in batch.inputs.items()}
+        first = 0
+        for size in self.group_sizes(batch):
+            inputs = {name: x[first : first + size] for name, x in batch.inputs.items()}
+            first += size
             for name, x in self(**inputs).items():
                 by_layer.setdefault(name, []).append(x)
         return {name: lay_out(torch.cat(pieces), batch) for name, pieces in by_layer.items()}
+
+    def group_sizes(self, batch: StreamBatch) -> list[int]:
+        """Return the number of units in each call of `forward`, over the units of all clips."""
+        units = next(iter(batch.inputs.values())).shape[0]
+        starts = range(0, max(units, 1), self.units_at_once)
+        return [min(self.units_at_once, units - start) for start in starts]
 
 
 def lay_out(x: Tensor, batch: StreamBatch) -> Tokens:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +13,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from avllm.encoders._audio import FbankPreprocessor
-from avllm.encoders._backbone import Backbone
+from avllm.encoders._published_file import PublishedBackbone
 from avllm.encoders.base import check_values
 from avllm.published import Published
 from avllm.tokens import EncoderInput
-from avllm.weights import check_finite
 
 STEM = "modality_preprocessors.audio."
 TRUNK = "modality_trunks.audio."
@@ -225,7 +223,7 @@ class SegmentPreprocessor(FbankPreprocessor):
         return {"mel": bank.T[None].contiguous()}
 
 
-class ImageBind(Backbone):
+class ImageBind(PublishedBackbone):
     """ImageBind's audio trunk (Girdhar et al. 2023, arXiv:2305.05665): one token a segment.
 
     ``name`` is the published ``imagebind_huge.pth`` itself, whose other modalities are not read, or
@@ -322,38 +320,14 @@ class ImageBind(Backbone):
         return x[:, None, :1]
 
     @classmethod
-    def saved_config(cls, name_or_path: str, revision: str | None = None) -> PretrainedConfig:
-        """Return the config of a folder, or the one that the published file's shapes show."""
-        if Path(name_or_path).is_file():
-            return published_config(Published.read(name_or_path))
-        return super().saved_config(name_or_path, revision)
+    def published_config(cls, path: str) -> ImageBindConfig:
+        """Return the config that the published file's shapes show."""
+        return published_config(Published.read(path))
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str,
-        *,
-        layers: list[int] | None = None,
-        dtype: torch.dtype | str | None = None,
-        revision: str | None = None,
-        **options: Any,
-    ) -> Self:
-        """Load the trunk from a folder or the published file, see :meth:`Backbone.from_pretrained`.
-
-        Raises:
-            PublishedError: a tensor of the sound's is missing, left over or of another shape.
-        """
-        if not Path(name_or_path).is_file():
-            return super().from_pretrained(
-                name_or_path, layers=layers, dtype=dtype, revision=revision, **options
-            )
-        file = Published.read(name_or_path)
-        encoder = cls(published_config(file), layers=layers, **options)
-        encoder.backbone.load_state_dict(take_audio(file, encoder.backbone))
-        check_finite(encoder.backbone.named_parameters(), f"the encoder {name_or_path}")
-        if dtype is not None:
-            encoder.backbone.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-        return encoder.eval()
+    def take(cls, file: Published, model: ImageBindAudioModel) -> dict[str, Tensor]:
+        """Return the tensors of the sound's branch."""
+        return take_audio(file, model)
 
 
 def published_config(file: Published, **unseen: Any) -> ImageBindConfig:

@@ -35,6 +35,14 @@ SPEECH = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 2,
 }
+PE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "head_dim": 16,
+    "initializer_range": 0.1,
+}
 
 
 def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -48,6 +56,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "siglip2": {**without(VIT, "initializer_range", "image_size"), "num_patches": 16},
     "eva": VIT,
     "dinov2": without(VIT, "intermediate_size"),
+    "dinov3": {**VIT, "num_register_tokens": 2},
+    "videomae": {**VIT, "num_frames": 4},
+    "vjepa2": {
+        **without(VIT, "intermediate_size", "image_size"),
+        "crop_size": 32,
+        "mlp_ratio": 2,
+        "frames_per_clip": 4,
+        "pred_hidden_size": 16,
+        "pred_num_attention_heads": 2,
+        "pred_num_hidden_layers": 1,
+    },
+    "pe_av_video": {**PE, "vision_config": {"model_type": "vit", **VIT, "num_labels": 24}},
     "pvt_v2": {
         "image_size": 32,
         "num_encoder_blocks": 4,
@@ -97,12 +117,34 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "patch_size": 8,
         "patch_stride": 8,
     },
+    "beats": {
+        **without(VIT, "image_size", "initializer_range"),
+        "embedding_size": 24,
+        "num_mel_bins": 32,
+        "conv_pos": 16,
+        "conv_pos_groups": 2,
+        "num_buckets": 32,
+        "max_distance": 80,
+    },
+    "pe_av_audio": {
+        **PE,
+        "dac_config": {
+            "model_type": "dac",
+            "encoder_hidden_size": 4,
+            "downsampling_ratios": [2, 8, 10, 12],
+            "codebook_dim": 8,
+        },
+    },
     "wav2vec2": SPEECH,
     "hubert": {**SPEECH, "feat_extract_norm": "layer", "do_stable_layer_norm": True},
+    "wavlm": {**without(SPEECH, "num_feat_extract_layers"), "num_buckets": 16},
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "wav2vec2": {"window": 1.0},
     "hubert": {"window": 1.0},
+    "wavlm": {"window": 1.0},
+    "beats": {"window": 1.0},
+    "pe_av_audio": {"window": 1.0},
     "imagebind": {"segments": 3, "seconds": 0.5},
 }
 
@@ -148,8 +190,8 @@ FOLDER = Path(avllm.encoders.__file__).parent
 KEYS = sorted(
     f.stem for f in FOLDER.glob("*.py") if not f.stem.startswith("_") and f.stem != "base"
 )
-SPEECH_KEYS = ["wav2vec2", "hubert"]
-SOUNDS = ["whisper", "ast", "clap", "mel_conv", *SPEECH_KEYS]
+SPEECH_KEYS = ["wav2vec2", "hubert", "wavlm"]
+SOUNDS = ["whisper", "ast", "clap", "mel_conv", "beats", "pe_av_audio", *SPEECH_KEYS]
 
 
 def family(key: str) -> type[Encoder]:
