@@ -95,6 +95,12 @@ class PEAVVideo(WholeClips):
         return read
 
     @classmethod
+    def saved_config(cls, name_or_path: str, revision: str | None = None) -> PretrainedConfig:
+        """Return the tower's config; it is read as it was saved, see :meth:`read_config`."""
+        saved, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
+        return cls.read_config(saved)
+
+    @classmethod
     def build(cls, config: PretrainedConfig) -> PreTrainedModel:
         """Build the backbone with random weights.
 
