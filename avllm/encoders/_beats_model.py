@@ -19,7 +19,8 @@ class BeatsConfig(PretrainedConfig):
     Args:
         embedding_size: width of the patches before they are projected to ``hidden_size``.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: of the transformer.
-        patch_size: side of a patch, in frames and bands. stem_bias: of the patches' convolution.
+        patch_size: side of a patch, in frames and bands.
+        stem_bias: True if the patches' convolution has a bias.
         num_mel_bins: of the spectrogram.
         conv_pos, conv_pos_groups: kernel (in tokens) and groups of the positional convolution.
         num_buckets, max_distance: of the relative positions, in tokens.
@@ -107,7 +108,8 @@ class BeatsBlock(nn.Module):
 
         Args:
             x: tokens.
-            bias: of the distances, ``(H, N, N)``. hidden: ``(U, 1, 1, N)`` -inf at padding, else 0.
+            bias: of the distances, ``(H, N, N)``.
+            hidden: ``(U, 1, 1, N)``, -inf at padding, else 0.
         """
         q, k, v = (self.split(linear(x)) for linear in (self.q_proj, self.k_proj, self.v_proj))
         gated = self.gate(q) * bias  # (U, H, N, N)

@@ -43,7 +43,8 @@ class ClipPreprocessor(VisualPreprocessor):
         """Return ``pixel_values`` (U, steps * frames, 3, h, w).
 
         Args:
-            media: see :class:`~avllm.encoders._visual.VisualPreprocessor`. duration: not read.
+            media: see :class:`~avllm.encoders._visual.VisualPreprocessor`.
+            duration: not read.
         """
         unit = self.frames * self.steps
         units = -(-media.x.shape[0] // unit)

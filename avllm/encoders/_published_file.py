@@ -18,8 +18,8 @@ class PublishedBackbone(Backbone):
     """A model of this package; ``name`` is a folder as of any backbone, or the published file."""
 
     @classmethod
-    def published_config(cls, path: str) -> PretrainedConfig:
-        """Return the config of a published file.
+    def published_config(cls, file: Published) -> PretrainedConfig:
+        """Return the config of a published file; what it reads off tensors counts as used.
 
         Raises:
             PublishedError: the file is of another model.
@@ -39,7 +39,7 @@ class PublishedBackbone(Backbone):
     def saved_config(cls, name_or_path: str, revision: str | None = None) -> PretrainedConfig:
         """Return the config of a folder or of a published file."""
         if Path(name_or_path).is_file():
-            return cls.published_config(name_or_path)
+            return cls.published_config(Published.read(name_or_path))
         return super().saved_config(name_or_path, revision)
 
     @classmethod
@@ -61,8 +61,8 @@ class PublishedBackbone(Backbone):
             return super().from_pretrained(
                 name_or_path, layers=layers, dtype=dtype, revision=revision, **options
             )
-        encoder = cls(cls.published_config(name_or_path), layers=layers, **options)
         file = Published.read(name_or_path)
+        encoder = cls(cls.published_config(file), layers=layers, **options)
         encoder.backbone.load_state_dict(cls.take(file, encoder.backbone))
         check_finite(encoder.backbone.named_parameters(), f"the encoder {name_or_path}")
         if dtype is not None:

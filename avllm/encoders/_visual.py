@@ -194,7 +194,8 @@ def checkpoint_resize(settings: dict[str, Any], size: tuple[int, int]) -> dict[s
     """Return ``size`` and ``shortest`` of a preprocessor whose pictures get the given size.
 
     Where another size than the checkpoint's is asked for, the ratio of the resized picture to the
-    crop stays that of the checkpoint.
+    crop stays that of the checkpoint. A rectangle is cut out of no picture: a picture that is
+    narrower than it would not fill it.
 
     Args:
         settings: of ``preprocessor_config.json``, in its old form (bare numbers) too.
@@ -204,10 +205,25 @@ def checkpoint_resize(settings: dict[str, Any], size: tuple[int, int]) -> dict[s
     is_cropped = bool(settings.get("do_center_crop", "crop_size" in settings))
     if isinstance(given, int):
         given = {"shortest_edge": given} if is_cropped else {"height": given, "width": given}
-    if "shortest_edge" not in given:
+    if "shortest_edge" not in given or size[0] != size[1]:
         return {"size": size}
     crop = pair(settings.get("crop_size", given["shortest_edge"]))
     return {"size": size, "shortest": round(given["shortest_edge"] * min(size) / min(crop))}
+
+
+def checkpoint_size(settings: dict[str, Any] | None) -> tuple[int, int] | None:
+    """Return (height, width) of a checkpoint's pictures; None where its settings say none.
+
+    Args:
+        settings: of ``preprocessor_config.json``, in its old form (bare numbers) too.
+    """
+    settings = settings or {}
+    given = settings.get("size")
+    if settings.get("do_center_crop", "crop_size" in settings):
+        given = settings.get("crop_size")
+    if given is None or (isinstance(given, dict) and "height" not in given):
+        return None
+    return pair(given)
 
 
 class VisualBackbone(Backbone):

@@ -93,6 +93,7 @@ class BEATs(PublishedBackbone):
     medium = "audio"
     config_class = BeatsConfig
     model_class = BeatsModel
+    preprocessing_keys = ("sampling_rate", "mean", "std")
 
     def __init__(
         self,
@@ -137,17 +138,18 @@ class BEATs(PublishedBackbone):
         return x.unflatten(1, (self.steps, self.bands))
 
     @classmethod
-    def published_config(cls, path: str) -> BeatsConfig:
+    def published_config(cls, file: Published) -> BeatsConfig:
         """Return the config of a published file by its settings (``cfg``).
 
         Raises:
             PublishedError: ``settings``: they are missing, or of an architecture that BEATs is not.
         """
-        settings = read_settings(path, "cfg")
+        settings = read_settings(file.path, "cfg")
         for name, expected in EXPECTED.items():
-            if settings.get(name) != expected:
+            seen = settings.get(name)
+            if seen != expected:
                 raise PublishedError(
-                    f"{path}: {name} is {settings.get(name)!r}; expected {expected!r}, as in every "
+                    f"{file.path}: {name} is {seen!r}; expected {expected!r}, as in every "
                     "published BEATs. Is it another model?",
                     reason="settings",
                 )

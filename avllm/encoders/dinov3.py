@@ -6,7 +6,13 @@ from typing import Any, ClassVar
 
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-from avllm.encoders._visual import IMAGENET_MEAN, IMAGENET_STD, VisualBackbone
+from avllm.encoders._visual import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    VisualBackbone,
+    checkpoint_size,
+    pair,
+)
 
 
 class DINOv3(VisualBackbone):
@@ -34,10 +40,9 @@ class DINOv3(VisualBackbone):
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) that the backbone gets."""
-        size = (self.preprocessing or {}).get("size", {})
-        if self.asked_size is None and "height" in size:
-            return int(size["height"]), int(size["width"])
-        return super().image_size
+        if self.asked_size is not None:
+            return pair(self.asked_size)
+        return checkpoint_size(self.preprocessing) or pair(self.backbone_config.image_size)
 
     def call_options(self) -> dict[str, Any]:
         """Return nothing: the backbone takes any size."""

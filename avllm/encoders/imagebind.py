@@ -320,9 +320,9 @@ class ImageBind(PublishedBackbone):
         return x[:, None, :1]
 
     @classmethod
-    def published_config(cls, path: str) -> ImageBindConfig:
+    def published_config(cls, file: Published) -> ImageBindConfig:
         """Return the config that the published file's shapes show."""
-        return published_config(Published.read(path))
+        return published_config(file)
 
     @classmethod
     def take(cls, file: Published, model: ImageBindAudioModel) -> dict[str, Tensor]:

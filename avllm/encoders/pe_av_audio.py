@@ -62,6 +62,7 @@ class PEAVAudio(Backbone):
         r"\w+_(head|logit_scale|logit_bias)\b",
     )
     features = ("patch", "pooled")
+    preprocessing_keys = ("sampling_rate",)
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.utils import is_timm_available
 
 from avllm.encoders._clip import ClipPreprocessor, WholeClips
-from avllm.encoders._visual import HALF, pair
+from avllm.encoders._visual import HALF, checkpoint_size, pair
 
 TIMM = TimmWrapperConfig.model_type
 
@@ -123,11 +123,8 @@ class PEAVVideo(WholeClips):
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) that the backbone gets."""
-        size = (self.preprocessing or {}).get("size", {})
-        if self.asked_size is None and "height" in size:
-            return pair(size)
         usual = getattr(self.backbone_config.vision_config, "image_size", 336)
-        return pair(self.asked_size or usual)
+        return pair(self.asked_size or checkpoint_size(self.preprocessing) or usual)
 
     def tokens(self) -> int:
         """Return P."""

@@ -109,6 +109,8 @@ def picture(video: EncoderInput, preprocessor: Any, clip: Clip) -> Tensor | None
     the decoded frames, or None when the clip has none.
     """
     pixels = video.inputs.get("pixel_values")
+    if pixels is not None and pixels.dim() == 5 and clip.frames is not None:
+        pixels = pixels.flatten(0, 1)[: len(clip.frames.x)]  # less the filling of the last unit
     if pixels is None or pixels.dim() != 4 or not hasattr(preprocessor, "mean"):
         return None if clip.frames is None else clip.frames.x
     mean = torch.tensor(preprocessor.mean).view(1, -1, 1, 1)  # (1, 3, 1, 1)

@@ -55,6 +55,7 @@ from transformers import (
     VJEPA2Config,
     VJEPA2ForVideoClassification,
     VJEPA2Model,
+    VJEPA2VideoProcessor,
     Wav2Vec2Config,
     Wav2Vec2ForCTC,
     Wav2Vec2ForPreTraining,
@@ -275,6 +276,40 @@ def test_files_of_older_versions(tmp_path):
     save_file({f"vision_model.{k}": v for k, v in bare.items()}, file, {"format": "pt"})
     ours = family("siglip").from_pretrained(str(tmp_path)).backbone.state_dict()
     assert all(torch.equal(ours[k], v) for k, v in model.state_dict().items())
+
+
+def test_dinov3_files_of_older_versions(tmp_path):
+    """Its blocks were called layer.0 and so on, without a model. before them."""
+    model = DINOv3ViTModel(DINOv3ViTConfig(**CONFIGS["dinov3"]))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    old = {k.removeprefix("model."): v for k, v in load_file(file).items()}
+    assert "layer.0.norm1.weight" in old
+    save_file(old, file, {"format": "pt"})
+    ours = family("dinov3").from_pretrained(str(tmp_path)).backbone.state_dict()
+    assert all(torch.equal(ours[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_video_processors_own_file_is_used(tmp_path):
+    VJEPA2Model(vjepa2()).save_pretrained(tmp_path)
+    VJEPA2VideoProcessor(crop_size=28, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"sampling_rate": 16000}')
+    made = family("vjepa2").from_pretrained(str(tmp_path)).preprocessor()
+    assert (made.shortest, made.size, made.mean) == (round(32 * 32 / 28), (32, 32), (0.1, 0.2, 0.3))
+
+
+def test_a_file_of_several_processors_has_each_encoders(tmp_path):
+    PeAudioVideoModel(pe_audio_video()).save_pretrained(tmp_path)
+    sections = {
+        "processor_class": "PeAudioVideoProcessor",
+        "feature_extractor": {"sampling_rate": 24_000},
+        "video_processor": {"size": {"height": 24, "width": 24}, "image_std": [0.1, 0.2, 0.3]},
+    }
+    (tmp_path / "processor_config.json").write_text(json.dumps(sections))
+    audio = family("pe_av_audio").from_pretrained(str(tmp_path)).preprocessor()
+    assert audio.rate == 24_000
+    video = family("pe_av_video").from_pretrained(str(tmp_path)).preprocessor()
+    assert (video.size, video.std) == ((24, 24), (0.1, 0.2, 0.3))
 
 
 def test_the_checkpoints_own_preprocessing_is_used(tmp_path):

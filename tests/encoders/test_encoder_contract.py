@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,13 +27,20 @@ from torch import Tensor
 
 from avllm.encoders._audio import SoundPreprocessor
 from avllm.encoders.base import Encoder, preprocessor_from_settings
+from avllm.registry import choices
 from avllm.tokens import EncoderInput
 
 torch.set_num_threads(1)
 
 
 def test_every_file_of_the_folder_is_in_the_table():
-    assert sorted(CONFIGS) == KEYS
+    assert sorted(CONFIGS) == KEYS == choices("encoders")
+
+
+def test_the_docs_have_a_line_for_each():
+    page = Path(__file__).resolve().parents[2] / "docs" / "compose.md"
+    tables = page.read_text(encoding="utf-8").split("## Encoders")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \| ", tables, re.MULTILINE)) == KEYS
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -214,7 +223,17 @@ def test_features_of_a_picture(key):
         build(key, feature="nose")
 
 
-@pytest.mark.parametrize("key", ["clip", "siglip", "eva", "dinov2"])
+@pytest.mark.parametrize("key", ["videomae", "vjepa2"])
+def test_side_averages_each_step(key):
+    own = encode(build(key), [build(key).preprocessor()(frames(5), 2.5)])[""]
+    encoder = build(key, side=2)
+    clip = encoder.preprocessor()(frames(5), 2.5)
+    assert clip.mask.shape == (3, 4)
+    blocks = own.unflatten(2, (2, 2, 2, 2)).mean((3, 5)).flatten(2, 3)
+    torch.testing.assert_close(encode(encoder, [clip])[""], blocks)
+
+
+@pytest.mark.parametrize("key", ["clip", "siglip", "eva", "dinov2", "dinov3"])
 def test_another_picture_size_interpolates_the_positions(key):
     encoder = build(key, image_size=48)
     clip = encoder.preprocessor()(frames(2), 1.0)
@@ -222,7 +241,16 @@ def test_another_picture_size_interpolates_the_positions(key):
     assert encode(encoder, [clip])[""].shape[2] == 36 + (key == "eva")
 
 
-@pytest.mark.parametrize("key", ["clip", "siglip", "eva", "dinov2", "pvt_v2"])
+@pytest.mark.parametrize("key", ["clip", "siglip", "dinov2", "dinov3"])
+def test_a_picture_may_be_wide(key):
+    encoder = build(key, image_size=[24, 48])
+    clip = encoder.preprocessor()(frames(2, 40, 80), 1.0)
+    assert clip.inputs["pixel_values"].shape[-2:] == (24, 48)
+    assert encode(encoder, [clip])[""].shape[2] == clip.mask.shape[1] == 3 * 6
+    assert family(key)(encoder.backbone_config, **encoder.options()).image_size == (24, 48)
+
+
+@pytest.mark.parametrize("key", ["clip", "siglip", "eva", "dinov2", "dinov3", "pvt_v2"])
 def test_side_averages_the_grid(key):
     clips = [build(key, feature="patch").preprocessor()(frames(2), 1.0)]
     own = encode(build(key, feature="patch"), clips)[""]

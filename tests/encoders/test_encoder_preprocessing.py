@@ -12,8 +12,13 @@ from transformers import (
     BlipImageProcessor,
     ClapFeatureExtractor,
     CLIPImageProcessor,
+    DINOv3ViTImageProcessor,
+    PeVideoVideoProcessor,
     Siglip2ImageProcessor,
     SiglipImageProcessor,
+    VideoMAEImageProcessor,
+    VideoMAEVideoProcessor,
+    VJEPA2VideoProcessor,
     Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
 )
@@ -22,9 +27,13 @@ from avllm.encoders.ast import AST
 from avllm.encoders.clap import CLAP
 from avllm.encoders.clip import CLIP
 from avllm.encoders.dinov2 import DINOv2
+from avllm.encoders.dinov3 import DINOv3
 from avllm.encoders.eva import EVA
+from avllm.encoders.pe_av_video import PEAVVideo
 from avllm.encoders.siglip import SigLIP
 from avllm.encoders.siglip2 import SigLIP2
+from avllm.encoders.videomae import VideoMAE
+from avllm.encoders.vjepa2 import VJEPA2
 from avllm.encoders.wav2vec2 import Wav2Vec2
 from avllm.encoders.whisper import Whisper
 
@@ -40,6 +49,24 @@ PICTURES = [
             size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, **IMAGENET
         ),
     ),
+    (DINOv3, DINOv3ViTImageProcessor()),
+]
+NARROW = {"hidden_size": 48, "num_attention_heads": 2}  # VideoMAE computes its positions in Python
+VIT = {"model_type": "vit", "image_size": 336, "num_hidden_layers": 1, "hidden_size": 96}
+PE = PeVideoVideoProcessor(
+    do_resize=True,
+    do_rescale=True,
+    do_normalize=True,
+    size={"height": 336, "width": 336},
+    image_mean=[0.5] * 3,
+    image_std=[0.5] * 3,
+)
+CLIPS = [
+    (VideoMAE, NARROW, VideoMAEImageProcessor(**IMAGENET), True),
+    (VideoMAE, NARROW, VideoMAEVideoProcessor(**IMAGENET), True),
+    (VideoMAE, NARROW, VideoMAEVideoProcessor(size={"shortest_edge": 240}), False),
+    (VJEPA2, {}, VJEPA2VideoProcessor(), True),
+    (PEAVVideo, {"vision_config": VIT}, PE, True),
 ]
 
 
@@ -67,6 +94,25 @@ def test_pictures(family, processor, shape, given):
     theirs = hf_pixels(processor, media)["pixel_values"]
     assert ours.shape == theirs.shape == (2, 3, 224, 224)
     assert (ours - theirs).abs().max() * min(processor.image_std) < 1.01 / 255
+
+
+@pytest.mark.parametrize("shape", [(360, 640), (333, 187), (100, 131)])
+@pytest.mark.parametrize(
+    ("family", "config", "processor", "is_usual"),
+    CLIPS,
+    ids=lambda value: type(value).__name__ if hasattr(value, "to_dict") else None,
+)
+def test_frames_of_a_clip(family, config, processor, is_usual, shape):
+    media = frames(3, *shape)
+    pictures = [np.asarray(f) for f in media.x]
+    theirs = processor([pictures], return_tensors="pt")
+    theirs = theirs.get("pixel_values", theirs.get("pixel_values_videos"))[0]
+    for settings in [processor.to_dict(), *([None] if is_usual else [])]:
+        encoder = on_meta(family, {**config, "num_hidden_layers": 1}, preprocessing=settings)
+        ours = encoder.preprocessor()(media, 1.5).inputs["pixel_values"].flatten(0, 1)
+        assert ours.shape[1:] == theirs.shape[1:]
+        assert (ours[:3] - theirs).abs().max() * min(processor.image_std) < 1.01 / 255
+        assert all(torch.equal(filling, ours[2]) for filling in ours[3:])
 
 
 def test_old_preprocessor_files_hold_bare_numbers():

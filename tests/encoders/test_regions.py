@@ -10,6 +10,7 @@ from encoders.encoder_families import CONFIGS, Frames, build
 from torch import Tensor
 
 from avllm.data.media.load import RegionBox
+from avllm.encoders._clip import ClipPreprocessor
 from avllm.encoders._visual import VisualPreprocessor, normalise
 from avllm.encoders.base import Preprocessor
 from avllm.encoders.siglip2 import NaFlexPreprocessor
@@ -41,6 +42,8 @@ def painted(height: int, width: int, box: tuple[float, ...] = BOX) -> Frames:
 def pixels(preprocessor: Preprocessor, inputs: dict[str, Tensor]) -> Tensor:
     """Brightness of the first picture as the encoder gets it, ``(h, w)``, 0 to 1."""
     x = inputs["pixel_values"][0]
+    if isinstance(preprocessor, ClipPreprocessor):
+        x = x[0]  # the first frame of a unit
     if isinstance(preprocessor, NaFlexPreprocessor):
         (rows, columns), side = inputs["spatial_shapes"][0].tolist(), preprocessor.patch
         grid = x[: rows * columns].view(rows, columns, side, side, 3)
@@ -57,7 +60,7 @@ def test_the_box_is_where_the_rectangle_is(name: str, shape: tuple[int, int]) ->
     item = preprocessor(painted(*shape), 2.0)
     seen = pixels(preprocessor, item.inputs)
     assert item.extra["picture_size"].tolist() == [list(seen.shape)]
-    assert item.extra["region_boxes"].shape == (2, 1, 4)
+    assert item.extra["region_boxes"].shape == (len(item.span), 1, 4)
     assert bool(item.extra["region_mask"].all())
     x0, y0, x1, y1 = item.extra["region_boxes"][0, 0].tolist()
     # sums over rows and columns are the rectangle's sides, whatever resampling does at its edges
