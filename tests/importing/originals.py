@@ -150,6 +150,52 @@ def make_stc(seen=12, hidden=8, depth=2, out=32, squeeze=3) -> State:
     return make.state
 
 
+BEATS = {
+    "input_patch_size": 16,
+    "embed_dim": 12,
+    "encoder_layers": 2,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 20,
+    "encoder_attention_heads": 2,
+    "deep_norm": True,
+    "conv_pos": 6,
+    "conv_pos_groups": 4,
+    "relative_position_embedding": True,
+    "num_buckets": 16,
+    "max_distance": 40,
+    "gru_rel_pos": True,
+    "layer_norm_first": False,
+    "activation_fn": "gelu",
+}
+
+
+def make_beats() -> State:
+    """The tensors of `BEATs_*.pt` with the settings above, and a predictor."""
+    make = Maker(13)
+    make.draw("patch_embedding.weight", 12, 1, 16, 16, std=0.02)
+    make.norm("layer_norm", 12)
+    make.linear("post_extract_proj", 12, 16)
+    make.draw("encoder.pos_conv.0.weight_g", 1, 1, 6, std=1.0)
+    make.draw("encoder.pos_conv.0.weight_v", 16, 4, 6)
+    make.draw("encoder.pos_conv.0.bias", 16)
+    make.norm("encoder.layer_norm", 16)
+    make.draw("encoder.layers.0.self_attn.relative_attention_bias.weight", 16, 2, std=1.0)
+    shared = make.state["encoder.layers.0.self_attn.relative_attention_bias.weight"]
+    for number in range(2):
+        layer = f"encoder.layers.{number}"
+        make.state[f"{layer}.self_attn.relative_attention_bias.weight"] = shared
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            make.linear(f"{layer}.self_attn.{name}", 16, 16)
+        make.linear(f"{layer}.self_attn.grep_linear", 8, 8)
+        make.draw(f"{layer}.self_attn.grep_a", 1, 2, 1, 1, std=1.0)
+        make.norm(f"{layer}.self_attn_layer_norm", 16)
+        make.linear(f"{layer}.fc1", 16, 20)
+        make.linear(f"{layer}.fc2", 20, 16)
+        make.norm(f"{layer}.final_layer_norm", 16)
+    make.linear("predictor", 16, 5)
+    return make.state
+
+
 # ---- functions ------------------------------------------------------------------------------
 
 

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from importing.originals import Maker, State, linear, make_qformer, norm, qformer
+from importing.originals import (
+    BEATS,
+    Maker,
+    State,
+    linear,
+    make_beats,
+    make_qformer,
+    norm,
+    qformer,
+)
 from tiny import make_data, make_llm, make_whisper
 from torch import Tensor
 from typer.testing import CliRunner
@@ -30,7 +39,7 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backbones")
     make_llm(folder / "llm")
     make_whisper(folder / "whisper")
-    make_whisper(folder / "sounds")
+    torch.save({"cfg": BEATS, "model": make_beats()}, folder / "beats.pt")
     return folder
 
 
@@ -83,8 +92,8 @@ def test_windows_are_read_as_in_the_original(
     backbones: Path, tmp_path: Path, lengths: tuple[int, ...]
 ) -> None:
     state = make_file(len(lengths))
-    second = f"{{type: whisper, name: {backbones / 'sounds'}}}"
-    folder = imported(backbones, tmp_path, state, *["--sounds", second][: 2 * len(lengths) - 2])
+    second = ["--beats", str(backbones / "beats.pt")] if len(lengths) == 2 else []
+    folder = imported(backbones, tmp_path, state, *second)
     features = [torch.randn(2, length, SPEECH) for length in lengths]
     golden: dict[str, Any] = {
         name: x.numpy()
@@ -139,9 +148,23 @@ def test_every_tensor_is_accounted_for(backbones: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_second_encoder_that_the_file_needs_is_asked_for(backbones: Path, tmp_path: Path) -> None:
+def test_beats_is_asked_for_where_the_file_needs_it(backbones: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ln_audio") as error:
         imported(backbones, tmp_path, make_file(2))
-    assert error.value.reason == "sounds"
-    with pytest.raises(UserError, match="expected"):
-        imported(backbones, tmp_path, make_file(), "--sounds", "nothing")
+    assert error.value.reason == "beats"
+
+
+@torch.no_grad()
+def test_whisper_and_beats_hear_the_same_sound(backbones: Path, tmp_path: Path) -> None:
+    """Of one second, Whisper makes 50 tokens and BEATs 7 times 8."""
+    folder = imported(backbones, tmp_path, make_file(2), "--beats", str(backbones / "beats.pt"))
+    model, processor = AVLLM.from_pretrained(str(folder)), AVProcessor.from_pretrained(folder)
+    captions, _ = make_data(tmp_path / "data", 1)
+    batch = processor([json.loads(captions.read_text())], root=captions.parent)
+    together = model.media_steps(batch)[1]["speech"]
+    speech, sounds = together.x[0, :, 0].split([SPEECH, 16], 1)
+    assert together.mask.sum() == 56
+    assert speech[:50].abs().sum(1).min() > 0
+    assert sounds.abs().sum(1).min() > 0
+    assert not speech[50:].any()
+    assert model.generate(batch, max_new_tokens=2).shape[0] == 1

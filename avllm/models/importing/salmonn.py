@@ -8,19 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
+import torch
 from torch import Tensor
 
+from avllm.encoders._beats_model import BeatsModel
+from avllm.encoders.beats import BEATs
 from avllm.errors import UserError
 from avllm.models.importing._bert_qformer import BUFFERS, published_qformer, qformer_options
 from avllm.models.importing._replay import features_of_clips
-from avllm.models.importing.base import AdapterSource, Converted, Dims, Importer
+from avllm.models.importing.base import AdapterSource, BackboneFiles, Converted, Dims, Importer
 from avllm.published import Published
 
 SPEECH = ("speech_Qformer.bert.", "speech_query_tokens")
 """Beginning of the Q-Former's names, and the name of its queries."""
 
 STEP = 0.02  # seconds of a step of Whisper's
+WINDOW = 30.0  # seconds that BEATs hears at once, as Whisper does
 LORA = re.compile(r"llama_model\..*\.(\w+)\.lora_[AB]\.default\.weight")
 NORMS = {"norms.0.": "ln_speech.", "norms.1.": "ln_audio."}
 
@@ -35,11 +38,7 @@ class Salmonn(Importer):
     Args:
         ckpt: SALMONN's file, ``salmonn_v1.pth``.
         whisper: folder or hub name of Whisper, as transformers saves it.
-        sounds: the section of the second encoder as YAML, ``{type: my_parts:BEATs, name: FILE}``:
-            one with 50 tokens a second, as wide as ``ln_audio``. None for a file without it.
-
-    Raises:
-        ValueError: ``sounds`` is no section of an encoder.
+        beats: ``BEATs_*.pt``; None for a file that was trained without it.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -55,41 +54,43 @@ class Salmonn(Importer):
     }
     inputs = ("speech_features", "sound_features")
 
-    def __init__(self, *, ckpt: str, whisper: str, sounds: str | None = None) -> None:
+    def __init__(self, *, ckpt: str, whisper: str, beats: str | None = None) -> None:
         self.ckpt = Path(ckpt)
-        self.encoders: dict[str, dict[str, Any]] = {
-            "speech": {"medium": "audio", "type": "whisper", "name": whisper}
-        }
-        if sounds is not None:
-            section = yaml.safe_load(sounds)
-            if not isinstance(section, dict) or "type" not in section:
-                raise ValueError(f"sounds is {sounds!r}; expected '{{type: NAME, name: FOLDER}}'")
-            self.encoders["sounds"] = {"medium": "audio", **section}
+        self.whisper = whisper
+        self.beats = beats
 
     @property
     def sources(self) -> list[Path]:
         """Return the files that are read."""
-        return [self.ckpt]
+        return [self.ckpt] if self.beats is None else [self.ckpt, Path(self.beats)]
 
     def convert(self, dims: Dims, allow: Sequence[str]) -> Converted:
         """See :meth:`Importer.convert`.
 
         Raises:
-            UserError: the file was trained with a second encoder, and none is given.
+            UserError: ``beats``: the file was trained with BEATs, which is not given.
         """
         file = Published.read(self.ckpt, allow)
-        if "ln_audio.weight" in file and "sounds" not in self.encoders:
+        if "ln_audio.weight" in file and self.beats is None:
             raise UserError(
-                f"{self.ckpt} has ln_audio, the norm of a second encoder's tokens (BEATs'); "
-                "expected that encoder: --sounds '{type: my_parts:BEATs, name: FILE}'",
-                reason="sounds",
+                f"{self.ckpt} has ln_audio, the norm of what BEATs hears; expected its file, too: "
+                "--beats BEATs_iter3_plus_AS2M.pt",
+                reason="beats",
             )
+        converted = Converted()
+        converted.encoders["speech"] = {
+            "medium": "audio",
+            "type": "whisper",
+            "name": self.whisper,
+        }
+        if self.beats is not None:
+            converted.encoders["sounds"] = {"medium": "audio", "type": "beats", "window": WINDOW}
+            converted.backbones["sounds"] = _beats_files(self.beats)
         window = {"per": "window", "seconds": round(int(dims["window"]) * STEP, 6)}
         options = qformer_options(file, *SPEECH, dims, "qformer")
-        converted = Converted(encoders=self.encoders)
         converted.adapters = [
             AdapterSource(
-                {"type": "step_concat", "streams": list(self.encoders)}, file, _published_norm
+                {"type": "step_concat", "streams": list(converted.encoders)}, file, _published_norm
             ),
             AdapterSource(
                 {"type": "qformer", "stream": "speech", **window, **options},
@@ -122,6 +123,18 @@ class Salmonn(Importer):
         if "speech" not in streams:
             return {}
         return {"speech_tokens": model.connect(streams)["speech"].x.flatten(1, 2)}
+
+
+def _beats_files(path: str) -> BackboneFiles:
+    """Return BEATs in the form of a folder."""
+    file = Published.read(path)
+    config = BEATs.published_config(file)
+    with torch.device("meta"):
+        model = BeatsModel(config)
+    state = BEATs.take(file, model)
+    config.dtype = state["norm.weight"].dtype
+    own = {"sampling_rate": 16_000, "mean": 15.41663, "std": 6.55582}
+    return BackboneFiles(config, state, own)
 
 
 def _published_norm(own: str) -> str:
