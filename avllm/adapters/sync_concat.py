@@ -29,7 +29,7 @@ class SyncConcat(Adapter):
     """Put the tokens of several streams in the same windows of time side by side, as a new stream.
 
     A window in which a stream has no tokens gets that stream's learned vector for "absent", so that
-    silence differs from missing sound. The streams themselves go on unchanged.
+    silence differs from missing sound. The streams themselves go on unchanged, or end here.
 
     Args:
         streams: what to put together, in this order.
@@ -40,6 +40,7 @@ class SyncConcat(Adapter):
             a second hold 32 tokens of a frame and 25 of sound, so that seven of the frame's have
             "absent" beside them.
         absent: ``learned``, or ``zeros`` as in FAVOR.
+        consume: end the streams here, so that the LLM gets the new one alone (FAVOR, SALMONN).
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class SyncConcat(Adapter):
         seconds: float = 0.25,
         tokens: str = "mean",
         absent: str = "learned",
+        consume: bool = False,
     ) -> None:
         super().__init__(widths, llm_dim)
         if to in widths:
@@ -69,11 +71,13 @@ class SyncConcat(Adapter):
         self.keep = tokens == "keep"
         self.made = to  # not `self.to`, a method of torch's
         self.seconds = seconds
+        self.consumed = set(streams) if consume else set()
         self.absent = nn.ParameterList()
         for stream in self.streams:
             width = self.require(stream)
             if absent == "learned":
                 self.absent.append(nn.Parameter(torch.zeros(width)))
+        self.out_widths = {n: w for n, w in self.out_widths.items() if n not in self.consumed}
         self.out_widths[to] = sum(widths[stream] for stream in self.streams)
 
     def forward(
@@ -104,7 +108,8 @@ class SyncConcat(Adapter):
         mask = torch.stack(reals).any(0)
         if not self.keep:  # a window of the clip in which no stream has tokens is one token, too
             mask = clock.real.unsqueeze(-1)
-        return {**streams, self.made: Tokens(torch.cat(sides, -1), mask, clock.span)}
+        others = {name: tokens for name, tokens in streams.items() if name not in self.consumed}
+        return {**others, self.made: Tokens(torch.cat(sides, -1), mask, clock.span)}
 
     def output_grid(self, grids: dict[str, Grid]) -> dict[str, Grid]:
         present = [grids[stream] for stream in self.streams if stream in grids]
@@ -119,7 +124,8 @@ class SyncConcat(Adapter):
             reals = [self._members(grid.span[None], grid.mask[None], clock)[1] for grid in present]
             most = max(real.shape[2] for real in reals)
             mask = torch.stack([pad(real[0], (0, most - real.shape[2])) for real in reals]).any(0)
-        return {**grids, self.made: Grid(clock.span[0], mask)}
+        others = {name: grid for name, grid in grids.items() if name not in self.consumed}
+        return {**others, self.made: Grid(clock.span[0], mask)}
 
     def _clock(self, spans: list[Tensor], reals: list[Tensor]) -> _Clock:
         """Return the windows from second 0 to the last end of any stream.

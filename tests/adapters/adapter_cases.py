@@ -88,6 +88,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"streams": ["video", "audio"], "seconds": 0.5},
         {"streams": ["video", "audio"], "seconds": 0.5, "tokens": "keep"},
         {"streams": ["video", "audio"], "seconds": 0.5, "tokens": "keep", "absent": "zeros"},
+        {"streams": ["video", "audio"], "seconds": 0.5, "consume": True},
     ],
     "step_concat": [
         {"streams": ["video", "audio"]},

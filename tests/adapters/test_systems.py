@@ -97,6 +97,21 @@ def test_frames_and_sounds_of_half_a_second_stand_side_by_side() -> None:
     assert torch.equal(silent.x, adapter({"video": video, "audio": no_sound})["av"].x)
 
 
+def test_streams_that_are_put_side_by_side_end_there_if_asked() -> None:
+    streams = {"video": clip(2, 1, 5), "audio": clip(4, 1, 3, step=0.25), "other": clip(1, 1, 8)}
+    widths = {"video": 5, "audio": 3, "other": 8}
+    options = {"streams": ["video", "audio"], "seconds": 0.5}
+    kept = make("sync_concat", widths, **options)
+    ending = make("sync_concat", widths, consume=True, **options)
+    assert list(kept(streams)) == ["video", "audio", "other", "av"]
+    assert list(ending(streams)) == ["other", "av"]
+    assert ending.out_widths == {"other": 8, "av": 8}
+    grids = {name: Grid(tokens.span[0], tokens.mask[0]) for name, tokens in streams.items()}
+    assert list(ending.output_grid(grids)) == ["other", "av"]
+    silent = {"video": streams["video"]}
+    assert list(ending(silent)) == ["av"]
+
+
 # ---- CAT -----------------------------------------------------------------------------------------
 
 
