@@ -15,6 +15,7 @@ import typer
 from avllm.cli.chat import chat
 from avllm.cli.ckpt import ckpt
 from avllm.cli.data import data
+from avllm.cli.embed import embed
 from avllm.cli.explain import config, parts
 from avllm.cli.options import (
     AllowPart,
@@ -268,6 +269,7 @@ def train(
 
 app.command()(chat)
 app.command()(config)
+app.command()(embed)
 app.command()(parts)
 app.add_typer(ckpt, name="ckpt")
 app.add_typer(data, name="data")

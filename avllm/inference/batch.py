@@ -126,9 +126,9 @@ def answer_file(
         if before < len(lines):
             model, processor = load()
             remaining = (line.request() for line in lines[before:])
-            root = Path(requests).parent
-            ready = prepare_ahead(processor, remaining, root, workers, 2 * batch_size)
-            with _progress_bar() as bar:
+            read = partial(prepare, processor, root=Path(requests).parent)
+            ready = prepare_ahead(read, remaining, workers, 2 * batch_size)
+            with progress_bar() as bar:
                 task = bar.add_task("answers", total=len(lines), completed=before)
                 tick = partial(bar.advance, task)
                 for chunk in groups(ready, batch_size * BATCHES_A_CHUNK):
@@ -155,32 +155,32 @@ def prepare(processor: AVProcessor, request: Request, root: Path | None) -> Prep
 
 
 def prepare_ahead(
-    processor: AVProcessor,
-    requests: Iterable[Request],
-    root: Path | None,
-    workers: int,
-    ahead: int,
-) -> Iterator[PreparedRequest]:
+    read: Callable[[Request], T], requests: Iterable[Request], workers: int, ahead: int
+) -> Iterator[T]:
     """Prepare requests in threads, in order, at most ``ahead`` of them before their turn.
+
+    Args:
+        read: reads a request's media and makes its rows, or a record of the error.
+        requests: in order. workers: threads. ahead: requests that are prepared early.
 
     Raises:
         OutageError: the servers that hold the files of this row and of the next ones do not answer.
     """
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode") as pool:
-        waiting: deque[tuple[Request, Future[PreparedRequest]]] = deque()
+        waiting: deque[tuple[Request, Future[T]]] = deque()
 
-        def first() -> PreparedRequest:
+        def first() -> T:
             request, future = waiting.popleft()
             try:
                 return future.result()
             except OutageError:
                 # Servers of the rows after it may answer: then the row's is at fault.
                 wait([later for _, later in waiting])
-                return prepare(processor, request, root)
+                return read(request)
 
         try:
             for request in requests:
-                waiting.append((request, pool.submit(prepare, processor, request, root)))
+                waiting.append((request, pool.submit(read, request)))
                 if len(waiting) > ahead:
                     yield first()
             while waiting:
@@ -250,7 +250,8 @@ def answer_samples(
     """Answer samples without files: yield ``{"id", "answer"}`` or ``{"id", "error"}``, in order."""
     generation = generation or Generation()
     requests = (Request(sample.id, sample.question()) for sample in samples)
-    ready = prepare_ahead(processor, requests, root, workers, 2 * batch_size)
+    read = partial(prepare, processor, root=root)
+    ready = prepare_ahead(read, requests, workers, 2 * batch_size)
     for chunk in groups(ready, batch_size * BATCHES_A_CHUNK):
         yield from answer_chunk(model, processor, chunk, generation, batch_size)
 
@@ -264,7 +265,8 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.2f} rows/s")
 
 
-def _progress_bar() -> Progress:
+def progress_bar() -> Progress:
+    """Return a bar of rows on stderr, with their rate and the time left."""
     from rich.console import Console
 
     return Progress(

@@ -41,14 +41,18 @@ class RequestLine:
         """Return 16 digits of SHA-256 of the bytes, by which an answer names its request."""
         return hashlib.sha256(self.line).hexdigest()[:16]
 
-    def request(self) -> Request:
-        """Return the row; the error of a malformed one names file, line and field."""
+    def request(self, answer: bool = False) -> Request:
+        """Return the row; the error of a malformed one names file, line and field.
+
+        Args:
+            answer: keep a last answer; else the row ends with its question.
+        """
         try:
             with one_row():
-                sample = parse_row(self.line, self.where).question()
+                sample = parse_row(self.line, self.where)
         except (ManifestError, RowError) as error:
             return Request(self.id, error=str(error))
-        return Request(self.id, sample)
+        return Request(self.id, sample if answer else sample.question())
 
 
 def read_requests(path: str | Path) -> list[RequestLine]:
