@@ -61,6 +61,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"kind": "ttm", "num_tokens": 5, "memory": 6, "read": 3, "heads": 2},
     ],
     "token_merge": [{"most": 5}, {"most": 9, "alike": 0.3}],
+    "train_as": [
+        {"by": "video.4"},
+        {"by": "video.4", "seconds": 0.5, "over": True, "instead": True},
+    ],
     "universal_projection": [
         {"streams": ["video", "video.4"], "dim": 8, "layers": 1, "heads": 2},
         {"streams": ["video", "video.4"], "per": "frame", "heads": 2, "modality_token": False},
