@@ -58,6 +58,7 @@ class Backbone(Encoder):
 
     config_class: ClassVar[type[PretrainedConfig]]
     model_class: ClassVar[type[PreTrainedModel]]
+    build_options: ClassVar[dict[str, Any]] = {}  # of the model's constructor, beside the config
     tower: ClassVar[str | None] = None  # the tower's field in a full model's config
     key_mapping: ClassVar[dict[str, str]] = {}  # key pattern -> replacement, beyond transformers'
     other_keys: ClassVar[tuple[str, ...]] = ()  # keys of other towers and heads: not to be loaded
@@ -106,7 +107,7 @@ class Backbone(Encoder):
     @classmethod
     def build(cls, config: PretrainedConfig) -> PreTrainedModel:
         """Build the backbone with random weights."""
-        return cls.model_class(config)
+        return cls.model_class(config, **cls.build_options)
 
     @classmethod
     def read_config(cls, config: PretrainedConfig | dict[str, Any]) -> PretrainedConfig:
@@ -212,6 +213,7 @@ class Backbone(Encoder):
                 trust_remote_code=False,
                 key_mapping=cls.key_mapping or None,
                 output_loading_info=True,
+                **cls.build_options,
             )
         encoder.backbone, report = loaded  # the report has missing_keys, unexpected_keys, ...
         cls._check_keys(name_or_path, report)

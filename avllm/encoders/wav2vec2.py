@@ -81,7 +81,8 @@ class Wav2Vec2(Backbone):
         """Return the waveform's preprocessing, normalised where the checkpoint asks for it."""
         c = self.backbone_config
         settings = self.preprocessing or {}
-        has_mask = settings.get("return_attention_mask", c.feat_extract_norm == "layer")
+        norm = getattr(c, "feat_extract_norm", "layer")  # data2vec has no other
+        has_mask = settings.get("return_attention_mask", norm == "layer")
         receptive = 1  # samples that one output of the layers so far sees
         jump = 1  # samples between two outputs of the layers so far
         for kernel, stride in zip(c.conv_kernel, c.conv_stride, strict=True):

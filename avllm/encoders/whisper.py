@@ -35,7 +35,7 @@ class Whisper(Backbone):
         r"classifier\.",
         r"layer_weights$",
     )
-    stride = 2  # of the second convolution, in mel frames
+    stride = 2  # mel frames of a step
     preprocessing_keys = ("sampling_rate", "hop_length", "n_fft")
 
     def __init__(
@@ -51,8 +51,11 @@ class Whisper(Backbone):
         settings = preprocessing or {}
         self.rate = int(settings.get("sampling_rate", 16_000))
         self.hop = int(settings.get("hop_length", 160))
-        most = int(self.backbone_config.max_source_positions)
-        self.steps = window_steps(window, self.rate, self.stride * self.hop, most, "Whisper")
+        # The second convolution of the stem has stride 2.
+        self.frames = 2 * int(self.backbone_config.max_source_positions)
+        step = self.stride * self.hop
+        name = type(self).__name__
+        self.steps = window_steps(window, self.rate, step, self.frames // self.stride, name)
 
     @property
     def depth(self) -> int:
@@ -71,7 +74,7 @@ class Whisper(Backbone):
             steps=self.steps,
             tokens=1,
             mels=int(self.backbone_config.num_mel_bins),
-            frames=self.stride * int(self.backbone_config.max_source_positions),
+            frames=self.frames,
             hop=self.hop,
             n_fft=int((self.preprocessing or {}).get("n_fft", 400)),
         )

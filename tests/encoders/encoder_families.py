@@ -56,6 +56,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "siglip2": {**without(VIT, "initializer_range", "image_size"), "num_patches": 16},
     "eva": VIT,
     "dinov2": without(VIT, "intermediate_size"),
+    "vit": VIT,
+    "metaclip2": VIT,
+    "intern_vit": VIT,
+    "dinov2_registers": {**without(VIT, "intermediate_size"), "num_register_tokens": 2},
     "dinov3": {**VIT, "num_register_tokens": 2},
     "videomae": {**VIT, "num_frames": 4},
     "vjepa2": {
@@ -81,6 +85,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "initializer_range": 0.1,
     },
     "whisper": {
+        "d_model": 32,
+        "encoder_layers": 3,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "max_source_positions": 50,
+        "num_mel_bins": 40,
+    },
+    "qwen2_audio": {
         "d_model": 32,
         "encoder_layers": 3,
         "encoder_attention_heads": 2,
@@ -137,12 +149,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "wav2vec2": SPEECH,
     "hubert": {**SPEECH, "feat_extract_norm": "layer", "do_stable_layer_norm": True},
+    "data2vec_audio": {
+        **without(SPEECH, "num_conv_pos_embeddings", "num_feat_extract_layers"),
+        "num_conv_pos_embeddings": 2,
+        "conv_pos_kernel_size": 5,
+    },
     "wavlm": {**without(SPEECH, "num_feat_extract_layers"), "num_buckets": 16},
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "wav2vec2": {"window": 1.0},
     "hubert": {"window": 1.0},
     "wavlm": {"window": 1.0},
+    "data2vec_audio": {"window": 1.0},
     "beats": {"window": 1.0},
     "pe_av_audio": {"window": 1.0},
     "imagebind": {"segments": 3, "seconds": 0.5},
@@ -190,8 +208,8 @@ FOLDER = Path(avllm.encoders.__file__).parent
 KEYS = sorted(
     f.stem for f in FOLDER.glob("*.py") if not f.stem.startswith("_") and f.stem != "base"
 )
-SPEECH_KEYS = ["wav2vec2", "hubert", "wavlm"]
-SOUNDS = ["whisper", "ast", "clap", "mel_conv", "beats", "pe_av_audio", *SPEECH_KEYS]
+SPEECH_KEYS = ["wav2vec2", "hubert", "wavlm", "data2vec_audio"]
+SOUNDS = ["whisper", "qwen2_audio", "ast", "clap", "mel_conv", "beats", "pe_av_audio", *SPEECH_KEYS]
 
 
 def family(key: str) -> type[Encoder]:

@@ -24,14 +24,26 @@ from transformers import (
     CLIPModel,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    Data2VecAudioConfig,
+    Data2VecAudioForCTC,
+    Data2VecAudioModel,
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
     HubertConfig,
     HubertForCTC,
     HubertModel,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionModel,
+    MetaClip2Config,
+    MetaClip2Model,
+    MetaClip2VisionModel,
     OPTConfig,
     PeAudioConfig,
     PeAudioEncoder,
@@ -42,6 +54,9 @@ from transformers import (
     PeVideoConfig,
     PeVideoEncoder,
     PeVideoModel,
+    Qwen2AudioConfig,
+    Qwen2AudioEncoder,
+    Qwen2AudioForConditionalGeneration,
     Siglip2Config,
     Siglip2Model,
     Siglip2VisionModel,
@@ -52,6 +67,9 @@ from transformers import (
     VideoMAEForPreTraining,
     VideoMAEForVideoClassification,
     VideoMAEModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
     VJEPA2Config,
     VJEPA2ForVideoClassification,
     VJEPA2Model,
@@ -86,6 +104,7 @@ TEXT = {
     "eos_token_id": 1,
     "pad_token_id": 1,
 }
+REGISTERS = "dinov2_with_registers"
 BERT = {**TEXT, "max_position_embeddings": 16}
 
 
@@ -146,6 +165,29 @@ def whisper():
 def speech(config_class, key):
     quantizer = {"num_codevectors_per_group": 4, "codevector_dim": 8, "proj_codevector_dim": 8}
     return config_class(**CONFIGS[key], vocab_size=20, **(quantizer if key == "wav2vec2" else {}))
+
+
+def metaclip2():
+    return dual(MetaClip2Config, "metaclip2", projection_dim=8)
+
+
+def internvl():
+    text = {"model_type": "qwen2", **without(TEXT, "projection_dim"), "num_key_value_heads": 2}
+    return InternVLConfig(vision_config=CONFIGS["intern_vit"], text_config=text)
+
+
+def qwen2_audio():
+    text = {"model_type": "qwen2", **without(TEXT, "projection_dim"), "num_key_value_heads": 2}
+    audio = {"model_type": "qwen2_audio_encoder", **CONFIGS["qwen2_audio"]}
+    return Qwen2AudioConfig(audio_config=audio, text_config=text)
+
+
+def registers():
+    return Dinov2WithRegistersConfig(**CONFIGS["dinov2_registers"])
+
+
+def data2vec():
+    return Data2VecAudioConfig(**CONFIGS["data2vec_audio"], vocab_size=20)
 
 
 def videomae(**more):
@@ -223,6 +265,18 @@ CASES = [
     ("wav2vec2", Wav2Vec2Model, lambda: speech(Wav2Vec2Config, "wav2vec2"), ""),
     ("wav2vec2", Wav2Vec2ForCTC, lambda: speech(Wav2Vec2Config, "wav2vec2"), "wav2vec2"),
     ("wav2vec2", Wav2Vec2ForPreTraining, lambda: speech(Wav2Vec2Config, "wav2vec2"), "wav2vec2"),
+    ("vit", ViTModel, lambda: ViTConfig(**CONFIGS["vit"]), ""),
+    ("vit", ViTForImageClassification, lambda: ViTConfig(**CONFIGS["vit"]), "vit"),
+    ("metaclip2", MetaClip2VisionModel, lambda: metaclip2().vision_config, ""),
+    ("metaclip2", MetaClip2Model, metaclip2, "vision_model"),
+    ("intern_vit", InternVLVisionModel, lambda: internvl().vision_config, ""),
+    ("intern_vit", InternVLForConditionalGeneration, internvl, "model.vision_tower"),
+    ("dinov2_registers", Dinov2WithRegistersModel, registers, ""),
+    ("dinov2_registers", Dinov2WithRegistersForImageClassification, registers, REGISTERS),
+    ("data2vec_audio", Data2VecAudioModel, data2vec, ""),
+    ("data2vec_audio", Data2VecAudioForCTC, data2vec, "data2vec_audio"),
+    ("qwen2_audio", Qwen2AudioEncoder, lambda: qwen2_audio().audio_config, ""),
+    ("qwen2_audio", Qwen2AudioForConditionalGeneration, qwen2_audio, "model.audio_tower"),
     ("dinov3", DINOv3ViTModel, lambda: DINOv3ViTConfig(**CONFIGS["dinov3"]), ""),
     ("videomae", VideoMAEModel, videomae, ""),
     ("videomae", VideoMAEModel, lambda: videomae(use_mean_pooling=False), ""),
@@ -255,8 +309,10 @@ def test_saved_by_transformers_loaded_by_us(tmp_path, key, saved, config, at, re
     assert reports == []  # the other towers' weights are no news
     tower = model.get_submodule(at).state_dict()
     ours = encoder.backbone.state_dict()
-    unused = [k for k in tower if k == "masked_spec_embed" or k.startswith("predictor.")]
-    assert set(ours) == set(tower) - set(unused)  # of SpecAugment and of V-JEPA's training
+    unused = [
+        k for k in tower if k == "masked_spec_embed" or k.startswith(("predictor.", "pooler."))
+    ]
+    assert set(ours) == set(tower) - set(unused)  # of training, and ViT's pooler
     assert all(torch.equal(ours[k], tower[k]) for k in ours)
     assert not encoder.training
     assert not any(p.is_meta for p in encoder.parameters())

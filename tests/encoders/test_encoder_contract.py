@@ -31,6 +31,8 @@ from avllm.registry import choices
 from avllm.tokens import EncoderInput
 
 torch.set_num_threads(1)
+WIDE = ["clip", "siglip", "dinov2", "dinov2_registers", "dinov3", "vit", "metaclip2", "intern_vit"]
+"""Families whose pictures may have any size."""
 
 
 def test_every_file_of_the_folder_is_in_the_table():
@@ -206,7 +208,9 @@ def test_pooled_sound_is_one_step_a_window(key):
         build(key, feature="pooled", layers=[1])
 
 
-@pytest.mark.parametrize("key", ["clip", "siglip", "eva", "dinov2"])
+@pytest.mark.parametrize(
+    "key", ["clip", "siglip", "eva", "dinov2", "vit", "metaclip2", "intern_vit"]
+)
 def test_features_of_a_picture(key):
     patches = 16
     expected = {"patch": patches, "cls": 1, "all": patches + 1, "pooled": 1}
@@ -233,7 +237,7 @@ def test_side_averages_each_step(key):
     torch.testing.assert_close(encode(encoder, [clip])[""], blocks)
 
 
-@pytest.mark.parametrize("key", ["clip", "siglip", "eva", "dinov2", "dinov3"])
+@pytest.mark.parametrize("key", ["eva", *WIDE])
 def test_another_picture_size_interpolates_the_positions(key):
     encoder = build(key, image_size=48)
     clip = encoder.preprocessor()(frames(2), 1.0)
@@ -241,7 +245,7 @@ def test_another_picture_size_interpolates_the_positions(key):
     assert encode(encoder, [clip])[""].shape[2] == 36 + (key == "eva")
 
 
-@pytest.mark.parametrize("key", ["clip", "siglip", "dinov2", "dinov3"])
+@pytest.mark.parametrize("key", WIDE)
 def test_a_picture_may_be_wide(key):
     encoder = build(key, image_size=[24, 48])
     clip = encoder.preprocessor()(frames(2, 40, 80), 1.0)
@@ -250,7 +254,7 @@ def test_a_picture_may_be_wide(key):
     assert family(key)(encoder.backbone_config, **encoder.options()).image_size == (24, 48)
 
 
-@pytest.mark.parametrize("key", ["clip", "siglip", "eva", "dinov2", "dinov3", "pvt_v2"])
+@pytest.mark.parametrize("key", ["eva", "pvt_v2", *WIDE])
 def test_side_averages_the_grid(key):
     clips = [build(key, feature="patch").preprocessor()(frames(2), 1.0)]
     own = encode(build(key, feature="patch"), clips)[""]

@@ -10,13 +10,19 @@ import torch
 from encoders.encoder_families import CONFIGS, build, encode, frames, sound
 from torch import Tensor
 from transformers import (
+    Data2VecAudioModel,
+    Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    InternVLVisionModel,
+    MetaClip2VisionModel,
     PeAudioEncoder,
     PeAudioFeatureExtractor,
     PeVideoEncoder,
+    Qwen2AudioEncoder,
     VideoMAEConfig,
     VideoMAEModel,
+    ViTModel,
     VJEPA2Config,
     VJEPA2Model,
     Wav2Vec2FeatureExtractor,
@@ -28,11 +34,11 @@ LAYERS = [0, 1, -1]
 
 
 def copy_of(encoder: Any, model_class: type, config: Any) -> Any:
-    """A model of transformers with the encoder's weights; V-JEPA 2's predictor is not in it."""
+    """A model of transformers with the encoder's weights; predictor and pooler are not in it."""
     model = model_class(config).eval()
     report = model.load_state_dict(encoder.backbone.state_dict(), strict=False)
     assert not report.unexpected_keys
-    assert all(key.startswith("predictor.") for key in report.missing_keys)
+    assert all(key.startswith(("predictor.", "pooler.")) for key in report.missing_keys)
     return model
 
 
@@ -187,3 +193,57 @@ def test_wavlm(has_mask: bool) -> None:
     ours = encode(encoder, [clip])
     for name, x in layers_of(out).items():
         torch.testing.assert_close(ours[name][0, :, 0], x[0, : len(clip.span)])
+
+
+@torch.no_grad()
+def test_dinov2_registers_are_left_out_of_the_patches() -> None:
+    encoder = build("dinov2_registers", layers=LAYERS)
+    model = copy_of(encoder, Dinov2WithRegistersModel, encoder.backbone_config)
+    clip = encoder.preprocessor()(frames(2), 1.0)
+    ours = encode(encoder, [clip])
+    out = model(clip.inputs["pixel_values"], output_hidden_states=True)
+    for name, theirs in layers_of(out).items():
+        torch.testing.assert_close(ours[name][0], theirs[:, 3:])  # class token and two registers
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("key", "model_class"),
+    [("vit", ViTModel), ("metaclip2", MetaClip2VisionModel), ("intern_vit", InternVLVisionModel)],
+)
+def test_other_vision_transformers(key: str, model_class: type) -> None:
+    encoder = build(key, layers=LAYERS, feature="all")
+    model = copy_of(encoder, model_class, encoder.backbone_config)
+    clip = encoder.preprocessor()(frames(2), 1.0)
+    out = model(clip.inputs["pixel_values"], output_hidden_states=True)
+    ours = encode(encoder, [clip])
+    for name, theirs in layers_of(out).items():
+        torch.testing.assert_close(ours[name][0], theirs)
+
+
+@torch.no_grad()
+def test_data2vec_audio() -> None:
+    encoder = build("data2vec_audio", layers=LAYERS)
+    model = copy_of(encoder, Data2VecAudioModel, encoder.backbone_config)
+    clip = encoder.preprocessor()(sound(0.7, 16_000), 0.7)
+    assert "attention_mask" in clip.inputs
+    out = model(**clip.inputs, output_hidden_states=True)
+    ours = encode(encoder, [clip])
+    for name, x in layers_of(out).items():
+        torch.testing.assert_close(ours[name][0, :, 0], x[0, : len(clip.span)])
+
+
+@torch.no_grad()
+def test_qwen2_audio_averages_pairs_of_steps() -> None:
+    encoder = build("qwen2_audio", layers=LAYERS)
+    model = copy_of(encoder, Qwen2AudioEncoder, encoder.backbone_config)
+    made = encoder.preprocessor()
+    assert (made.steps, made.frames, made.unit_samples) == (25, 100, 16_000)  # 40 ms a step
+    clip = made(sound(0.7, 16_000), 0.7)
+    theirs = layers_of(model(**clip.inputs, output_hidden_states=True))
+    ours = encode(encoder, [clip])
+    assert len(clip.span) == 18
+    for name in ("0", "1"):
+        theirs[name] = theirs[name].reshape(1, 25, 2, -1).mean(2)
+    for name, x in theirs.items():
+        torch.testing.assert_close(ours[name][0, :, 0], x[0, :18])
