@@ -291,6 +291,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=3000, help="clips of the toy world")
     parser.add_argument("--seed", type=int, default=0, help="of the toy world")
     parser.add_argument("--cores", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--until", help="the last phase to run: world, backbones, training")
     parser.add_argument("--install-seconds", type=float, default=0.0, help="noted in the summary")
     args = parser.parse_args()
     os.chdir(ROOT)
@@ -316,6 +317,8 @@ def main() -> None:
         stamp = fingerprint(phase, stamp)
         if journal.done(phase.name, stamp):
             print(f"[{number}/{len(todo)}] {phase.name}: done before", flush=True)
+            if phase.name == args.until:
+                return
             continue
         print(f"[{number}/{len(todo)}] {phase.name}: {phase.about}", flush=True)
         spent = journal.begin(phase, stamp)
@@ -327,6 +330,8 @@ def main() -> None:
             journal.phases[phase.name]["seconds"] = round(spent + time.perf_counter() - began, 1)
             journal.phases["memory"] = {"peak_mb": round(memory.peak)}
             journal.write()
+        if phase.name == args.until:
+            return
     subprocess.run([sys.executable, "scripts/toy_world/report.py", str(RUN)], check=True)
 
 
