@@ -32,7 +32,7 @@ class DynamicPrompt(Adapter):
         llm_dim: int,
         *,
         stream: str,
-        to: str = "video.prompt",
+        to: str = "video_prompt",
         num_tokens: int = 8,
         seconds: float = 1.0,
         dim: int | None = None,

@@ -19,7 +19,7 @@ class SlowFastTokens(Adapter):
 
     Args:
         stream: the stream to read; its steps hold a square grid of patches.
-        to: name of the slow stream, such as ``video.slow``.
+        to: name of the slow stream, such as ``video_slow``.
         pool: side s of the squares of patches that become one slow token.
         frames: number of slow frames, evenly spaced; None: ``pool`` squared, so that the slow
             tokens are as many as one frame has patches.
@@ -31,7 +31,7 @@ class SlowFastTokens(Adapter):
         llm_dim: int,
         *,
         stream: str,
-        to: str = "video.slow",
+        to: str = "video_slow",
         pool: int = 2,
         frames: int | None = None,
     ) -> None:

@@ -50,6 +50,7 @@ class Phase:
         about: one line for people.
         lanes: commands that run side by side, each lane a list of commands one after the other.
         made_from: files and folders (relative to the project) that decide the result.
+        options: what else decides it.
         makes: files and folders that are deleted when the phase has to start over.
     """
 
@@ -58,6 +59,7 @@ class Phase:
     lanes: list[list[list[str]]]
     made_from: list[str]
     makes: list[Path] = field(default_factory=list)
+    options: dict[str, int] = field(default_factory=dict)
 
 
 def phases(clips: int, seed: int, cores: int) -> list[Phase]:
@@ -84,6 +86,7 @@ def phases(clips: int, seed: int, cores: int) -> list[Phase]:
             lanes=[[[*world, "--workers", str(cores)]]],
             made_from=WORLD_FILES,
             makes=[WORLD],
+            options={"clips": clips, "seed": seed},
         ),
         Phase(
             name="backbones",
@@ -133,8 +136,11 @@ def training_phase(cores: int) -> Phase:
 
 
 def fingerprint(phase: Phase, before: str) -> str:
-    """Return a digest of the phase's commands and files, chained to that of the phase before."""
-    digest = hashlib.sha256(json.dumps([before, phase.lanes]).encode())
+    """Return a digest of the phase's options and files, chained to that of the phase before.
+
+    Which Python runs it, and on how many cores, decides nothing.
+    """
+    digest = hashlib.sha256(json.dumps([before, phase.name, phase.options]).encode())
     for name in phase.made_from:
         path = ROOT / name
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path]

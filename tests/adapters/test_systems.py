@@ -188,13 +188,13 @@ def test_a_rate_that_does_not_exist_is_named() -> None:
 
 @torch.no_grad()
 def test_slow_and_fast_tokens_are_356() -> None:
-    adapter = make("slowfast_tokens", {"video": 2}, stream="video", to="video.slow", pool=2)
+    adapter = make("slowfast_tokens", {"video": 2}, stream="video", to="video_slow", pool=2)
     tokens = clip(100, 256, 2)
     made = adapter({"video": tokens})
-    assert int(made["video"].mask.sum()) + int(made["video.slow"].mask.sum()) == 356
+    assert int(made["video"].mask.sum()) + int(made["video_slow"].mask.sum()) == 356
     assert torch.allclose(made["video"].x[0, 7, 0], tokens.x[0, 7].mean(0), atol=1e-6)
     square = tokens.x[0, 12, [0, 1, 16, 17]].mean(0)  # upper left of the first slow frame
-    assert torch.allclose(made["video.slow"].x[0, 0, 0], square, atol=1e-6)
+    assert torch.allclose(made["video_slow"].x[0, 0, 0], square, atol=1e-6)
 
 
 def test_slow_frames_are_spread_over_those_that_exist() -> None:
