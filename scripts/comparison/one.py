@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import time
 from pathlib import Path
@@ -56,12 +57,9 @@ def ask(folder: Path, rows: int) -> tuple[dict[str, Any], float]:
     model = AVLLM.from_pretrained(str(folder))
     processor = AVProcessor.from_pretrained(folder)
     manifest = SOURCE / "world" / "test.jsonl"
-    conditions = [AS_IS]
-    for medium in ("audio", "video"):
-        if processor.streams_of(medium):
-            conditions.append(Condition(swap=medium))  # type: ignore[arg-type]
-    selector = processor.selector is not None
-    cache = None if selector else CACHE
+    media = [medium for medium in ("audio", "video") if processor.streams_of(medium)]
+    conditions = [AS_IS, *(Condition(swap=medium) for medium in media)]  # type: ignore[arg-type]
+    cache = CACHE if processor.selector is None else None
     results = evaluate_all(
         model, processor, manifest, conditions, limit=rows, precision="auto", cache=cache
     )
@@ -139,12 +137,8 @@ def trained_parameters(folder: Path) -> int:
         if "checkpoints" in path.parts or "best" in path.parts or path.stem == "objectives":
             continue
         with safe_open(path, "pt") as tensors:
-            for name in tensors.keys():
-                shape = tensors.get_slice(name).get_shape()
-                number = 1
-                for size in shape:
-                    number *= size
-                count += number
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+            count += sum(math.prod(shape) for shape in shapes)
     return count
 
 

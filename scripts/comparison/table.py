@@ -24,8 +24,8 @@ def summarize(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the figures of each system over its seeds.
 
     Returns:
-        by system: `seeds`, `kinds` (by kind: mean, low, high, chance, swapped), `all`, and the means
-        of tokens, parameters, seconds and memory.
+        by system: `seeds`, `kinds` (by kind: mean, low, high, chance, and with streams exchanged),
+        and the means of tokens, parameters, seconds and memory.
     """
     by_system: dict[str, list[dict[str, Any]]] = {}
     for result in sorted(results, key=lambda r: (r["system"], r["seed"])):
@@ -115,8 +115,7 @@ def markdown(systems: dict[str, dict[str, Any]]) -> str:
             f"{found['seconds']:.0f}",
             f"{found['memory_mb']:.0f}",
         ]
-        for kind in kinds:
-            cells.append(_cell(found["kinds"].get(kind)))
+        cells += [_cell(found["kinds"].get(kind)) for kind in kinds]
         lines.append(_line(cells))
     chance = ["chance", "", "", "", "", "", ""]
     for kind in kinds:
