@@ -6,7 +6,7 @@ Every folder `train/presets/<system>/toy` holds the stages of a system at toy si
 backbones, LLM and rows, another way from the encoders to the LLM. Each is trained with each seed,
 asked the same questions of the test split, and kept as one file of figures; what is finished with
 the same settings is not done again. The encoders' features are shared by all. `compare.md`,
-`compare.json` and `compare.png` in the output folder are written anew after each run.
+`compare.json` and `compare.png` in the output folder are written again after each run.
 
 It uses the world and the backbones of `scripts/quickstart.sh`, and makes them where they are
 missing.
@@ -65,7 +65,7 @@ def prepare(cores: int) -> None:
 
 
 def run_one(system: str, seed: int, args: argparse.Namespace) -> dict[str, object] | None:
-    """Train and ask one system with one seed, in a process of its own; None where it failed."""
+    """Train and ask one system with one seed, in another process; None where it failed."""
     folder = args.output / system / f"seed{seed}"
     result = folder / "result.json"
     wanted = digest(system, seed, args.steps, args.rows)

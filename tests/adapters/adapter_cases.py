@@ -90,7 +90,6 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "sync_concat": [
         {"streams": ["video", "audio"], "seconds": 0.5},
-        {"streams": ["video", "audio"], "seconds": 0.5, "consume": True},
         {"streams": ["video", "audio"], "seconds": 0.5, "tokens": "keep"},
         {"streams": ["video", "audio"], "seconds": 0.5, "tokens": "keep", "absent": "zeros"},
         {"streams": ["video", "audio"], "seconds": 0.5, "consume": True},
