@@ -8,7 +8,7 @@ keyword arguments are its options in YAML.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -105,6 +105,15 @@ class Adapter(nn.Module):
 
     def load_init(self) -> None:
         """Load published weights where the options name some; called before a new model trains."""
+
+    @classmethod
+    def added_words(cls, options: Mapping[str, Any]) -> list[str]:
+        """Return the words that an adapter with these options adds to the LLM's vocabulary.
+
+        They get rows that train (``AVLLM.words``), when a model is composed. By default none.
+        """
+        del options
+        return []
 
     def bind(self, model: Any) -> None:
         """Keep a reference to the model, for an adapter that reads the LLM or another part.

@@ -111,7 +111,7 @@ class AVLLM(LLMCalls, PreTrainedModel):
         Args:
             description: the ``model`` section of a preset.
             media_token_ids: placeholder ids by stream, from the processor.
-            words: token ids of the words that the time codec needs, from :func:`load_words`.
+            words: token ids of the words that time codec and adapters need, of :func:`load_words`.
 
         Raises:
             UnknownPartError: an unknown encoder, adapter or option.
@@ -121,7 +121,7 @@ class AVLLM(LLMCalls, PreTrainedModel):
         missing = sorted(set(needed_words(description)) - set(words or {}))
         if missing:
             raise UserError(
-                f"the time codec needs {len(missing)} added words ({missing[0]!r}, ...); give "
+                f"the model's parts need {len(missing)} added words ({missing[0]!r}, ...); give "
                 "load_words' ids"
             )
         llm, llm_record = load_llm(description.llm)

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from avllm.config_model import ModelConfig
 from avllm.errors import UserError
-from avllm.registry import build
+from avllm.registry import build, load
 from avllm.time_codecs.base import TimeCodec
 
 SAMPLED = 1024  # entries of the LLM; added words start from their mean
@@ -155,9 +155,13 @@ def checked_words(words: Mapping[str, int], taken: Mapping[str, int]) -> dict[st
 
 
 def needed_words(description: ModelConfig) -> list[str]:
-    """Return the words that a model's parts need in the vocabulary: its time codec's."""
+    """Return the words that a model's time codec and adapters need in the vocabulary."""
     codec: TimeCodec = build("time_codecs", description.time_codec)
-    return codec.words()
+    words = codec.words()
+    for spec in description.connector:
+        options = {name: value for name, value in spec.items() if name != "type"}
+        words += load("adapters", spec["type"]).added_words(options)
+    return list(dict.fromkeys(words))
 
 
 def load_words(tokenizer: PreTrainedTokenizerBase, description: ModelConfig) -> dict[str, int]:

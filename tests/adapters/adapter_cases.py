@@ -15,6 +15,7 @@ from avllm.registry import choices
 
 QFORMER = {"num_queries": 3, "dim": 8, "layers": 2, "heads": 2, "cross_every": 1}
 CASES: dict[str, list[dict[str, Any]]] = {
+    "anchor_position": [{}, {"width": 3, "height": 2, "neighbours": True}],
     "causal_qformer": [
         {"seconds": 0.6, "causal_dim": 8, "causal_heads": 2} | QFORMER,
     ],
