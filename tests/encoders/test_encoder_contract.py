@@ -287,11 +287,18 @@ def test_naflex_pictures_of_any_shape_share_a_batch():
     assert tokens.mask.sum((1, 2)).tolist() == real
 
 
-def test_half_precision_weights_take_float_inputs():
-    encoder = build("siglip").to(torch.bfloat16)
-    with torch.no_grad():
-        x = encoder(**encoder.preprocessor()(frames(2), 1.0).inputs)[""]
-    assert x.dtype == torch.bfloat16
+@pytest.mark.parametrize("key", KEYS)
+def test_half_precision_is_near_to_full(key):
+    """Weights in bfloat16 take inputs in float32, and so does autocast."""
+    encoder = build(key)
+    clips = [encoder.preprocessor()(some_media(encoder, 3), 3.0)]
+    full = encode(encoder, clips)[""]
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = encode(encoder, clips)[""]
+    half = encode(encoder.to(torch.bfloat16), clips)[""]
+    assert half.dtype == torch.bfloat16
+    for other in (cast, half):
+        assert (other.float() - full).norm() < 0.05 * full.norm()
 
 
 def test_bad_media_is_named():
