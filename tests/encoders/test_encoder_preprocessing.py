@@ -36,6 +36,7 @@ from avllm.encoders.videomae import VideoMAE
 from avllm.encoders.vjepa2 import VJEPA2
 from avllm.encoders.wav2vec2 import Wav2Vec2
 from avllm.encoders.whisper import Whisper
+from avllm.registry import load
 
 torch.set_num_threads(1)
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -202,6 +203,39 @@ def test_released_sizes_have_the_known_clocks():
     assert (whisper.steps, whisper.unit_samples, whisper.frames) == (1500, 480_000, 3000)
     assert (ast.steps, ast.tokens, ast.unit_samples) == (101, 12, 161_600)
     assert (clap.steps, clap.tokens, clap.unit_samples) == (32, 2, 480_000)
+
+
+RELEASED_SOUND = {  # steps of a window, tokens of a step, samples of a window, a second
+    "beats": (62, 8, 158_720, 16_000),
+    "pe_av_audio": (750, 1, 1_440_000, 48_000),
+    "qwen2_audio": (750, 1, 480_000, 16_000),
+    "wavlm": (1500, 1, 480_000, 16_000),
+    "data2vec_audio": (1500, 1, 480_000, 16_000),
+}
+RELEASED_VIDEO = {  # side in pixels, tokens of a step, frames of a step, steps of a unit
+    "videomae": (224, 196, 2, 8),
+    "vjepa2": (256, 256, 2, 1),
+    "dinov3": (224, 196, None, None),
+    "vit": (224, 196, None, None),
+    "metaclip2": (224, 49, None, None),
+    "intern_vit": (448, 1024, None, None),
+    "dinov2_registers": (224, 196, None, None),
+}
+
+
+@pytest.mark.parametrize("key", RELEASED_SOUND)
+def test_released_sizes_of_sound(key):
+    made = on_meta(load("encoders", key)).preprocessor()
+    assert (made.steps, made.tokens, made.unit_samples, made.rate) == RELEASED_SOUND[key]
+
+
+@pytest.mark.parametrize("key", RELEASED_VIDEO)
+def test_released_sizes_of_frames(key):
+    made = on_meta(load("encoders", key)).preprocessor()
+    side, tokens, frames_a_step, steps = RELEASED_VIDEO[key]
+    assert (made.size, made.tokens) == ((side, side), tokens)
+    assert getattr(made, "frames", None) == frames_a_step
+    assert getattr(made, "steps", None) == steps
 
 
 def test_the_last_patch_of_a_window_is_not_lost():
