@@ -154,12 +154,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_conv_pos_embeddings": 2,
         "conv_pos_kernel_size": 5,
     },
+    "w2v_bert": {
+        **without(VIT, "patch_size", "image_size", "initializer_range"),
+        "feature_projection_input_dim": 40,
+        "conv_depthwise_kernel_size": 3,
+    },
     "wavlm": {**without(SPEECH, "num_feat_extract_layers"), "num_buckets": 16},
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "wav2vec2": {"window": 1.0},
     "hubert": {"window": 1.0},
     "wavlm": {"window": 1.0},
+    "w2v_bert": {"window": 1.0},
     "data2vec_audio": {"window": 1.0},
     "beats": {"window": 1.0},
     "pe_av_audio": {"window": 1.0},
@@ -209,7 +215,17 @@ KEYS = sorted(
     f.stem for f in FOLDER.glob("*.py") if not f.stem.startswith("_") and f.stem != "base"
 )
 SPEECH_KEYS = ["wav2vec2", "hubert", "wavlm", "data2vec_audio"]
-SOUNDS = ["whisper", "qwen2_audio", "ast", "clap", "mel_conv", "beats", "pe_av_audio", *SPEECH_KEYS]
+SOUNDS = [
+    "whisper",
+    "qwen2_audio",
+    "w2v_bert",
+    "ast",
+    "clap",
+    "mel_conv",
+    "beats",
+    "pe_av_audio",
+    *SPEECH_KEYS,
+]
 
 
 def family(key: str) -> type[Encoder]:

@@ -74,6 +74,9 @@ from transformers import (
     VJEPA2ForVideoClassification,
     VJEPA2Model,
     VJEPA2VideoProcessor,
+    Wav2Vec2BertConfig,
+    Wav2Vec2BertForCTC,
+    Wav2Vec2BertModel,
     Wav2Vec2Config,
     Wav2Vec2ForCTC,
     Wav2Vec2ForPreTraining,
@@ -204,6 +207,10 @@ def vjepa2():
     return VJEPA2Config(**CONFIGS["vjepa2"], num_pooler_layers=1)
 
 
+def w2v_bert():
+    return Wav2Vec2BertConfig(**CONFIGS["w2v_bert"], vocab_size=20)
+
+
 def wavlm():
     return WavLMConfig(**CONFIGS["wavlm"], vocab_size=20, tdnn_dim=[16] * 5, xvector_output_dim=8)
 
@@ -290,6 +297,8 @@ CASES = [
     ("pe_av_video", PeVideoEncoder, lambda: pe_video().video_config, ""),
     ("pe_av_video", PeVideoModel, pe_video, "video_encoder"),
     ("pe_av_video", PeAudioVideoModel, pe_audio_video, "video_model.video_encoder"),
+    ("w2v_bert", Wav2Vec2BertModel, w2v_bert, ""),
+    ("w2v_bert", Wav2Vec2BertForCTC, w2v_bert, "wav2vec2_bert"),
     ("wavlm", WavLMModel, wavlm, ""),
     ("wavlm", WavLMForCTC, wavlm, "wavlm"),
     ("wavlm", WavLMForXVector, wavlm, "wavlm"),

@@ -20,11 +20,13 @@ from transformers import (
     PeAudioFeatureExtractor,
     PeVideoEncoder,
     Qwen2AudioEncoder,
+    SeamlessM4TFeatureExtractor,
     VideoMAEConfig,
     VideoMAEModel,
     ViTModel,
     VJEPA2Config,
     VJEPA2Model,
+    Wav2Vec2BertModel,
     Wav2Vec2FeatureExtractor,
     WavLMModel,
 )
@@ -247,3 +249,24 @@ def test_qwen2_audio_averages_pairs_of_steps() -> None:
         theirs[name] = theirs[name].reshape(1, 25, 2, -1).mean(2)
     for name, x in theirs.items():
         torch.testing.assert_close(ours[name][0, :, 0], x[0, :18])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("samples", [400 + 160 * 49, 400 + 160 * 48, 8_317, 16_000])
+def test_w2v_bert(samples: int) -> None:
+    """Whole steps are transformers'; the last begins before the sound's end."""
+    encoder = build("w2v_bert", layers=LAYERS)
+    model = copy_of(encoder, Wav2Vec2BertModel, encoder.backbone_config)
+    extractor = SeamlessM4TFeatureExtractor(feature_size=20, num_mel_bins=20)
+    media = sound(samples / 16_000, 16_000)
+    theirs = extractor(media.x.numpy(), sampling_rate=16_000, return_tensors="pt")
+    clip = encoder.preprocessor()(media, 1.0)
+    whole = int(theirs["attention_mask"].sum())
+    assert int(clip.inputs["attention_mask"].sum()) == whole
+    assert len(clip.span) == -(-samples // 320)
+    given = clip.inputs["input_features"][:, : theirs["input_features"].shape[1]]
+    torch.testing.assert_close(given, theirs["input_features"], atol=1e-3, rtol=1e-3)
+    out = layers_of(model(**theirs, output_hidden_states=True))
+    ours = encode(encoder, [clip])
+    for name, x in out.items():
+        torch.testing.assert_close(ours[name][0, :whole, 0], x[0, :whole], atol=2e-3, rtol=1e-3)

@@ -210,6 +210,7 @@ RELEASED_SOUND = {  # steps of a window, tokens of a step, samples of a window, 
     "pe_av_audio": (750, 1, 1_440_000, 48_000),
     "qwen2_audio": (750, 1, 480_000, 16_000),
     "wavlm": (1500, 1, 480_000, 16_000),
+    "w2v_bert": (1500, 1, 480_000, 16_000),
     "data2vec_audio": (1500, 1, 480_000, 16_000),
 }
 RELEASED_VIDEO = {  # side in pixels, tokens of a step, frames of a step, steps of a unit

@@ -19,6 +19,7 @@ OTHER: dict[str, tuple[dict[str, Any], Any]] = {
     "sampling_rate": ({}, 8_000),
     "hop_length": ({}, 80),
     "n_fft": ({}, 256),
+    "stride": ({}, 4),
     "mean": ({}, -1.0),
     "std": ({}, 2.0),
     "do_normalize": ({}, False),
