@@ -149,18 +149,20 @@ class Published:
         return self.tensors[name]
 
     def blocks(self, pattern: str) -> int:
-        r"""Return how many numbered blocks there are.
+        r"""Return how many numbered blocks there are, counted from 0.
 
         Args:
             pattern: with a group for the number, ``blocks\.(\d+)\.``.
 
         Raises:
-            PublishedError: ``weights``: none.
+            PublishedError: ``weights``: none, or a number larger than that of the tensors.
         """
         matches = [re.match(pattern, name) for name in self.tensors]
         numbers = [int(match[1]) for match in matches if match]
         if not numbers:
             raise self._error(f"no name begins as {pattern}")
+        if max(numbers) > len(self.tensors):
+            raise self._error(f"it has a block {max(numbers)} among {len(self.tensors)} tensors")
         return max(numbers) + 1
 
     def take(

@@ -8,9 +8,66 @@ from typing import Any
 
 import yaml
 
-from avllm.errors import looked_in
+from avllm.errors import looked_in, one_line
 
-DEEPEST = 20  # levels of a preset; an anchor that holds itself has no end
+MOST_VALUES = 100_000
+"""Of a text, aliases written out: nine lines of aliases can mean 10**9, or have no end."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Read YAML as ``safe_load`` does, and refuse a key that is given twice: one would be lost."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        names: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in names:
+                    seen = f"the key {key.value!r} is given twice"
+                    raise yaml.composer.ComposerError(problem=seen, problem_mark=key.start_mark)
+                names.add(key.value)
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _values(node, {}) > MOST_VALUES:
+            raise yaml.composer.ComposerError(
+                problem=f"it holds more than {MOST_VALUES:,} values, or itself, by its aliases",
+                problem_mark=node.start_mark,
+            )
+        return node
+
+
+def _values(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Return the number of values in a node, aliases written out; too large if it holds itself.
+
+    Args:
+        node: of a tree.
+        counts: of nodes, by their Python id, filled on the way.
+    """
+    if id(node) in counts:
+        return counts[id(node)]
+    counts[id(node)] = MOST_VALUES + 1  # until it is known
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        children = [child for pair in node.value for child in pair]
+    counts[id(node)] = 1 + sum(_values(child, counts) for child in children)
+    return counts[id(node)]
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value that a YAML text writes.
+
+    Raises:
+        yaml.YAMLError: no YAML, a key twice, too many values, or a value that its type refuses
+            (``2024-13-45``).
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader  # noqa: S506
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise yaml.YAMLError(one_line(error)) from error
 
 
 def read_mapping(path: Path, what: str, refusal: type[Exception]) -> dict[str, Any]:
@@ -27,9 +84,9 @@ def read_mapping(path: Path, what: str, refusal: type[Exception]) -> dict[str, A
     if not path.is_file():
         raise refusal(f"{path} is not a file; expected {what} (YAML){looked_in(path)}")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise refusal(f"{path} is no YAML: {error}") from error
+        raise refusal(f"{path} is no YAML: {one_line(error)}") from error
     if not isinstance(settings, dict):
         raise refusal(f"{path} holds {type(settings).__name__}; expected a mapping of settings")
     return settings
@@ -42,16 +99,14 @@ def lines_of(path: Path) -> dict[str, int]:
     """
     lines: dict[str, int] = {}
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError):
         return lines
     _add_lines(root, (), lines)
     return lines
 
 
 def _add_lines(node: yaml.Node | None, keys: tuple[str, ...], lines: dict[str, int]) -> None:
-    if len(keys) == DEEPEST:
-        return
     children: list[tuple[str, yaml.Node, yaml.Node]] = []  # key, where it begins, its value
     if isinstance(node, yaml.MappingNode):
         children = [(str(key.value), key, value) for key, value in node.value]
@@ -88,9 +143,9 @@ def apply_override(data: dict[str, Any], text: str, refusal: type[Exception]) ->
         expected = "expected section.key=value, for example train.max_steps=100"
         raise refusal(f"override {text!r}; {expected}")
     try:
-        new_value = yaml.safe_load(value)
+        new_value = parse_yaml(value)
     except yaml.YAMLError as error:
-        raise refusal(f"override {text!r}: {value!r} is no YAML: {error}") from error
+        raise refusal(f"override {text!r} is no YAML: {one_line(error)}") from error
     *parents, last = key.split(".")
     node: Any = data
     for name in parents:
@@ -113,7 +168,7 @@ def _descend(node: Any, name: str, text: str, refusal: type[Exception]) -> Any:
 
 
 def _position(node: list[Any], name: str, text: str, refusal: type[Exception]) -> int:
-    if not name.isdigit() or int(name) >= len(node):
+    if not name.isdecimal() or int(name) >= len(node):
         seen = f"{name!r} is no place in a list of {len(node)}"
         raise refusal(f"override {text!r}: {seen}; expected 0 to {len(node) - 1}")
     return int(name)

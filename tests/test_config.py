@@ -17,6 +17,7 @@ from avllm.config_errors import ConfigError, PresetPlaces, sections_in
 from avllm.data.index import Manifest
 from avllm.data.manifest import ManifestError
 from avllm.errors import UserError, about_setting
+from avllm.yaml_files import parse_yaml
 
 PRESET = """
 stage: align
@@ -263,3 +264,44 @@ def sections_of(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
 @pytest.mark.parametrize("section", sections_of(RunConfig), ids=lambda section: section.__name__)
 def test_every_setting_has_a_description(section: type[BaseModel]) -> None:
     assert [name for name, field in section.model_fields.items() if not field.description] == []
+
+
+def _nine_of_nine(levels: int) -> str:
+    """Lines of YAML that mean 9 ** levels values by their aliases."""
+    text = "a0: &a0 x"
+    for number in range(1, levels):
+        text += f"\na{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]"
+    return text
+
+
+ODD_YAML = {
+    "a date": "stage: 2024-13-45",
+    "a long number": "seed: " + "1" * 5000,
+    "a type": "seed: !!int x",
+    "a word of no type": "a: !!bool x",
+    "deep": "[" * 5000,
+    "itself": "a: &a [*a]",
+    "aliases of aliases": _nine_of_nine(12),
+    "a key twice": "seed: 1\nseed: 2",
+    "a key twice, within": "train: {max_steps: 1, lr: 2, max_steps: 3}",
+}
+
+
+@pytest.mark.parametrize("text", ODD_YAML.values(), ids=ODD_YAML.keys())
+def test_values_that_yaml_cannot_hold_are_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "preset.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="no YAML") as refused:
+        load_config(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_merged_keys_may_be_given_again() -> None:
+    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, x: 4}"
+    assert parse_yaml(text)["c"] == {"x": 4, "y": 2}
+
+
+@pytest.mark.parametrize("override", ["seed=2024-13-45", "seed=" + "[" * 5000])
+def test_an_override_that_yaml_cannot_hold_is_named(preset: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="no YAML"):
+        read(preset, override)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from avllm.errors import UserError, one_line
 from avllm.models.checkpoint_format import IMPORT, read_manifest_of
 from avllm.models.importing.base import Importer
+from avllm.models.loading.foreign_parts import refuse_foreign
 from avllm.models.modeling_avllm import AVLLM
 from avllm.registry import load
 
@@ -59,13 +59,15 @@ def compare_golden(
         backbones: other folders of backbones.
 
     Raises:
-        UserError: the checkpoint was not imported, or the file has no array that it computes.
+        ForeignPartError: the checkpoint names an importer from outside that is not allowed.
+        UserError: the checkpoint was not imported, cannot be run on the file's inputs, or the file
+            has no array that it computes.
     """
     folder = Path(folder)
-    importer, values = _importer_of(folder)
+    importer, values = _importer_of(folder, allow_parts)
     arrays = read_arrays(golden)
     model = AVLLM.from_pretrained(str(folder), allow_parts=allow_parts, backbones=backbones)
-    computed = importer.replay(model, arrays, values)
+    computed = _computed(importer, model, arrays, values, golden)
     comparisons = []
     for name, expected in arrays.items():
         if name in importer.inputs:
@@ -85,10 +87,37 @@ def compare_golden(
     return comparisons
 
 
-def _importer_of(folder: Path) -> tuple[type[Importer], dict[str, Any]]:
+def _computed(
+    importer: type[Importer],
+    model: AVLLM,
+    arrays: Mapping[str, Tensor],
+    values: Mapping[str, Any],
+    golden: str | Path,
+) -> dict[str, Tensor]:
+    """Return what a model computes of the inputs in a golden file.
+
+    Raises:
+        UserError: their shapes or dtypes do not fit the model.
+    """
+    try:
+        return importer.replay(model, arrays, values)
+    except UserError:
+        raise
+    except Exception as error:  # each layer refuses odd inputs in its own way
+        raise UserError(
+            f"{golden}: the checkpoint cannot be run on its inputs ({one_line(error)}); expected "
+            f"{', '.join(importer.inputs)} in the original's shapes and dtypes",
+            reason="golden",
+        ) from error
+
+
+def _importer_of(
+    folder: Path, allow_parts: Collection[str]
+) -> tuple[type[Importer], dict[str, Any]]:
     """Return the importer that made a checkpoint, and the numbers that it was given.
 
     Raises:
+        ForeignPartError: it is code from outside of the package that is not allowed.
         UserError: none did.
     """
     stages = read_manifest_of(folder)["stages"]
@@ -98,7 +127,11 @@ def _importer_of(folder: Path) -> tuple[type[Importer], dict[str, Any]]:
             "a checkpoint of `avllm ckpt import`",
             reason="not_imported",
         )
-    return load("importers", stages[-1]["importer"]), stages[-1]["settings"]["dims"]
+    name = str(stages[-1].get("importer"))
+    if ":" in name:
+        refuse_foreign([name], folder, allow_parts)
+    settings = stages[-1].get("settings") or {}
+    return load("importers", name), settings.get("dims", {})
 
 
 def read_arrays(path: str | Path) -> dict[str, Tensor]:
@@ -110,10 +143,12 @@ def read_arrays(path: str | Path) -> dict[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: torch.from_numpy(file[name]) for name in file.files}
-    except (ValueError, zipfile.BadZipFile, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy, zipfile, zlib and torch raise a dozen classes
         raise UserError(
-            f"{path} cannot be read ({one_line(error)}); expected arrays as numpy.savez writes "
-            "them",
+            f"{path} cannot be read ({one_line(error)}); expected arrays of numbers as numpy.savez "
+            "writes them",
             reason="damaged",
         ) from error
 
@@ -122,6 +157,8 @@ def relative_difference(seen: Tensor, expected: Tensor) -> float:
     """Return the largest difference, divided by the largest magnitude of ``expected``."""
     if seen.shape != expected.shape:
         return math.inf
+    if not expected.numel():
+        return 0.0
     expected = expected.double()
     difference = (seen.double() - expected).abs().max().item()
     largest = expected.abs().max().item()

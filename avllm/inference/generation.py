@@ -12,8 +12,9 @@ from torch import Tensor
 
 from avllm.config_values import PartSpec
 from avllm.data.row import Row
-from avllm.errors import UserError
+from avllm.errors import UserError, one_line
 from avllm.registry import build, suggest
+from avllm.yaml_files import parse_yaml
 
 if TYPE_CHECKING:
     from avllm.models.modeling_avllm import AVLLM
@@ -109,10 +110,10 @@ def read_decoding(text: str | None) -> dict[str, Any] | None:
         return None
     expected = "expected {type: NAME, option: value}"
     try:
-        spec = yaml.safe_load(text)
+        spec = parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(
-            f"decoding: {text!r} is no YAML ({error}); {expected}", reason="no_yaml"
+            f"decoding: {text!r} is no YAML ({one_line(error)}); {expected}", reason="no_yaml"
         ) from error
     if isinstance(spec, str):
         spec = {"type": spec}

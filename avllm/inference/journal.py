@@ -17,17 +17,9 @@ from avllm.data.store.append_only import AppendOnly, LockedError, read_whole_row
 from avllm.data.store.storage import local_path, sha256
 from avllm.errors import UserError, one_line
 from avllm.inference.request_file import RequestLine
+from avllm.models.checkpoint_format import MANIFEST
+from avllm.models.loading.digests import ALL_FILES, files_of
 
-CHECKPOINT_FILES = (
-    "config.json",
-    "manifest.json",
-    "processor_config.json",
-    "trained.safetensors",
-    "chat_template.jinja",
-    "tokenizer*",
-    "lora/*/*",
-)
-"""Patterns of the files of a checkpoint that its answers depend on."""
 ADVICE = "choose another output, or delete the file to begin again"
 
 
@@ -75,8 +67,7 @@ class Journal:
 
     def errors(self) -> int:
         """Count the rows that hold an error instead of an answer."""
-        with self.path.open("rb") as file:
-            return sum("error" in json.loads(line) for line in file)
+        return sum("error" in row for row in read_whole_rows(self.path, (), JournalError, ADVICE))
 
     def _check(self, run: dict[str, Any]) -> None:
         """Check that the file is empty, or holds answers of the same run to the same requests."""
@@ -175,10 +166,7 @@ def checkpoint_digest(folder: str | Path) -> str:
     Backbones are covered by their hashes in the checkpoint's ``manifest.json``.
     """
     folder = Path(folder)
-    paths: set[Path] = set()
-    for pattern in CHECKPOINT_FILES:
-        paths.update(path for path in folder.glob(pattern) if path.is_file())
     total = hashlib.sha256()
-    for path in sorted(paths):
-        total.update(f"{path.relative_to(folder)}:{sha256(path)}\n".encode())
+    for name in files_of(folder, (*ALL_FILES, MANIFEST)):
+        total.update(f"{name}:{sha256(folder / name)}\n".encode())
     return total.hexdigest()

@@ -23,7 +23,13 @@ from torch import Tensor, nn
 
 from avllm.config_peft import LoraConfig, PeftConfig
 from avllm.errors import UserError, one_line
-from avllm.models.building.adapter_config import file_key, peft_config, record_of, set_of
+from avllm.models.building.adapter_config import (
+    file_key,
+    peft_config,
+    record_of,
+    set_of,
+    settings_of,
+)
 from avllm.models.checkpoint_format import CheckpointError, write_tensors
 from avllm.weights import WeightError, check_finite, no_larger_than, size_of
 
@@ -270,7 +276,8 @@ def _load_set(llm: Any, folder: Path, name: str, record: Mapping[str, Any]) -> A
     size = size_of([folder / WEIGHTS_FILE])
     try:
         with no_larger_than(size, f"{folder}: config.json"):
-            llm = _wrap(llm, name, peft_config(record))
+            # By way of the settings, which refuse options that change the LLM's own weights.
+            llm = _wrap(llm, name, peft_config(record_of(settings_of(name, record))))
     except WeightError:
         raise
     except (ValueError, KeyError, TypeError) as error:

@@ -106,15 +106,16 @@ def _is_alone(folder: Path) -> bool:
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        os.link(source, target, follow_symlinks=False)
     except OSError:  # a file system without hard links
-        shutil.copy2(source, target)
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _sync(folder: Path) -> None:
     """Return when all files of a folder are on the disk."""
     for path in [folder, *folder.rglob("*")]:
-        sync(path)
+        if not path.is_symlink():
+            sync(path)
 
 
 def _exchange(new: Path, old: Path) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
+from avllm.errors import one_line
 from avllm.recipes.readers import RecipeError
 from avllm.text_models.base import Answer, ModelPrompt
+from avllm.yaml_files import parse_yaml
 
 PROMPT_FIELDS = {
     "system",
@@ -147,10 +149,10 @@ def judge_of(text: str) -> CaptionJudge:
         RecipeError: no YAML, or a field is missing or unknown.
     """
     try:
-        data = yaml.safe_load(text)
+        data = parse_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(
-            f"the file of prompts is no YAML: {error}", reason="bad_prompts"
+            f"the file of prompts is no YAML: {one_line(error)}", reason="bad_prompts"
         ) from error
     if not isinstance(data, dict):
         raise RecipeError(

@@ -197,8 +197,8 @@ def keep_until(path: Path, step: int) -> None:
 
 def _step_of(line: bytes) -> float:
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError):  # no JSON, or another value
         return math.inf
 
 

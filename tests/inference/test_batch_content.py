@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tiny import row, text, write_rows
 
 from avllm.data.manifest import ManifestError
 from avllm.data.store.output_path import OutputPathError
+from avllm.errors import WriteError
 from avllm.inference.batch import Summary, answer_file
 from avllm.inference.chat import Chat
 from avllm.inference.generation import Generation
@@ -171,3 +173,25 @@ def test_the_place_of_a_mistake_is_that_in_the_file(tmp_path: Path) -> None:
     assert "requests.jsonl line 3" in error
     assert "column 9" in error
     assert "line 1" not in error
+
+
+def test_a_torn_line_after_the_last_answer_is_passed_over(
+    chat: Chat, checkpoint: Path, folder: Path
+) -> None:
+    with (folder / "answers.jsonl").open("a") as file:
+        file.write('{"id": "e", "ans')
+    assert answer(chat, checkpoint, folder) == Summary(4, 0, 0)
+
+
+def test_a_full_disk_is_named_with_the_file(chat: Chat, checkpoint: Path, folder: Path) -> None:
+    write_rows(folder / "requests.jsonl", rows_of("a", "b", "c", "d", "e", "f"))
+    before = (folder / "answers.jsonl").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
+    try:
+        with pytest.raises(WriteError, match="answers.jsonl"):
+            answer(chat, checkpoint, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (folder / "answers.jsonl").read_bytes().startswith(before)
+    assert answer(chat, checkpoint, folder) == Summary(4, 2, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,23 @@ def test_one_method_at_a_time(world: World) -> None:
     with pytest.raises(UserError) as refused:
         model.add_lora(PeftConfig(type="ia3", name="other"))
     assert refused.value.reason == "other_method"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"init_lora_weights": "pissa"}, {"layer_replication": [[0, 2], [1, 2]]}],
+    ids=["other weights", "other layers"],
+)
+def test_a_checkpoint_cannot_ask_for_options_that_a_preset_cannot(
+    world: World, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    adapted(world, LoraConfig(r=2)).save_pretrained(str(tmp_path))
+    for path in (tmp_path / "config.json", tmp_path / "lora" / "default" / "adapter_config.json"):
+        content = json.loads(path.read_text())
+        record = content["lora"]["default"] if "lora" in content else content
+        record.update(options)
+        path.write_text(json.dumps(content))
+    write_manifest(tmp_path, ALL_FILES)
+    with pytest.raises(CheckpointError) as refused:
+        AVLLM.from_pretrained(str(tmp_path))
+    assert refused.value.reason == "lora_config"

@@ -214,3 +214,16 @@ def test_save_pretrained_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.M
     model.save_pretrained(str(folder))
     assert {file.state for file in compare_files(folder, ALL_FILES)} == {"same"}
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(before)
+
+
+def test_links_beside_a_checkpoint_stay_links(tmp_path: Path) -> None:
+    write(tmp_path / "best", "old")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "clip").write_text("large")
+    links = {"folder": "../data", "file": "../data/clip", "nowhere": "../gone"}
+    for name, target in links.items():
+        (tmp_path / "best" / name).symlink_to(target)
+    write(tmp_path / "best", "new")
+    assert contents(tmp_path / "best") == {"new"}
+    for name, target in links.items():
+        assert (tmp_path / "best" / name).readlink() == Path(target)

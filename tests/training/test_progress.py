@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from avllm.training.progress import progress_bar, tracked
+from avllm.training.progress import keep_until, progress_bar, tracked
 
 FIGURES = "loss 2.3456  contrastive/hits 0.250  lr 3.00e-04  1,234 tokens/s  data-wait 12%"
 
@@ -51,3 +52,10 @@ def test_a_loss_is_a_file_beside_the_figures_of_its_objective() -> None:
     assert kept <= names.keys()
     assert len(names) == len(figures)
     assert not [a for a in names for b in names if b.startswith(f"{a}/")]
+
+
+def test_lines_that_are_no_figures_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{}\n[1]\n3\n{"step": "x"}\n{"step": 2}\n{"step": 9}\n{"st')
+    keep_until(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import gc
 import os
+import re
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from avllm.errors import UserError
 
+_SHARD = re.compile(r"[0-9a-f]{32}")
 STALE = 86_400.0  # seconds after which the process that wrote a partial shard must have died
 
 
@@ -59,8 +61,8 @@ class FolderInUse:
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """List the whole shards of a folder."""
-    return sorted(folder.glob("*.safetensors"))
+    """List the whole shards of a folder, by their names: other files in it are not the cache's."""
+    return sorted(path for path in folder.glob("*.safetensors") if _SHARD.fullmatch(path.stem))
 
 
 def cost_file(shard: Path) -> Path:

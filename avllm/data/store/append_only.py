@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,18 +85,24 @@ class AppendOnly:
                 self._whole_size += len(line)
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write rows and return when they are on the disk."""
+        """Write rows and return when they are on the disk.
+
+        Raises:
+            WriteError: they cannot be written; the rows before stay.
+        """
         lines = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
-        self._file.truncate(self._whole_size)
-        self._file.write(lines)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            self._file.truncate(self._whole_size)
+            self._file.write(lines)
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self.count += len(rows)
         self._whole_size += len(lines)
 
     def close(self) -> None:
         """Close the file and release the lock."""
-        self._file.close()
+        with suppress(OSError):  # rows that `append` could not write
+            self._file.close()
 
     def __enter__(self) -> AppendOnly:
         return self

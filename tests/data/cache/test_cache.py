@@ -578,3 +578,13 @@ def test_the_cost_of_clips_lies_beside_their_shard(tmp_path: Path) -> None:
     assert cost.decoding >= 0
     assert cost.encoding > 0
     assert FeatureCache(tmp_path / "cache", made_by()).costs == cache.costs
+
+
+def test_weights_in_the_folder_of_a_cache_are_not_its_shards(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    weights = tmp_path / "cache" / "model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1")
+    cache = FeatureCache(tmp_path / "cache", made_by())
+    deleted = make_room(cache.folder, cache.mark_in_use(), [], 0, 1)
+    assert deleted == []
+    assert weights.is_file()
