@@ -252,7 +252,7 @@ def test_a_model_of_clips_answers_and_comes_back(world: World, tmp_path: Path) -
     file = str(world.captions.parent / "timed.mp4")
     (seen,) = chat.look(video=file)
     assert seen.tokens == {"video": 3 * 16}
-    assert processor.blanks()["video"].grid.steps == 1
+    assert processor.blanks["video"].grid.steps == 1
     assert seen.frames is not None
     assert seen.frames.shape == (6, 32, 32, 3)
     assert [int(x) for x in seen.frames.float().mean((1, 2, 3)).diff() > 10] == [1] * 5
