@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -15,10 +16,12 @@ from transformers import (
 )
 from transformers.utils import is_timm_available
 
+from avllm.encoders._backbone import Backbone
 from avllm.encoders._clip import ClipPreprocessor, WholeClips
 from avllm.encoders._visual import HALF, checkpoint_size, pair
 
 TIMM = TimmWrapperConfig.model_type
+USUAL_SIDE = 336  # pixels
 
 
 class PEAVVideo(WholeClips):
@@ -32,7 +35,6 @@ class PEAVVideo(WholeClips):
         config, layers, preprocessing: see :class:`~avllm.encoders._backbone.Backbone`.
         feature: ``patch`` (a token a frame), or ``pooled`` (one vector a clip, before the
             projection into the space of texts; last layer only).
-        image_size: side in pixels of the frames; None takes the checkpoint's (336).
         window: frames that attention sees at once; None means all of a clip.
 
     Raises:
@@ -58,17 +60,10 @@ class PEAVVideo(WholeClips):
         *,
         layers: list[int] | None = None,
         feature: str = "patch",
-        image_size: int | None = None,
         window: int | None = None,
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            config,
-            layers=layers,
-            feature=feature,
-            image_size=image_size,
-            preprocessing=preprocessing,
-        )
+        super().__init__(config, layers=layers, feature=feature, preprocessing=preprocessing)
         self.window = window
         if window is not None and (window < 1 or feature == "pooled"):
             raise ValueError(
@@ -116,15 +111,13 @@ class PEAVVideo(WholeClips):
 
     def options(self) -> dict[str, Any]:
         """See :meth:`Backbone.options`."""
-        options = super().options() | {"window": self.window}
-        options.pop("side")
-        return options
+        return Backbone.options(self) | {"feature": self.feature, "window": self.window}
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) that the backbone gets."""
-        usual = getattr(self.backbone_config.vision_config, "image_size", 336)
-        return pair(self.asked_size or checkpoint_size(self.preprocessing) or usual)
+        usual = side_of(self.backbone_config.vision_config)
+        return checkpoint_size(self.preprocessing) or pair(usual)
 
     def tokens(self) -> int:
         """Return P."""
@@ -158,3 +151,11 @@ class PEAVVideo(WholeClips):
         if self.feature == "pooled":
             x = out.pooler_output.expand_as(frames)
         return x[:, None, None]
+
+
+def side_of(vision: PretrainedConfig) -> Any:
+    """Return the side in pixels that the frames' encoder takes; timm's names end in it."""
+    if vision.model_type != TIMM:
+        return vision.image_size
+    side = re.search(r"\d+$", vision.architecture)
+    return side[0] if side else USUAL_SIDE

@@ -24,7 +24,7 @@ from avllm.data.reading import MediaReader
 from avllm.data.schema import ImagePart, MediaPart, VideoPart
 from avllm.encoders._clip import ClipPreprocessor, join_spans
 from avllm.encoders.base import UNITS
-from avllm.encoders.pe_av_video import PEAVVideo
+from avllm.encoders.pe_av_video import PEAVVideo, side_of
 from avllm.errors import UserError
 from avllm.inference.chat import Chat
 from avllm.models.building.placeholders import load_tokenizer
@@ -119,10 +119,9 @@ def test_regions_are_in_the_step_that_holds_their_time() -> None:
     [([3, 0, 1], 8, [3, 1]), ([9], 4, [3, 3, 3]), ([5, 8], 4, [3, 2, 4, 4]), ([1], 1, [1])],
 )
 def test_windows_of_a_clip_are_nearly_equal(
-    monkeypatch: pytest.MonkeyPatch, units: list[int], most: int, expected: list[int]
+    units: list[int], most: int, expected: list[int]
 ) -> None:
-    encoder = build("vjepa2")
-    monkeypatch.setattr(type(encoder), "most_units", lambda self: most)
+    encoder = build("vjepa2", window=2 * most)
     assert encoder.group_sizes(SimpleNamespace(units=torch.tensor(units))) == expected
 
 
@@ -157,6 +156,13 @@ def test_the_width_of_timms_tokens_is_read_as_it_is_saved() -> None:
     again = PEAVVideo.read_config(config.to_dict())
     assert config.vision_config.num_labels == again.vision_config.num_labels == 24
     assert PEAVVideo.read_config({}).vision_config.num_labels == 1024
+
+
+def test_the_side_of_frames_is_in_the_name_of_timms_model() -> None:
+    names = {"vit_pe_core_small_patch16_384": 384, "vit_pe_core_large_patch14_336": 336, "x": 336}
+    for name, side in names.items():
+        config = PEAVVideo.read_config({"vision_config": {"architecture": name}})
+        assert int(side_of(config.vision_config)) == side
 
 
 # ---- whole models, on real files -----------------------------------------------------------------
