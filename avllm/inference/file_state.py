@@ -19,6 +19,6 @@ class FileState:
         """Return the state of a media part's file; None for URLs and members of shards."""
         try:
             state = resolve(part, None).stat()
-        except OSError:
+        except (OSError, ValueError):  # a name that no file can have
             return None
         return cls(state.st_mtime_ns, state.st_size)

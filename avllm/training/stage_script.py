@@ -87,11 +87,13 @@ def read_presets(words: Sequence[str], only: Sequence[str] = ()) -> list[Preset]
             raise ConfigError(f"no preset is of stage {name}; there are {present}")
     chosen = [file for file in files if not only or written[file].get("stage") in only]
     given = [word for word in words if "=" in word]
+    if len(files) > 1:
+        _check_stages(given, [written[file].get("stage") for file in chosen])
     presets = []
     for file in chosen:
         overrides = given
-        if len(chosen) > 1:
-            overrides = _overrides_of(written[file], given)
+        if len(files) > 1:
+            overrides = _overrides_of(written[file], given, is_alone=len(chosen) == 1)
         presets.append(Preset(file, overrides, load_config(file, overrides)))
     _check_chain(presets)
     return presets
@@ -107,12 +109,28 @@ def _files_of(path: Path) -> list[Path]:
     return files
 
 
-def _overrides_of(written: Mapping[str, Any], words: Sequence[str]) -> list[str]:
+def _check_stages(words: Sequence[str], stages: Sequence[Any]) -> None:
+    """Refuse ``STAGE.key=value`` for a stage that is not trained: it would change nothing.
+
+    Raises:
+        ConfigError: names the stages.
+    """
+    for word in words:
+        stage = word.partition(".")[0]
+        if stage in STAGES and stage not in stages:
+            raise ConfigError(
+                f"{word!r} is for stage {stage}, and the stages that train are {stages}; leave it "
+                "out, or name one of them"
+            )
+
+
+def _overrides_of(written: Mapping[str, Any], words: Sequence[str], is_alone: bool) -> list[str]:
     """Return the ``key=value`` that are meant for one of several stages.
 
     Args:
         written: the stage's preset.
         words: of the command line.
+        is_alone: no other stage trains.
 
     Raises:
         ConfigError: a key that stages cannot share.
@@ -124,6 +142,8 @@ def _overrides_of(written: Mapping[str, Any], words: Sequence[str]) -> list[str]
         key = word.partition("=")[0]
         if first == stage:
             overrides.append(rest)
+        elif is_alone:
+            overrides.append(word)
         elif first in STAGES or (first == "model" and "init" in written):
             continue  # for another stage
         elif key in OWN_KEYS:

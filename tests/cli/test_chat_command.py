@@ -49,6 +49,7 @@ def test_a_script_of_questions(checkpoint: Path, clips: list[Path]) -> None:
         "",
         "and do you hear it ?",
         "/video no.mp4",
+        "/video a\0b.mp4",
         "/vidoe x",
         f"/audio '{clips[0]}'",
         f"/video {clips[1]}",
@@ -79,10 +80,11 @@ def test_a_script_of_questions(checkpoint: Path, clips: list[Path]) -> None:
     notes = [line.partition(",")[0] for line in errors if not line.startswith("error")]
     silent = ["(the model said nothing)"] * expected.count("")
     assert notes == ["a red one.mp4", "a red one.mp4", "blue.mp4", *silent]
-    (missing, unknown) = [line for line in errors if line.startswith("error: ")]
+    (missing, nameless, unknown) = [line for line in errors if line.startswith("error: ")]
     assert "no.mp4: missing" in missing
+    assert "b.mp4: missing" in nameless
     assert "'/video'" in unknown
-    assert done.returncode == 1  # two lines failed
+    assert done.returncode == 1  # three lines failed
 
 
 def test_ctrl_c_stops_an_answer_and_ctrl_d_ends(checkpoint: Path, clips: list[Path]) -> None:

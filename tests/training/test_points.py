@@ -24,11 +24,12 @@ from avllm.config import RunConfig
 from avllm.errors import UserError, WriteError
 from avllm.models import checkpoint
 from avllm.models.loading.digests import ALL_FILES, compare_files
+from avllm.training.points import inputs
 from avllm.training.points.lock import RunInUseError, RunLock
 from avllm.training.points.position import RunPosition
 from avllm.training.points.record import ResumeError, read_record
 from avllm.training.points.store import ResumePoints
-from avllm.training.points.whole import SEAL, newest_whole, points_of, seal
+from avllm.training.points.whole import SEAL, digest_of, newest_whole, points_of, seal
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,28 @@ def test_a_damaged_point_is_named_and_the_one_before_taken(
     with pytest.raises(ResumeError, match=str(first / file)) as raised:
         newest_whole(tmp_path)
     assert raised.value.reason == "damaged"
+
+
+@pytest.mark.parametrize("change", [{"position": {"epoch": 3}}, {"files": None}, {"run": 3}])
+def test_a_point_of_another_version_is_named_and_the_one_before_taken(
+    change: dict[str, Any], tmp_path: Path, messages: Any
+) -> None:
+    first, second = make_points(tmp_path)
+    content = json.loads((second / SEAL).read_text())["content"] | change
+    sealed = {"content": content, "sha256": digest_of(content)}
+    (second / SEAL).write_text(json.dumps(sealed))
+    point = newest_whole(tmp_path)
+    assert point is not None
+    assert point.folder == first
+    assert str(second / SEAL) in messages.text
+
+
+def test_a_long_text_among_the_options_of_a_part_is_no_file(tmp_path: Path) -> None:
+    weights_file = tmp_path / "qformer.safetensors"
+    weights_file.write_bytes(b"weights")
+    options = [{"type": "linear", "stream": "x" * 5000}, {"type": "mlp", "init": str(weights_file)}]
+    config = RunConfig.model_construct(objectives=options, model=None, extend=None, init=None)
+    assert list(inputs.weights(config)) == [str(weights_file)]
 
 
 def test_a_run_goes_on_from_the_point_before_a_damaged_one(

@@ -57,6 +57,9 @@ def test_overrides_reach_the_stages_that_they_are_meant_for(presets: Path) -> No
     assert first.model.llm.dtype == "bfloat16"
     (only,) = read_presets([str(presets), "output=elsewhere"], only=["align"])
     assert only.config.output == "elsewhere"
+    words = [str(presets), "align.train.max_steps=5", "align.output=elsewhere"]
+    (only,) = read_presets(words, only=["align"])
+    assert (only.config.train.max_steps, only.config.output) == (5, "elsewhere")
     files = [str(presets / "stage1_align.yaml"), str(presets / "stage2_caption.yaml")]
     assert [preset.config.stage for preset in read_presets(files)] == ["align", "caption"]
 
@@ -68,6 +71,8 @@ def test_overrides_reach_the_stages_that_they_are_meant_for(presets: Path) -> No
         (["caption.train.max_step=1"], [], "'max_steps'"),
         (["align.output=elsewhere"], [], "stage2_caption.yaml line .*init.*elsewhere"),
         ([], ["prefer"], "prefer.*align"),
+        (["prefer.train.max_steps=1"], [], "stage prefer"),
+        (["align.train.max_steps=1"], ["caption"], "stage align"),
     ],
 )
 def test_what_no_stage_can_follow_is_refused_before_the_first_trains(

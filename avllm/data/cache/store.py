@@ -29,6 +29,7 @@ from avllm.data.media.load import MediaError
 from avllm.data.reading import Place, Prepared
 from avllm.data.schema import MediaPart, RowError, resolve
 from avllm.data.store.storage import local_path
+from avllm.errors import writing
 from avllm.log import logger
 from avllm.tokens import EncoderInput
 
@@ -90,7 +91,8 @@ class FeatureCache:
 
     def __init__(self, folder: str | Path, made_by: dict[str, Any]) -> None:
         self.folder = local_path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.made_by = json.dumps(made_by, sort_keys=True)
         self.dtype = made_by["dtype"]
         self.index: dict[str, str] = {}

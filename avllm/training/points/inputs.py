@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,14 +149,16 @@ def _backbones(config: RunConfig) -> Iterator[_Backbone]:
 
 
 def _options(config: RunConfig) -> Iterator[str]:
-    """Yield the texts among the options of parts: some name weights (``init`` of a Q-Former)."""
+    """Yield options of parts that name files here: some are weights (``init`` of a Q-Former)."""
     specs = list(config.objectives)
     if config.model is not None:
         specs += [*config.model.connector, config.model.fusion or {}, config.model.selector or {}]
     if config.extend is not None:
         specs += config.extend.connector
     for spec in specs:
-        yield from (value for value in spec.values() if isinstance(value, str))
+        for value in spec.values():
+            if isinstance(value, str) and os.path.exists(value):  # False for a long text, too
+                yield value
 
 
 def _folder_digest(name: str) -> str:

@@ -141,27 +141,31 @@ def read_point(folder: Path) -> ResumePoint:
     Raises:
         ResumeError: ``damaged``; names the file.
     """
-    content = distributed.from_main(lambda: _read_seal(folder / SEAL))
-    for name, checksum in _checksums(folder, list(content["files"])).items():
-        if checksum != content["files"][name]:
+    point, files = distributed.from_main(lambda: _read_seal(folder / SEAL))
+    for name, checksum in _checksums(folder, list(files)).items():
+        if checksum != files[name]:
             what = "is missing" if checksum is None else "differs from its checksum"
             raise ResumeError(f"{folder / name} {what}", reason="damaged")
-    return ResumePoint(folder, RunPosition(**content["position"]), content["run"])
+    return point
 
 
-def _read_seal(path: Path) -> dict[str, Any]:
-    """Return the content of a point's ``point.json``.
+def _read_seal(path: Path) -> tuple[ResumePoint, dict[str, str]]:
+    """Return the point that a ``point.json`` describes, and the checksums of its other files.
 
     Raises:
-        ResumeError: it is missing or damaged.
+        ResumeError: it is missing, damaged, or of another version.
     """
     if not path.is_file():
         raise ResumeError(f"{path} is missing", reason="damaged")
     try:
         sealed = json.loads(path.read_text(encoding="utf-8"))
-        is_intact = sealed["sha256"] == digest_of(sealed["content"])
+        content = sealed["content"]
+        is_intact = sealed["sha256"] == digest_of(content)
+        position = RunPosition(**content["position"])
+        point = ResumePoint(path.parent, position, dict(content["run"]))
+        files = dict(content["files"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ResumeError(f"{path} is damaged ({error})", reason="damaged") from error
     if not is_intact:
         raise ResumeError(f"{path} differs from its checksum", reason="damaged")
-    return dict(sealed["content"])
+    return point, files

@@ -580,6 +580,13 @@ def test_the_cost_of_clips_lies_beside_their_shard(tmp_path: Path) -> None:
     assert FeatureCache(tmp_path / "cache", made_by()).costs == cache.costs
 
 
+@pytest.mark.parametrize("name", ["file", "a\0b"])
+def test_a_cache_that_can_be_no_folder_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="cannot be written"):
+        FeatureCache(tmp_path / name, made_by())
+
+
 def test_weights_in_the_folder_of_a_cache_are_not_its_shards(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     weights = tmp_path / "cache" / "model.safetensors"
