@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+REGION_BOXES = "region_boxes"
+"""``(T, K, 4)`` float32: K boxes in pixels of the encoder's input (x0, y0, x1, y1)."""
+REGION_MASK = "region_mask"
+"""``(T, K)`` bool, True where the box is in the step."""
+REGION_MARKS = "region_marks"
+"""``(1, K)`` long, the number of each box's mark plus 1; without it, marks are 0, 1, 2, ..."""
+PICTURE_SIZE = "picture_size"
+"""``(1, 2)`` long, height and width of the encoder's input."""
+
 
 @dataclass(frozen=True)
 class Tokens:

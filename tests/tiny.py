@@ -202,6 +202,19 @@ def make_preferences(world: World) -> Path:
     return write_rows(world.questions.with_name("preferences.jsonl"), samples)
 
 
+def make_regions(world: World) -> Path:
+    """Write the questions with two regions in each clip, one of which moves, beside them."""
+    still = {"id": "still", "box": [0.0, 0.0, 0.5, 0.5]}
+    moves = [
+        {"id": "moves", "box": [0.5, 0.5, 1.0, 1.0], "time": 0.0},
+        {"id": "moves", "box": [0.5, 0.0, 1.0, 0.5], "time": 1.0},
+    ]
+    samples = [json.loads(line) for line in world.questions.read_text().splitlines()]
+    for sample in samples:
+        sample["messages"][0]["content"][0]["regions"] = [still, *moves]
+    return write_rows(world.questions.with_name("regions.jsonl"), samples)
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Write a manifest."""
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")

@@ -72,6 +72,7 @@ class RowProcessor(Protocol):
         runs: Sequence[list[str]] | None = None,
         last_only: bool = False,
         variant: str | None = None,
+        marks: Sequence[int] | None = None,
     ) -> Row:
         """Tokenize a sample; ``runs`` is :meth:`order` of each clip."""
         ...
@@ -192,6 +193,8 @@ class SampleDataset:
         remembered, loaded = self._texts.get(number, (None, None))
         if loaded is None or remembered != form:
             loaded = self._rows(places, media, drawn)
+            if not _has_own_clips(loaded, media):
+                return loaded
             if not loaded.bad and (len(self._texts) < REMEMBERED_TEXTS or number in self._texts):
                 without_clips = [replace(row, clips=[{}] * len(row.clips)) for row in loaded.rows]
                 self._texts[number] = form, replace(loaded, rows=without_clips)
@@ -272,6 +275,15 @@ class SampleDataset:
         return Loaded(rows, bad, len(places))
 
 
+def _has_own_clips(loaded: Loaded, media: _ItemMedia) -> bool:
+    """Return True if rows hold their item's clips unchanged: marks of regions change some."""
+    for row in loaded.rows:
+        for own, clip in zip(media.clips, row.clips, strict=False):
+            if own is not clip:
+                return False
+    return True
+
+
 class _MakeRow:
     """Make rows about an item's media, and about other clips where a row maker names some."""
 
@@ -281,7 +293,12 @@ class _MakeRow:
         self.media = media
 
     def __call__(
-        self, sample: Sample, *, last_only: bool = False, variant: str | None = None
+        self,
+        sample: Sample,
+        *,
+        last_only: bool = False,
+        variant: str | None = None,
+        marks: Sequence[int] | None = None,
     ) -> Row:
         runs = None
         own = self.media.parts[: len(sample.media)] == sample.media
@@ -298,7 +315,9 @@ class _MakeRow:
             runs = self.media.runs[: len(sample.media)] if variant is None else None
         else:
             clips = self.reader.inputs(sample.media, self.media.root)
-        row = self.processor.row(sample, clips, runs=runs, last_only=last_only, variant=variant)
+        row = self.processor.row(
+            sample, clips, runs=runs, last_only=last_only, variant=variant, marks=marks
+        )
         if row.num_targets == 0:
             raise RowError("no_answer", "no token of this row is trained on")
         return row

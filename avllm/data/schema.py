@@ -340,18 +340,24 @@ def _check_clip(field: str, clip: int | None, before: int, count: int) -> None:
 def _region_ids(media: list[MediaPart]) -> set[str]:
     """Return the ids of all regions of a row.
 
+    A region that moves has several boxes in one media part, each with its time.
+
     Raises:
-        ValueError: two have the same.
+        ValueError: one id names two regions.
     """
     ids: set[str] = set()
     for number, part in enumerate(media):
+        of_part: dict[str, set[float | None]] = {}
         for region in () if isinstance(part, AudioPart) else part.regions or ():
-            if region.id in ids:
+            times = of_part.setdefault(region.id, set())
+            is_again = bool(times) and (None in {*times, region.time} or region.time in times)
+            if region.id in ids or is_again:
                 raise ValueError(
                     f"media part {number}: a region has the id {region.id!r}, "
-                    "which is taken in this row"
+                    "which is taken in this row; boxes of one region that moves need a time each"
                 )
-            ids.add(region.id)
+            times.add(region.time)
+        ids |= of_part.keys()
     return ids
 
 

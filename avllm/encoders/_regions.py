@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Names of the side information.
-BOXES = "region_boxes"
-REAL = "region_mask"
-SIZE = "picture_size"
+from avllm.tokens import PICTURE_SIZE, REGION_BOXES, REGION_MASK
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def region_extra(regions: Sequence[Any], span: Tensor, placement: Placement) -> 
             nearest = int((span.mean(-1) - region.time).abs().argmin())
             in_frame[:, number] = torch.arange(steps) == nearest
     return {
-        BOXES: boxes.expand(steps, -1, -1).clone(),
-        REAL: in_frame & has_area,
-        SIZE: torch.tensor([placement.size]),
+        REGION_BOXES: boxes.expand(steps, -1, -1).clone(),
+        REGION_MASK: in_frame & has_area,
+        PICTURE_SIZE: torch.tensor([placement.size]),
     }

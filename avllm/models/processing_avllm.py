@@ -23,6 +23,7 @@ from avllm.data.collate import Batch, collate
 from avllm.data.media.load import Clip, Sampling
 from avllm.data.media.part import load_parts
 from avllm.data.reading import MediaReader
+from avllm.data.region_marks import mark_clips, mark_numbers
 from avllm.data.row import Row
 from avllm.data.schema import MediaPart, Message, RowError, Sample
 from avllm.data.selectors.base import Selector
@@ -73,8 +74,7 @@ class AVProcessor(ProcessorMixin):
         strict: refuse files that the model can use in part only: a video that it only hears.
 
     Raises:
-        UserError: a text around media does not hold ``{media}`` once, or the layout names a stream
-            that does not exist.
+        UserError: a text around media lacks ``{media}``, or the layout names an unknown stream.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -202,8 +202,7 @@ class AVProcessor(ProcessorMixin):
         Args:
             samples: the rows.
             root: the folder that relative paths start from.
-            answer: False for ``AVLLM.generate``: each row ends where its last answer begins; True
-                for a forward pass.
+            answer: False ends each row where its last answer begins, for ``AVLLM.generate``.
 
         Raises:
             MediaError: a file cannot be read.
@@ -234,8 +233,7 @@ class AVProcessor(ProcessorMixin):
             tokenize: read the media, too.
 
         Returns:
-            the text, with ``<|video|>`` in the place of a video, and so on; with ``tokenize`` a
-            batch of one row.
+            the text, with ``<|video|>`` for a video, and so on; with ``tokenize`` a batch of one.
 
         Raises:
             RowError: the template refuses the roles.
@@ -313,6 +311,7 @@ class AVProcessor(ProcessorMixin):
         last_only: bool = False,
         variant: str | None = None,
         durations: Sequence[float | None] | None = None,
+        marks: Sequence[int] | None = None,
     ) -> Row:
         """Make token ids with the media runs in place, and labels on the assistant's turns only.
 
@@ -324,6 +323,7 @@ class AVProcessor(ProcessorMixin):
             last_only: train the last answer alone, as a connector needs that reads the question.
             variant: the variant in which the connector runs, see :class:`~avllm.data.row.Row`.
             durations: seconds of each clip; None reads them from its streams, if any are left.
+            marks: of the row's regions, in their order; see the adapter ``token_marks``.
 
         Raises:
             RowError: an empty answer, reserved text, another number of clips, or a row too long.
@@ -338,7 +338,9 @@ class AVProcessor(ProcessorMixin):
             self.chat_text.check(message)
         messages = sample.messages if answer else sample.question().messages
         seconds = durations or [duration_of(clip) for clip in clips]
-        written = self.content.write(messages, seconds)
+        numbers = mark_numbers(sample.media, marks, len(self.content.marks))
+        written = self.content.write(messages, seconds, numbers)
+        clips = mark_clips(sample.media, clips, numbers)
         chat = self.chat_text.render(written.messages, answer)
         if runs is None:
             runs = [self.order(clip, variant) for clip in clips]

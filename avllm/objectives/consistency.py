@@ -34,6 +34,7 @@ class Consistency(Objective):
     """
 
     compares = False
+    figures = ("same",)
 
     def __init__(self, model: Any, *, irrelevant: dict[str, list[str]], noise: float = 1.0) -> None:
         super().__init__(model)

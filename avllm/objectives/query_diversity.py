@@ -30,6 +30,7 @@ class QueryDiversity(Objective):
     """
 
     compares = False
+    figures = ()  # its cosine falls
 
     def __init__(self, model: Any, *, stream: str, adapter: int = -1) -> None:
         super().__init__(model)

@@ -61,6 +61,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"kind": "st_attn_pool", "num_tokens": 5},
         {"kind": "ttm", "num_tokens": 5, "memory": 6, "read": 3, "heads": 2},
     ],
+    "token_marks": [{}, {"n": 3, "steps": "first"}],
     "token_merge": [{"most": 5}, {"most": 9, "alike": 0.3}],
     "train_as": [
         {"by": "video.4"},

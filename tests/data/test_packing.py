@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from objectives.qformer_models import connector
-from tiny import World, make_preferences, make_world, settings
+from tiny import World, make_preferences, make_regions, make_world, settings
 from torch import Tensor
 
 from avllm.config import RunConfig
@@ -132,6 +132,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "assignment": {"type": "assignment", "words": 20},
     "consistency": {"type": "consistency", "irrelevant": {"heard": ["video"], "seen": ["audio"]}},
     "query_diversity": {"type": "query_diversity", "stream": "video", "adapter": 0},
+    "region_guide": {"type": "region_guide", "stream": "video", "adapter": 0, "n": 3},
 }
 
 
@@ -140,7 +141,8 @@ def configure(world: World, **changes: Any) -> RunConfig:
     section = settings(
         world, world.root / "run", **{"data__train": str(world.questions), **changes}
     )
-    section["model"] = world.model | {"connector": connector(world)}
+    # As a grid of 2 x 2, the queries serve objectives that read regions.
+    section["model"] = world.model | {"connector": connector(world, num_queries=4)}
     section["data"]["max_length"] = 250
     return RunConfig.model_validate(section)
 
@@ -198,6 +200,8 @@ def test_packed_and_unpacked_have_the_same_loss_and_gradients(
     rows: dict[str, Any] = {}
     if objective == "dpo":
         rows = {"data__train": str(make_preferences(world)), "data__rows": {"type": "preference"}}
+    if objective == "region_guide":
+        rows = {"data__train": str(make_regions(world))}
     config, packed_config = configure(world, **rows), configure(world, data__pack=pack, **rows)
     torch.manual_seed(0)
     task = Task(parts.model, [OBJECTIVES[objective]]).double()

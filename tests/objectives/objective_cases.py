@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tiny import World, make_preferences
+from tiny import World, make_preferences, make_regions
 
 from avllm.data.row_makers.base import RowMaker
 from avllm.data.row_makers.preference import Preference
@@ -57,6 +57,9 @@ CASES: dict[str, list[ObjectiveCase]] = {
         ObjectiveCase("consistency", {"irrelevant": {"heard": ["video"], "seen": ["audio"]}}),
     ],
     "query_diversity": [ObjectiveCase("query_diversity", {"stream": "video"})],
+    "region_guide": [
+        ObjectiveCase("region_guide", {"stream": "video", "adapter": 0, "n": 3}, make_regions)
+    ],
     "contrastive": [
         ObjectiveCase("contrastive"),
         ObjectiveCase("contrastive", {"pairs": ["video-audio"]}, _captions, rows=6),

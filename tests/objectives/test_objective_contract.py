@@ -30,7 +30,7 @@ def parts(world: World) -> Parts:
     qformer = {
         "type": "qformer",
         "stream": "video",
-        "num_queries": 3,
+        "num_queries": 4,  # as a grid of 2 x 2, for objectives that read regions
         "dim": 8,
         "layers": 2,
         "heads": 2,

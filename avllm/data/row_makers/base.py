@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from avllm.data.row import Row
@@ -12,7 +13,12 @@ class Make(Protocol):
     """Make one row of a sample, or of a changed copy of it."""
 
     def __call__(
-        self, sample: Sample, *, last_only: bool = False, variant: str | None = None
+        self,
+        sample: Sample,
+        *,
+        last_only: bool = False,
+        variant: str | None = None,
+        marks: Sequence[int] | None = None,
     ) -> Row:
         """Make a row.
 
@@ -21,6 +27,7 @@ class Make(Protocol):
                 then decoded too.
             last_only: train the last answer alone.
             variant: see :class:`~avllm.data.row.Row`.
+            marks: of the sample's regions, in their order; None takes 0, 1, 2, ...
 
         Raises:
             RowError: no row can be made. MediaError: a file cannot be read.

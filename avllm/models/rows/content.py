@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
+from avllm.adapters.token_marks import mark_words
 from avllm.data.media.load import Clip
 from avllm.data.schema import (
     ContentPart,
@@ -21,12 +22,11 @@ from avllm.data.schema import (
     TimePart,
     WordPart,
 )
-from avllm.encoders._regions import REAL
 from avllm.models.configuration_avllm import AVConfig
 from avllm.registry import build
 from avllm.time_codecs.base import Mixture, Piece, TimeCodec, TimeError
 from avllm.times import Time
-from avllm.tokens import EncoderInput
+from avllm.tokens import REGION_MASK, EncoderInput
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Written:
 class Content:
     """Writes a row's times with the model's codec, and finds mixtures of words in its tokens.
 
+    Regions are written as the words of their marks where the model has ``token_marks``, else by
+    their ids.
+
     Args:
         config: of the model, whose ``words`` hold the codec's.
     """
@@ -52,14 +55,22 @@ class Content:
     def __init__(self, config: AVConfig) -> None:
         self.codec: TimeCodec = build("time_codecs", config.time_codec)
         self.words = {word: config.words.get(word) for word in self.codec.words()}
-        self._word = re.compile("|".join(map(re.escape, self.words))) if self.words else None
+        self._word = _any_of(self.words)
+        self.marks = mark_words(config.connector)
+        self._reserved = _any_of([*self.words, *self.marks])
 
-    def write(self, messages: Sequence[Message], durations: Sequence[float | None]) -> Written:
-        """Write times as text.
+    def write(
+        self,
+        messages: Sequence[Message],
+        durations: Sequence[float | None],
+        numbers: Mapping[str, int] | None = None,
+    ) -> Written:
+        """Write times and regions as text.
 
         Args:
             messages: a row's.
             durations: seconds of each of its clips, in order; None if unknown.
+            numbers: the mark of each region by its id; None or empty writes their ids.
 
         Raises:
             RowError: ``outside_clip``, ``no_duration``: a time cannot be written.
@@ -89,7 +100,11 @@ class Content:
                     media += 1
                 else:
                     self._check_text(part.text, f"messages.{number}.content.{place}")
-                content.append(TextPart(text=part.text) if isinstance(part, RegionPart) else part)
+                if isinstance(part, RegionPart):
+                    region = self.marks[numbers[part.region]] if numbers else part.text
+                    content.append(TextPart(text=region))
+                else:
+                    content.append(part)
             written.append(message.model_copy(update={"content": content}))
         return Written(written, words)
 
@@ -110,10 +125,12 @@ class Content:
         return own
 
     def _check_text(self, text: str, field: str) -> None:
-        word = self._word.search(text) if self._word is not None else None
+        word = self._reserved.search(text) if self._reserved is not None else None
         if word is not None:
             raise RowError(
-                "reserved_text", f"{field}: the text holds {word[0]!r}, which the time codec writes"
+                "reserved_text",
+                f"{field}: the text holds {word[0]!r}, a word for times or regions; write a part "
+                "of type time or region",
             )
 
     def say_seconds(self, text: str, duration: float | None, whole: bool = True) -> str:
@@ -192,6 +209,12 @@ class Content:
         return mixtures
 
 
+def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
+    """Return a pattern that matches one of the words; None if there are none."""
+    escaped = [re.escape(word) for word in words]
+    return re.compile("|".join(escaped)) if escaped else None
+
+
 def in_seconds(messages: Sequence[Message]) -> list[Message]:
     """Write times in seconds: for a chat whose clips are not read."""
     written = []
@@ -212,9 +235,9 @@ def check_regions(clip: Clip, inputs: Mapping[str, EncoderInput]) -> None:
     """
     regions = () if clip.frames is None else clip.frames.regions
     for stream, item in inputs.items():
-        if REAL not in item.extra:
+        if REGION_MASK not in item.extra:
             continue
-        for region, seen in zip(regions, item.extra[REAL].any(0).tolist(), strict=True):
+        for region, seen in zip(regions, item.extra[REGION_MASK].any(0).tolist(), strict=True):
             if not seen:
                 raise RowError(
                     "region_cropped",
