@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,26 @@ def avinstruct(source: Path) -> None:
     ]
     write_json(source / "AVinstruct/avqa_data2.json", rows)
     touch(source, "music/00005580.mp4", "vggsound/-HG3Omg_89c_30.mp4")
+
+
+def own_answers(source: Path) -> None:
+    """Four questions; one is right also without its sound, one was not asked, one failed."""
+
+    def line(name: str, condition: str, answer: str, correct: bool, failed: bool = False) -> Any:
+        fields = {"id": name, "condition": condition, "answer": answer}
+        return fields | {"correct": correct, "failed": failed}
+
+    rows, predictions = [], []
+    for name in ("wrong", "right", "not_asked", "failed"):
+        content = [{"type": "audio", "audio": "a.wav"}, {"type": "text", "text": "What is it?"}]
+        user = {"role": "user", "content": content}
+        rows.append({"id": name, "messages": [user, {"role": "assistant", "content": "a bell"}]})
+    predictions.append(line("wrong", "as_is", "a dog", correct=False))
+    predictions.append(line("wrong", "without_audio", "a cat", correct=False))
+    predictions.append(line("wrong", "swapped_audio", "a cat", correct=False))
+    predictions.append(line("right", "without_audio", "a bell", correct=True))
+    predictions.append(line("failed", "without_audio", "", correct=False, failed=True))
+    for file, lines in (("train.jsonl", rows), ("predictions.jsonl", predictions)):
+        text = "".join(json.dumps(one) + "\n" for one in lines)
+        (source / file).write_text(text, encoding="utf-8")
+    touch(source, "a.wav")
