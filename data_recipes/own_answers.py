@@ -1,4 +1,4 @@
-"""Make preferences of a model's own answers: rejected is what it says without a stream.
+"""Make preferences of a model's own answers: rejected is its answer without a stream.
 
     avllm eval CHECKPOINT SOURCE/train.jsonl --without audio --swap audio --predictions SOURCE/predictions.jsonl
     python data_recipes/own_answers.py SOURCE --output DIR

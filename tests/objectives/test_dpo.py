@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,26 @@ def losses_of(
     total = torch.stack([objective(model, batch)[0] for batch in batches]).sum() / pairs
     total.backward()
     return total.detach(), [p.grad.clone() for p in model.connector.parameters()]
+
+
+def test_a_common_beginning_counts_nothing(built: tuple[AVLLM, AVProcessor], world: World) -> None:
+    """So a pair of sentences after one context trains the sentences alone (arXiv 2507.12455)."""
+    model, processor = built
+    video = {"type": "video", "video": "000.mp4"}
+    asked = [video, text("describe the clip")]
+    pair = row("pair", asked, "red clip , low sound") | {"rejected": ["red clip , high sound"]}
+    manifest = write_rows(world.captions.with_name("sentences.jsonl"), [pair])
+    (whole,) = rows_of(processor, manifest)
+    cut = replace(
+        whole, parts=tuple(replace(part, trained=part.trained[3:]) for part in whole.parts)
+    )
+    objective = DPO(model, beta=0.5, reference=["default"])
+    loss, gradients = losses_of(objective, model, [processor.collate([whole])])
+    cut_loss, cut_gradients = losses_of(objective, model, [processor.collate([cut])])
+    assert abs(float(loss) - math.log(2.0)) > 1e-4
+    torch.testing.assert_close(cut_loss, loss)
+    for one, other in zip(cut_gradients, gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_packed_and_single_rows_have_one_loss_and_one_gradient(
