@@ -84,7 +84,16 @@ class PoolMLP(StreamAdapter):
         else:
             pooled = x.sum(2) / mask.sum(2).clamp(min=1).unsqueeze(-1)  # (B, W, P, D)
         key = "shared" if "shared" in self.mlps else str(rate)
-        return Tokens(self.mlps[key](pooled), mask.any(2), span)
+        return Tokens(self.mlps[key](pooled) + self._unused(key, pooled), mask.any(2), span)
+
+    def _unused(self, used: str, x: Tensor) -> Tensor | float:
+        """Return 0, on the graph of the other MLPs: processes wait for gradients of all weights."""
+        zero: Tensor | float = 0.0
+        for key, mlp in self.mlps.items():
+            if key != used:
+                width = mlp[0].in_features  # type: ignore[index]
+                zero = zero + 0.0 * mlp(x.new_zeros(1, width)).sum()
+        return zero
 
     def grid(self, grid: Grid) -> Grid:
         rate = self.rate()

@@ -52,6 +52,11 @@ class STC(StreamAdapter):
                 f"stc on {stream!r} has time {time}, space {space}, depth {depth}, mlp {mlp} and "
                 f"padding {padding}; expected 1 or more, and a padding of 0 or 1"
             )
+        if padding and time > 2:
+            raise ValueError(
+                f"stc on {stream!r} has time {time} and padding 1, which leaves out the end of "
+                "clips of some lengths; expected a time of 1 or 2, or no padding"
+            )
         dim = dim or llm_dim
         hidden = hidden or dim
         self.size = (time, space, space)

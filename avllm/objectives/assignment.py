@@ -121,17 +121,27 @@ class Assignment(Objective):
         else:
             pooled, _ = pool_clip_sets(streams, names, batch.parts.set_clips)  # (S, D)
             media = at_least_float32(pooled)[batch.parts.clip_set][chosen]  # (n, D)
-        table = at_least_float32(model.llm.get_input_embeddings().weight[: self.words].detach())
-        table = F.normalize(table, dim=-1)  # (K, D)
+        table = self._table(model)  # (K, D)
         media, texts = F.normalize(media, dim=-1), F.normalize(texts, dim=-1)
         ids, real = answer_tokens(batch, chosen)  # (n, M)
         shares = self._shares(ids[real])
-        words_of_text = self._expected(texts, table, shares)  # (n, D)
-        words_of_media = self._expected(media, table, shares)
-        loss = self._cross_entropy(media, words_of_text, table)
-        loss = loss + self._cross_entropy(texts, words_of_media, table)
-        hits = self._hits(media, table, ids, real)
+        with torch.autocast(table.device.type, enabled=False):  # scores are divided by epsilon
+            words_of_text = self._expected(texts, table, shares)  # (n, D)
+            words_of_media = self._expected(media, table, shares)
+            loss = self._cross_entropy(media, words_of_text, table)
+            loss = loss + self._cross_entropy(texts, words_of_media, table)
+            hits = self._hits(media, table, ids, real)
         return loss / 2, {"hits": hits}
+
+    @torch.no_grad()
+    def _table(self, model: Any) -> Tensor:
+        """Return unit vectors of the words, ``(K, D)``.
+
+        The layer is called, since its weights may be spread over the processes.
+        """
+        layer = model.llm.get_input_embeddings()
+        words = layer(torch.arange(self.words, device=layer.weight.device))
+        return F.normalize(at_least_float32(words), dim=-1)
 
     def after_step(self, model: Any) -> None:
         """Count the words of the step's answers, for the steps that follow."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from avllm.distributed import sum_over_processes
 from avllm.objectives.base import Objective
 from avllm.objectives.next_token import targets
 from avllm.precision import at_least_float32
@@ -59,7 +60,10 @@ class Consistency(Objective):
     def forward(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the divergence; ``same``: tokens whose likeliest word stays the same."""
         places = {stream: self._concerned(batch, stream) for stream in self.streams}  # (R, L) each
-        streams = [stream for stream in self.streams if bool(places[stream].any())]
+        # Processes run the LLM equally often: where its weights are spread, they wait for others.
+        counts = torch.stack([places[stream].sum() for stream in self.streams])  # (S,)
+        needed = sum_over_processes(counts).tolist()
+        streams = [stream for stream, count in zip(self.streams, needed, strict=True) if count]
         features = model.media_steps(batch)[0]
         zero = torch.zeros((), device=batch.input_ids.device)
         loss, same = zero, zero

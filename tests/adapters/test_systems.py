@@ -274,6 +274,12 @@ def test_eight_frames_of_576_patches(padding: int, steps: int, tokens: int) -> N
     assert (made.steps, made.tokens, made.places) == (steps, tokens, steps * tokens)
 
 
+def test_a_padded_convolution_joins_two_steps_at_most() -> None:
+    """It would leave out the end of a clip, or not, by the length of its neighbours in a batch."""
+    with pytest.raises(ValueError, match="time 3"):
+        make("stc", {"video": 4}, stream="video", time=3, padding=1)
+
+
 # ---- OneEncoder ----------------------------------------------------------------------------------
 
 

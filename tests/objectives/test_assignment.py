@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import make_world
 
+from avllm.config_model import ModelConfig
+from avllm.data.dataset import SampleDataset
+from avllm.models.building.placeholders import load_tokenizer
+from avllm.models.modeling_avllm import AVLLM
+from avllm.models.processing_avllm import AVProcessor
 from avllm.objectives import assignment
-from avllm.objectives.assignment import LogSumExp, assign, potentials
+from avllm.objectives.assignment import Assignment, LogSumExp, assign, potentials
+from avllm.training.start import Parts, padding
 
 torch.set_num_threads(1)
 
@@ -58,3 +67,19 @@ def test_large_scores_stay_finite_in_half_the_precision() -> None:
     x, table, shares = problem(6, 50)
     made = assign((100 * x).bfloat16().float(), table.bfloat16().float(), shares, 0.05, 3)
     assert torch.isfinite(made).all()
+
+
+def test_autocast_does_not_round_scores(tmp_path: Path) -> None:
+    """Scores are divided by 0.05, so that eight bits of a cosine would shift an assignment."""
+    world = make_world(tmp_path, clips=4)
+    description = ModelConfig.model_validate(world.model)
+    tokenizer, ids = load_tokenizer(description)
+    model = AVLLM.from_backbones(description, ids)
+    parts = Parts(model, AVProcessor.from_model(model, tokenizer), [])
+    dataset = SampleDataset([str(world.captions)], parts.processor)
+    batch = padding(parts, blanks=False)([dataset[number] for number in range(4)])[0].batch
+    objective = Assignment(model).eval()
+    with torch.no_grad(), model.shared_media():
+        exact = float(objective(model, batch)[0])
+        with torch.autocast("cpu", torch.bfloat16):  # of the same media tokens
+            assert float(objective(model, batch)[0]) == pytest.approx(exact, rel=1e-5)

@@ -483,3 +483,37 @@ def test_fsdp_trains_saves_resumes_and_exports_the_same_weights(
     (found / "checkpoints" / "step_4").rename(tmp_path / "away")
     together(train_sharded, asked, launcher=launcher)
     assert difference(weights(found), before) == 0.0
+
+
+def test_rates_with_weights_of_their_own_keep_no_process_waiting(
+    world: World, tmp_path: Path
+) -> None:
+    """A micro batch has one rate, and so uses the weights of one."""
+    pool = {"type": "pool_mlp", "stream": "video", "rates": [1, 2], "mode": "stack"}
+    changes = {
+        "model__connector": [pool, {"type": "linear", "stream": "audio"}],
+        "data__rows": {"type": "matryoshka", "rates": {"video": [1, 2]}},
+        "train__batch_size": 1,
+        "train__max_steps": 3,
+    }
+    two = run(settings(world, tmp_path / "two", **changes), ranks=2)
+    one = run(settings(world, tmp_path / "one", **changes, train__accumulate=2))
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    assert difference(weights(two), weights(one)) < 1e-5
+
+
+def test_a_question_of_another_kind_on_each_process_under_fsdp(
+    world: World, tmp_path: Path
+) -> None:
+    """Consistency runs the LLM once more for some kinds: all processes have to do so, or none."""
+    changes = {"data__train": str(world.questions), "train__batch_size": 1, "train__max_steps": 4}
+    asked = settings(world, tmp_path / "plain", **changes)
+    asked["objectives"] += [{"type": "consistency", "irrelevant": {"heard": ["video"]}}]
+    plain = run(asked, ranks=2)
+    together(
+        train_sharded,
+        {**asked, "output": str(tmp_path / "sharded")},
+        timeout=120.0,
+        launcher=launcher_variables(HOUSE / "train" / "launch" / "fsdp.yaml", processes=2),
+    )
+    assert losses(tmp_path / "sharded") == pytest.approx(losses(plain), abs=1e-5)
