@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from avllm.data.row import Row
 from avllm.data.row_makers.token_marks import DrawnMarks
 from avllm.data.schema import RowError, Sample
 from avllm.models.building.placeholders import load_tokenizer
+from avllm.models.checkpoint import save_checkpoint
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
 from avllm.models.words import load_words
@@ -227,3 +229,17 @@ def test_what_cannot_be_marked_is_named(made: tuple[AVLLM, AVProcessor], world: 
     assert caught.value.reason == "reserved_text"
     with pytest.raises(ValueError, match="taken in this row"):
         sample(BALL, BALL | {"time": 1.0}, asks=("ball",))
+
+
+@torch.no_grad()
+def test_a_checkpoint_brings_its_marks_back(
+    made: tuple[AVLLM, AVProcessor], world: World, tmp_path: Path
+) -> None:
+    model, processor = made
+    save_checkpoint(model, processor, tmp_path / "saved", [])
+    again = AVLLM.from_pretrained(str(tmp_path / "saved")).eval()
+    reader = AVProcessor.from_pretrained(tmp_path / "saved")
+    given = sample(BALL, DOG, asks=("dog", "ball"))
+    row, other = row_of(processor, given, world), row_of(reader, given, world)
+    assert torch.equal(row.input_ids, other.input_ids)
+    assert torch.equal(model.embed(processor.collate([row])), again.embed(reader.collate([other])))
