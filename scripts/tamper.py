@@ -113,6 +113,16 @@ def code(name: str) -> Edit:
     return apply
 
 
+def both(one: Edit, other: Edit) -> Edit:
+    """Return an edit that makes two."""
+
+    def apply(folder: Path) -> None:
+        one(folder)
+        other(folder)
+
+    return apply
+
+
 def first(state: dict[str, Any], value: float) -> None:
     """Set one number of the first tensor."""
     state[sorted(state)[0]].view(-1)[0] = value
@@ -211,6 +221,11 @@ def _lora_forgeries() -> dict[str, Edit]:
         ),
         "a set that is not there": change(
             CONFIG, lambda c: c["lora"].update(second=dict(c["lora"]["default"]))
+        ),
+        "word number a billion": change(CONFIG, lambda c: c.update(words={"x": 10**9})),
+        "PiSSA in both files": both(
+            change(CONFIG, lambda c: c["lora"]["default"].update(init_lora_weights="pissa")),
+            change(PEFT, lambda c: c.update(init_lora_weights="pissa")),
         ),
         "rank of a billion": change(CONFIG, lambda c: c["lora"]["default"].update(r=10**9)),
     }

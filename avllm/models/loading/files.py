@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -28,7 +28,12 @@ from avllm.models.loading.foreign_parts import check_parts, check_preprocessors
 from avllm.weights import ANY_SIZE, Size, check_settings, size_of
 
 CONFIG_NAME = "config.json"
+MOST_TOKENS = 2**22
+"""More than any vocabulary has; a table over all ids is made for added words."""
 _HUB_ARGUMENTS = {"_from_auto", "revision", "token", "trust_remote_code"}
+
+
+_TokenId = Annotated[int, Field(ge=0, lt=MOST_TOKENS)]
 
 
 class _StrictRecord(BaseModel):
@@ -89,13 +94,13 @@ class _ConfigFile(BaseModel):
     fusion: _Part | None = None
     sampling: dict[str, Any]
     selector: _Part | None = None
-    media_token_ids: dict[str, int]
+    media_token_ids: dict[str, _TokenId]
     lora: dict[str, _AdapterSet] = Field(default_factory=dict)
     trained: list[str]
     system: str | None = None
     media_text: dict[str, str] = Field(default_factory=dict)
     time_codec: _Part
-    words: dict[str, int] = Field(default_factory=dict)
+    words: dict[str, _TokenId] = Field(default_factory=dict)
 
 
 class _ProcessorFile(BaseModel):

@@ -26,6 +26,7 @@ from data.media.media_files import (
 )
 from PIL import Image
 
+from avllm.data.media.container import joined as joined_files
 from avllm.data.media.load import (
     Clip,
     MediaInfo,
@@ -640,3 +641,26 @@ def test_decoded_frames_are_not_kept(tmp_path: Path) -> None:
     finally:
         gc.enable()
     assert after - before <= 1
+
+
+@pytest.mark.parametrize(
+    ("container", "content"),
+    [
+        ("wav", b"RIFF\4\0\0\0WAVE" + b"RIFF\4\0\0\0AVIX" * 20 + b"RIFF\4\0\0\0WAVE"),
+        ("mov,mp4", b"\0\0\0\x08free" * 20 + b"\0\0\0\x10ftypisom\0\0\0\0"),
+        ("flv", b"FLV" + bytes(10) + bytes(15) * 20 + b"FLV" + bytes(20)),
+    ],
+)
+def test_a_file_of_many_small_pieces_is_not_followed_to_its_end(
+    container: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "many").write_bytes(content)
+    assert joined_files.second_file(tmp_path / "many", container) is not None
+    monkeypatch.setattr(joined_files, "MOST_PIECES", 10)
+    assert joined_files.second_file(tmp_path / "many", container) is None
+
+
+def test_a_box_that_claims_to_be_endless_is_the_last(tmp_path: Path) -> None:
+    box = b"\0\0\0\1free" + b"\xff" * 8
+    (tmp_path / "endless").write_bytes(box + bytes(20))
+    assert joined_files.second_file(tmp_path / "endless", "mov,mp4") is None

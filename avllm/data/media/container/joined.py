@@ -15,6 +15,7 @@ from avllm.data.store.storage import open_bytes, size_of, url_of
 
 FLAC_BEGINS = b"fLaC\x00\x00\x00\x22"  # with the head of the block that comes first
 AT_ONCE = 1 << 20  # bytes that are searched at a time
+MOST_PIECES = 1_000_000  # chunks, boxes or tags that are followed: about 1 s
 SEARCHED = 64 << 20  # bytes of a FLAC file; larger ones are not read for it, nor remote ones
 
 
@@ -47,7 +48,9 @@ def _after_riff(file: IO[bytes], size: int) -> int | None:
     """Follow the sizes of RIFF chunks; long AVI files have several, the later ones named AVIX."""
     kind = _at(file, 0, 12)[8:]
     position = 0
-    while position + 12 <= size:
+    for _ in range(MOST_PIECES):
+        if position + 12 > size:
+            return None
         head = _at(file, position, 12)
         length = int.from_bytes(head[4:8], "little")
         if head[:4] != b"RIFF" or is_placeholder(length):
@@ -61,7 +64,9 @@ def _after_riff(file: IO[bytes], size: int) -> int | None:
 def _second_box(file: IO[bytes], size: int) -> int | None:
     """Follow the outermost boxes of an MP4 file; a file has one box ``ftyp``, at its beginning."""
     position = 0
-    while position + 8 <= size:
+    for _ in range(MOST_PIECES):
+        if position + 8 > size:
+            return None
         head = _at(file, position, 16)
         length = int.from_bytes(head[:4], "big")
         if length == 1:
@@ -77,7 +82,9 @@ def _second_box(file: IO[bytes], size: int) -> int | None:
 def _after_tags(file: IO[bytes], size: int) -> int | None:
     """Follow the tags of an FLV file: 11 bytes, the content, and its size again."""
     position = 9 + 4
-    while position + 15 <= size:
+    for _ in range(MOST_PIECES):
+        if position + 15 > size:
+            return None
         head = _at(file, position, 4)
         if head[:3] == b"FLV":
             return position
