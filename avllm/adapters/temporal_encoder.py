@@ -26,8 +26,10 @@ class TemporalEncoder(StreamAdapter):
             weights are learned (TokenLearner). ``ttm``: a Token Turing Machine reads the steps
             one after the other.
         num_tokens: n, 16 to 128 in the paper.
-        layers, heads: of the transformer; the heads are the Turing machine's, too.
-        memory, read: tokens of the Turing machine's memory, and tokens that it reads a step.
+        layers: of the transformer.
+        heads: of the transformer, and of the Turing machine.
+        memory: tokens of the Turing machine's memory.
+        read: tokens that the Turing machine reads a step.
     """
 
     def __init__(

@@ -219,6 +219,18 @@ REASONS: dict[str, Reason] = {
         "use another template",
     ),
     "no_answer": Reason("error", "no token of the row is trained on", "see `avllm data show`"),
+    "outside_clip": Reason("error", "a time lies outside its clip", "correct the time"),
+    "no_duration": Reason(
+        "error",
+        "a time is of a clip of unknown length",
+        "take the time codec `seconds`, or leave the row out",
+    ),
+    "region_cropped": Reason(
+        "error",
+        "nothing of a region is left in the picture that the model sees",
+        "leave the region out, or take an encoder that sees whole pictures",
+    ),
+    "no_clip": Reason("error", "a time comes before its clip", "name a clip that comes before it"),
     "no_licence": Reason("warning", "the row names no licence", "write it with a recipe"),
     # training against test
     "test_id": Reason(

@@ -120,7 +120,7 @@ class CheckReport:
             word = "line" if len(numbers) == 1 else "lines"
             sentences.append(
                 "fix these lines by hand (malformed, or without a unique id): "
-                f"fix {manifest} {word} {first}{more}"
+                f"{manifest} {word} {first}{more}"
             )
         return sentences
 

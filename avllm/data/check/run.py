@@ -31,7 +31,7 @@ from avllm.data.check.files import (
 )
 from avllm.data.check.lists import row_lists
 from avllm.data.check.page import write_page
-from avllm.data.check.reasons import Finding, Problem
+from avllm.data.check.reasons import REASONS, Finding, Problem
 from avllm.data.check.report import CheckReport
 from avllm.data.check.rows import Ids, Line, TestRows, lines, text_problems
 from avllm.data.check.uses import Use, duration_of_use
@@ -274,7 +274,10 @@ class Judge:
             with one_row():
                 count = self.tokens(sample, media, durations)
         except (MediaError, RowError) as error:
-            yield Problem(error.reason, str(error))
+            if error.reason in REASONS:
+                yield Problem(error.reason, str(error))
+            else:  # a reason of a part from outside
+                yield Problem("unexpected", f"{error.reason}: {error}")
         else:
             report.values["tokens"].append(count)
             words = self.tokens.control_words(sample)

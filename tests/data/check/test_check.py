@@ -512,6 +512,36 @@ def test_times_in_shares_of_a_clip_are_no_error(world: World, clip: Path, tmp_pa
     assert stats([manifest], options=options, tokens=ProcessorTokens(percent)).total.refused == 0
 
 
+def test_times_and_reasons_of_outside_parts_are_findings(
+    processor: AVProcessor, clip: Path, tmp_path: Path
+) -> None:
+    late = about(clip, "late")
+    late["messages"][-1]["content"] = [{"type": "time", "seconds": 99.0}]
+    manifest = write_rows(tmp_path / "m.jsonl", [late])
+    options = ExamineOptions("sample", processor, reading(processor), 1)
+    report = check([manifest], options=options, tokens=ProcessorTokens(processor))
+    assert reasons(report) == {"late": {"outside_clip"}}
+
+    class OwnTokens(TextTokens):
+        def __call__(self, *row: Any) -> int:
+            raise RowError("too_green", "a green row")
+
+    manifest = write_rows(tmp_path / "own.jsonl", [words("green")])
+    report = check([manifest], tokens=OwnTokens(processor.tokenizer, 20))
+    assert reasons(report) == {"green": {"unexpected"}}
+    assert "too_green" in report.examples["unexpected"][0].detail
+
+
+def test_reasons_that_rows_are_refused_for_are_in_the_list() -> None:
+    package = Path(check_file.__file__).parents[2]
+    reasons_in_code: set[str] = set()
+    for folder in ("models/rows", "time_codecs"):
+        for file in sorted((package / folder).glob("*.py")):
+            reasons_in_code.update(re.findall(r'(?:Row|Time)Error\(\s*"(\w+)"', file.read_text()))
+    assert {"outside_clip", "no_clip", "region_cropped"} <= reasons_in_code
+    assert reasons_in_code <= REASONS.keys()
+
+
 def test_rows_of_which_none_can_be_counted(processor: AVProcessor, tmp_path: Path) -> None:
     manifest = write_rows(tmp_path / "m.jsonl", [words("long", "red " * 30)])
     report = check([manifest], tokens=TextTokens(processor.tokenizer, 20), output=tmp_path / "out")
