@@ -309,6 +309,7 @@ def test_a_video_of_which_an_ear_gets_nothing_is_refused(world: World) -> None:
         with pytest.raises(RowError) as error:
             rows(processor, world, [sample(silent, "what ?")])
         assert error.value.reason == "no_encoder"
+        assert Path(str(silent["video"])).name in error.value.detail
 
 
 @pytest.mark.parametrize("text", ["<Video>", "{media}{media}"])

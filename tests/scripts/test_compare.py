@@ -16,6 +16,7 @@ from tiny import World, make_llm, make_world
 from avllm.config import load_config
 from avllm.config_model import ModelConfig
 from avllm.data.manifest import read_manifest
+from avllm.data.schema import AudioPart
 from avllm.models.building.placeholders import load_tokenizer
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
@@ -25,6 +26,7 @@ from avllm.training.optim import assign, named_parameters
 from avllm.training.task import Task
 
 ROOT = Path(__file__).resolve().parents[2]
+PRESETS = ROOT / "train/presets"
 for folder in ("scripts", "scripts/toy_world/backbones"):
     sys.path.insert(0, str(ROOT / folder))
 compare = importlib.import_module("compare")
@@ -88,6 +90,28 @@ def test_a_toy_preset_composes_and_every_stage_teaches(
         total.backward()
         learns = {n.split(".")[0] for n, p in model.named_parameters() if reached(p)}
         assert learns & {"connector", "fusion"}, f"{path.name} teaches {sorted(learns)}"
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_system_of_one_sense_goes_without_the_files_of_the_other(system: str) -> None:
+    stages = [load_config(path) for path in sorted((PRESETS / system / "toy").glob("stage*.yaml"))]
+    assert stages[0].model is not None
+    encoders = stages[0].model.encoders
+    media = {spec.get("medium", stream) for stream, spec in encoders.items()}
+    expected = {0.01} if media == {"video", "audio"} else {1.0}
+    assert {stage.data.max_skip_rate for stage in stages} == expected
+
+
+def test_tokens_are_counted_of_the_clips_that_a_model_can_use(world: World, llm: Path) -> None:
+    _, processor = composed("lita", llm)
+    seen = read_manifest(world.questions)[0]
+    heard = seen.model_copy(deep=True)
+    (part,) = seen.media
+    heard.messages[0].content[0] = AudioPart(audio=part.path)
+    root = world.questions.parent
+    assert one.media_tokens(processor, [seen, heard], root) == one.media_tokens(
+        processor, [seen], root
+    )
 
 
 def reached(parameter: torch.nn.Parameter) -> bool:

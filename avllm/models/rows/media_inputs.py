@@ -26,15 +26,15 @@ def check_encoders(parts: Sequence[MediaPart], sees: bool, hears: bool) -> None:
     """
     for part in parts:
         if not isinstance(part, AudioPart) and part.regions and not sees:
-            raise _no_encoder("picture with regions", "visual")
+            raise _no_encoder(part, "a picture with regions", "visual")
         if isinstance(part, ImagePart):
             if not sees:
-                raise _no_encoder("picture", "visual")
+                raise _no_encoder(part, "a picture", "visual")
         elif isinstance(part, AudioPart):
             if not hears:
-                raise _no_encoder("sound", "audio")
+                raise _no_encoder(part, "a sound", "audio")
         elif part.sound == "on" and not hears:
-            raise _no_encoder("video whose sound is to be heard", "audio")
+            raise _no_encoder(part, "a video whose sound is to be heard", "audio")
 
 
 def check_decoded(parts: Sequence[MediaPart], clips: Sequence[Clip], strict: bool = False) -> None:
@@ -48,9 +48,9 @@ def check_decoded(parts: Sequence[MediaPart], clips: Sequence[Clip], strict: boo
     Raises:
         RowError: ``no_encoder``.
     """
-    for clip in clips:
+    for part, clip in zip(parts, clips, strict=True):
         if clip.frames is None and clip.sound is None:
-            raise _no_encoder("video without sound", "visual")
+            raise _no_encoder(part, "a video without sound", "visual")
     warnings = left_out(parts, clips)
     if strict and warnings:
         raise RowError("no_encoder", warnings[0])
@@ -74,8 +74,9 @@ def left_out(parts: Sequence[MediaPart], clips: Sequence[Clip]) -> list[str]:
     return list(dict.fromkeys(warnings))
 
 
-def _no_encoder(media: str, encoder: str) -> RowError:
-    return RowError("no_encoder", f"it holds a {media}, but the model has no {encoder} encoder")
+def _no_encoder(part: MediaPart, medium: str, encoder: str) -> RowError:
+    name = Path(part.path).name
+    return RowError("no_encoder", f"{name} is {medium}, but the model has no {encoder} encoder")
 
 
 def blank_inputs(preprocessors: Mapping[str, Any]) -> dict[str, EncoderInput]:

@@ -134,7 +134,7 @@ def compare(
     if models:
         raise ResumeError(
             f"{run}: the model that the run began with has changed ({_some(models)}). Put its "
-            "files back, or give another `output`: what was trained fits the old weights alone",
+            "files back, delete the folder to train it again, or give another `output`",
             reason="weights",
         )
     if files and not accept_changes:
