@@ -241,11 +241,15 @@ def _drop_damaged(cache: FeatureCache, needed: Iterable[str], threads: int) -> N
     if not damaged:
         return
     if distributed.is_main():
+        shards = sorted({shard for shard, _ in damaged})
         LOG.warning(
-            "features in %s differ from their checksums; shards made again (%d clips): %s",
+            "features in %s have no checksums (an older version's) or differ from them; "
+            "%d shards with %d clips are made again: %s%s",
             cache.folder,
+            len(shards),
             len(damaged),
-            ", ".join(sorted({shard for shard, _ in damaged})),
+            ", ".join(shards[:3]),
+            ", ..." if len(shards) > 3 else "",
         )
         if os.access(cache.folder, os.W_OK):
             cache.remove(damaged)
