@@ -78,7 +78,7 @@ def frames_of(
     units = objective.units(parts.model, batch)
     for row in range(len(batch.ids)):
         mine = units.clip == row
-        assert int(mine.sum()) == (1 if parts.model.connector[0].per == "clip" else 2)
+        assert int(mine.sum()) == (1 if parts.model.connector[0].cut.per == "clip" else 2)
         yield units.x[mine], units.keep[mine]
 
 
