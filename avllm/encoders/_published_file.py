@@ -66,5 +66,6 @@ class PublishedBackbone(Backbone):
         encoder.backbone.load_state_dict(cls.take(file, encoder.backbone))
         check_finite(encoder.backbone.named_parameters(), f"the encoder {name_or_path}")
         if dtype is not None:
-            encoder.backbone.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+            backbone: torch.nn.Module = encoder.backbone
+            backbone.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         return encoder.eval()

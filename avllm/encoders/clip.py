@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, PretrainedConfig, PreTrainedModel
 
 from avllm.encoders._visual import BICUBIC, CLIP_MEAN, CLIP_STD, VisualBackbone
 
@@ -17,8 +17,8 @@ class CLIP(VisualBackbone):
     Arguments: see :class:`~avllm.encoders._visual.VisualBackbone`.
     """
 
-    config_class = CLIPVisionConfig
-    model_class = CLIPVisionModel
+    config_class: ClassVar[type[PretrainedConfig]] = CLIPVisionConfig
+    model_class: ClassVar[type[PreTrainedModel]] = CLIPVisionModel
     tower = "vision_config"
     other_keys = (
         r"text_model\.",

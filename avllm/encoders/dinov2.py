@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Config, Dinov2Model, PretrainedConfig, PreTrainedModel
 
 from avllm.encoders._visual import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, VisualBackbone, pair
 
@@ -17,8 +17,8 @@ class DINOv2(VisualBackbone):
     is the config's. Arguments: see :class:`~avllm.encoders._visual.VisualBackbone`.
     """
 
-    config_class = Dinov2Config
-    model_class = Dinov2Model
+    config_class: ClassVar[type[PretrainedConfig]] = Dinov2Config
+    model_class: ClassVar[type[PreTrainedModel]] = Dinov2Model
     other_keys = (r"classifier\.",)
     defaults: ClassVar[dict[str, Any]] = {
         "resample": BICUBIC,

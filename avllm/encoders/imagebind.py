@@ -292,7 +292,7 @@ class ImageBind(PublishedBackbone):
 
     def options(self) -> dict[str, Any]:
         """See :meth:`Backbone.options`."""
-        own = {"feature": self.feature, "heads": self.heads}
+        own: dict[str, Any] = {"feature": self.feature, "heads": self.heads}
         own |= {"segments": self.segments, "seconds": self.seconds}
         return super().options() | own
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor
-from transformers import PretrainedConfig, WhisperConfig
+from transformers import PretrainedConfig, PreTrainedModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from avllm.encoders._audio import MelPreprocessor, window_steps
@@ -25,10 +25,10 @@ class Whisper(Backbone):
     """
 
     medium = "audio"
-    config_class = WhisperConfig
-    model_class = WhisperEncoder
+    config_class: ClassVar[type[PretrainedConfig]] = WhisperConfig
+    model_class: ClassVar[type[PreTrainedModel]] = WhisperEncoder
     key_mapping: ClassVar[dict[str, str]] = {r"^(model\.)?encoder\.": ""}
-    other_keys = (
+    other_keys: ClassVar[tuple[str, ...]] = (
         r"(model\.)?decoder\.",
         r"proj_out\.",
         r"projector\.",

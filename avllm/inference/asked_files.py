@@ -41,7 +41,7 @@ def media_parts(video: Files, audio: Files, image: Files, sound: str = "auto") -
     check_sound(sound)
     videos = [VideoPart.model_validate({"video": path, "sound": sound}) for path in _paths(video)]
     sounds = [AudioPart.model_validate({"audio": path}) for path in _paths(audio)]
-    pictures = [ImagePart(image=path) for path in _paths(image)]
+    pictures = [ImagePart.model_validate({"image": path}) for path in _paths(image)]
     return [*videos, *sounds, *pictures]
 
 

@@ -180,7 +180,8 @@ def _prompt(
     inputs: list[dict[str, EncoderInput]],
 ) -> Row:
     asked = Message(role="user", content=[*content, TextPart(text=PROMPTS[form])])
-    return processor.row(Sample(id=sample.id, messages=[asked]), inputs, answer=False)
+    row = Sample.model_validate({"id": sample.id, "messages": [asked]})
+    return processor.row(row, inputs, answer=False)
 
 
 def embed_chunk(
@@ -243,5 +244,5 @@ def write_arrays(target: Path, written: Path) -> None:
     partial_file = target.with_name(target.name + ".partial")
     with writing(target):
         with partial_file.open("wb") as file:
-            np.savez(file, ids=np.array(ids), **arrays)
+            np.savez(file, ids=np.array(ids), **arrays)  # type: ignore[arg-type]
         os.replace(partial_file, target)

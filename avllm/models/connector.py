@@ -43,7 +43,9 @@ class Connector(nn.ModuleList):
             raise unfit
         self.widths = widths
         self.out_streams = list(widths)
-        self._unproven = {place for place, adapter in enumerate(self) if _is_foreign(adapter)}
+        self._unproven = {
+            place for place, adapter in enumerate(self.adapters) if _is_foreign(adapter)
+        }
 
     @property
     def adapters(self) -> list[Adapter]:

@@ -32,7 +32,8 @@ def say_type(annotation: Any) -> str:
         return _say_generic(annotation)
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return "section"
-    return PLAIN.get(annotation) or getattr(annotation, "__name__", str(annotation))
+    name = PLAIN.get(annotation) or getattr(annotation, "__name__", annotation)
+    return str(name)
 
 
 def _say_generic(annotation: Any) -> str:

@@ -184,9 +184,9 @@ def build_parts(config: RunConfig) -> Parts:
         words = load_words(tokenizer, config.model)
         model = AVLLM.from_backbones(config.model, media_token_ids, words)
         processor = AVProcessor.from_model(model, tokenizer)
-    for settings in config.sets:
+    for adapters in config.sets:
         with about_setting("lora" if config.lora else "peft"):
-            model.add_lora(settings)
+            model.add_lora(adapters)
     processor.max_length = config.data.max_length
     processor.timeout = config.data.timeout
     return Parts(model, processor, chain)

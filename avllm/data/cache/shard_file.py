@@ -107,5 +107,6 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name].detach().contiguous()
         about = f"{name} {tensor.dtype} {tuple(tensor.shape)}\n"
         value = zlib.crc32(about.encode(), value)
-        value = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), value)
+        content: Any = tensor.flatten().view(torch.uint8).numpy()
+        value = zlib.crc32(content, value)
     return f"{value:08x}"

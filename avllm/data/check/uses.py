@@ -35,7 +35,7 @@ class Use(NamedTuple):
     def part(self, path: str) -> MediaPart:
         """Return the media part that uses a file in this way."""
         if self.kind == "image":
-            return ImagePart(image=path)
+            return ImagePart.model_validate({"image": path})
         if self.kind == "audio":
             return AudioPart(audio=path, start=self.start, end=self.end, track=self.track)
         return VideoPart.model_validate(

@@ -164,7 +164,8 @@ def _compose(converted: Converted, llm: str, folder: Path) -> tuple[AVLLM, AVPro
         place = folder / BACKBONES / stream
         _write_backbone(files, place)
         encoders[stream]["name"] = str(place)
-    dtype = DTYPES.get(_llm_config(llm).dtype, "float32")
+    kind: Any = _llm_config(llm).dtype
+    dtype = DTYPES.get(kind, "float32")
     description = ModelConfig.model_validate(
         {
             "llm": {"name": llm, "dtype": dtype},

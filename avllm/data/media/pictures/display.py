@@ -25,9 +25,10 @@ def colours_of(frame: VideoFrame) -> list[np.ndarray]:
     height, width = frame.height, frame.width
     # Each plane as (lines, bytes of a line), padding at the end of a line included.
     planes = []
-    for plane in frame.planes:
-        content = np.frombuffer(plane, np.uint8)
-        planes.append(content.reshape(-1, plane.line_size))
+    buffer: Any
+    for buffer in frame.planes:
+        content = np.frombuffer(buffer, np.uint8)
+        planes.append(content.reshape(-1, buffer.line_size))
     if frame.format.name == "rgb24":
         pixels = planes[0][:height, : 3 * width].reshape(height, width, 3)
         return [pixels[:, :, channel] for channel in range(3)]

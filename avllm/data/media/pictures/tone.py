@@ -8,7 +8,7 @@ Values become light (ITU-R BT.2100), colours those of BT.709. Light up to half o
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,7 +57,8 @@ def tone_mapped(frame: VideoFrame, transfer: int) -> list[np.ndarray]:
 
 def _values(frame: VideoFrame, plane: int) -> np.ndarray:
     """Return one plane, uint16 ``(H, W)``."""
-    content = np.frombuffer(frame.planes[plane], np.uint16)
+    buffer: Any = frame.planes[plane]
+    content = np.frombuffer(buffer, np.uint16)
     lines = content.reshape(-1, frame.planes[plane].line_size // 2)
     return lines[: frame.height, : frame.width]
 
