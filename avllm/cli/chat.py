@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +154,8 @@ class TerminalChat:
     def _ask(self, question: str) -> None:
         """Print the answer while it is generated; Ctrl-C ends it."""
         answered = False
-        with stopping(self.chat) if self.is_person else nullcontext([]) as stopped:
+        nothing: AbstractContextManager[list[int]] = nullcontext([])
+        with stopping(self.chat) if self.is_person else nothing as stopped:
             pieces = self.chat.ask(question, **self.files, sound=self.sound, **self.generation)
             about_files = len(self.chat.warnings)  # said when they were added
             for piece in pieces:
