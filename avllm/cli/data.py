@@ -142,6 +142,7 @@ def show(
     from avllm.inference.shown import show as look
 
     output_folder(output)
+    line, sample = _row(manifest, row, identity)
     processor = chosen_processor(preset, overrides, checkpoint, allow_part)
     if processor is None:
         raise UserError(
@@ -150,7 +151,6 @@ def show(
             reason="no_model",
         )
     processor.max_length = max_length or processor.max_length
-    line, sample = _row(manifest, row, identity)
     try:
         shown = look(processor, sample, manifest.parent)
     except (MediaError, RowError) as error:

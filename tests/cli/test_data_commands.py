@@ -301,6 +301,8 @@ def test_the_commands(preset: Path, clip: Path, tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "png").iterdir()} == {"frames-0.png", "sound-0.png"}
     assert mistake([*look, "--row", "7"]) == "no_row"
     assert mistake(["data", "show", str(manifest)]) == "no_model"
+    # The row is looked for before a model is.
+    assert mistake(["data", "show", str(manifest), "--id", "other"]) == "no_row"
     counted = INVOKE(app, ["data", "stats", str(manifest), "--json"])
     assert json.loads(counted.stdout.splitlines()[-1])["total"]["rows"] == 2
     mixed = INVOKE(app, ["data", "mix", str(preset), "train.max_steps=6", "--json"])
