@@ -305,3 +305,10 @@ def test_merged_keys_may_be_given_again() -> None:
 def test_an_override_that_yaml_cannot_hold_is_named(preset: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="no YAML"):
         read(preset, override)
+
+
+@pytest.mark.parametrize("key", ["train.warmup", "train.weight_decay", "train.epochs"])
+@pytest.mark.parametrize("value", [".inf", ".nan"])
+def test_numbers_are_finite(preset: Path, key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        load_config(preset, [f"{key}={value}"])

@@ -70,10 +70,13 @@ class TokenMerge(StreamAdapter):
 
     def merge(self, x: Tensor) -> Tensor:
         """Merge the tokens of one clip, ``(N, D)`` -> ``(n, D)`` in order of their first parts."""
+        dtype = x.dtype
+        x = x.float()  # half precision counts to 256 and finds cosines above 1
         stands_for = x.new_ones(len(x))
         while len(x) > 1:
             first, second = x[::2], x[1::2]
             cosine = normalize(first.detach(), dim=-1) @ normalize(second.detach(), dim=-1).T
+            cosine = cosine.clamp(max=1.0)  # rounding may exceed it
             best, partner = cosine.max(1)  # (A,), (A,)
             surplus = max(0, len(x) - self.most)
             number = min(len(first), max(surplus, int((best > self.alike).sum())))
@@ -88,4 +91,4 @@ class TokenMerge(StreamAdapter):
             total = x.new_zeros(len(kept), x.shape[1])
             total = total.index_add(0, place, x * stands_for[:, None])
             x, stands_for = total / weight[:, None], weight
-        return x
+        return x.to(dtype)

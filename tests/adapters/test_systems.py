@@ -343,6 +343,15 @@ def test_still_clips_become_few_tokens_and_lively_ones_the_bound() -> None:
     assert len(alike.merge(lively)) == 20
 
 
+def test_half_precision_counts_all_that_a_token_stands_for() -> None:
+    adapter = make("token_merge", {"video": 6}, stream="video", most=1)
+    assert isinstance(adapter, TokenMerge)
+    x = torch.cat([torch.zeros(600, 6), torch.ones(600, 6)]).bfloat16()
+    merged = adapter.merge(x)
+    assert merged.dtype is torch.bfloat16
+    assert torch.allclose(merged.float(), torch.full((1, 6), 0.5), atol=1e-2)
+
+
 # ---- attention -----------------------------------------------------------------------------------
 
 

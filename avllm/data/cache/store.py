@@ -193,8 +193,8 @@ class FeatureCache:
         if not path.is_file():
             return
         try:
-            decoding, encoding = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            decoding, encoding = map(float, json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
             raise CacheError(
                 f"{path} is damaged ({error}); delete it: it only holds how long its clips took",
                 reason="damaged_times",
