@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from avllm.data.store.append_only import write_whole
 from avllm.errors import UserError
 from avllm.evaluation.listing import inspect_checkpoint
+from avllm.models.checkpoint_format import MANIFEST
 from avllm.models.loading.digests import ALL_FILES, FileComparison, compare_files, write_manifest
 from avllm.models.modeling_avllm import AVLLM
 from avllm.models.processing_avllm import AVProcessor
@@ -53,7 +55,8 @@ def verify_checkpoint(
         folder: the checkpoint.
         load: also build the model and the processor, which finds weights that are missing, do not
             fit, or hold NaN. It is not tried where files differ.
-        accept: record the files that are there as the right ones.
+        accept: record the files that are there as the right ones. Where the checkpoint then does
+            not load, the manifest stays unchanged.
         allow_parts: parts from outside of the package that the checkpoint may name.
         backbones: other folders of backbones, see :func:`avllm.models.checkpoint.load_model`.
 
@@ -61,6 +64,8 @@ def verify_checkpoint(
         CheckpointError: there is no manifest, or it is damaged.
     """
     folder = Path(folder)
+    manifest = folder / MANIFEST
+    before = manifest.read_text("utf-8", "replace") if accept and manifest.is_file() else ""
     if accept:
         write_manifest(folder, ALL_FILES)
     files = compare_files(folder, ALL_FILES)
@@ -69,6 +74,9 @@ def verify_checkpoint(
     if all(file.state == "same" for file in files):
         places = dict(backbones or {})
         states, load_error = _verify_contents(folder, load, allow_parts, places)
+    if load_error and before:
+        write_whole(manifest, before)
+        load_error = f"{load_error}; the files were not recorded"
     return Verification(files, states, load_error)
 
 

@@ -63,6 +63,10 @@ def test_a_change_that_is_accepted(checkpoint: Path) -> None:
     code, found = verify(checkpoint, "--accept")
     assert code == 1
     assert name in found["load_error"]
+    # What does not load is not recorded: the right file is still the right one.
+    assert states(verify(checkpoint, "--files-only")[1]) == {"trained.safetensors": "changed"}
+    save_file(state | {name: state[name] + 1}, path, metadata={"format": "pt"})
+    assert verify(checkpoint)[0] == 0
 
 
 def test_a_backbone_that_was_changed(checkpoint: Path) -> None:
