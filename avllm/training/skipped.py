@@ -20,6 +20,8 @@ from avllm.training.progress import keep_until
 LOG = logger(__name__)
 ENOUGH = 100
 """Rows to be seen (or the whole epoch, if shorter) before the share of bad ones counts."""
+WARNED = 3
+"""Rows of a source and reason that get a line in the log each."""
 
 
 class SkipRateError(UserError):
@@ -83,6 +85,7 @@ class Skipped:
         self.counts = Counter(counts)
         self.seen = seen
         self.named: set[Bad] = set()
+        self.warned: Counter[tuple[str, str, str]] = Counter()
         if distributed.is_main():
             keep_until(self.path, step)
 
@@ -110,7 +113,7 @@ class Skipped:
             with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.writelines(_line(step, row) + "\n" for row in bad)
             for row in bad:
-                LOG.warning("left out %s (%s): %s: %s", row.id, row.source, row.reason, row.detail)
+                self._warn("left out", row)
         self.check()
 
     def in_validation(self, bad: list[Bad]) -> int:
@@ -122,10 +125,20 @@ class Skipped:
         of_all = [row for part in distributed.gather_objects(bad) for row in part]
         for row in of_all:
             if row not in self.named and distributed.is_main():
-                about = (row.id, row.source, row.reason, row.detail)
-                LOG.warning("validation goes without %s (%s): %s: %s", *about)
+                self._warn("validation goes without", row)
         self.named.update(of_all)
         return len(of_all)
+
+    def _warn(self, what: str, row: Bad) -> None:
+        """Say in the log that a row is left out; after a few of a kind, where the others are."""
+        kind = (what, row.source, row.reason)
+        self.warned[kind] += 1
+        if self.warned[kind] <= WARNED:
+            about = (what, row.id, row.source, row.reason, row.detail)
+            LOG.warning("%s %s (%s): %s: %s", *about)
+        elif self.warned[kind] == WARNED + 1:
+            where = "" if what != "left out" else f"; {self.path} names each"
+            LOG.warning("%s further rows of %s: %s%s", what, row.source, row.reason, where)
 
     def check(self) -> None:
         """Stop when the share of bad rows is too high, once enough rows were seen."""

@@ -71,3 +71,20 @@ def test_validation_rows_in_quarantine_count_too(tmp_path: Path) -> None:
         match=r"2 of 4 rows are in quarantine \(50.0%\), more than max_skip_rate = 20.0%",
     ):
         in_quarantine([train, test], 0.2)
+
+
+def test_a_few_rows_of_a_kind_get_a_line_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    skipped = Skipped(tmp_path, 1.0, 1000, {}, 0, 0)
+    with caplog.at_level("WARNING"):
+        for number in range(9):
+            skipped.add([bad(f"row{number}")], 10, number)
+        skipped.add([Bad("other", "tiny", "m.jsonl", "truncated", "half of it")], 10, 10)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 5
+    assert "row2" in messages[2]
+    assert "further" in messages[3]
+    assert str(skipped.path) in messages[3]
+    assert "truncated" in messages[4]
+    assert len(skipped.path.read_text().splitlines()) == 10
