@@ -61,11 +61,21 @@ def parse_pair(name: str) -> Pair:
 
 
 def check_pairs(names: Sequence[str], model: Any) -> list[str]:
-    """Return pairs after a check that each is named once and is of the encoders' streams.
+    """Return pairs after a check that each is named once, of streams that can be compared.
+
+    Rows are counted by the encoders' streams, and what comes out of the connector under the same
+    name is compared.
 
     Raises:
-        ValueError: a name that is no pair, or a stream that no encoder of the model makes.
+        ValueError: no pair, a name that is none, a stream that no encoder of the model makes, or
+            one that does not come out of the connector.
     """
+    if not names:
+        raise ValueError(
+            f"objectives: no stream of the encoders ({sorted(model.encoders)}) comes out of the "
+            f"connector, which gives {model.connector.out_streams}; there is nothing to compare "
+            "with the text. Leave this objective out, or `branch` a stream before it is consumed"
+        )
     for name in names:
         unknown = [stream for stream in parse_pair(name).streams if stream not in model.encoders]
         if unknown:
@@ -73,14 +83,25 @@ def check_pairs(names: Sequence[str], model: Any) -> list[str]:
                 f"objectives: pair {name!r} reads stream {unknown[0]!r}; expected some of "
                 f"{sorted(model.encoders)}, the encoders' streams, by which rows are counted"
             )
+        consumed = [s for s in parse_pair(name).streams if s not in model.connector.out_streams]
+        if consumed:
+            raise ValueError(
+                f"objectives: pair {name!r} reads stream {consumed[0]!r}, which the connector "
+                f"consumes; it gives {model.connector.out_streams}. Name another pair, or leave "
+                "this objective out: it would teach nothing"
+            )
     if len(set(names)) < len(names):
         raise ValueError(f"objectives: pairs are {list(names)}; expected each once")
     return list(names)
 
 
 def default_pairs(model: Any) -> list[str]:
-    """Return the pair of each stream with the text and, last, that of all streams together."""
-    streams = sorted(model.encoders, reverse=True)
+    """Return the pair of each stream with the text and, last, that of all streams together.
+
+    Streams that the connector consumes are left out.
+    """
+    reaching = set(model.encoders) & set(model.connector.out_streams)
+    streams = sorted(reaching, reverse=True)
     pairs = [f"{stream}-text" for stream in streams]
     if len(streams) > 1:
         together = "av" if streams == ["video", "audio"] else "+".join(streams)

@@ -77,7 +77,7 @@ class Assignment(Objective):
                 f"assignment has temperature {temperature}, epsilon {epsilon} and iterations "
                 f"{iterations}; expected more than 0, and 1 or more iterations"
             )
-        self.pair = check_pairs([pair or default_pairs(model)[-1]], model)[0]
+        self.pair = check_pairs([pair] if pair else default_pairs(model)[-1:], model)[0]
         if parse_pair(self.pair).right:
             raise ValueError(
                 f"assignment has pair {self.pair!r}; expected a text as its second side"

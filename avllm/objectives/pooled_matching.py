@@ -48,7 +48,7 @@ class PooledMatching(Objective):
         self, model: Any, *, pair: str | None = None, text: str = "llm", dim: int = 256
     ) -> None:
         super().__init__(model)
-        pair = check_pairs([pair or default_pairs(model)[-1]], model)[0]
+        pair = check_pairs([pair] if pair else default_pairs(model)[-1:], model)[0]
         if parse_pair(pair).right:
             raise ValueError(
                 f"objectives: pooled_matching: pair is {pair!r}; expected a text as its second side"

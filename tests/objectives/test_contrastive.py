@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from tiny import make_world
 from tiny_runs import together
 
+from avllm.config_model import ModelConfig
 from avllm.data.collate import Places
 from avllm.distributed import gather_with_grad, world_size
+from avllm.errors import UserError
+from avllm.models.building.placeholders import load_tokenizer
+from avllm.models.modeling_avllm import AVLLM
 from avllm.objectives._pairs import matching_loss, pool_clip_sets, sample_negatives, text_id
 from avllm.objectives.contrastive import info_nce, symmetric_info_nce
+from avllm.registry import build
 from avllm.tokens import Tokens
 
 
@@ -108,3 +116,30 @@ def _alone(media: torch.Tensor, text: torch.Tensor, ids: torch.Tensor) -> torch.
 
 def test_two_processes_have_the_gradients_of_one() -> None:
     together(_two_processes, timeout=60)
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "pooled_matching", "assignment"])
+def test_streams_that_the_connector_consumes_are_not_compared(
+    tmp_path: Path, objective: str
+) -> None:
+    """They would have targets and no loss."""
+    world = make_world(tmp_path / "world", clips=1)
+
+    def composed(connector: list[dict[str, Any]]) -> AVLLM:
+        description = ModelConfig.model_validate(world.model | {"connector": connector})
+        return AVLLM.from_backbones(description, load_tokenizer(description)[1])
+
+    joined = [
+        {"type": "sync_concat", "streams": ["video", "audio"], "to": "av", "consume": True},
+        {"type": "linear", "stream": "av"},
+    ]
+    with pytest.raises(UserError, match="nothing to compare"):
+        build("objectives", {"type": objective}, composed(joined))
+    one = [
+        {"type": "branch", "stream": "audio", "to": "copy"},
+        *joined,
+        {"type": "linear", "stream": "copy"},
+    ]
+    named = {"pairs": ["audio-text"]} if objective == "contrastive" else {"pair": "audio-text"}
+    with pytest.raises(UserError, match="'audio', which the connector consumes"):
+        build("objectives", {"type": objective, **named}, composed(one))
