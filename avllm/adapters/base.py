@@ -286,9 +286,22 @@ def whole_span(span: Tensor, real: Tensor) -> Tensor:
 
     It lasts from the first real start to the last real end; it is zero for an absent clip.
     """
-    start = torch.where(real, span[..., 0], torch.inf).amin(1).nan_to_num(posinf=0.0)
-    end = torch.where(real, span[..., 1], -torch.inf).amax(1).nan_to_num(neginf=0.0)
-    return torch.stack([start, end], dim=-1).unsqueeze(1)
+    return joint_span(span, real).unsqueeze(1)
+
+
+def joint_span(span: Tensor, real: Tensor) -> Tensor:
+    """Return the seconds from the first real start to the last real end of each group of steps.
+
+    Args:
+        span: ``(..., K, 2)``.
+        real: ``(..., K)`` bool.
+
+    Returns:
+        ``(..., 2)``; zero where nothing is real.
+    """
+    start = torch.where(real, span[..., 0], torch.inf).amin(-1).nan_to_num(posinf=0.0)
+    end = torch.where(real, span[..., 1], -torch.inf).amax(-1).nan_to_num(neginf=0.0)
+    return torch.stack([start, end], dim=-1)
 
 
 def sinusoids(seconds: Tensor, dim: int, shortest: float, longest: float) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from avllm.adapters.base import Prompt, StreamAdapter, variant
+from avllm.adapters.base import Prompt, StreamAdapter, joint_span, variant
 from avllm.tokens import Grid, Tokens
 
 
@@ -129,11 +128,7 @@ def _groups(x: Tensor, rate: int) -> Tensor:
 
 def _spans(span: Tensor, real: Tensor, rate: int) -> Tensor:
     """Return the seconds of each group, ``(B, W, 2)``, from its first to its last real step."""
-    kept = _groups(real, rate)  # (B, W, rate)
-    times = _groups(span, rate)  # (B, W, rate, 2)
-    start = torch.where(kept, times[..., 0], torch.inf).amin(2).nan_to_num(posinf=0.0)
-    end = torch.where(kept, times[..., 1], -torch.inf).amax(2).nan_to_num(neginf=0.0)
-    return torch.stack([start, end], -1)
+    return joint_span(_groups(span, rate), _groups(real, rate))
 
 
 def _grouped(tokens: Tokens, rate: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from avllm.adapters._attention import Attention
-from avllm.adapters.base import Prompt, StreamAdapter, masked_mean
+from avllm.adapters.base import Prompt, StreamAdapter, joint_span, masked_mean
 from avllm.tokens import Grid, Tokens
 
 
@@ -89,6 +88,4 @@ class RegionPacker(StreamAdapter):
         missing = -span.shape[1] % self.time
         real = pad(mask.any(-1), (0, missing)).unflatten(1, (-1, self.time))  # (B, W, time)
         times = pad(span, (0, 0, 0, missing)).unflatten(1, (-1, self.time))  # (B, W, time, 2)
-        start = torch.where(real, times[..., 0], torch.inf).amin(2).nan_to_num(posinf=0.0)
-        end = torch.where(real, times[..., 1], -torch.inf).amax(2).nan_to_num(neginf=0.0)
-        return torch.stack([start, end], -1)
+        return joint_span(times, real)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from avllm.adapters.base import Prompt, StreamAdapter
+from avllm.adapters.base import Prompt, StreamAdapter, joint_span
 from avllm.tokens import Grid, Tokens
 
 
@@ -104,9 +103,7 @@ class STC(StreamAdapter):
         real = real[:, : steps * self.size[0]].unflatten(1, (steps, -1))  # (B, T', time)
         times = pad(span, (0, 0, *around[4:]))[:, : steps * self.size[0]]
         times = times.unflatten(1, (steps, -1))  # (B, T', time, 2)
-        start = torch.where(real, times[..., 0], torch.inf).amin(2).nan_to_num(posinf=0.0)
-        end = torch.where(real, times[..., 1], -torch.inf).amax(2).nan_to_num(neginf=0.0)
-        return kept.flatten(2), torch.stack([start, end], -1)
+        return kept.flatten(2), joint_span(times, real)
 
     def _missing(self, steps: int) -> int:
         """Return how many steps are missing to a whole number of groups.
